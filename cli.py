@@ -1,0 +1,190 @@
+"""Flags, errors and safe files: what every script needs before torch is even imported.
+
+    @dataclass
+    class Config:
+        steps: int = 1000        # optimizer steps (300 to 5,000)
+        teacher: str = OUT / "teacher.pt"   # checkpoint of the teacher
+
+    if __name__ == "__main__":
+        run(main, Config)        # python script.py --steps 500
+
+One knob a line: its name is the flag, its type the check, its comment the help. There is nothing
+else to keep in step. A mistake of the user raises `UserError`: one line on stderr, status 2, no
+traceback. A bug keeps its traceback.
+"""
+import contextlib
+import dataclasses
+import difflib
+import errno
+import hashlib
+import inspect
+import os
+import re
+import sys
+import typing
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+OUT = ROOT / "out"  # everything a run writes; scripts may be started from any working directory
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: shown as one line, exit status 2."""
+
+
+def fail(what, got=None, expected=None, fix=None):
+    """Raise UserError with the four things a reader needs: what, got, expected, how to fix."""
+    parts = [what]
+    parts += [f"got {got}"] if got is not None else []
+    parts += [f"expected {expected}"] if expected is not None else []
+    parts += [f"fix: {fix}"] if fix is not None else []
+    raise UserError("; ".join(parts))
+
+
+def check(ok, flag, value, expected):
+    """`check(cfg.steps > 0, "--steps", cfg.steps, "a positive whole number")` or UserError."""
+    if not ok:
+        fail(f"{flag} has a wrong value", repr(value), expected, f"pass another {flag}")
+
+
+def need_file(path, made_by):
+    """Path of an existing, non-empty file or folder, or UserError naming the command that makes it."""
+    path = Path(path)
+    if not path.exists():
+        fail(f"{show(path)} does not exist", fix=made_by)
+    if path.is_file() and path.stat().st_size == 0:
+        fail(f"{show(path)} is empty", fix=made_by)
+    return path
+
+
+def show(path):
+    """A path as the user would type it: relative to the project where that is shorter."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+# --- flags from a dataclass -----------------------------------------------------------------------
+
+def comments(config_class):
+    """{field: comment} read from the source of the dataclass: the comment is the help."""
+    found = {}
+    for line in inspect.getsource(config_class).splitlines():
+        match = re.match(r"\s+(\w+)\s*:[^#]+#\s*(.+)", line)
+        if match:
+            found[match[1]] = match[2].strip()
+    return found
+
+
+def convert(flag, text, kind):
+    """The string of a flag as a value of the field's type, or UserError with got and expected."""
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        check(text in choices, flag, text, "one of " + ", ".join(choices))
+        return text
+    if kind is bool:
+        check(text in ("true", "false"), flag, text, "true or false")
+        return text == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        name = {int: "a whole number", float: "a number"}[kind]
+        fail(f"{flag} has a wrong value", repr(text), name, f"for example {flag} 1")
+
+
+def usage(config_class, doc):
+    """The text of --help: the script's docstring, then a line for each knob."""
+    lines, helps = [(doc or "").strip(), "", "flags:"], comments(config_class)
+    for field in dataclasses.fields(config_class):
+        default = show(field.default) if isinstance(field.default, Path) else repr(field.default)
+        lines.append(f"  --{field.name.replace('_', '-'):<20} {helps.get(field.name, '')} [{default}]")
+    return "\n".join(lines)
+
+
+def parse(config_class, argv=None, doc=None):
+    """argv -> an instance of the dataclass. `--flag value` or `--flag=value`; a bool may stand alone.
+
+    A field of type `list` takes the words that stand without a flag. Raises UserError.
+    """
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    types = typing.get_type_hints(config_class)
+    bare = next((n for n, t in types.items() if t is list), None)
+    values, words = {}, list(sys.argv[1:] if argv is None else argv)
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help"):
+            print(usage(config_class, doc))
+            sys.exit(0)
+        if not word.startswith("--"):
+            if bare is None:
+                fail("a word without a flag", repr(word), "--flag value", "see --help")
+            values.setdefault(bare, []).append(word)
+            continue
+        flag, has_value, text = word.partition("=")
+        name = flag[2:].replace("-", "_")
+        if name not in fields or name == bare:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "see --help"
+            fail(f"unknown flag {flag}", fix=hint)
+        if not has_value:
+            if types[name] is bool and not (words and words[0] in ("true", "false")):
+                text = "true"
+            elif words and not words[0].startswith("--"):
+                text = words.pop(0)
+            else:
+                fail(f"{flag} needs a value", fix=f"{flag} VALUE; see --help")
+        values[name] = convert(flag, text, types[name])
+    config = config_class(**values)
+    for name, value in vars(config).items():  # default paths are Paths, flags are strings: one type
+        setattr(config, name, str(value) if isinstance(value, Path) else value)
+    return config
+
+
+def run(main, config_class):
+    """`main(parse(config_class))`, with the user's mistakes as one line and status 2."""
+    for stream in (sys.stdout, sys.stderr):  # logs are followed live, in UTF-8, on every platform
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    try:
+        main(parse(config_class, doc=inspect.getmodule(config_class).__doc__))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EISDIR):
+            raise
+        print(f"error: cannot write {error.filename or ''}: {error.strerror}; "
+              "the files that were there are as before; fix: make room or choose another place",
+              file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `script.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+# --- files that are whole or not there ------------------------------------------------------------
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Open a temporary file beside `path`; on success fsync and rename, on error leave `path` as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write() does not name its file
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_file(path):
+    """Hex SHA-256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
