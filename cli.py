@@ -25,7 +25,8 @@ import typing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-OUT = ROOT / "out"  # everything a run writes; scripts may be started from any working directory
+# Everything a run writes, whatever the working directory. Tests point it elsewhere.
+OUT = Path(os.environ.get("MINIDISTILL_OUT", ROOT / "out")).resolve()
 
 
 class UserError(Exception):
@@ -186,5 +187,8 @@ def atomic_write(path, mode="wb"):
 
 def sha256_file(path):
     """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

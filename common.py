@@ -1,0 +1,345 @@
+"""Plumbing that every training script shares: device, ranks, checkpoints, resume, log. No training.
+
+A run called NAME owns two files: out/NAME.pt and out/NAME.csv. The checkpoint holds
+
+    model, best         weights now, and those of the best validation loss (what eval.py loads)
+    optimizers, rng     to go on as if nothing had happened: a resumed run equals an undisturbed one
+    step, tokens, ...   how far it is (new_progress); the step alone is the data cursor
+    model_config        the shape: no script asks for a size that a checkpoint knows
+    run_config, inputs  flags, and fingerprints of data, tokenizer and teacher: what a resume must match
+    tokenizer           the SentencePiece model itself, as bytes: one file is all that eval.py needs
+
+and is read with weights_only=True: opening a stranger's file runs none of its code.
+"""
+import contextlib
+import csv
+import hashlib
+import math
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import cli
+from cli import OUT, ROOT, fail, show
+from model import ModelConfig, Transformer, config_dict
+from tokenizer import Tokenizer
+
+
+# --- device, precision, seeds, ranks --------------------------------------------------------------
+
+def start(cfg):
+    """Seed everything, join the ranks if torchrun started us, pick device and precision.
+
+    Returns env: device, dtype (its name), autocast (a fresh context manager a call), rank, world, stop.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if fast_bf16(device) else "float32"
+    autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if dtype == "bf16" \
+        else contextlib.nullcontext
+    random.seed(cfg.seed)
+    np.random.seed(cfg.seed)
+    torch.manual_seed(cfg.seed)  # CPU and all GPUs
+    env = SimpleNamespace(device=device, dtype=dtype, autocast=autocast, rank=rank, world=world,
+                          stop=False, began=time.time())
+    for number in (signal.SIGINT, signal.SIGTERM):  # the loop looks at env.stop after each step
+        signal.signal(number, lambda *_: setattr(env, "stop", True))
+    return env
+
+
+def fast_bf16(device):
+    """True where bfloat16 matmuls run in hardware: emulated, they are 100 times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
+        return any(f in Path("/proc/cpuinfo").read_text() for f in ("avx512_bf16", "amx_bf16"))
+    return False
+
+
+def sum_gradients(parameters, env):
+    """Add up the gradients of all ranks, in one all-reduce.
+
+    Each rank's loss is already divided by the n_valid of all ranks, so the plain sum is the gradient
+    of one process; averaging local means (what DDP does) would weigh short batches more.
+    """
+    if env.world == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+    for g, summed in zip(grads, flat.split([g.numel() for g in grads])):
+        g.copy_(summed.view_as(g))
+
+
+def sum_over_ranks(values, env):
+    """A list of floats, each added up over the ranks."""
+    if env.world == 1:
+        return values
+    summed = torch.tensor(values, dtype=torch.float64, device=env.device)
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def first_rank_first(env, function):
+    """Run `function` on rank 0 (it may write files), then on the others (they find them)."""
+    if env.rank > 0:
+        dist.barrier()
+    result = function()
+    if env.rank == 0 and env.world > 1:
+        dist.barrier()
+    return result
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+def save(path, state):
+    """Write a checkpoint whole or not at all: temporary file, fsync, rename."""
+    with cli.atomic_write(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch reports a full disk as an error of its own zip writer
+            raise OSError(28, f"the checkpoint could not be written ({str(error)[:60]})",
+                          str(path)) from None
+
+
+def load(path, made_by="bash speedrun.sh"):
+    """The dict of a checkpoint of this project, or UserError: missing, truncated, foreign."""
+    path = cli.need_file(path, f"make it with: {made_by}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
+        fail(f"{show(path)} is not a readable checkpoint ({type(error).__name__})",
+             expected="a whole file written by this project", fix=f"make it again: {made_by}")
+    needed = {"model", "model_config", "tokenizer"}
+    if not isinstance(state, dict) or not needed <= set(state):
+        fail(f"{show(path)} is not a checkpoint of this project",
+             sorted(state)[:5] if isinstance(state, dict) else type(state).__name__,
+             f"the keys {', '.join(sorted(needed))}", f"make one: {made_by}")
+    return state
+
+
+def load_model(path, device="cpu", made_by="bash speedrun.sh"):
+    """Checkpoint -> (model in eval mode without gradients, tokenizer, checkpoint dict).
+
+    The validation-best weights where the run kept them. strict=True: a missing or extra key is refused.
+    """
+    state = load(path, made_by)
+    try:
+        model = Transformer(ModelConfig(**state["model_config"]))
+        model.load_state_dict(state.get("best") or state["model"], strict=True)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        fail(f"{show(path)}: its weights do not fit its own config",
+             str(error).splitlines()[-1].strip()[:200], fix="use the file that training wrote")
+    tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
+    if tokenizer.vocab_size != model.config.vocab_size:
+        fail(f"{show(path)}: tokenizer and model differ in vocabulary",
+             f"{tokenizer.vocab_size} and {model.config.vocab_size}")
+    return model.to(device).eval().requires_grad_(False), tokenizer, state
+
+
+def weights_fingerprint(model):
+    """16 hex digits of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def open_run(cfg, env, inputs):
+    """Look at out/NAME.pt: None for a new run, its state to resume, or exit where it is finished.
+
+    The same name with other flags or inputs is refused with the differing keys: nothing is overwritten
+    unasked. `--fresh` replaces.
+    """
+    path = OUT / f"{cfg.name}.pt"
+    cli.check(cfg.name == Path(cfg.name).name and cfg.name, "--name", cfg.name, "a plain file name")
+    if cfg.fresh or not path.exists():
+        return None
+    state = load(path, made_by="the same command with --fresh")
+    now = {**comparable(cfg), **inputs}
+    before = {**state.get("run_config", {}), **state.get("inputs", {})}
+    differing = [f"{k} was {before.get(k)!r}, is {now.get(k)!r}"
+                 for k in sorted(set(now) | set(before)) if now.get(k) != before.get(k)]
+    if differing:
+        fail(f"{show(path)} was made by another run: " + ", ".join(differing),
+             fix="choose another --name, or replace it with --fresh")
+    if state["step"] >= cfg.steps:
+        say(env, f"{show(path)} is finished ({state['step']} steps); --fresh trains it again")
+        finish(env)
+        sys.exit(0)
+    return state
+
+
+def comparable(cfg):
+    """The flags that make a run what it is, paths as the user sees them."""
+    flags = {k: v for k, v in vars(cfg).items() if k != "fresh"}
+    return {k: v.replace(str(ROOT) + os.sep, "") if isinstance(v, str) else v
+            for k, v in flags.items()}
+
+
+def new_progress():
+    """What a run knows besides weights and optimizers; saved in the checkpoint."""
+    return SimpleNamespace(step=0, best_step=0, best_ce=math.inf, best=None, seconds=0.0,
+                           train_seconds=0.0, tokens=0, supervised=0)
+
+
+def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs):
+    """Write out/NAME.pt: all that a resume and an evaluation need (see the top of this file)."""
+    if env.rank != 0:
+        return
+    now = time.time()
+    progress.seconds, env.began = progress.seconds + now - env.began, now
+    rng = dict(torch=torch.get_rng_state(),
+               cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    save(OUT / f"{cfg.name}.pt", dict(
+        model=model.state_dict(), **vars(progress), optimizers=[o.state_dict() for o in optimizers],
+        rng=rng, model_config=config_dict(model), run_config=comparable(cfg), inputs=inputs,
+        tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)))
+
+
+def restore(state, model, optimizers, env):
+    """Put a checkpoint back into model, optimizers and random streams -> progress."""
+    progress = new_progress()
+    if state is None:
+        return progress
+    model.load_state_dict(state["model"], strict=True)
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    torch.set_rng_state(state["rng"]["torch"])
+    if torch.cuda.is_available() and state["rng"]["cuda"]:
+        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    for name in vars(progress):
+        setattr(progress, name, state[name])
+    say(env, f"resuming after step {progress.step}")
+    return progress
+
+
+def advance(progress, tokens, supervised, seconds):
+    """Count one optimizer step."""
+    progress.step += 1
+    progress.tokens += tokens
+    progress.supervised += int(supervised)
+    progress.train_seconds += seconds
+
+
+def check_finite(loss, norm, step, cfg):
+    """UserError at the first loss or gradient that is not a number: nothing after it can be right."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        path = OUT / f"{cfg.name}.pt"
+        fail(f"the loss is not finite at step {step + 1}", f"loss {loss}, gradient norm {norm}",
+             fix="a lower --lr; the last good checkpoint is "
+                 + (show(path) if path.exists() else "not there yet"))
+
+
+def say(env, text):
+    """Print once, not once a rank."""
+    if env.rank == 0:
+        print(text)
+
+
+def keep_best(progress, model, ce):
+    """Remember the weights of the lowest validation cross-entropy so far."""
+    if ce < progress.best_ce:
+        progress.best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        progress.best_step, progress.best_ce = progress.step, ce
+
+
+def stop_signal(env, cfg):
+    """After a save: say how to go on. Status 130, as the shell expects of an interrupted program."""
+    if env.rank == 0:
+        print(f"stopped; out/{cfg.name}.pt is saved: the same command goes on from there",
+              file=sys.stderr)
+    finish(env)
+    sys.exit(130)
+
+
+def finish(env):
+    """Leave the group of ranks."""
+    if env.world > 1:
+        dist.destroy_process_group()
+
+
+def should_stop(env):
+    """True on every rank as soon as one of them got SIGINT or SIGTERM."""
+    return sum_over_ranks([float(env.stop)], env)[0] > 0
+
+
+# --- log ------------------------------------------------------------------------------------------
+
+def versions():
+    """What a result depends on: Python, torch, numpy, threads, commit, machine."""
+    git = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+                         capture_output=True, text=True)
+    return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
+                threads=torch.get_num_threads(), commit=git.stdout.strip() or "unknown",
+                machine=cpu_name(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+
+
+def cpu_name():
+    """The processor's own name and its number of cores."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def print_start(cfg, env, facts):
+    """The self-check at the top of a log: what runs, on what, and the numbers that must be right."""
+    if env.rank == 0:
+        v = versions()
+        print(f"{cfg.name}: {env.device}, {env.dtype}, {env.world} process(es), {v['threads']} threads, "
+              f"torch {v['torch']}, commit {v['commit']}")
+        for name, value in facts.items():
+            print(f"  {name:<20} {value}")
+
+
+def open_log(cfg, env, step):
+    """out/NAME.csv, cut back to the checkpoint's step: a resumed run writes each row once."""
+    path = OUT / f"{cfg.name}.csv"
+    if env.rank == 0:
+        rows = []
+        if step > 0 and path.exists():
+            rows = [r for r in csv.DictReader(path.open(newline="")) if int(r["step"]) <= step]
+        with cli.atomic_write(path, "w") as file:
+            if rows:
+                writer = csv.DictWriter(file, rows[0].keys())
+                writer.writeheader()
+                writer.writerows(rows)
+    return path
+
+
+def log(path, env, cfg, step, numbers, seconds, tokens):
+    """One aligned line on the screen and the same numbers as a row of the CSV (rank 0).
+
+    numbers: the terms of this step, in nats; seconds, tokens: of this step.
+    """
+    if env.rank != 0 or (step % cfg.log_every and step not in (1, cfg.steps)):
+        return
+    left = (cfg.steps - step) * seconds
+    terms = " | ".join(f"{k} {v:.1e}" if k == "lr" else f"{k} {v:.3f}" for k, v in numbers.items())
+    print(f"step {step:>6}/{cfg.steps} | {terms} | {1000 * seconds:.0f} ms | "
+          f"{tokens / seconds / 1000:.1f}k tok/s | eta {int(left // 60)}m{int(left % 60):02d}s")
+    row = dict(step=step, **numbers, seconds=round(seconds, 4), tokens=tokens)
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, row.keys())
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)

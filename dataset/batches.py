@@ -1,0 +1,96 @@
+"""Windows on disk -> the tensors of one optimizer step, the same on every machine and after a resume.
+
+An epoch is a seeded permutation of all windows. Step s takes places s*batch .. (s+1)*batch of the
+endless row of epochs, so the number of the step is the whole data cursor: nothing else to save.
+"""
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import cli
+from dataset import prepare
+from tokenizer import check_fingerprint
+
+
+def open_data(path, tokenizer, window, target="cot", loss_on="response", documents=0,
+              skip_bad_lines=False):
+    """A folder made by prepare.py, or any file that it reads (prepared on the spot, once, in out/data).
+
+    Returns a dict: ids, mask, document (windows, window + 1) arrays on disk, meta, and `name`.
+    Raises UserError where the data were cut by another tokenizer.
+    """
+    path = cli.need_file(path, "bash speedrun.sh makes the default data; or name a file of your own")
+    if path.is_file():
+        settings = (cli.sha256_file(path), tokenizer.fingerprint, window, target, loss_on, documents,
+                    skip_bad_lines)
+        key = hash_of(settings)
+        folder = cli.OUT / "data" / "windows" / f"{path.stem}-{key}"
+        if not (folder / "meta.json").exists():
+            prepare.prepare(path, folder, tokenizer, window=window, target=target, loss_on=loss_on,
+                            documents=documents, skip_bad_lines=skip_bad_lines)
+        path = folder
+    ids, mask, document, meta = prepare.open_windows(path)
+    check_fingerprint(meta["fingerprint"], tokenizer.fingerprint, path, "prepare it again")
+    return dict(ids=ids, mask=mask, document=document, meta=meta, name=cli.show(path))
+
+
+def hash_of(settings):
+    """Ten hex digits that name a set of settings."""
+    import hashlib
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(windows, epoch, seed):
+    """The permutation of one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(windows)
+
+
+def step_windows(windows, step, batch, seed):
+    """The `batch` window numbers of a step; an epoch's end may fall inside it."""
+    places = np.arange(step * batch, (step + 1) * batch)
+    return np.array([epoch_order(windows, p // windows, seed)[p % windows] for p in places])
+
+
+def tensors(data, numbers, device="cpu"):
+    """Windows -> x, y, document, weight, each (B, T): y is x shifted by one, weight is 1.0 where y
+    counts and 0.0 elsewhere."""
+    ids = torch.from_numpy(data["ids"][numbers].astype(np.int64))  # (B, T + 1)
+    weight = torch.from_numpy(data["mask"][numbers].astype(np.float32))
+    document = torch.from_numpy(data["document"][numbers].astype(np.int64))
+    batch = (ids[:, :-1], ids[:, 1:], document[:, :-1], weight[:, 1:])
+    return [t.contiguous().to(device, non_blocking=True) for t in batch]
+
+
+def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
+    """One optimizer step's micro-batches of this rank; n_valid and tokens over ALL of the step.
+
+    Every rank sees which windows belong to the step and how much weight they carry, so n_valid needs
+    no communication: a loss divided by it and summed is right under accumulation and across ranks.
+    """
+    numbers = step_windows(len(data["ids"]), step, cfg.batch, cfg.seed)  # (batch,)
+    x, y, document, weight = tensors(data, numbers)
+    if tag_weight != 1.0:
+        is_tag = torch.isin(y, torch.tensor(sorted(tag_ids)))
+        weight = torch.where(is_tag & (weight > 0), tag_weight, weight)  # in the response, by id
+    n_valid = max(weight.sum().item(), 1.0)  # nothing counts: loss 0, not 0/0
+    n_tokens = int((document > 0).sum())     # through the student, padding excluded
+    parts = cfg.accumulate * env.world
+    if (document == document[0, 0]).all():
+        document = None  # one document: plain causal attention, which is faster
+    batches = []
+    for i in range(env.rank, parts, env.world):
+        rows = slice(i * cfg.batch // parts, (i + 1) * cfg.batch // parts)
+        batches.append([None if t is None else t[rows].to(env.device, non_blocking=True)
+                        for t in (x, y, document, weight)])
+    return batches, n_valid, n_tokens
+
+
+def eval_batches(data, batch, limit=0, device="cpu"):
+    """All windows (or the first `limit`) in order, for validation."""
+    windows = min(limit or len(data["ids"]), len(data["ids"]))
+    for start in range(0, windows, batch):
+        x, y, document, weight = tensors(data, np.arange(start, min(start + batch, windows)), device)
+        yield x, y, (None if (document == document[0, 0]).all() else document), weight

@@ -1,0 +1,308 @@
+"""Every input format, told apart by its keys, read as a stream; and how a document becomes tokens.
+
+    .txt                  one document; a file over 4 MB is cut at line ends into documents of 4 MB
+    .jsonl, one row a line:
+    {"text"}                                        plain text
+    {"conversations": [{"role", "content", "reasoning_content"?}]}      minimind
+    {"messages": [{"role", "content"}]}             OpenAI
+    {"instruction", "input"?, "output"}             Alpaca
+    {"question", "answer"}                          GSM8K: what follows the last #### is the
+                                                    answer, before it the chain of thought
+
+Other keys of a row are ignored, blank lines skipped. Roles are system, user and assistant. In an
+assistant turn `<think>...</think><answer>...</answer>`, or a reasoning_content, becomes the marks
+of the tokenizer (`<think>...</think>` and plain text: that text is the answer); elsewhere it stays
+text.
+"""
+import hashlib
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from cli import UserError, need_file, show
+from tokenizer import check_unicode
+
+CHUNK = 4 * 2**20      # bytes: the piece of a file that one worker reads, and a .txt document
+MAX_LINE = 16 * 2**20  # bytes: a longer line is a bad line and is never held in memory
+ROLES = ("system", "user", "assistant")
+KEYS = "text, conversations, messages, instruction + output, or question + answer"
+
+
+@dataclass
+class Turn:
+    role: str                     # system, user or assistant
+    content: str                  # plain text; "" where think and answer carry it
+    think: Optional[str] = None   # chain of thought
+    answer: Optional[str] = None  # final answer
+
+
+class BadRow(UserError):
+    """A row that is no document. `reason` is the same words for every row with that fault."""
+    def __init__(self, reason, got=None, expected=None):
+        self.reason = reason
+        parts = [reason] + ([f"got {got}"] if got else [])
+        super().__init__("; ".join(parts + ([f"expected {expected}"] if expected else [])))
+
+
+# --- a row becomes a document ---------------------------------------------------------------------
+
+def parse_row(row):
+    """A row (what a line of JSON says) -> str or list of Turn; BadRow where it is neither."""
+    if not isinstance(row, dict):
+        raise BadRow("not a JSON object", short(row), '{"text": ...} or another object')
+    for key in ("conversations", "messages"):
+        if key in row:
+            return parse_conversation(row[key])
+    if "question" in row and "answer" in row:
+        thought, _, answer = string(row, "answer").rpartition("####")
+        thought = re.sub(r"<<[^<>]*>>", "", thought)  # GSM8K's marks for a calculator: <<48/2=24>>
+        turn = Turn("assistant", "", thought.strip() or None, answer.strip())
+        return checked([Turn("user", string(row, "question")), turn])
+    if "instruction" in row and "output" in row:
+        extra = string(row, "input") if row.get("input") else ""
+        prompt = string(row, "instruction") + ("\n\n" + extra if extra else "")
+        return checked([Turn("user", prompt), parse_response_text(string(row, "output"))])
+    if "text" in row:
+        if not string(row, "text"):
+            raise BadRow("an empty text", expected="at least one character")
+        return row["text"]
+    raise BadRow("unknown keys", ", ".join(map(str, list(row)[:8])) or "none", KEYS)
+
+
+def parse_conversation(rows):
+    if not isinstance(rows, list) or not rows:
+        raise BadRow("an empty conversation", short(rows), "a list of turns")
+    turns = []
+    for row in rows:
+        if not isinstance(row, dict):
+            raise BadRow("a turn that is not an object", short(row), "role and content")
+        role = row.get("role")
+        if role not in ROLES:
+            got = short(role) if "role" in row else "a turn with the keys " + ", ".join(row)
+            raise BadRow("unknown role", got, "role: " + ", ".join(ROLES))
+        content = string(row, "content")
+        if role == "assistant":
+            thought = string(row, "reasoning_content") if row.get("reasoning_content") else None
+            turns.append(parse_response_text(content, thought))
+        else:
+            turns.append(Turn(role, content))
+    return checked(turns)
+
+
+def parse_response_text(content, thought=None):
+    """The text of an assistant turn -> Turn, with its literal tags (R1 style) taken apart."""
+    if thought is None:
+        match = re.fullmatch(r"\s*<think>(.*?)</think>(.*)", content, re.DOTALL)
+        if match:
+            thought, content = match.groups()
+    tagged = re.fullmatch(r"\s*<answer>(.*?)</answer>\s*", content, re.DOTALL)
+    if thought is None and not tagged:
+        return Turn("assistant", content)
+    answer = tagged[1] if tagged else content
+    return Turn("assistant", "", (thought or "").strip() or None, answer.strip())
+
+
+def checked(turns):
+    """The turns, or BadRow unless every response has a token and the last turn is a response."""
+    if all(turn.role != "assistant" for turn in turns):
+        raise BadRow("a conversation without an assistant turn", expected="one that answers")
+    if turns[-1].role != "assistant":
+        raise BadRow("a conversation that does not end with the assistant", turns[-1].role)
+    for turn in turns:
+        if turn.role == "assistant" and not (turn.content.strip() or turn.answer):
+            raise BadRow("an answer with no response token", "an empty answer", "some text")
+    return turns
+
+
+def string(row, key):
+    """row[key], which must be a valid text."""
+    value = row.get(key)
+    if not isinstance(value, str):
+        got = short(value) if key in row else "nothing"
+        raise BadRow("content that is not a string", f"{key}: {got}", f"{key}: a string")
+    try:
+        check_unicode(value)
+    except UserError as error:
+        raise BadRow("a lone surrogate", f"{key}: {error}") from None
+    return value
+
+
+def short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+def cut(path):
+    """-> sha256 of the file, [(first byte, end, number of the first line)]: whole lines each."""
+    sha, chunks, start, line = hashlib.sha256(), [], 0, 1
+    with open(path, "rb") as file:
+        while block := file.read(CHUNK):
+            size, lines = 0, 0
+            while block:
+                sha.update(block)
+                size, lines = size + len(block), lines + block.count(b"\n")
+                block = b"" if block.endswith(b"\n") else file.readline(CHUNK)
+            chunks.append((start, start + size, line))
+            start, line = start + size, line + lines
+    return sha.hexdigest(), chunks
+
+
+def read_lines(path, start=0, end=None):
+    """Yield (byte at which it ends, line or None where it is over MAX_LINE) of a byte range."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        while end is None or start < end:
+            line = file.readline(MAX_LINE)
+            if not line:
+                return
+            start += len(line)
+            too_long = len(line) == MAX_LINE and not line.endswith(b"\n")
+            rest = line
+            while too_long and rest and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_LINE)
+                start += len(rest)
+            yield start, None if too_long else line
+
+
+def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, first_line=1):
+    """Yield (line number, document) of a file, or of the byte range that `cut` gave.
+
+    A bad line is a UserError "FILE:LINE: found; expected". With skip_bad_lines it is left out and
+    counted in `report`: {reason: {"count": n, "first": ["FILE:LINE", ...]}}.
+    """
+    need_file(path, "write some documents into it")
+    text_file = Path(path).suffix.lower() == ".txt"
+    if text_file and end is None:  # whole file: chunk by chunk, as prepare.py does
+        for chunk in cut(path)[1]:
+            yield from read_documents(path, skip_bad_lines, report, *chunk)
+        return
+    parts = []
+    for number, (_, line) in enumerate(read_lines(path, start, end), first_line):
+        try:
+            text = line_text(line)
+            if number == 1:
+                text = text.removeprefix("\ufeff")  # Windows editors put it before the first line
+            if text_file:
+                parts.append(text)
+            elif text.strip():
+                yield number, parse_row(json_row(text))
+        except BadRow as error:
+            where = f"{show(path)}:{number}"
+            if not skip_bad_lines:
+                fix = "fix: mend the line, or --skip-bad-lines"
+                raise UserError(f"{where}: {error}; {fix}") from None
+            count_bad(report, error.reason, 1, [where])
+    if "".join(parts).strip():
+        yield first_line, "".join(parts)
+
+
+def line_text(line):
+    if line is None:
+        raise BadRow("a line that is too long", expected=f"at most {MAX_LINE >> 20} MB")
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{line[error.start]:02x} at {error.start}"
+        raise BadRow("invalid UTF-8", byte, "UTF-8 text") from None
+
+
+def json_row(text):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRow("broken JSON", f"{str(error)[:60]} in {short(text.strip())}",
+                     "one JSON object a line") from None
+
+
+def count_bad(report, reason, count, where):
+    """Add to a report of bad lines, keeping the first three places of each reason."""
+    if report is not None:
+        entry = report.setdefault(reason, {"count": 0, "first": []})
+        entry["count"] += count
+        entry["first"] = (entry["first"] + where)[:3]
+
+
+def texts(document):
+    """All the texts of a document, without marks."""
+    if isinstance(document, str):
+        return [document]
+    parts = [part for turn in document for part in (turn.content, turn.think, turn.answer)]
+    return [part for part in parts if part]
+
+
+# --- documents as tokens, and back ----------------------------------------------------------------
+
+def encode_document(tokenizer, document, target="cot", loss_on="response"):
+    """Document -> (ids, mask); the mask is 1 where a token is learned.
+
+    Text: every token and its <end>. Conversation: what the assistant says and its <end>, never the
+    mark of the role, which the prompt ends with; with loss_on="all" all but the very first token.
+    """
+    if isinstance(document, str):
+        ids = tokenizer.encode(document) + [tokenizer.end]
+        return ids, [1] * len(ids)
+    ids, mask = [], []
+    for turn in document:
+        body = [*turn_body(tokenizer, turn, target), tokenizer.end]
+        learned = 1 if turn.role == "assistant" or loss_on == "all" else 0
+        ids += [getattr(tokenizer, turn.role), *body]
+        mask += [1 if loss_on == "all" and mask else 0] + [learned] * len(body)
+    return ids, mask
+
+
+def turn_body(tokenizer, turn, target):
+    """Ids of a turn between its role's mark and its <end>; target="answer" drops the thought."""
+    t, body = tokenizer, []
+    if turn.think is not None and target == "cot":
+        body += [t.think, *t.encode(turn.think), t.end_think]
+    if turn.answer is not None:
+        return [*body, t.answer, *t.encode(turn.answer), t.end_answer]
+    return body + t.encode(turn.content)
+
+
+def prompt_ids(tokenizer, turns, target="cot"):
+    """What generation starts from: every turn before the last assistant turn, then <assistant>."""
+    before = turns[:-1] if turns[-1].role == "assistant" else turns
+    ids, _ = encode_document(tokenizer, before, target) if before else ([], [])
+    return ids + [tokenizer.assistant]
+
+
+def parse_response(tokenizer, ids, target="cot"):
+    """Generated ids -> think, answer (None where not found), text, ended, well_formed.
+
+    Told by ids, so a spelled "<answer>" is text. What follows the first <end> is ignored.
+    """
+    t, ids = tokenizer, [int(i) for i in ids]
+    body = ids[:ids.index(t.end)] if t.end in ids else ids
+    return {"think": span(t, body, t.think, t.end_think),
+            "answer": span(t, body, t.answer, t.end_answer),
+            "text": t.decode(body), "ended": t.end in ids,
+            "well_formed": well_formed(t, ids, target)}
+
+
+def span(tokenizer, ids, first, last):
+    """Text between the first mark `first` and the next mark `last`, or None."""
+    if first not in ids:
+        return None
+    ids = ids[ids.index(first) + 1:]
+    return tokenizer.decode(ids[:ids.index(last)]) if last in ids else None
+
+
+def well_formed(tokenizer, ids, target="cot"):
+    """Exactly <think>...</think><answer>...</answer><end>; target "answer": without the thought."""
+    t, ids = tokenizer, [int(i) for i in ids]
+    if t.end not in ids:
+        return False
+    body = ids[:ids.index(t.end)]
+    places = [i for i, token in enumerate(body) if token in t.control_ids]
+    marks = [body[i] for i in places]
+    if target == "answer":
+        return marks == [t.answer, t.end_answer] and places == [0, len(body) - 1]
+    return (marks == [t.think, t.end_think, t.answer, t.end_answer] and places[0] == 0
+            and places[2] == places[1] + 1 and places[3] == len(body) - 1)

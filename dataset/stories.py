@@ -1,0 +1,233 @@
+"""Arithmetic stories: short, endless, verifiable. They stand in for GSM8K on a laptop.
+
+    Mia has 12 apples. She buys 5 more. Then she gives away 3. How many apples does Mia have now?
+    reasoning 12+5=17, 17-3=14      answer 14
+
+One running total, four operations (+ - * /), 1 to 4 of them a story, totals from 1 to 99.
+
+    python dataset/stories.py                    # 50,000 English stories, CPU, about 7 s
+    python dataset/stories.py --lang both --seed 1 --out out/data/stories_both
+
+Last line: next: python tokenizer/train.py
+
+Four splits, train / val / test / distill. A story's split is a hash of its skeleton (the templates
+in their order) and its numbers, so no question stands in two splits under other names, whatever
+the seed. distill's rows carry a question and an answer but no worked steps: the teacher writes them.
+
+Never in the four splits, kept for the robustness suites (`make_story` makes them on request): the
+last quarter of all templates, names and objects, totals above 99, operands above 20, and chains of
+5 or 6 operations.
+"""
+import contextlib
+import hashlib
+import json
+import random
+import re
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from cli import OUT, atomic_write, check, fail, run, show  # noqa: E402
+from dataset.story_texts import NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
+
+OPS = ("add", "sub", "mul", "div")
+SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+SHARES = {"train": 76, "val": 4, "test": 4, "distill": 16}  # of 100 hash buckets: never change
+RESERVABLE = ("templates", "names", "objects")
+PATIENCE = 20_000  # draws without a new story until a split is called impossible
+
+
+@dataclass
+class Config:
+    train: int = 40_000      # stories with worked steps to train on (1,000 to 200,000)
+    val: int = 1_000         # stories that choose between runs
+    test: int = 1_000        # stories that report, once
+    distill: int = 8_000     # questions with an answer only: the teacher writes the worked steps
+    ops: str = "1-4"         # operations a story, lowest-highest (1 to 4; the suites have 5 and 6)
+    lang: Literal["en", "zh", "both"] = "en"  # language: en, zh or both (half and half)
+    seed: int = 0            # another seed, other stories; splits stay apart across seeds
+    out: str = OUT / "data" / "stories"  # folder of the four .jsonl files and about.json
+    fresh: bool = False      # replace what is there
+
+
+# --- one story ------------------------------------------------------------------------------------
+
+def pool(items, reserved):
+    """The indices to draw from: the last quarter of a list where reserved, else the rest."""
+    cut = len(items) - len(items) // 4
+    return range(cut, len(items)) if reserved else range(cut)
+
+
+def operands(op, total, large):
+    """Every operand that keeps the total a whole number in its range."""
+    highest = 999 if large else 99
+    if op == "add":
+        return range(21 if large else 1, min(200 if large else 20, highest - total) + 1)
+    if op == "sub":
+        return range(21 if large else 1, min(200 if large else 20, total - 1) + 1)
+    if op == "mul":
+        return [n for n in range(2, 6) if total * n <= highest]
+    return [n for n in range(2, 6) if total % n == 0]
+
+
+def draw_numbers(rng, n_ops, large):
+    """(ops, numbers, totals): the start is numbers[0] and totals[0].
+
+    Operations are drawn first and uniformly, then numbers that fit: drawing both together would
+    give few divisions, because most totals cannot be divided.
+    """
+    while True:
+        ops = [rng.choice(OPS) for _ in range(n_ops)]
+        for _ in range(40):
+            start = rng.randint(100, 500) if large else rng.randint(2, 20)
+            numbers, totals = [start], [start]
+            for op in ops:
+                choices = operands(op, totals[-1], large)
+                if not choices:
+                    break
+                n, total = rng.choice(choices), totals[-1]
+                numbers.append(n)
+                totals.append({"add": total + n, "sub": total - n,
+                               "mul": total * n, "div": total // n}[op])
+            else:
+                # small answers are what divisions leave: thin them out, or guessing "2" pays
+                if large or rng.random() * 12 < totals[-1]:
+                    return ops, numbers, totals
+
+
+def fields(lang, name, thing, op, n):
+    """What a template may ask for: see the top of story_texts.py."""
+    word = WORDS.get((lang, op), {}).get(n, "")
+    if lang == "zh":
+        (name, he), (measure, noun) = name, thing
+        return dict(name=name, he=he, him=he, his=he, n=n, m=measure, c=f"{n}{measure}",
+                    k=f"{n}{measure}{noun}", things=noun, word=word)
+    (name, he), (singular, plural) = name, thing
+    him, his = ("her", "her") if he == "she" else ("him", "his")
+    return dict(name=name, he=he, him=him, his=his, He=he.title(), His=his.title(), n=n,
+                k=f"{n} {singular if n == 1 else plural}", things=plural, word=word)
+
+
+def make_story(rng, lang, n_ops, reserved=(), large=False):
+    """One row, with worked steps. `reserved`: which of RESERVABLE come from the reserved quarter.
+
+    large=True: a start from 100 to 500, totals to 999, add and sub by 21 to 200.
+    Raises UserError for an unknown language, n_ops outside 1 to 6, an unknown name in `reserved`.
+    """
+    check(lang in TEMPLATES, "lang", lang, "en or zh")
+    check(1 <= n_ops <= 6, "n_ops", n_ops, "1 to 6")
+    check(set(reserved) <= set(RESERVABLE), "reserved", reserved, f"some of {RESERVABLE}")
+    ops, numbers, totals = draw_numbers(rng, n_ops, large)
+    name = NAMES[lang][rng.choice(pool(NAMES[lang], "names" in reserved))]
+    thing = OBJECTS[lang][rng.choice(pool(OBJECTS[lang], "objects" in reserved))]
+    sentences, key = [], [lang]
+    for op, n in zip(["opening", *ops, "question"], [*numbers, 0]):
+        templates = TEMPLATES[lang][op]
+        candidates = pool(templates, "templates" in reserved)
+        i = rng.choice([i for i in candidates if f"{op}{i}" not in key] or candidates)
+        sentences.append(templates[i].format(**fields(lang, name, thing, op, n)))
+        key.append(f"{op}{i}")
+    text = ("" if lang == "zh" else " ").join(sentences)
+    steps = [f"{a}{SIGN[op]}{n}={b}" for a, op, n, b in zip(totals, ops, numbers[1:], totals[1:])]
+    return {"conversations": [
+                {"role": "user", "content": text},
+                {"role": "assistant", "reasoning_content": "\n".join(steps),
+                 "content": str(totals[-1])}],
+            "id": f"{lang}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
+            "ops": n_ops, "skeleton": " ".join(key), "numbers": numbers, "lang": lang}
+
+
+def split_of(row):
+    """"train", "val", "test" or "distill": a hash of the skeleton and the numbers, nothing else."""
+    digest = hashlib.sha256(f"{row['skeleton']}|{row['numbers']}".encode()).digest()
+    bucket = int.from_bytes(digest[:8], "big") % 100
+    for split, share in SHARES.items():
+        bucket -= share
+        if bucket < 0:
+            return split
+
+
+# --- four files -----------------------------------------------------------------------------------
+
+def generate(cfg, low, high):
+    """Yield (split, row) until every split has its count; UserError where one cannot be filled."""
+    rng, seen, idle = random.Random(cfg.seed), set(), 0
+    left = {split: getattr(cfg, split) for split in SHARES}
+    langs = ("en", "zh") if cfg.lang == "both" else (cfg.lang,)
+    while any(left.values()):
+        row = make_story(rng, rng.choice(langs), rng.randint(low, high))
+        split, idle = split_of(row), idle + 1
+        if idle > PATIENCE:
+            missing = ", ".join(f"{n} of {split}" for split, n in left.items() if n)
+            fail(f"no new story in {PATIENCE} draws, still missing {missing}",
+                 fix="ask for fewer stories or a wider --ops")
+        if left[split] and row["id"] not in seen:  # the id is a hash of the text: no text twice
+            seen.add(row["id"])
+            left[split], idle = left[split] - 1, 0
+            if split == "distill":
+                del row["conversations"][1]["reasoning_content"]
+            yield split, row
+
+
+def already_made(out, names, settings, fresh):
+    """True where the same settings made all files; UserError where other settings did."""
+    check(not out.exists() or out.is_dir(), "--out", show(out), "a folder, or a new name")
+    found = [name for name in names if (out / name).exists()]
+    if fresh or not found:
+        return False
+    fix = "--fresh replaces them, --out DIR leaves them"
+    if not (out / "about.json").exists():
+        fail(f"{show(out)} holds {', '.join(found)} but no about.json", fix=fix)
+    old = json.loads((out / "about.json").read_text(encoding="utf-8"))["settings"]
+    differ = [f"{key} was {old.get(key)}, now {settings.get(key)}"
+              for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
+    if differ:
+        fail(f"{show(out)} was made with other settings: {'; '.join(differ)}", fix=fix)
+    return len(found) == len(names)
+
+
+def write(cfg, out, low, high):
+    """Stream the four files, all of them or none; return hashes, skeletons, characters."""
+    hashes = {split: hashlib.sha256() for split in SHARES}
+    skeletons, characters = set(), Counter()
+    with contextlib.ExitStack() as stack:
+        files = {s: stack.enter_context(atomic_write(out / f"{s}.jsonl")) for s in SHARES}
+        for split, row in generate(cfg, low, high):
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            files[split].write(line)
+            hashes[split].update(line)
+            skeletons.add(row["skeleton"])
+            characters[split] += len(row["conversations"][0]["content"])
+        (out / "about.json").unlink(missing_ok=True)  # written last: without it, not finished
+    return {s: h.hexdigest() for s, h in hashes.items()}, skeletons, characters
+
+
+def main(cfg):
+    for split in SHARES:
+        check(0 < getattr(cfg, split) <= 5_000_000, f"--{split}", getattr(cfg, split),
+              "1 to 5,000,000")
+    match = re.fullmatch(r"([1-4])(?:-([1-4]))?", cfg.ops)
+    check(match and match[1] <= (match[2] or match[1]), "--ops", cfg.ops,
+          "lowest-highest from 1 to 4, such as 1-4 (5 and 6 are kept for the robustness suites)")
+    out = Path(cfg.out)
+    settings = {k: v for k, v in asdict(cfg).items() if k not in ("out", "fresh")}
+    if already_made(out, [f"{s}.jsonl" for s in SHARES], settings, cfg.fresh):
+        print(f"already made: {show(out)} (--fresh makes it again)")
+        print("next: python tokenizer/train.py")
+        return
+    hashes, skeletons, characters = write(cfg, out, int(match[1]), int(match[2] or match[1]))
+    with atomic_write(out / "about.json", "w") as file:
+        file.write(json.dumps({"settings": settings, "sha256": hashes}, indent=2) + "\n")
+    for split in SHARES:
+        count = getattr(cfg, split)
+        print(f"{split:<8} {count:>9,} stories | {characters[split] / count:5.1f} characters a "
+              f"question | sha256 {hashes[split][:12]} | {show(out / f'{split}.jsonl')}")
+    print(f"{sum(settings[s] for s in SHARES):,} distinct texts, {len(skeletons):,} skeletons")
+    print("next: python tokenizer/train.py")
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,307 @@
+"""Evaluation: any number of checkpoints side by side, as one Markdown table and JSON.
+
+    python eval.py out/teacher.pt out/student-logits.pt     the table, on out/data/stories/test.jsonl
+    python eval.py out/student-logits.pt --chat             talk to a model
+    python eval.py out/teacher.pt --prompt "Mia has 3 pears. She buys 4 more. How many has she now?"
+
+One CPU command takes about a minute for three small models. Always float32: bf16 rounds the logits.
+
+What the columns mean
+    ce             cross-entropy, nats a counted token (of a conversation: the assistant's turns)
+    bits/byte      the same per byte of text: comparable between tokenizers
+    KL, agree      KL(teacher || model) in nats, and how often both like the same token best;
+                   the teacher is --teacher, else the first checkpoint
+    exact          share of questions with the right answer, greedy, with Wilson's 95 % interval;
+                   an answer that ran into the limit is wrong
+    format         share of answers that are <think>...</think><answer>...</answer><end>, exactly
+    prefill, decode   tokens/s at batch 1: reading a prompt, and writing; models take turns
+"""
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import cli
+import common
+from cli import OUT, check, fail, show
+from dataset.batches import eval_batches, open_data
+from dataset.formats import Turn, parse_response, prompt_ids, read_documents
+from dataset.verify import extract_answer, verdict
+from losses import cross_entropy, forward_kl
+from model import decode_steps, generate, stream
+
+
+@dataclass
+class Config:
+    checkpoints: list = None       # the models, as words without a flag
+    teacher: str = ""              # checkpoint that KL and agreement refer to; empty: the first
+    data: str = OUT / "data/stories/test.jsonl"  # test set, in any format of dataset/formats.py
+    target: Literal["cot", "answer"] = "cot"  # what the reference answer holds, for ce and format
+    questions: int = 1000          # questions to answer (0: none; 1,000 gives an interval of 2 points)
+    max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
+    batch: int = 64                # questions answered together, windows scored together
+    samples: int = 5               # questions whose full answers go into the report
+    speed: bool = True             # measure prefill and decode
+    out: str = OUT / "eval"        # writes OUT.md and OUT.json
+    row: str = ""                  # append a row for each checkpoint to this .jsonl
+    recipe: str = ""               # what to call those rows; empty: the name of the run
+    skip_bad_lines: bool = False   # count bad lines of the test set and go on
+    chat: bool = False             # talk to the first checkpoint instead
+    prompt: str = ""               # answer this once instead
+    temperature: float = 0.0       # of --chat and --prompt; 0 is greedy (0 to 1)
+    seed: int = 0                  # of --chat and --prompt
+    dtype: Literal["float32"] = "float32"  # fixed: see above
+
+
+# --- quality --------------------------------------------------------------------------------------
+
+@torch.inference_mode()
+def score(model, tokenizer, teacher, data, cfg, device):
+    """Cross-entropy, bits a byte, KL to the teacher and top-1 agreement over all counted tokens."""
+    sums = dict(ce=0.0, kl=0.0, agree=0.0)
+    tokens = text_bytes = 0
+    bytes_of = torch.as_tensor(tokenizer.token_bytes, device=device)  # (V,)
+    for x, y, document, weight in eval_batches(data, cfg.batch, device=device):
+        keep = weight > 0                                     # (B, T)
+        logits, y = model(x, document, keep), y[keep]         # (N, V), (N,)
+        sums["ce"] += cross_entropy(logits, y).double().sum().item()
+        if teacher is not None:
+            teacher_logits = teacher(x, document, keep)       # (N, V)
+            sums["kl"] += forward_kl(logits, teacher_logits).double().sum().item()
+            sums["agree"] += (logits.argmax(-1) == teacher_logits.argmax(-1)).sum().item()
+        tokens += len(y)
+        text_bytes += bytes_of[y].sum().item()
+    check(tokens > 0, "--data", cfg.data, "a test set with at least one counted token")
+    result = dict(ce=sums["ce"] / tokens, bits_per_byte=sums["ce"] / math.log(2) / max(text_bytes, 1),
+                  counted_tokens=tokens)
+    if teacher is not None:
+        result |= dict(kl=sums["kl"] / tokens, agreement=sums["agree"] / tokens)
+    return result
+
+
+def answer(model, tokenizer, questions, cfg):
+    """Greedy answers to conversations -> a dict a question: response (with tags), answer, verdict."""
+    prompts = [prompt_ids(tokenizer, turns, cfg.target) for turns in questions]
+    fits = [i for i, p in enumerate(prompts) if len(p) < model.config.max_seq_len]
+    replies = [dict(response="", answer=None, tokens=0, ended=False, well_formed=False,
+                    verdict="prompt too long") for _ in prompts]
+    fits.sort(key=lambda i: len(prompts[i]))  # equal lengths together: little padding
+    for start in range(0, len(fits), cfg.batch):
+        some = fits[start:start + cfg.batch]
+        rows = generate(model, [prompts[i] for i in some], cfg.max_new_tokens, {tokenizer.end})
+        for i, ids in zip(some, rows):
+            replies[i] = judge(tokenizer, ids, questions[i][-1], cfg.target)
+    return replies
+
+
+def judge(tokenizer, ids, reference, target):
+    """Generated ids against the reference turn: what was answered and whether it holds."""
+    parsed = parse_response(tokenizer, ids, target)
+    got = parsed["answer"]
+    if got is None:  # a model that was taught no tags: its last number
+        got = extract_answer(parsed["text"])
+    wanted = reference.answer if reference.answer is not None else extract_answer(reference.content)
+    # The format has a column of its own; here only the answer and its end count.
+    return dict(response=tokenizer.decode(ids, show_control=True), answer=got, tokens=len(ids),
+                ended=parsed["ended"], well_formed=parsed["well_formed"],
+                verdict=verdict(wanted or reference.content, got, parsed["ended"], True))
+
+
+def wilson(successes, n, z=1.959964):
+    """95 % interval of a proportion (Wilson 1927, eq. 1): inside 0..1 and right near both ends."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def tally(replies):
+    """Exact match with its interval, format rate, length, and the verdicts counted."""
+    n, right = len(replies), sum(r["verdict"] == "ok" for r in replies)
+    kinds = sorted({r["verdict"] for r in replies})
+    return dict(n=n, exact=right / n, exact_interval=wilson(right, n),
+                format=sum(r["well_formed"] for r in replies) / n,
+                answer_tokens=sum(r["tokens"] for r in replies) / n,
+                verdicts={k: sum(r["verdict"] == k for r in replies) for k in kinds})
+
+
+# --- speed ----------------------------------------------------------------------------------------
+
+@torch.inference_mode()
+def speeds(models, rounds=5, new_tokens=64):
+    """Median prefill and decode tokens/s at batch 1 of each model; they take turns, so drift hits all.
+
+    A random prompt of half the smallest context; decoding starts from 8 tokens and never stops early.
+    """
+    length = min(m.config.max_seq_len for m in models) // 2
+    new_tokens = min(new_tokens, length)
+    times = [dict(prefill=[], decode=[]) for _ in models]
+    for round in range(rounds + 1):
+        for model, taken in zip(models, times):
+            ids = torch.randint(10, model.config.vocab_size, (1, length)).tolist()[0]
+            prefill = timed(lambda: [int(t) for t in decode_steps(model, [ids], 1)])
+            decode = timed(lambda: [int(t) for t in decode_steps(model, [ids[:8]], new_tokens)])
+            if round > 0:  # the first is a warm-up
+                taken["prefill"].append(length / prefill)
+                taken["decode"].append(new_tokens / decode)
+    return [dict(prefill=statistics.median(t["prefill"]), decode=statistics.median(t["decode"]))
+            for t in times]
+
+
+def timed(function):
+    """Seconds of one call; the tokens are read, so a GPU has finished."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+# --- report ---------------------------------------------------------------------------------------
+
+def table(results):
+    """The results as a Markdown table; a cell without a figure is a dash."""
+    head = ["model", "parameters", "ce", "bits/byte", "KL", "agree", "exact", "format",
+            "prefill tok/s", "decode tok/s"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for r in results:
+        low, high = r.get("exact_interval", (0, 0))
+        exact = f"{r['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})" if "exact" in r else "-"
+        cells = [r["model"], f"{r['parameters']:,}", number(r, "ce", ".4f"),
+                 number(r, "bits_per_byte", ".3f"), number(r, "kl", ".4f"), number(r, "agreement", ".1%"),
+                 exact, number(r, "format", ".1%"), number(r, "prefill", ",.0f"),
+                 number(r, "decode", ",.0f")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def number(result, key, form):
+    """A figure as text, or a dash."""
+    return format(result[key], form) if key in result else "-"
+
+
+def shown_answers(results, questions, replies, count):
+    """The first questions with every model's full answer, control pieces by name."""
+    lines = []
+    for i, turns in enumerate(questions[:count]):
+        asked = " ".join(t.content for t in turns[:-1])
+        right = turns[-1].answer if turns[-1].answer is not None else turns[-1].content
+        lines += [f"### Question {i + 1}", "", asked, "", f"Right answer: **{right}**", ""]
+        for r, answers in zip(results, replies):
+            text = " ".join(answers[i]["response"].split("\n"))
+            lines.append(f"- {r['model']} ({answers[i]['verdict']}): `{text}`")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write_report(cfg, results, answers_text):
+    """OUT.md and OUT.json."""
+    v = common.versions()
+    text = (f"# Scoreboard\n\n{show(cfg.data)}; KL and agreement against {results[0]['teacher']}; "
+            f"float32, {v['threads']} threads, {v['machine']}, torch {v['torch']}.\n\n"
+            f"{table(results)}\n\n{answers_text}")
+    with cli.atomic_write(f"{cfg.out}.md", "w") as file:
+        file.write(text)
+    with cli.atomic_write(f"{cfg.out}.json", "w") as file:
+        json.dump(dict(data=show(cfg.data), versions=v, results=results), file, indent=1)
+    print(f"written: {show(Path(cfg.out + '.md'))} and .json")
+
+
+def append_row(cfg, result, state):
+    """One finished run as one JSON line; a line is written whole, and none is ever changed."""
+    run = state.get("run_config", {})
+    row = dict(recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run,
+               inputs=state.get("inputs", {}), test_data=show(cfg.data),
+               test_sha256=cli.sha256_file(cfg.data), versions=common.versions(),
+               train_seconds=round(state.get("train_seconds", 0), 1), tokens=state.get("tokens", 0),
+               supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
+               best_step=state.get("best_step"),
+               metrics={k: v for k, v in result.items() if k not in ("model", "teacher")})
+    Path(cfg.row).parent.mkdir(parents=True, exist_ok=True)
+    with open(cfg.row, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+# --- talking --------------------------------------------------------------------------------------
+
+def reply(model, tokenizer, turns, cfg, generator):
+    """Print the answer to a conversation as it comes; returns it as a Turn."""
+    ids = prompt_ids(tokenizer, turns)
+    if len(ids) >= model.config.max_seq_len:
+        fail("the prompt is longer than the context", f"{len(ids)} tokens",
+             f"at most {model.config.max_seq_len - 1}", "a shorter prompt, or a new conversation")
+    new, printed = [], 0
+    for token in stream(model, ids, cfg.max_new_tokens, {tokenizer.end},
+                        temperature=cfg.temperature, generator=generator):
+        new.append(token)
+        text = tokenizer.decode(new, show_control=True)
+        if not text.endswith("\ufffd"):  # a character may take several byte pieces: wait for them
+            print(text[printed:], end="", flush=True)
+            printed = len(text)
+    print()
+    return Turn("assistant", tokenizer.decode(new))
+
+
+def talk(cfg, device):
+    """--prompt answers once, --chat until an empty line or the end of the input."""
+    model, tokenizer, _ = common.load_model(cfg.checkpoints[0], device)
+    generator = torch.Generator(device).manual_seed(cfg.seed)
+    if cfg.prompt:
+        reply(model, tokenizer, [Turn("user", cfg.prompt)], cfg, generator)
+        return
+    print("each line is a new question; an empty line ends")
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            break
+        if not text:
+            break
+        try:
+            reply(model, tokenizer, [Turn("user", text)], cfg, generator)
+        except cli.UserError as error:
+            print(f"error: {error}")
+
+
+def main(cfg):
+    check(cfg.checkpoints, "checkpoints", cfg.checkpoints, "at least one file, such as out/teacher.pt")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.chat or cfg.prompt:
+        return talk(cfg, device)
+    cli.need_file(cfg.data, "bash speedrun.sh, or --data with a file of yours")
+    documents = [d for _, d in read_documents(cfg.data, cfg.skip_bad_lines)]
+    questions = [d for d in documents if not isinstance(d, str)][:cfg.questions]
+    loaded = [common.load_model(path, device) for path in cfg.checkpoints]
+    teacher_path = cfg.teacher or cfg.checkpoints[0]
+    teacher, teacher_tokenizer, _ = common.load_model(teacher_path, device)
+    results, replies = [], []
+    for path, (model, tokenizer, state) in zip(cfg.checkpoints, loaded):
+        result = dict(model=Path(path).stem, teacher=Path(teacher_path).stem,
+                      parameters=model.num_parameters(), bytes=Path(path).stat().st_size)
+        window = min(model.config.max_seq_len, teacher.config.max_seq_len)
+        data = open_data(cfg.data, tokenizer, window, cfg.target, skip_bad_lines=cfg.skip_bad_lines)
+        same = tokenizer.fingerprint == teacher_tokenizer.fingerprint
+        result |= score(model, tokenizer, teacher if same else None, data, cfg, device)
+        if questions:
+            replies.append(answer(model, tokenizer, questions, cfg))
+            result |= tally(replies[-1])
+        results.append(result)
+        print(table(results[-1:]).splitlines()[-1])
+    if cfg.speed:
+        for result, speed in zip(results, speeds([model for model, _, _ in loaded])):
+            result |= speed
+    print("\n" + table(results) + "\n")
+    answers = shown_answers(results, questions, replies, cfg.samples) if questions else ""
+    write_report(cfg, results, answers)
+    if cfg.row:
+        for path, result, (_, _, state) in zip(cfg.checkpoints, results, loaded):
+            append_row(cfg, result, state)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

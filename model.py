@@ -1,0 +1,331 @@
+"""A decoder-only transformer in the layout of the Llama and Qwen3 families, KV cache and generation.
+
+Letters used in every shape comment of this project:
+    B sequences in a batch      T tokens in a sequence       V vocabulary       D model width
+    H query heads               G key/value heads (G <= H)   C channels a head  S tokens in the cache
+
+One block is   x = x + attention(rms_norm(x));   x = x + swiglu(rms_norm(x)).
+Sources: RMSNorm, Zhang & Sennrich 2019, eq. 4; RoPE, Su et al. 2021, eq. 34; grouped-query attention,
+Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3. Parameter names and the RoPE
+pairing (channel i with i + C/2) are those of Hugging Face's Llama and Qwen3 classes, without the
+leading "model.", so that their checkpoints can be read here.
+"""
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass
+class ModelConfig:
+    """The shape of a model; saved in every checkpoint as a plain dict."""
+    vocab_size: int = 1024
+    dim: int = 192            # D, width of the residual stream
+    n_layers: int = 4         # blocks
+    n_heads: int = 6          # H, query heads
+    n_kv_heads: int = 3       # G, key/value heads; must divide n_heads
+    head_dim: int = 32        # C, channels a head; even, for RoPE
+    ffn_dim: int = 512        # hidden width of SwiGLU, about 8/3 of dim
+    max_seq_len: int = 512    # context: prompt and answer together
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qk_norm: bool = True      # RMSNorm on queries and keys (Qwen3); Llama has none
+    tie_embeddings: bool = True  # the output matrix is the embedding matrix
+
+
+# Named by parameters at V = 1,024. Widths are multiples of 32: matmul kernels like them.
+SIZES = {
+    "0.1m": dict(dim=64, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=160),
+    "0.2m": dict(dim=64, n_layers=3, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=160),
+    "0.4m": dict(dim=96, n_layers=3, n_heads=3, n_kv_heads=1, head_dim=32, ffn_dim=256),
+    "0.9m": dict(dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=352),
+    "2m": dict(dim=192, n_layers=4, n_heads=6, n_kv_heads=3, head_dim=32, ffn_dim=512),
+    "5m": dict(dim=256, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=704),
+    "10m": dict(dim=384, n_layers=6, n_heads=6, n_kv_heads=3, head_dim=64, ffn_dim=1024),
+    "30m": dict(dim=512, n_layers=10, n_heads=8, n_kv_heads=4, head_dim=64, ffn_dim=1408),
+    "100m": dict(dim=768, n_layers=15, n_heads=12, n_kv_heads=6, head_dim=64, ffn_dim=2048),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+
+    def __init__(self, dim, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rope_table(max_seq_len, head_dim, theta):
+    """Two (max_seq_len, C) tables, cosines and sines of position * theta^(-2i/C)."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)  # (C/2,)
+    angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequencies)  # (T, C/2)
+    angles = torch.cat([angles, angles], dim=-1)  # (T, C): channel i turns with channel i + C/2
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x, cos, sin):
+    """Turn each channel pair of x (B, heads, T, C) by its position's angle.
+
+    q·k then depends on the distance of their positions alone, which is why documents that are packed
+    into one window need no positions of their own.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: H query heads share G key/value heads."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.head_dim = c.head_dim
+        self.q_proj = nn.Linear(c.dim, c.n_heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+
+    def forward(self, x, cos, sin, mask, cache=None):
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, C)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, G, T, C)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)               # (B, G, T, C)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, G, S, C)
+        # mask None means plain causal; a single new token may see all that is in the cache
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True,
+                                             is_causal=mask is None and T > 1)  # (B, H, T, C)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)). Gate and up stay apart: Muon must see them as two matrices."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.dim, c.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(c.dim, c.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(c.ffn_dim, c.dim, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.dim, c.norm_eps)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.dim, c.norm_eps)
+        self.mlp = SwiGLU(c)
+
+    def forward(self, x, cos, sin, mask, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """ids (B, T) -> logits (B, T, V)."""
+
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        assert c.n_heads % c.n_kv_heads == 0, "n_kv_heads must divide n_heads"
+        assert c.head_dim % 2 == 0, "RoPE turns channels in pairs: head_dim must be even"
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.dim)
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.n_layers))
+        self.norm = RMSNorm(c.dim, c.norm_eps)
+        self.lm_head = nn.Linear(c.dim, c.vocab_size, bias=False)
+        if c.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        cos, sin = rope_table(c.max_seq_len, c.head_dim, c.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Small weights: the loss at init is ln V. Residual outputs shrink with depth (GPT-2)."""
+        for name, p in self.named_parameters():
+            if p.dim() == 1:
+                nn.init.ones_(p)  # norm weights
+            elif "embed_tokens" in name or "lm_head" in name:
+                # Tied, a token's own logit starts at sqrt(D) * 0.2: small beside ln V at every width.
+                nn.init.normal_(p, std=0.2 * self.config.dim ** -0.5)
+            else:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                shrink = (2 * self.config.n_layers) ** -0.5 if residual else 1.0
+                nn.init.normal_(p, std=0.02 * shrink)
+
+    def num_parameters(self):
+        """Parameters, embeddings included, tied ones once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden_states(self, ids, document=None, cache=None):
+        """ids (B, T) -> (B, T, D), the final norm's output.
+
+        document (B, T): a token sees the tokens before it with its own document number. None: it sees
+        all tokens before it (and in the cache, but for the left padding that the cache knows of).
+        """
+        B, T = ids.shape
+        start = cache.length if cache else 0
+        if start + T > self.config.max_seq_len:
+            raise ValueError(f"{start + T} tokens, but the context holds {self.config.max_seq_len}")
+        mask = None
+        if document is not None:
+            mask = document[:, None, :, None] == document[:, None, None, :]  # (B, 1, T, T)
+            mask = mask.tril()  # causal; padding (document 0) sees padding: no row is empty
+        elif cache is not None:
+            mask = cache.mask(T)  # (B, 1, T, S) or None
+        x = self.embed_tokens(ids)  # (B, T, D)
+        cos = self.cos[start:start + T].to(x.dtype)  # (T, C)
+        sin = self.sin[start:start + T].to(x.dtype)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, mask, cache.layers[i] if cache else None)  # (B, T, D)
+        if cache is not None:
+            cache.length += T
+        return self.norm(x)
+
+    def forward(self, ids, document=None, keep=None):
+        """Logits (B, T, V), or (N, V) of the N tokens where keep (B, T) is True, in reading order.
+
+        Most tokens of a conversation are not counted (the prompt): `keep` spares the output matrix and
+        the softmax of the teacher and of the student for them, without changing any counted value.
+        """
+        hidden = self.hidden_states(ids, document)  # (B, T, D)
+        return self.lm_head(hidden if keep is None else hidden[keep])
+
+
+class LayerCache:
+    """Keys and values of one layer, (B, G, max, C) each, filled from the left."""
+
+    def __init__(self, shape, device, dtype):
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, k, v):
+        end = self.length + k.shape[2]
+        self.k[:, :, self.length:end] = k
+        self.v[:, :, self.length:end] = v
+        self.length = end
+        return self.k[:, :, :end], self.v[:, :, :end]  # (B, G, S, C)
+
+
+class KVCache:
+    """What the model has read so far. `padding` (B,): how many tokens on the left are not text."""
+
+    def __init__(self, model, batch, max_tokens, padding=None):
+        c, weight = model.config, model.embed_tokens.weight
+        shape = (batch, c.n_kv_heads, max_tokens, c.head_dim)
+        self.layers = [LayerCache(shape, weight.device, weight.dtype) for _ in range(c.n_layers)]
+        self.length = 0
+        self.padding = padding if padding is not None and bool(padding.any()) else None
+
+    def mask(self, T):
+        """(B, 1, T, S) True where a new token may look, or None where plain causal says the same."""
+        S = self.length + T
+        if self.padding is None and (self.length == 0 or T == 1):
+            return None
+        device = self.layers[0].k.device
+        column = torch.arange(S, device=device)
+        row = torch.arange(self.length, S, device=device)
+        mask = (column <= row[:, None])[None, None]  # (1, 1, T, S)
+        if self.padding is not None:
+            # A padding token sees itself, or its softmax would be 0/0 and its NaN would spread.
+            text = column >= self.padding[:, None]  # (B, S)
+            mask = mask & text[:, None, None, :] | (column == row[:, None])
+        return mask
+
+
+def sample(logits, temperature, top_k=0, top_p=1.0, generator=None):
+    """One token a row of logits (B, V) -> (B,). Temperature 0 is greedy.
+
+    top_k keeps the k likeliest tokens; top_p the smallest set with that mass (Holtzman et al. 2020),
+    the likeliest token always in it.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p < 1:
+        ordered, index = logits.sort(descending=True)
+        mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # (B, V)
+        ordered = ordered.masked_fill(mass_before >= top_p, -torch.inf)
+        logits = torch.empty_like(logits).scatter_(-1, index, ordered)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, generator=None):
+    """Yield (B,) new tokens a step, for prompts (lists of ids) of different lengths.
+
+    Prompts are padded on the left, so that all of them end in the same column and RoPE's distances
+    are right; the cache hides the padding. Ends before the context is full.
+    """
+    device = model.embed_tokens.weight.device
+    lengths = [len(p) for p in prompts]
+    longest = max(lengths)
+    if min(lengths) == 0 or longest >= model.config.max_seq_len:
+        raise ValueError(f"a prompt has {min(lengths)} to {longest} tokens; "
+                         f"1 to {model.config.max_seq_len - 1} fit the context")
+    max_new_tokens = min(max_new_tokens, model.config.max_seq_len - longest)
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
+    padding = torch.tensor([longest - n for n in lengths], device=device)  # (B,)
+    cache = KVCache(model, len(prompts), longest + max_new_tokens, padding)
+    for _ in range(max_new_tokens):
+        hidden = model.hidden_states(ids, cache=cache)[:, -1]  # (B, D)
+        token = sample(model.lm_head(hidden), temperature, top_k, top_p, generator)  # (B,)
+        yield token
+        ids = token[:, None]  # (B, 1)
+
+
+@torch.inference_mode()
+def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
+    """Continue each prompt (a list of ids) -> a list of lists of new ids, the stop id included.
+
+    A row without a stop id at its end ran into the limit. `sampling`: temperature, top_k, top_p,
+    generator, as in `sample`. Raises ValueError where a prompt leaves no room in the context.
+    """
+    if max_new_tokens < 1 or not prompts:
+        return [[] for _ in prompts]
+    stop_ids, rows = set(stop_ids), [[] for _ in prompts]
+    running = set(range(len(prompts)))
+    for token in decode_steps(model, prompts, max_new_tokens, **sampling):
+        for i, id in enumerate(token.tolist()):
+            if i in running:
+                rows[i].append(id)
+                if id in stop_ids:
+                    running.discard(i)  # whatever the model says after its end does not count
+        if not running:
+            break
+    return rows
+
+
+@torch.inference_mode()
+def stream(model, prompt, max_new_tokens, stop_ids=(), **sampling):
+    """Yield the new ids of one prompt as they come; the stop id is the last."""
+    for token in decode_steps(model, [prompt], max_new_tokens, **sampling):
+        yield int(token)
+        if int(token) in stop_ids:
+            return
+
+
+def build(size, vocab_size, **changes):
+    """A fresh Transformer of a named size: `build("2m", 1024, max_seq_len=256)`."""
+    return Transformer(ModelConfig(vocab_size=vocab_size, **{**SIZES[size], **changes}))
+
+
+def config_dict(model):
+    """The model's config as a plain dict, as checkpoints keep it."""
+    return dataclasses.asdict(model.config)

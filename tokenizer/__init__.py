@@ -1,0 +1,113 @@
+"""The tokenizer: SentencePiece BPE with byte fallback, and ten marks that no text can spell.
+
+    tokenizer = Tokenizer.load("out/tokenizer.model")
+    tokenizer.decode(tokenizer.encode(text)) == text      # for every valid unicode text
+
+Marks of a conversation are single ids. `<end>` ends a turn and a text document; there is no bos:
+
+    <user> 2 + 3 = ? <end> <assistant> <think> 2 + 3 = 5 </think> <answer> 5 </answer> <end>
+
+The wrapper hides four edges of the library: U+2581 (its mark for a space) would come back as a
+space, a lone surrogate raises a bare RuntimeError, decoding drops control pieces without a word,
+and a long text takes more than its share of time.
+"""
+import hashlib
+import re
+
+import numpy as np
+import sentencepiece
+
+from cli import atomic_write, fail, need_file, show
+
+# Ids 0 to 9, in this order. train.py hands the same list to the trainer.
+CONTROL = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>",
+           "<think>", "</think>", "<answer>", "</answer>"]
+META_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
+# No piece holds a space after a letter, a newline or a written U+2581 (train.py cuts there), so a
+# text may be encoded word by word: the same ids, and a word seen before costs one look-up.
+WORDS = re.compile(f" *[^ \n{META_SPACE}]+| +|[\n{META_SPACE}]")
+MEMO_WORDS, MEMO_LENGTH = 200_000, 64  # entries, characters: at most about 60 MB
+
+
+class Tokenizer:
+    def __init__(self, model_bytes):
+        self.model_bytes = bytes(model_bytes)
+        self.fingerprint = hashlib.sha256(self.model_bytes).hexdigest()[:16]
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
+        except (RuntimeError, OSError, ValueError):
+            fail("not a SentencePiece model", fix="python tokenizer/train.py --fresh")
+        self.vocab_size = self._model.get_piece_size()
+        names = [self._model.id_to_piece(i) for i in range(min(self.vocab_size, len(CONTROL)))]
+        if names != CONTROL:
+            fail("a tokenizer of another make", names, CONTROL, "python tokenizer/train.py --fresh")
+        (self.pad, self.unk, self.end, self.system, self.user, self.assistant, self.think,
+         self.end_think, self.answer, self.end_answer) = range(len(CONTROL))
+        self.control_ids = set(range(len(CONTROL)))
+        self.tag_ids = {self.think, self.end_think, self.answer, self.end_answer}
+        self._bytes = [self._piece_bytes(i) for i in range(self.vocab_size)]
+        self._memo = {}
+        # what each id stands for, in UTF-8 bytes: bits per byte compares vocabularies fairly
+        self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,)
+
+    @classmethod
+    def load(cls, path):
+        return cls(need_file(path, "python tokenizer/train.py").read_bytes())
+
+    def save(self, path):
+        with atomic_write(path) as file:
+            file.write(self.model_bytes)
+
+    def _piece_bytes(self, token):
+        piece = self._model.id_to_piece(token)
+        if token in self.control_ids:
+            return b""
+        if self._model.is_byte(token):
+            return bytes([int(piece[3:5], 16)])  # "<0x0A>"
+        return piece.replace(META_SPACE, " ").encode()
+
+    def encode(self, text):
+        """Text -> ids, never a control id, whatever it spells; any valid unicode comes back."""
+        ids, memo = [], self._memo
+        for word in WORDS.findall(text):
+            known = memo.get(word)
+            ids += self._encode_word(word) if known is None else known
+        return ids
+
+    def _encode_word(self, word):
+        if word == META_SPACE:  # the library would take it for a space
+            ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
+        else:
+            check_unicode(word)
+            ids = self._model.encode(word)
+        if len(word) <= MEMO_LENGTH:
+            if len(self._memo) >= MEMO_WORDS:
+                self._memo.clear()
+            self._memo[word] = ids
+        return ids
+
+    def decode(self, ids, show_control=False):
+        """Ids -> text. Marks are dropped, or named; bytes that are no UTF-8 become U+FFFD."""
+        parts = []
+        for token in map(int, ids):
+            if not 0 <= token < self.vocab_size:
+                fail("a token id out of range", token, f"0 to {self.vocab_size - 1}",
+                     "use the tokenizer that made these ids")
+            named = show_control and token in self.control_ids
+            parts.append(CONTROL[token].encode() if named else self._bytes[token])
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+
+def check_unicode(text):
+    """UserError where the text holds half of a surrogate pair (legal in a JSON escape)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        fail("a lone surrogate", f"U+{ord(text[error.start]):04X} at character {error.start}",
+             "valid unicode (both halves of a pair, or neither)", "repair or drop that text")
+
+
+def check_fingerprint(have, want, what, fix="make it again with this tokenizer"):
+    """UserError unless the fingerprints are equal: ids of another tokenizer are nonsense."""
+    if have != want:
+        fail(f"{show(what)} was made with another tokenizer", have, want, fix)
