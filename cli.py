@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parent
 OUT = Path(os.environ.get("MINIDISTILL_OUT", ROOT / "out")).resolve()
 
 
+WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EISDIR)
+
+
 class UserError(Exception):
     """A mistake that the user can mend: shown as one line, exit status 2."""
 
@@ -149,8 +152,11 @@ def run(main, config_class):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `script.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EISDIR):
+        if error.errno not in WRITE_ERRORS:
             raise
         print(f"error: cannot write {error.filename or ''}: {error.strerror}; "
               "the files that were there are as before; fix: make room or choose another place",
@@ -159,9 +165,6 @@ def run(main, config_class):
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `script.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 # --- files that are whole or not there ------------------------------------------------------------

@@ -43,8 +43,8 @@ from dataset.formats import count_bad, cut, encode_document, read_documents, rea
 from tokenizer import Tokenizer
 
 VERSION = 1
-SORTED = 1024       # documents packed at a time, the longest first
-OPEN_WINDOWS = 256  # windows that may still take a document
+SORTED = 1024        # documents packed at a time, the longest first
+OPEN_WINDOWS = 1024  # windows that may still take a document
 NAMES = ("ids", "mask", "document")
 SETTINGS = ("version", "source_sha256", "fingerprint", "window", "target", "loss_on", "limit")
 

@@ -12,7 +12,7 @@ Last line: next: python tokenizer/train.py
 
 Four splits, train / val / test / distill. A story's split is a hash of its skeleton (the templates
 in their order) and its numbers, so no question stands in two splits under other names, whatever
-the seed. distill's rows carry a question and an answer but no worked steps: the teacher writes them.
+the seed. distill's rows carry a question and an answer, no worked steps: the teacher writes them.
 
 Never in the four splits, kept for the robustness suites (`make_story` makes them on request): the
 last quarter of all templates, names and objects, totals above 99, operands above 20, and chains of
@@ -46,7 +46,7 @@ class Config:
     val: int = 1_000         # stories that choose between runs
     test: int = 1_000        # stories that report, once
     distill: int = 8_000     # questions with an answer only: the teacher writes the worked steps
-    ops: str = "1-4"         # operations a story, lowest-highest (1 to 4; the suites have 5 and 6)
+    ops: str = "1-4"         # operations a story, lowest-highest (1 to 6; 5 and 6 reach the test split alone)
     lang: Literal["en", "zh", "both"] = "en"  # language: en, zh or both (half and half)
     seed: int = 0            # another seed, other stories; splits stay apart across seeds
     out: str = OUT / "data" / "stories"  # folder of the four .jsonl files and about.json
@@ -150,6 +150,9 @@ def split_of(row):
             return split
 
 
+LONGEST_TRAINED = 4  # operations; longer chains occur in no training data
+
+
 # --- four files -----------------------------------------------------------------------------------
 
 def generate(cfg, low, high):
@@ -160,6 +163,8 @@ def generate(cfg, low, high):
     while any(left.values()):
         row = make_story(rng, rng.choice(langs), rng.randint(low, high))
         split, idle = split_of(row), idle + 1
+        if row["ops"] > LONGEST_TRAINED:
+            split = "test"  # long chains are for testing alone, whatever their hash
         if idle > PATIENCE:
             missing = ", ".join(f"{n} of {split}" for split, n in left.items() if n)
             fail(f"no new story in {PATIENCE} draws, still missing {missing}",
@@ -209,9 +214,9 @@ def main(cfg):
     for split in SHARES:
         check(0 < getattr(cfg, split) <= 5_000_000, f"--{split}", getattr(cfg, split),
               "1 to 5,000,000")
-    match = re.fullmatch(r"([1-4])(?:-([1-4]))?", cfg.ops)
+    match = re.fullmatch(r"([1-4])(?:-([1-6]))?", cfg.ops)
     check(match and match[1] <= (match[2] or match[1]), "--ops", cfg.ops,
-          "lowest-highest from 1 to 4, such as 1-4 (5 and 6 are kept for the robustness suites)")
+          "lowest-highest, such as 1-4; up to 1-6, where 5 and 6 reach the test split alone")
     out = Path(cfg.out)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("out", "fresh")}
     if already_made(out, [f"{s}.jsonl" for s in SHARES], settings, cfg.fresh):

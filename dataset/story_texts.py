@@ -30,9 +30,9 @@ NAMES = {
 # en: singular and plural; zh: measure word and noun
 OBJECTS = {
     "en": """apple apples, pear pears, coin coins, stamp stamps, book books, card cards,
-        shell shells, stone stones, button buttons, ball balls, toy toys, key keys, cup cups, egg eggs, nut nuts,
-        pencil pencils, bead beads, sticker stickers, cookie cookies, flower flowers, ring rings,
-        plum plums, badge badges, marble marbles,
+        shell shells, stone stones, button buttons, ball balls, toy toys, key keys, cup cups,
+        egg eggs, nut nuts, pencil pencils, bead beads, sticker stickers, cookie cookies,
+        flower flowers, ring rings, plum plums, badge badges, marble marbles,
         leaf leaves, berry berries, brush brushes, lemon lemons, candle candles, spoon spoons,
         peach peaches, ticket tickets""",
     "zh": """个 苹果, 个 梨, 枚 硬币, 张 邮票, 本 书, 张 卡片, 枚 贝壳, 块 石头, 颗 纽扣, 个 球,

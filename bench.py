@@ -1,0 +1,226 @@
+"""Speed of one training step: share of the machine's peak, and what each choice in the loop is worth.
+
+    python bench.py            on an otherwise idle machine, about 4 minutes; writes out/bench.md and .json
+
+Part 1, share of peak.  peak = the best of square matmuls of 1,024 to 4,096 in the run's dtype.
+    FLOPs a token, forward and backward = 6 * (matmul parameters: output head yes, embedding lookup no)
+    + 12 * layers * heads * channels * window   (Chowdhery et al. 2022, appendix B)
+Part 2, ablation.  The step of train_distill_logits.py on the default stories, one factor changed at a
+    time; variants take turns, so that the machine's drift hits all. Times are medians; read the ratio.
+"""
+import contextlib
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+import cli
+import common
+from cli import OUT
+from dataset.batches import open_data, tensors
+from losses import cross_entropy, forward_kl, total
+from model import SIZES, build
+from optim import make_optimizers
+from tokenizer import Tokenizer
+
+
+@dataclass
+class Config:
+    teacher: Literal[tuple(SIZES)] = "2m"    # size of the teacher (random weights: speed is the same)
+    student: Literal[tuple(SIZES)] = "0.4m"  # size of the student
+    data: str = OUT / "data/stories/train.jsonl"  # what a step reads
+    tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
+    batch: int = 16                # windows in a step
+    window: int = 256              # tokens in a window
+    rounds: int = 7                # turns a variant (5 to 20); the first is a warm-up
+    compile: bool = True           # include torch.compile, which needs a C++ compiler on CPUs
+    seed: int = 0                  # of weights and batches
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # of the plain step
+    out: str = OUT / "bench"       # writes OUT.md and OUT.json
+
+
+def seconds(function, env):
+    """Wall-clock of one call, the device's work finished."""
+    began = time.perf_counter()
+    function()
+    if env.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def peak_flops(env):
+    """Best FLOP/s of square matmuls in the run's dtype."""
+    dtype, best = torch.bfloat16 if env.dtype == "bf16" else torch.float32, 0.0
+    for n in (1024, 2048, 4096):
+        a = torch.randn(n, n, device=env.device, dtype=dtype)
+        for _ in range(5):
+            best = max(best, 2 * n ** 3 / seconds(lambda: a @ a, env))
+    return best
+
+
+def flops_a_token(model, window):
+    """Forward and backward, every token counted."""
+    c = model.config
+    matmul = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "layers." in n)
+    return 6 * (matmul + c.dim * c.vocab_size) + 12 * c.n_layers * c.n_heads * c.head_dim * window
+
+
+def take_turns(variants, rounds, env):
+    """{name: function} -> {name: median seconds}; one call each a round, the first not counted."""
+    times = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, function in variants.items():
+            if number > 1 and times[name][0] > 20:
+                continue  # hopelessly slow (emulated bf16): one reading will do
+            taken = seconds(function, env)
+            if number > 0:
+                times[name].append(taken)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def pretrain_step(model, batch, env, optimizers):
+    """The step of train_pretrain.py on plain text: every token counts."""
+    x, y = batch[0], batch[1]
+
+    def step():
+        with env.autocast():
+            logits = model(x)                              # (B, T, V)
+        (cross_entropy(logits, y).sum() / y.numel()).backward()
+        finish_step(model, optimizers)
+    return step
+
+
+def logits_step(student, teacher, batch, autocast, optimizers, keep_counted=True, teacher_term=True):
+    """The step of train_distill_logits.py."""
+    x, y, document, weight = batch
+    keep = weight > 0 if keep_counted else torch.ones_like(weight, dtype=torch.bool)
+
+    def step():
+        w = weight[keep]
+        with autocast():
+            logits = student(x, document, keep)            # (N, V)
+        values = cross_entropy(logits, y[keep])
+        if teacher_term:
+            with torch.no_grad(), autocast():
+                teacher_logits = teacher(x, document, keep)
+            values = 0.1 * values + 0.9 * forward_kl(logits, teacher_logits)
+        (total(values, w) / w.sum()).backward()
+        finish_step(student, optimizers)
+    return step
+
+
+def finish_step(model, optimizers):
+    """Clip, step, clear: part of every step's time."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def padded_batch(batch):
+    """The documents of packed windows, one a row, padded to the longest: what packing saves."""
+    rows = []
+    for window in zip(*batch):
+        ids, targets, document, weight = window
+        for number in document[document > 0].unique():
+            at = document == number
+            rows.append((ids[at], targets[at], document[at], weight[at]))
+    pad = torch.nn.utils.rnn.pad_sequence
+    x, y, _, weight = (pad(column, batch_first=True) for column in zip(*rows))
+    return [x, y, None, weight]  # one document a row: plain causal attention, no mask
+
+
+def share_of_peak(cfg, env, batch, vocab_size):
+    """Part 1 -> [(model, ms a step, tokens/s, GFLOP/s, share of peak)]."""
+    peak = peak_flops(env)
+    print(f"peak {peak / 1e9:.0f} GFLOP/s in {env.dtype}")
+    models = {name: build(size, vocab_size).to(env.device)
+              for name, size in (("teacher", cfg.teacher), ("student", cfg.student))}
+    steps = {name: pretrain_step(m, batch, env, make_optimizers(m, "muon", 1e-3, 0.1))
+             for name, m in models.items()}
+    rows, tokens = [], batch[0].numel()
+    for name, taken in take_turns(steps, cfg.rounds, env).items():
+        rate = flops_a_token(models[name], cfg.window) * tokens / taken
+        rows.append(dict(model=name, ms=1000 * taken, tokens_per_second=tokens / taken,
+                         gflops=rate / 1e9, share_of_peak=rate / peak))
+        print(f"{name:<8} {1000 * taken:7.0f} ms a step | {tokens / taken:8,.0f} tok/s | "
+              f"{rate / 1e9:6.0f} GFLOP/s | {rate / peak:.0%} of peak")
+    return peak, rows
+
+
+def ablation(cfg, env, batch, vocab_size):
+    """Part 2 -> [(variant, ms, tokens/s, ratio to the plain step)]."""
+    teacher = build(cfg.teacher, vocab_size).to(env.device).eval().requires_grad_(False)
+    student = build(cfg.student, vocab_size).to(env.device)
+    muon = make_optimizers(student, "muon", 1e-4, 0.1)
+    adamw = make_optimizers(student, "adamw", 1e-4, 0.1)
+    other = "float32" if env.dtype == "bf16" else "bf16"
+    other_cast = contextlib.nullcontext if env.dtype == "bf16" else \
+        lambda: torch.autocast(env.device.type, torch.bfloat16)
+
+    def variant(data=batch, cast=env.autocast, optimizers=muon, **changes):
+        return logits_step(student, teacher, data, cast, optimizers, **changes)
+
+    variants = {
+        f"plain: {env.dtype}, packed, eager, counted logits alone, Muon": variant(),
+        f"precision: {other}": variant(cast=other_cast),
+        "packing: one document a row, padded to the longest": variant(padded_batch(batch)),
+        "loss: logits of every token, counted or not": variant(keep_counted=False),
+        "loss: cross-entropy alone, no teacher (= train_pretrain.py)": variant(teacher_term=False),
+        "optimizer: AdamW for all": variant(optimizers=adamw),
+    }
+    if cfg.compile:
+        fast = [torch.compile(m, dynamic=True) for m in (student, teacher)]
+        compiled = logits_step(fast[0], fast[1], batch, env.autocast, muon)
+        try:
+            compiled()  # compilation itself is not timed
+            variants["compile: torch.compile of both models"] = compiled
+        except Exception as error:  # no compiler on this machine: a line of the table is missing
+            print(f"torch.compile does not run here: {type(error).__name__}")
+    tokens = int((batch[2] > 0).sum())
+    times = take_turns(variants, cfg.rounds, env)
+    plain = next(iter(times.values()))
+    return [dict(variant=name, ms=1000 * t, tokens_per_second=tokens / t, speed=plain / t)
+            for name, t in times.items()]
+
+
+def report(cfg, env, peak, shares, rows):
+    """The two tables as Markdown, and all figures as JSON."""
+    v = common.versions()
+    lines = [f"{v['machine']}, {v['threads']} threads, torch {v['torch']}, {env.dtype}; "
+             f"peak {peak / 1e9:.0f} GFLOP/s", "",
+             "| model | ms a step | tokens/s | GFLOP/s | share of peak |", "|---|---:|---:|---:|---:|"]
+    for r in shares:
+        lines.append(f"| {r['model']} | {r['ms']:.0f} | {r['tokens_per_second']:,.0f} | "
+                     f"{r['gflops']:.0f} | {r['share_of_peak']:.0%} |")
+    lines += ["", "| logits step, one factor changed | ms | text tokens/s | speed |",
+              "|---|---:|---:|---:|"]
+    for r in rows:
+        lines.append(f"| {r['variant']} | {r['ms']:.0f} | {r['tokens_per_second']:,.0f} | "
+                     f"{r['speed']:.2f} |")
+    text = "\n".join(lines) + "\n"
+    print("\n" + text)
+    with cli.atomic_write(f"{cfg.out}.md", "w") as file:
+        file.write(text)
+    with cli.atomic_write(f"{cfg.out}.json", "w") as file:
+        json.dump(dict(versions=v, dtype=env.dtype, peak=peak, shares=shares, ablation=rows), file,
+                  indent=1)
+
+
+def main(cfg):
+    env = common.start(cfg)
+    tokenizer = Tokenizer.load(cli.need_file(cfg.tokenizer, "python tokenizer/train.py"))
+    data = open_data(cfg.data, tokenizer, cfg.window)
+    numbers = np.random.default_rng(cfg.seed).permutation(len(data["ids"]))[:cfg.batch]
+    batch = tensors(data, numbers, env.device)
+    peak, shares = share_of_peak(cfg, env, batch, tokenizer.vocab_size)
+    rows = ablation(cfg, env, batch, tokenizer.vocab_size)
+    report(cfg, env, peak, shares, rows)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

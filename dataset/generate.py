@@ -1,0 +1,172 @@
+"""Ask the teacher: sample chains of thought on the distill split, keep those whose answer holds.
+
+    python dataset/generate.py --teacher out/teacher.pt --input out/data/stories/distill.jsonl
+
+Black box: what is kept is text. Each question is asked --samples times at a temperature above 0; an
+answer is kept if it ended, has the form <think>...</think><answer>...</answer>, gives the known answer
+and was not said before for the same question (rejection sampling: Yuan et al. 2023, section 3.3).
+Writes OUT (the kept rows, ready for train_distill_reason.py) and OUT.all.jsonl (every sample with its
+verdict, appended batch by batch: the same command after a stop asks only what is missing).
+"""
+import json
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cli
+import common
+from cli import OUT, check, fail, show
+from dataset.formats import parse_response, prompt_ids, read_documents
+from dataset.verify import extract_answer, verdict
+from model import generate
+
+
+@dataclass
+class Config:
+    teacher: str = OUT / "teacher.pt"  # checkpoint that is asked
+    input: str = OUT / "data/stories/distill.jsonl"  # questions with known answers, in any format
+    out: str = OUT / "data/traces.jsonl"  # the kept rows
+    questions: int = 0             # ask only the first N; 0: all
+    samples: int = 2               # answers a question (1 to 16)
+    temperature: float = 0.7       # of sampling (0.5 to 1; above 1 the traces get worse)
+    top_p: float = 1.0             # keep the smallest set of tokens with this mass (0.9 to 1)
+    max_new_tokens: int = 128      # an answer that reaches this is rejected as truncated
+    batch: int = 128               # answers written together
+    seed: int = 0                  # a batch's stream depends on this and on its number alone
+    skip_bad_lines: bool = False   # count bad lines of the input and go on
+    fresh: bool = False            # ask everything again
+
+
+def read_questions(cfg):
+    """[(line, turns, reference answer)] of the input; text rows and rows without answer are refused."""
+    found = []
+    for line, document in read_documents(cfg.input, cfg.skip_bad_lines):
+        if isinstance(document, str):
+            fail(f"{cfg.input}:{line}: plain text", expected="a conversation with a known answer",
+                 fix="see dataset/formats.py for the formats")
+        last = document[-1]
+        reference = last.answer if last.answer is not None else extract_answer(last.content)
+        if reference is None:
+            fail(f"{cfg.input}:{line}: no known answer", last.content[:60], "an answer to verify against")
+        found.append((line, document, reference))
+        if len(found) == cfg.questions:
+            break
+    return found
+
+
+def done_batches(path, header, fresh):
+    """How many whole batches OUT.all.jsonl holds; a torn last batch is cut off, not repeated."""
+    if fresh or not path.exists():
+        with cli.atomic_write(path, "w") as file:
+            file.write(json.dumps(header) + "\n")
+        return 0
+    lines = path.read_bytes().split(b"\n")
+    found = json.loads(lines[0]) if lines[0].startswith(b"{") and len(lines) > 1 else {}
+    differing = [f"{k} was {found.get(k)!r}, is {v!r}" for k, v in header.items() if found.get(k) != v]
+    if differing:
+        fail(f"{show(path)} was made by another command: " + ", ".join(differing),
+             fix="choose another --out, or replace it with --fresh")
+    keep, done = len(lines[0]) + 1, 0
+    size = keep
+    for line in lines[1:-1]:
+        size += len(line) + 1
+        if line.startswith(b'{"batch_end"'):
+            keep, done = size, done + 1
+    with open(path, "r+b") as file:
+        file.truncate(keep)
+    return done
+
+
+def judge(tokenizer, ids, reference):
+    """One sample -> its row: what was said and the verdict."""
+    parsed = parse_response(tokenizer, ids)
+    return dict(reasoning_content=parsed["think"], content=parsed["answer"], tokens=len(ids),
+                verdict=verdict(reference, parsed["answer"], parsed["ended"], parsed["well_formed"]))
+
+
+def ask(cfg, model, tokenizer, questions, path, device):
+    """Append every missing batch of samples to OUT.all.jsonl."""
+    jobs = sorted(((q, s) for q in range(len(questions)) for s in range(cfg.samples)),
+                  key=lambda job: len(tokenizer.encode(questions[job[0]][1][0].content)))
+    batches = [jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch)]  # equal lengths together
+    header = {**common.comparable(cfg), "teacher": common.weights_fingerprint(model),
+              "input": cli.sha256_file(cfg.input)}
+    done = done_batches(path, header, cfg.fresh)
+    counts, began = Counter(), time.time()
+    for number in range(done, len(batches)):
+        prompts = [prompt_ids(tokenizer, questions[q][1]) for q, _ in batches[number]]
+        if max(map(len, prompts)) >= model.config.max_seq_len:
+            fail("a question is longer than the teacher's context", f"{max(map(len, prompts))} tokens",
+                 f"at most {model.config.max_seq_len - 1}", "leave it out")
+        generator = torch.Generator(device).manual_seed(cfg.seed * 1_000_003 + number)
+        rows = generate(model, prompts, cfg.max_new_tokens, {tokenizer.end}, generator=generator,
+                        temperature=cfg.temperature, top_p=cfg.top_p)
+        lines = []
+        for (q, s), ids in zip(batches[number], rows):
+            row = dict(question=q, sample=s, **judge(tokenizer, ids, questions[q][2]))
+            counts[row["verdict"]] += 1
+            lines.append(json.dumps(row, ensure_ascii=False))
+        lines.append(json.dumps(dict(batch_end=number)))
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if number % 10 == 9 or number == len(batches) - 1:
+            rate = sum(counts.values()) / (time.time() - began)
+            left = (len(batches) - number - 1) * cfg.batch / rate
+            print(f"batch {number + 1:>4}/{len(batches)} | {rate:.0f} answers/s | "
+                  f"ok {counts['ok'] / sum(counts.values()):.1%} | eta {left:.0f} s")
+
+
+def keep(cfg, questions, path):
+    """OUT.all.jsonl -> OUT: right, whole, distinct; counts by reason."""
+    counts, said, rows = Counter(), set(), []
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        row = json.loads(line)
+        if "batch_end" in row:
+            continue
+        reason, key = row["verdict"], (row["question"], row["reasoning_content"])
+        if reason == "ok" and key in said:
+            reason = "said before"
+        counts[reason] += 1
+        if reason == "ok":
+            said.add(key)
+            rows.append(row)
+    rows.sort(key=lambda r: (r["question"], r["sample"]))
+    with cli.atomic_write(cfg.out, "w") as file:
+        for row in rows:
+            line, turns, _ = questions[row["question"]]
+            asked = [dict(role=t.role, content=t.content) for t in turns[:-1]]
+            answer = dict(role="assistant", reasoning_content=row["reasoning_content"],
+                          content=row["content"])
+            file.write(json.dumps(dict(conversations=asked + [answer], source_line=line,
+                                       sample=row["sample"]), ensure_ascii=False) + "\n")
+    return counts, len({r["question"] for r in rows})
+
+
+def main(cfg):
+    check(cfg.samples > 0, "--samples", cfg.samples, "a positive whole number")
+    check(cfg.temperature >= 0, "--temperature", cfg.temperature, "0 or more")
+    check(cfg.batch > 0, "--batch", cfg.batch, "a positive whole number")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cli.need_file(cfg.input, "python dataset/stories.py")
+    model, tokenizer, _ = common.load_model(cfg.teacher, device, "python train_pretrain.py")
+    questions = read_questions(cfg)
+    path = Path(cfg.out + ".all.jsonl")
+    ask(cfg, model, tokenizer, questions, path, device)
+    counts, answered = keep(cfg, questions, path)
+    if not counts["ok"]:
+        fail("no answer of the teacher holds", dict(counts), "some right ones", "a better teacher")
+    print(" | ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))
+    print(f"{show(cfg.out)}: {counts['ok']:,} traces of {answered:,} of {len(questions):,} questions\n"
+          "next: python train_distill_reason.py")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,181 @@
+"""Does an answer hold? What sampling from a teacher keeps, what eval.py counts, rests on this file.
+
+    extract_answer("12+2=14, so \\boxed{14}.")     "14"
+    parse_number("$1,234.50")                      Fraction(2469, 2)
+    same_answer("14 apples", "14")                 True
+    verdict("14", "14 or 15", True, True)          "wrong answer"
+
+The two mistakes cost differently. A right answer refused (open-thoughts#21: minus signs dropped,
+\\boxed{\\frac{1}{2}} cut at the first brace) filters out the hard problems; a wrong answer accepted
+teaches the error. Where both are possible this file refuses: a number may wear a sign, a currency,
+a unit, LaTeX; with anything else around it, it is no number. Nothing is ever evaluated: verifiers
+that do sums hang on 5^{5^{5^5}} (huggingface/Math-Verify#65).
+"""
+import re
+from fractions import Fraction
+
+MAX_LENGTH = 1_000  # characters: a longer text is no number (int() refuses 4,300 digits anyway)
+
+# Full width to half width and every minus to "-". Not NFKC: that turns 5² into 52 and 1½ into 11/2.
+NARROW = {0xFF01 + i: 0x21 + i for i in range(94)}
+NARROW.update(zip(map(ord, "−‐‑–﹣⁄￥"), "-----/¥"))
+
+# 14  1,234  12.5  .5  1e3; then optionally /4 after it, 1 and a space before 1/2, % behind
+PLAIN = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
+VALUE = rf"(?:(\d+) +(?=\d+ */))?({PLAIN})(?: */ *({PLAIN}))?( *%)?"
+NUMBER = re.compile(rf"([-+]?) *{VALUE}", re.ASCII)
+# In running text: the minus of 17-3 is no sign, the 2 of H2O and the 5 of 3.4.5 are no numbers.
+NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?<!\w)(?<!\d\.){VALUE}", re.ASCII)
+
+FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}"
+                  r"|([0-9])([0-9])(?![0-9]))")
+WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}")
+CLOTHES = re.compile(r"\\?[$€£¥]|\*\*|`|°[CF]?|\^\s*(?:\\circ|\{\\circ\})|\\[,;: ()\[\]]")
+SIGNED_CLOTHES = re.compile(rf"([-+])(?:{CLOTHES.pattern})+\s?")
+PHRASE = re.compile(r"(?:answer\**\s*(?:is\b|[:：=])|答案\**\s*(?:是|为|[:：]))[\s:：*]*", re.I)
+
+# A unit is at most three words of three letters or more, or these; right behind the digits only
+# these (2ab and 5x are algebra). None may be a word that changes the number: 5 million, 14 maybe.
+UNITS = set("km cm mm m kg mg g lb lbs oz ft in mi l ml s h hr hrs min ms mph".split())
+NO_UNIT = set("""hundred thousand lakh million mil mln billion bln trillion crore grand dozen gross
+    double half halve third quarter fifth percentage two three four five six seven eight nine ten
+    and nor not but than then plus minus over divided multiplied squared cubed sqrt factorial mod
+    log sin cos tan above below under zero negative except without instead either neither wrong
+    incorrect false was isnt maybe perhaps possibly probably about approximately approx roughly
+    around almost nearly least most""".split())
+# Chinese: up to eight characters, none of which counts, compares or denies. 千克, 千米 are units.
+UNIT_ZH = re.compile(" ?(?:千[克米瓦])?(?:(?![零一二三四五六七八九十百千万亿两半几多余或和与及到至不没非无"
+                     "减加乘除约是对错还少负比打])[\u4e00-\u9fff]){0,8}")
+
+
+def clean(text):
+    """Text without LaTeX, currency, bold, full width. What goes leaves a space (1\\text{4}: no 14).
+
+    After a sign it leaves none: -$5 and -\\frac{1}{2} keep their minus.
+    """
+    text = text.translate(NARROW).replace("{,}", ",").replace("\\!", "")
+    text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", text)  # 1\,234; but 1\,4 is not 14
+    text = re.sub(r"\s?per ?cent\b|\\%", "%", text, flags=re.I)
+    text = FRAC.sub(lambda m: f"${m[1] or m[3]}/{m[2] or m[4]} ", text)  # $ goes below, sign or not
+    for _ in range(3):  # from the inside out: \boxed{\text{5}}
+        text = WRAPPED.sub(r" \1 ", text)
+    text = SIGNED_CLOTHES.sub(r"\1", text)
+    text = re.sub(r"[^\S\n]+", " ", CLOTHES.sub(" ", text)).strip(" \n*_\"'")
+    bare = text.rstrip("!")  # "14 apples!" wears it; 5! and n! do not
+    return bare if re.fullmatch(r"[^\W\d_]{2}|.?[\u4e00-\u9fff]", bare[-2:]) else text
+
+
+def parse_number(text):
+    """The number that a text is, exactly, as a Fraction; None where it is anything else.
+
+    "-$5" -5, "1 1/2" 3/2, "\\frac{3}{4} cups" 3/4, "1.5e-3", "12个" 12; but "14 or 15", "1 4",
+    "1,2", "5x", "5 million", "1/0" None. Units are dropped, not compared. Percent is a hundredth:
+    50% is 0.5 and 1/2, never 50, because "50" does not say that it counts percents.
+    """
+    if len(text) > MAX_LENGTH:
+        return None
+    text = re.sub(r"(?<![.。])[.。]$", "", clean(text)).rstrip()
+    match = NUMBER.match(text)
+    if not match or re.search(r"[eE][-+]?[0-9]{4}", text):  # 1e999999999 would fill the memory
+        return None
+    sign, whole, top, bottom, percent = match.groups()
+    rest = text[match.end():]
+    if rest and (percent or not is_unit(rest)):
+        return None
+    value, bottom = Fraction(top.replace(",", "")), Fraction((bottom or "1").replace(",", ""))
+    if bottom == 0 or whole and value >= bottom:  # 1 3/2 is no mixed number
+        return None
+    value = int(whole or 0) + value / bottom
+    return (-value if sign == "-" else value) / (100 if percent else 1)
+
+
+def is_unit(rest):
+    """Is what stands behind the digits a unit: " apples left", "km/h", "个苹果"?"""
+    if UNIT_ZH.fullmatch(rest):
+        return True
+    words = re.findall("([ /]?)([A-Za-z]+)", rest)
+    if len(words) > 3 or rest != "".join(gap + word for gap, word in words):
+        return False
+    return all(word.lower() in UNITS and word != "M"  # 5M: five million
+               or gap and len(word) > 2 and not {word.lower(), word.lower().rstrip("s")} & NO_UNIT
+               for gap, word in words)
+
+
+def same_answer(got, reference):
+    """Is `got` the answer `reference`? As numbers where both are ("1.0" and "1"), else as texts.
+
+    Texts may differ in case, runs of spaces, LaTeX and the punctuation at the end. What contains
+    the right number ("14 or 15", "not 14") is not the answer; nor is an empty text.
+    """
+    a, b = parse_number(got), parse_number(reference)
+    if a is not None or b is not None:
+        return a == b
+    a, b = plain_text(got), plain_text(reference)
+    return a == b and a != ""
+
+
+def plain_text(text):
+    return " ".join(clean(text).casefold().split()).rstrip(" .。,;:?")
+
+
+def extract_answer(text):
+    """The final answer inside a free text, or None. The first of these marks that occurs decides:
+
+    <answer>14</answer>, \\boxed{14}, #### 14, "the answer is 14" (答案是14), the last number. The last
+    one counts where a mark repeats; what stands before </think> does not. A mark that was begun and
+    left empty or open is None, not the number that happens to stand before it (marin#9163).
+    """
+    text = text.rpartition("</think>")[2]
+    for find in (tagged, boxed, after_hashes, said):
+        found = find(text)  # None: no such mark
+        if found is not None:
+            return found.strip() or None
+    numbers = [match[0] for match in NUMBER_IN_TEXT.finditer(clean(text))]
+    return numbers[-1] if numbers else None
+
+
+def tagged(text):
+    _, mark, rest = text.rpartition("<answer>")
+    answer, closed, _ = rest.partition("</answer>")
+    return None if not mark else answer if closed else ""
+
+
+def boxed(text):
+    """What the last \\boxed{ holds up to its own brace: \\boxed{\\frac{1}{2}} is \\frac{1}{2}."""
+    starts = [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]
+    if not starts:
+        return None
+    depth = 1
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, starts[-1]):  # \{ is no brace
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return text[starts[-1]:brace.start()]
+    return ""
+
+
+def after_hashes(text):
+    """GSM8K's "#### 14". With more lines behind it, it was a Markdown heading: "#### Step 1"."""
+    _, mark, rest = text.rpartition("####")
+    return rest.strip() if mark and "\n" not in rest.strip() else None
+
+
+def said(text):
+    """The rest of the sentence behind the last "answer is", "Answer:", 答案是."""
+    ends = [match.end() for match in PHRASE.finditer(text)]
+    if not ends:
+        return None
+    return re.split(r"\n|。|\.(?=\s|$)", text[ends[-1]:], maxsplit=1)[0].strip(" *")
+
+
+def verdict(reference, answer, ended, well_formed):
+    """Keep a sample ("ok"), or the first reason to reject it: sampling counts these words.
+
+    `answer`, `ended` and `well_formed` are what formats.parse_response returns.
+    """
+    if not ended:  # first: a cut-off sample is never well formed, and the cure is a higher limit
+        return "truncated"
+    if not well_formed:
+        return "format"
+    if answer is None or not answer.strip():
+        return "no answer"
+    return "ok" if same_answer(answer, reference) else "wrong answer"

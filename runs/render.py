@@ -1,0 +1,181 @@
+"""results/*.jsonl -> the tables of RESULTS.md and both READMEs, between `<!-- NAME -->` marks.
+
+    python runs/render.py            write the tables
+    python runs/render.py --check    status 2 where a table differs from its rows (a test does this)
+
+No figure in those files is typed by hand. A comparison with a teacher is refused unless it has both
+axes, equal tokens and equal wall-clock: a teacher is not free (TRAPS 28).
+"""
+import json
+import math
+import re
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cli
+from cli import ROOT, fail
+from eval import wilson
+
+FILES = ("RESULTS.md", "README.md", "README.zh.md")
+# two-sided 95 % quantiles of Student's t by degrees of freedom
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass
+class Config:
+    check: bool = False            # compare instead of writing; status 2 where they differ
+    rows: str = ROOT / "results/spine.jsonl"  # the rows
+
+
+def read_rows(path):
+    """{recipe: {seed: row}}; the same recipe and seed twice is refused."""
+    found = {}
+    for number, line in enumerate(cli.need_file(path, "bash runs/spine.sh").open(encoding="utf-8"), 1):
+        row = json.loads(line)
+        seeds = found.setdefault(row["recipe"], {})
+        if row["seed"] in seeds:
+            fail(f"{path}:{number}: {row['recipe']} seed {row['seed']} stands twice")
+        seeds[row["seed"]] = row
+    return found
+
+
+def values(rows, recipe, metric):
+    """{seed: value} of a metric over the seeds of a recipe."""
+    if recipe not in rows:
+        fail(f"no row of {recipe}", fix="bash runs/spine.sh")
+    return {seed: row["metrics"][metric] for seed, row in rows[recipe].items()}
+
+
+def spread(found, form):
+    """Mean and standard deviation over seeds as text."""
+    v = list(found.values())
+    return format(statistics.mean(v), form) + \
+        (f" ± {format(statistics.stdev(v), form)}" if len(v) > 1 else "")
+
+
+def paired(a, b):
+    """Mean of b - a over common seeds and the half width of its 95 % interval (paired t)."""
+    d = [b[s] - a[s] for s in sorted(set(a) & set(b))]
+    if len(d) < 2:
+        fail("a comparison needs at least two common seeds", len(d))
+    return statistics.mean(d), T95[len(d) - 1] * statistics.stdev(d) / math.sqrt(len(d))
+
+
+def verdict(a, b, better):
+    """BEATS, DOES NOT BEAT or INCONCLUSIVE: is b better than a? better is +1 (higher) or -1 (lower)."""
+    mean, half = paired(a, b)
+    if abs(mean) <= half:
+        return "INCONCLUSIVE"
+    return "BEATS" if mean * better > 0 else "DOES NOT BEAT"
+
+
+def pooled(rows, recipe):
+    """Exact match over all seeds, with Wilson's interval of the pooled questions."""
+    metrics = [r["metrics"] for r in rows[recipe].values()]
+    n = sum(m["n"] for m in metrics)
+    low, high = wilson(round(sum(m["exact"] * m["n"] for m in metrics)), n)
+    return f"{sum(m['exact'] * m['n'] for m in metrics) / n:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def logits_table(rows, group, teacher):
+    """The student alone against logits distillation on both axes."""
+    alone, tokens, wall = (f"{group}/{kind}" for kind in ("alone", "logits", "logits-wall"))
+    for recipe in (alone, tokens, wall):
+        if recipe not in rows:
+            fail(f"{group}: a comparison needs both axes, equal tokens and equal wall-clock",
+                 f"no row of {recipe}", fix="bash runs/spine.sh")
+    has_exact = "exact" in next(iter(rows[alone].values()))["metrics"]
+    teacher_ce = statistics.mean(values(rows, teacher, "ce").values())
+    lines = ["| student | steps | tokens | test ce | exact | gap closed | against alone: ce | verdict |",
+             "|---|---:|---:|---:|---:|---:|---:|---|",
+             line(rows, teacher, "teacher", has_exact, "-", "-", "-")]
+    for recipe, name in ((alone, "without a teacher"), (tokens, "logits, equal tokens"),
+                         (wall, "logits, equal wall-clock")):
+        ce, base = values(rows, recipe, "ce"), values(rows, alone, "ce")
+        closed = difference = judged = "-"
+        if recipe != alone:
+            mean, half = paired(base, ce)
+            gap = statistics.mean(base.values()) - teacher_ce
+            closed = f"{-mean / gap:.0%}" if gap >= 0.15 else f"gap only {gap:.3f}"
+            difference, judged = f"{mean:+.4f} ± {half:.4f}", verdict(base, ce, -1)
+        lines.append(line(rows, recipe, name, has_exact, closed, difference, judged))
+    return "\n".join(lines)
+
+
+def line(rows, recipe, name, has_exact, closed, difference, judged):
+    """One line of logits_table."""
+    row = next(iter(rows[recipe].values()))
+    exact = pooled(rows, recipe) if has_exact else "-"
+    return (f"| {name} | {row['config']['steps']} | {row['tokens']:,} | "
+            f"{spread(values(rows, recipe, 'ce'), '.4f')} | {exact} | {closed} | {difference} | "
+            f"{judged} |")
+
+
+def reason_table(rows):
+    """Chains of thought against bare answers of the same questions at equal tokens."""
+    lines = ["| trained on | steps | tokens | exact | format | tokens an answer |",
+             "|---|---:|---:|---:|---:|---:|"]
+    for recipe, name in (("stories/reason/cot", "the teacher's verified chains of thought"),
+                         ("stories/reason/answer", "bare answers of the same questions")):
+        row = next(iter(rows[recipe].values()))
+        lines.append(f"| {name} | {row['config']['steps']} | {row['tokens']:,} | "
+                     f"{pooled(rows, recipe)} | {spread(values(rows, recipe, 'format'), '.1%')} | "
+                     f"{spread(values(rows, recipe, 'answer_tokens'), '.1f')} |")
+    return "\n".join(lines)
+
+
+def single_table(rows, recipes):
+    """One line a recipe, for runs of one seed."""
+    lines = ["| run | seed | parameters | steps | test ce | bits/byte | exact | format |",
+             "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for recipe in recipes:
+        for seed, row in rows.get(recipe, {}).items():
+            m = row["metrics"]
+            exact = pooled({recipe: {seed: row}}, recipe) if "exact" in m else "-"
+            form = f"{m['format']:.1%}" if "format" in m else "-"
+            lines.append(f"| {recipe} | {seed} | {m['parameters']:,} | {row['config']['steps']} | "
+                         f"{m['ce']:.4f} | {m['bits_per_byte']:.3f} | {exact} | {form} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "logits-all": lambda rows: logits_table(rows, "stories/all", "stories/teacher"),
+    "logits-few": lambda rows: logits_table(rows, "stories/3%", "stories/teacher"),
+    "prose": lambda rows: logits_table(rows, "prose", "prose/teacher"),
+    "reason": reason_table,
+    "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher", "stories-zh/cot",
+                                             "gsm8k/cot", "gsm8k/answer"]),
+}
+
+
+def rendered(text, rows):
+    """The text with every `<!-- NAME -->...<!-- end -->` filled from the rows."""
+    def fill(match):
+        name = match[1]
+        if name not in TABLES:
+            fail(f"no table called {name}", fix="one of " + ", ".join(TABLES))
+        return f"<!-- {name} -->\n{TABLES[name](rows)}\n<!-- end -->"
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+
+
+def main(cfg):
+    rows = read_rows(cfg.rows)
+    for name in FILES:
+        path = ROOT / name
+        if not path.exists():
+            continue
+        old = path.read_text(encoding="utf-8")
+        new = rendered(old, rows)
+        if cfg.check and new != old:
+            fail(f"{name} differs from results/", fix="python runs/render.py")
+        if not cfg.check and new != old:
+            with cli.atomic_write(path, "w") as file:
+                file.write(new)
+        print(f"{name}: {'as its rows' if new == old else 'rendered'}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# The whole story on two CPU cores: data, tokenizer, teacher, students, scoreboard.
+#   bash speedrun.sh           at most 15 minutes, no GPU, no network after the installation
+#   bash speedrun.sh --fast    the same story in under 3 minutes, with smaller numbers
+# Stopped? The same command goes on where it was: every step below looks for what is there already.
+# Another PyTorch build (for example the CPU build on Linux) may be installed in .venv beforehand.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# Python 3.10+ in an environment of its own
+if [ ! -x .venv/bin/python ]; then python3 -m venv .venv; fi
+python=.venv/bin/python
+if ! $python -c "import torch, numpy, sentencepiece" 2> /dev/null; then
+    echo "installing torch, numpy and sentencepiece into .venv (once)"
+    $python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+fi
+
+# stage SECONDS COMMAND...: show the command, what it should take, and what it took
+began=$SECONDS
+stage() {
+    local expected=$1 start=$SECONDS; shift
+    printf '\n$ python %s\n  (about %s s)\n' "$*" "$expected"
+    $python "$@"
+    printf '  took %s s, %s s so far\n' $((SECONDS - start)) $((SECONDS - began))
+}
+
+if [ "${1:-}" = "--fast" ]; then
+    export MINIDISTILL_OUT="${MINIDISTILL_OUT:-out}/fast"
+    out=$MINIDISTILL_OUT
+    stage   2 dataset/stories.py --lang en --ops 1-2 --train 12000 --distill 2000
+    stage   3 tokenizer/train.py --vocab-size 768
+    stage  50 train_pretrain.py --name teacher --size 0.9m --steps 180 --eval-every 60
+    stage  15 train_pretrain.py --name student-alone --size 0.2m --steps 120 --lr 8e-3
+    stage  25 train_distill_logits.py --name student-logits --size 0.2m --steps 120 --lr 8e-3
+    stage  10 dataset/generate.py --samples 1
+    stage  15 train_distill_reason.py --name student-reason --size 0.2m --steps 120 --lr 8e-3
+    stage  10 train_distill_reason.py --name student-answer --size 0.2m --steps 120 --lr 8e-3 --target answer
+    questions=300
+else
+    out=${MINIDISTILL_OUT:-out}
+    stage   6 dataset/stories.py --lang en --ops 1-4
+    stage   5 tokenizer/train.py
+    stage 330 train_pretrain.py --name teacher --size 2m
+    stage  60 train_pretrain.py --name student-alone --size 0.4m --steps 300 --lr 6e-3
+    stage 120 train_distill_logits.py --name student-logits --size 0.4m --steps 300 --lr 6e-3
+    stage  60 dataset/generate.py --samples 1
+    stage  60 train_distill_reason.py --name student-reason --size 0.4m --steps 300 --lr 6e-3
+    stage  60 train_distill_reason.py --name student-answer --size 0.4m --steps 300 --lr 6e-3 --target answer
+    questions=1000
+fi
+stage 40 eval.py "$out"/{teacher,student-alone,student-logits,student-reason,student-answer}.pt \
+    --questions $questions --out "$out/report"
+printf '\nThe scoreboard and five questions with all answers: %s/report.md\n' "$out"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The tests, in an environment of their own making:  bash test.sh  (2 minutes)
+#   bash test.sh --all    the slow ones too: kills, two processes, the mutants, 1 GB of text (15 minutes)
+# Other arguments go to pytest:  bash test.sh tests/test_losses.py -k temperature
+set -euo pipefail
+cd "$(dirname "$0")"
+if [ ! -x .venv/bin/python ]; then python3 -m venv .venv; fi
+python=.venv/bin/python
+if ! $python -c "import torch, numpy, sentencepiece, pytest" 2> /dev/null; then
+    echo "installing requirements-dev.txt into .venv (once)"
+    $python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+fi
+exec $python -m pytest -q --durations=5 "$@"

@@ -1,0 +1,195 @@
+"""What every test may use: the project on sys.path, tiny models, a tiny tokenizer, scripts as processes.
+
+    def test_a_claim(tiny_model): model = tiny_model(n_layers=1)     # float32, eval mode, seeded
+    def test_a_claim(tiny_tokenizer): ids = tiny_tokenizer.encode("Mia has 3 pears.")
+    def test_a_claim(run_script, out_dir): run_script("train_pretrain.py", "--steps", 2)
+
+Nothing here or in a subprocess can touch the user's out/: MINIDISTILL_OUT points to a temporary folder
+from before `cli` is imported until the last test.
+"""
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+SESSION_OUT = tempfile.mkdtemp(prefix="minidistill-tests-")
+os.environ["MINIDISTILL_OUT"] = SESSION_OUT  # read once, when cli is imported: so before it
+
+import pytest
+import torch
+
+import cli
+from model import ModelConfig, Transformer
+
+torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
+
+TINY = dict(vocab_size=300, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48,
+            max_seq_len=64)
+
+# Enough different letters for real words, few enough for a vocabulary of 320.
+SENTENCES = ["Mia has 3 pears. She buys 4 more. How many pears has she now?",
+             "Tom has 12 books. He gives 5 away. How many books are left?",
+             "Ann bakes 6 cakes and sells 2. Then she bakes 10 more."]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; only with --all")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--all"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(SESSION_OUT, ignore_errors=True)
+
+
+@pytest.fixture
+def tiny_model():
+    """A function: `tiny_model(vocab_size=300, n_layers=2, ..., seed=0, fresh=False)` -> Transformer.
+
+    Its weights are as large as a trained model's, so that a wrong mask, position or norm shows in
+    the logits; `fresh=True` leaves the small weights that training starts from.
+    """
+    def make(seed=0, fresh=False, **changes):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # a test's own random numbers stay as they were
+            torch.manual_seed(seed)
+            model = Transformer(ModelConfig(**{**TINY, **changes}))
+        if not fresh:
+            with torch.no_grad():
+                for p in model.parameters():
+                    noise = torch.randn(p.shape, generator=generator)
+                    p.copy_(noise * p.shape[-1] ** -0.5 if p.dim() == 2 else 1 + 0.3 * noise)
+        return model.eval()
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A real tokenizer of 320 pieces, trained on three sentences; `.save(path)` makes it a file."""
+    from tokenizer import Tokenizer
+    from tokenizer.train import train
+    return Tokenizer(train(SENTENCES * 5, 320, coverage=1.0))
+
+
+@pytest.fixture
+def out_dir(tmp_path, monkeypatch):
+    """An empty out/ of this test's own, for this process and for those that it starts."""
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setenv("MINIDISTILL_OUT", str(out))
+    for module in [m for m in sys.modules.values() if getattr(m, "OUT", None) == cli.OUT]:
+        if module is not cli:  # `from cli import OUT` made a copy (defaults of a Config stay)
+            monkeypatch.setattr(module, "OUT", out)
+    monkeypatch.setattr(cli, "OUT", out)
+    return out
+
+
+@pytest.fixture
+def run_script():
+    """A function: `run_script("eval.py", "--steps", 2, cwd=..., check=True)` -> CompletedProcess.
+
+    One thread, text output; a script's path is relative to the project. check: status 0 or the test
+    fails with what the script said.
+    """
+    def run(script, *flags, cwd=ROOT, check=True, timeout=300, **env):
+        done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd,
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **env},
+                              capture_output=True, text=True, encoding="utf-8", timeout=timeout,
+                              stdin=subprocess.DEVNULL)
+        if check and done.returncode != 0:
+            pytest.fail(f"{script} {' '.join(map(str, flags))}: status {done.returncode}\n"
+                        f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        return done
+    return run
+
+
+# --- a tiny world to train in ---------------------------------------------------------------------
+
+def tiny_stories(count):
+    """Rows with a question, a thought and an answer: 40 to 70 tokens of the tiny tokenizer each."""
+    rows = []
+    for i in range(count):
+        have, more = 2 + i % 7, 1 + i % 5
+        asked = f"Mia has {have} pears. She buys {more} more. How many pears has she now?"
+        thought = f"Mia has {have} + {more} = {have + more} pears." if i % 3 else f"{have + more}."
+        said = f"<think>{thought}</think><answer>{have + more}</answer>"
+        rows.append({"conversations": [{"role": "user", "content": asked},
+                                       {"role": "assistant", "content": said}]})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory, tiny_tokenizer):
+    """What a training script needs, as paths: train and val (.jsonl), tokenizer, teacher, init; `flags`
+    are those of a run of a second, the same for every training script."""
+    import common
+    from model import build, config_dict
+    folder = tmp_path_factory.mktemp("world")
+    world = SimpleNamespace(folder=folder, tokenizer=folder / "tiny.model")
+    tiny_tokenizer.save(world.tokenizer)
+    for name, count in (("train", 40), ("val", 8)):
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in tiny_stories(count)), encoding="utf-8")
+        setattr(world, name, path)
+    for name, seed in (("teacher", 1), ("init", 2)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build("0.1m", tiny_tokenizer.vocab_size, max_seq_len=96)
+            for p in model.parameters():  # a distribution that is neither flat nor certain
+                p.data += torch.randn(p.shape) * 0.1
+        setattr(world, name, folder / f"{name}.pt")
+        common.save(folder / f"{name}.pt", dict(
+            model=model.state_dict(), model_config=config_dict(model),
+            tokenizer=torch.frombuffer(bytearray(tiny_tokenizer.model_bytes), dtype=torch.uint8)))
+
+    def flags(script, **changes):
+        values = dict(name="run", data=world.train, val=world.val, size="0.1m", window=95, context=96,
+                      batch=8, steps=4, warmup=2, lr=3e-3, eval_every=2, eval_windows=4, save_every=2,
+                      log_every=1, dtype="float32")
+        values |= {"pretrain": dict(tokenizer=world.tokenizer), "distill_logits": dict(
+            teacher=world.teacher), "distill_reason": dict(tokenizer=world.tokenizer)}[script]
+        values |= changes
+        return [f"--{k.replace('_', '-')}={v}" for k, v in values.items()]
+
+    world.flags = flags
+    return world
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, out_dir):
+    """A function: `call("train_pretrain", *flags)` runs a script inside this process, in three seconds
+    less than a fresh one -> status, out, err. A bug raises here as anywhere."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(name, *flags):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        status = 0
+        with torch.random.fork_rng(devices=[]):
+            try:
+                cli.run(module.main, module.Config)
+            except SystemExit as stop:
+                status = stop.code
+        done = capsys.readouterr()
+        return SimpleNamespace(status=status, out=done.out, err=done.err)
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

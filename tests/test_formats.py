@@ -1,0 +1,303 @@
+"""Every format becomes the same turns; every bad line is named; only the response is learned."""
+import json
+import random
+
+import pytest
+
+from cli import UserError
+from dataset import formats
+from dataset.formats import (BadRow, Turn, encode_document, parse_response, parse_row, prompt_ids,
+                             read_documents, texts, well_formed)
+from tokenizer import CONTROL, Tokenizer
+from tokenizer.train import train
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = "how many apples does she have now two plus three is five thanks hello".split()
+    return Tokenizer(train([" ".join(random.Random(0).choices(words, k=2000))], 320))
+
+
+def assistant(think=None, answer=None, content=""):
+    return Turn("assistant", content, think, answer)
+
+
+def chat(content, **more):
+    return {"conversations": [{"role": "user", "content": "2+3?"},
+                              {"role": "assistant", "content": content, **more}]}
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+def test_text_is_a_document():
+    """Plain text keeps every character."""
+    assert parse_row({"text": " a\n b ", "source": 1}) == " a\n b "
+
+
+def test_minimind_and_openai_rows_are_the_same_turns():
+    """One reader: other keys are ignored, a leading system turn and many turns are kept."""
+    rows = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi", "id": 7},
+            {"role": "assistant", "content": "hello"}, {"role": "user", "content": "2+3?"},
+            {"role": "assistant", "content": "5", "reasoning_content": "2+3=5", "tools": None}]
+    turns = [Turn("system", "Be kind."), Turn("user", "hi"), assistant(content="hello"),
+             Turn("user", "2+3?"), assistant("2+3=5", "5")]
+    assert parse_row({"conversations": rows, "id": 1}) == turns == parse_row({"messages": rows})
+
+
+def test_alpaca_input_follows_the_instruction():
+    """Dropping `input` leaves questions that cannot be answered."""
+    row = {"instruction": "Add.", "input": "2 3", "output": "5"}
+    assert parse_row(row) == [Turn("user", "Add.\n\n2 3"), assistant(content="5")]
+    for row in ({"instruction": "Hi", "input": "", "output": "Yo"}, {"instruction": "Hi", "output": "Yo"}):
+        assert parse_row(row) == [Turn("user", "Hi"), assistant(content="Yo")]
+
+
+def test_gsm8k_answers_follow_the_last_hashes_without_calculator_marks():
+    """<<48/2=24>> trains the student to call a calculator that is not there; #### may stand twice."""
+    answer = "She sold 48/2 = <<48/2=24>>24 clips.\nStep #### two: 3<4 and 5>4.\n#### -1,024"
+    assert parse_row({"question": "How many?", "answer": answer}) == [
+        Turn("user", "How many?"),
+        assistant("She sold 48/2 = 24 clips.\nStep #### two: 3<4 and 5>4.", "-1,024")]
+    assert parse_row({"question": "How many?", "answer": "#### 7"})[1] == assistant(None, "7")
+    assert parse_row({"question": "How many?", "answer": "7"})[1] == assistant(None, "7")
+
+
+@pytest.mark.parametrize("content, think, answer", [
+    ("<think>2+3=5</think><answer>5</answer>", "2+3=5", "5"),
+    ("<think>\n2+3\n=5\n</think>\n<answer>\n5\n</answer>\n", "2+3\n=5", "5"),
+    ("<think>2+3=5</think>\n\nIt is 5.", "2+3=5", "It is 5."),
+    ("<think>\n\n</think>\n\n5", None, "5"),
+    ("<answer>5</answer>", None, "5"),
+])
+def test_r1_tags_become_think_and_answer(content, think, answer):
+    """Left as text, "<think>" is seven characters and the format is never learned."""
+    assert parse_row(chat(content))[-1] == assistant(think, answer)
+    assert parse_row({"instruction": "2+3?", "output": content})[-1] == assistant(think, answer)
+
+
+def test_reasoning_content_is_the_thought_and_content_the_answer():
+    """Content that is tagged already is unwrapped, not tagged twice."""
+    for content in ("5", "<answer>5</answer>", "\n5"):
+        assert parse_row(chat(content, reasoning_content="2+3"))[-1] == assistant("2+3", "5")
+    for empty in ("", None):
+        assert parse_row(chat("5", reasoning_content=empty))[-1] == assistant(content="5")
+
+
+def test_tags_of_a_user_or_unpaired_tags_stay_text():
+    """Text from a user can never become a mark."""
+    literal = "<think>x</think><answer>5</answer>"
+    rows = [{"role": "user", "content": literal}, {"role": "assistant", "content": "<think>x"}]
+    assert parse_row({"messages": rows}) == [Turn("user", literal), assistant(content="<think>x")]
+
+
+# --- bad lines ------------------------------------------------------------------------------------
+
+GOOD = '{"text": "fine"}'
+BAD = {  # line: words of the message
+    b'{"text": "a"': "broken JSON",
+    b"[" * 100_000: "broken JSON",
+    b'["text"]': "not a JSON object",
+    b'{"prompt": "a", "reply": "b"}': "unknown keys; got prompt, reply; expected text, conversations",
+    b"{}": "unknown keys",
+    b'{"text": 5}': "content that is not a string; got text: 5",
+    b'{"text": ""}': "an empty text",
+    b'{"messages": []}': "an empty conversation",
+    b'{"messages": "hi"}': "an empty conversation",
+    b'{"messages": ["hi"]}': "a turn that is not an object",
+    b'{"messages": [{"role": "human", "content": "a"}]}': 'unknown role; got "human"',
+    b'{"conversations": [{"from": "gpt", "value": "a"}]}': "unknown role; got a turn with the keys",
+    b'{"messages": [{"role": "assistant", "content": null}]}': "not a string; got content: null",
+    b'{"messages": [{"role": "assistant"}]}': "not a string; got content: nothing",
+    b'{"messages": [{"role": "user", "content": "a"}]}': "without an assistant turn",
+    b'{"messages": [{"role": "assistant", "content": " "}]}': "no response token",
+    b'{"question": "a", "answer": "b ####"}': "no response token",
+    b'{"messages": [{"role": "assistant", "content": "<think>a</think>"}]}': "no response token",
+    b'{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}':
+        "does not end with the assistant",
+    b'{"text": "a\\ud83d"}': "lone surrogate; got text: .*U\\+D83D at character 1",
+    b'{"text": "caf\xe9"}': "invalid UTF-8; got byte 0xe9 at 13",
+}
+
+
+@pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
+def test_a_bad_line_is_named_with_file_and_line(tmp_path, line):
+    """A skipped row is silent data loss; a traceback is no help among a million rows."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([GOOD.encode(), b"", line, GOOD.encode()]) + b"\n")
+    with pytest.raises(UserError, match=f"rows.jsonl:3: .*{BAD[line]}") as error:
+        list(read_documents(path))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    report = {}
+    assert list(read_documents(path, True, report)) == [(1, "fine"), (4, "fine")]
+    [(reason, entry)] = report.items()
+    assert entry == {"count": 1, "first": [f"{path}:3"]} and reason in str(error.value)
+
+
+def test_skipped_lines_are_counted_by_reason(tmp_path):
+    """The report says how many and where the first three stand."""
+    path, report = tmp_path / "rows.jsonl", {}
+    path.write_text("\n".join(["{", GOOD, "{", "[]", "{", "{"]), encoding="utf-8")
+    assert len(list(read_documents(path, True, report))) == 1
+    assert report == {"broken JSON": {"count": 4, "first": [f"{path}:{i}" for i in (1, 3, 5)]},
+                      "not a JSON object": {"count": 1, "first": [f"{path}:4"]}}
+
+
+def test_a_giant_line_is_bad_and_not_held_in_memory(tmp_path, monkeypatch):
+    """A file without newlines must not be read whole."""
+    monkeypatch.setattr(formats, "MAX_LINE", 1000)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{GOOD}\n{{"text": "{"x" * 5000}"}}\n{GOOD}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="rows.jsonl:2: a line that is too long"):
+        list(read_documents(path))
+    assert list(read_documents(path, True)) == [(1, "fine"), (3, "fine")]
+
+
+def test_missing_and_empty_files_say_so(tmp_path):
+    """An empty file is a failed download, not a data set of size 0."""
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match="empty.jsonl is empty"):
+        list(read_documents(tmp_path / "empty.jsonl"))
+    with pytest.raises(UserError, match="none.jsonl does not exist"):
+        list(read_documents(tmp_path / "none.jsonl"))
+
+
+def test_windows_files_read_alike(tmp_path):
+    """A byte order mark or CR LF must not make the first line, or every line, a bad one."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n\r\n" + GOOD.encode() + b"\r\n")
+    assert list(read_documents(path)) == [(1, "fine"), (3, "fine")]
+
+
+def test_odd_but_valid_text_is_no_bad_line(tmp_path):
+    """NUL, U+2028 and U+0085 are text; only \\n ends a line."""
+    path, text = tmp_path / "rows.jsonl", "a\0b\u2028c\u0085d\u2581"
+    path.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert list(read_documents(path)) == [(1, text)]
+
+
+def test_a_text_file_is_one_document_cut_at_line_ends(tmp_path, monkeypatch):
+    """Cutting inside a line, or losing the blank lines, would change the text."""
+    path, text = tmp_path / "book.txt", "".join(f"line {i}\r\n\n" for i in range(500)) + "end"
+    path.write_bytes(text.encode())
+    assert list(read_documents(path)) == [(1, text)]
+    monkeypatch.setattr(formats, "CHUNK", 1000)
+    parts = list(read_documents(path))
+    assert len(parts) > 5 and "".join(part for _, part in parts) == text
+    assert all(part.endswith("\n") for _, part in parts[:-1])
+    assert all(text.splitlines()[line - 1] == part.splitlines()[0] for line, part in parts)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+MANY = [Turn("system", "hello"), Turn("user", "how many"), assistant(content="two"),
+        Turn("user", "plus three"), assistant("two plus three is five", "5")]
+
+
+def learned(tokenizer, document, **options):
+    """The learned spans as text, marks by name."""
+    ids, mask = encode_document(tokenizer, document, **options)
+    assert len(ids) == len(mask) and set(mask) <= {0, 1}
+    spans, previous = [], 0
+    for token, m in zip(ids, mask):
+        if m and not previous:
+            spans.append([])
+        if m:
+            spans[-1].append(token)
+        previous = m
+    return [tokenizer.decode(span, show_control=True) for span in spans]
+
+
+def test_a_conversation_is_rendered_with_one_mark_a_turn(tokenizer):
+    """Training and generation must see the same template."""
+    ids, _ = encode_document(tokenizer, MANY)
+    assert tokenizer.decode(ids, show_control=True) == (
+        "<system>hello<end><user>how many<end><assistant>two<end><user>plus three<end>"
+        "<assistant><think>two plus three is five</think><answer>5</answer><end>")
+    assert set(tokenizer.tag_ids) <= set(ids)  # trap 24: the tags are single ids
+
+
+def test_the_learned_span_runs_from_the_first_response_token_to_the_end(tokenizer):
+    """Traps 9 and 25: a mask off by one leaves the first token or <end> untrained."""
+    assert learned(tokenizer, MANY) == [
+        "two<end>", "<think>two plus three is five</think><answer>5</answer><end>"]
+    assert learned(tokenizer, MANY, target="answer") == ["two<end>", "<answer>5</answer><end>"]
+
+
+def test_loss_on_all_leaves_out_the_first_token_alone(tokenizer):
+    """Nothing predicts the first token of a document."""
+    ids, mask = encode_document(tokenizer, MANY, loss_on="all")
+    assert mask == [0] + [1] * (len(ids) - 1)
+
+
+def test_text_ends_with_end_and_is_learned_whole(tokenizer):
+    """Without <end> between them, documents run into each other."""
+    ids, mask = encode_document(tokenizer, "hello <end>")
+    assert ids == tokenizer.encode("hello <end>") + [tokenizer.end]
+    assert ids.count(tokenizer.end) == 1 and mask == [1] * len(ids)
+
+
+def test_target_answer_drops_the_thought(tokenizer):
+    """The answer-only student must never see the chain of thought."""
+    ids, _ = encode_document(tokenizer, MANY, target="answer")
+    assert tokenizer.think not in ids and tokenizer.decode(ids, True).endswith("<answer>5</answer><end>")
+
+
+def test_prompt_and_response_make_the_document(tokenizer):
+    """A prompt that differs from training by one token costs accuracy in silence."""
+    for target in ("cot", "answer"):
+        ids, mask = encode_document(tokenizer, MANY, target)
+        prompt = prompt_ids(tokenizer, MANY, target)
+        assert prompt == ids[:len(prompt)] and prompt[-1] == tokenizer.assistant
+        assert all(mask[len(prompt):]) and not mask[len(prompt) - 1]
+        assert prompt_ids(tokenizer, MANY[:-1], target) == prompt  # a question alone
+
+
+def test_a_response_is_parsed_back(tokenizer):
+    """What was encoded is found again, by ids."""
+    ids, _ = encode_document(tokenizer, MANY)
+    response = ids[len(prompt_ids(tokenizer, MANY)):]
+    found = parse_response(tokenizer, response + [tokenizer.answer, 300])  # after <end>: ignored
+    assert found == {"think": "two plus three is five", "answer": "5", "ended": True,
+                     "text": "two plus three is five5", "well_formed": True}
+    assert not parse_response(tokenizer, response[:-1])["ended"]
+    assert parse_response(tokenizer, [])["answer"] is None
+
+
+def test_a_spelled_tag_is_no_tag(tokenizer):
+    """Told by strings, a response could fake its answer."""
+    found = parse_response(tokenizer, tokenizer.encode("<answer>5</answer>") + [tokenizer.end])
+    assert found["answer"] is None and not found["well_formed"]
+    assert found["text"] == "<answer>5</answer>"
+
+
+def test_well_formed_means_exactly_the_format(tokenizer):
+    """A format reward or a filter that is lax accepts two answers, or text between the tags."""
+    marks = {name: i for i, name in enumerate(CONTROL)}
+
+    def ids(text):
+        return [marks.get(word) if word in marks else tokenizer.encode(word)[0] for word in text.split()]
+    cot = "<think> a </think> <answer> 5 </answer> <end>"
+    assert well_formed(tokenizer, ids(cot)) and well_formed(tokenizer, ids(cot + " junk <pad>"))
+    assert well_formed(tokenizer, ids("<answer> 5 </answer> <end>"), "answer")
+    assert not well_formed(tokenizer, ids(cot), "answer")
+    for bad in ("", "<end>", "5 <end>", "<think> a </think> <answer> 5 </answer>", "x " + cot,
+                "<think> a </think> x <answer> 5 </answer> <end>", "<answer> 5 </answer> <end>",
+                "<think> a </think> <answer> 5 </answer> x <end>",
+                "<think> a <think> b </think> <answer> 5 </answer> <end>",
+                "<answer> 5 </answer> <think> a </think> <end>",
+                "<think> a </think> <answer> 5 </answer> <answer> 6 </answer> <end>",
+                "<think> a </think> <answer> <pad> 5 </answer> <end>"):
+        assert not well_formed(tokenizer, ids(bad)), bad
+
+
+def test_texts_are_all_the_words_and_no_marks():
+    """The tokenizer is trained on these."""
+    assert texts("a") == ["a"]
+    assert texts(MANY) == ["hello", "how many", "two", "plus three", "two plus three is five", "5"]
+
+
+def test_a_bad_row_crosses_processes():
+    """Workers raise it, the parent shows it: it must survive pickling."""
+    import pickle
+    error = pickle.loads(pickle.dumps(BadRow("reason", "this", "that")))
+    assert str(error) == "reason; got this; expected that"

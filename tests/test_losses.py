@@ -1,0 +1,282 @@
+"""Claims about losses.py: right values, right gradients, and no second normaliser anywhere."""
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from losses import cross_entropy, forward_kl, log_softmax, total
+
+B, T, V = 2, 3, 7
+TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
+
+
+def draw(*shape, seed=0, scale=2.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def draw_targets(seed=0):
+    return torch.randint(V, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def student():
+    return draw(B, T, V, seed=1)
+
+
+@pytest.fixture
+def teacher():
+    return draw(B, T, V, seed=2)
+
+
+def softmax_by_hand(row, temperature=1.0):
+    """A list of probabilities, in plain Python."""
+    weights = [math.exp(z / temperature) for z in row]
+    return [w / sum(weights) for w in weights]
+
+
+def kl_by_hand(p, q):
+    return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q))
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+def test_cross_entropy_equals_an_explicit_double_loop(student):
+    """TRAPS 1: a hidden mean over V or B scales the loss and is never noticed."""
+    targets = draw_targets()
+    values = cross_entropy(student, targets)
+    assert values.shape == (B, T)
+    for b in range(B):
+        for t in range(T):
+            p = softmax_by_hand(student[b, t].tolist())
+            assert abs(values[b, t].item() + math.log(p[targets[b, t]])) <= 1e-10
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_forward_kl_equals_an_explicit_double_loop(student, teacher, temperature):
+    """TRAPS 1: `reduction="mean"` divides by V, "batchmean" on (B, T, V) by B instead of by tokens."""
+    values = forward_kl(student, teacher, temperature)
+    assert values.shape == (B, T)
+    for b in range(B):
+        for t in range(T):
+            p = softmax_by_hand(teacher[b, t].tolist(), temperature)
+            q = softmax_by_hand(student[b, t].tolist(), temperature)
+            assert abs(values[b, t].item() - temperature ** 2 * kl_by_hand(p, q)) <= 1e-10
+
+
+def test_losses_equal_pytorchs_own(student, teacher):
+    """A formula and its test could share one author's mistake: PyTorch is the second author."""
+    targets = draw_targets()
+    theirs = F.cross_entropy(student.transpose(1, 2), targets, reduction="none")
+    torch.testing.assert_close(cross_entropy(student, targets), theirs, rtol=0, atol=1e-12)
+    for temperature in TEMPERATURES:
+        log_q = F.log_softmax(student / temperature, -1)
+        log_p = F.log_softmax(teacher / temperature, -1)
+        theirs = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1) * temperature ** 2
+        torch.testing.assert_close(forward_kl(student, teacher, temperature), theirs, rtol=0, atol=1e-12)
+
+
+def test_flat_tokens_have_the_same_losses_as_batches(student, teacher):
+    """TRAPS 1: a loss that looks at B or T changes when the counted tokens are taken out of the batch."""
+    targets = draw_targets()
+    flat = cross_entropy(student.flatten(0, 1), targets.flatten())
+    assert torch.equal(flat, cross_entropy(student, targets).flatten())
+    flat = forward_kl(student.flatten(0, 1), teacher.flatten(0, 1), 2.0)
+    assert torch.equal(flat, forward_kl(student, teacher, 2.0).flatten())
+
+
+def test_forward_kl_is_the_teachers_expectation():
+    """TRAPS 5: with the arguments swapped it is reverse KL, another objective (mode seeking).
+
+    p = (1/2, 1/2), q = (1/4, 3/4): KL(p||q) = ln(4/3)/2 = .1438, KL(q||p) = ln(27/16)/4 = .1308.
+    """
+    p, q = torch.tensor([0.5, 0.5]).double().log(), torch.tensor([0.25, 0.75]).double().log()
+    assert forward_kl(student_logits=q, teacher_logits=p).item() == pytest.approx(math.log(4 / 3) / 2)
+    assert forward_kl(student_logits=p, teacher_logits=q).item() == pytest.approx(math.log(27 / 16) / 4)
+
+
+def test_uniform_logits_cost_ln_v():
+    """The number that the self-check of every script compares with."""
+    values = cross_entropy(torch.zeros(B, T, V), draw_targets())
+    torch.testing.assert_close(values, torch.full((B, T), math.log(V)))
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_kl_is_zero_where_the_student_is_the_teacher(teacher, temperature):
+    """TRAPS 6: a path that scales, shifts or rounds one side differently does not end at 0."""
+    assert forward_kl(teacher, teacher, temperature).abs().max() == 0
+    shifted = forward_kl(teacher + 3.0, teacher, temperature)  # a constant is no difference
+    assert shifted.abs().max() < 1e-12
+
+
+def test_kl_changes_with_the_temperature(student, teacher):
+    """TRAPS 4: a knob that reaches the sampler but not the loss."""
+    values = [forward_kl(student, teacher, tau).sum().item() for tau in TEMPERATURES]
+    assert len({round(v, 6) for v in values}) == len(TEMPERATURES)
+
+
+def test_kl_is_not_negative_beyond_rounding():
+    """TRAPS 13: a negative divergence means that one side is no distribution."""
+    for scale in (0.1, 1.0, 10.0):
+        values = forward_kl(draw(1000, V, seed=3, scale=scale, dtype=torch.float32),
+                            draw(1000, V, seed=4, scale=scale, dtype=torch.float32))
+        assert values.min() >= -1e-6
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+def test_gradient_of_cross_entropy_is_p_minus_onehot(student):
+    """The closed form that the docstring and docs/equations.md promise."""
+    targets, student = draw_targets(), student.requires_grad_()
+    cross_entropy(student, targets).sum().backward()
+    expected = student.detach().softmax(-1) - F.one_hot(targets, V)
+    torch.testing.assert_close(student.grad, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_gradient_of_forward_kl_is_tau_times_q_minus_p(student, teacher, temperature):
+    """TRAPS 3: without tau squared, or with it twice, the factor is not tau."""
+    student.requires_grad_()
+    forward_kl(student, teacher, temperature).sum().backward()
+    q, p = (student.detach() / temperature).softmax(-1), (teacher / temperature).softmax(-1)
+    torch.testing.assert_close(student.grad, temperature * (q - p), rtol=0, atol=1e-12)
+
+
+def test_gradients_agree_with_finite_differences(student, teacher):
+    """A detach in the wrong place leaves the value right and the gradient wrong (TRAPS 27)."""
+    student.requires_grad_()
+    targets = draw_targets()
+    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, targets), student)
+    assert torch.autograd.gradcheck(lambda z: forward_kl(z, teacher, 2.0), student)
+    assert torch.autograd.gradcheck(lambda z: forward_kl(teacher, z, 2.0), student)  # the other side
+
+
+def test_gradient_keeps_its_size_at_every_temperature():
+    """TRAPS 3: without tau squared alpha means something else at each temperature (1/4, 1/16)."""
+    norms = []
+    for temperature in (1.0, 2.0, 4.0):
+        student = draw(B, T, V, seed=1, scale=0.3).requires_grad_()
+        forward_kl(student, draw(B, T, V, seed=2, scale=0.3), temperature).sum().backward()
+        norms.append(student.grad.norm().item())
+    assert max(norms) / min(norms) < 1.2
+
+
+def test_kl_is_never_clamped():
+    """TRAPS 13: clamp(min=0) hides a rounding of -1e-9 and with it kills that token's gradient."""
+    teacher = draw(1000, V, seed=5, dtype=torch.float32)
+    student = (teacher + draw(1000, V, seed=6, scale=1e-4, dtype=torch.float32)).requires_grad_()
+    values = forward_kl(student, teacher)
+    assert (values < 0).any()  # or this test could not see a clamp
+    values.sum().backward()
+    assert (student.grad.norm(dim=-1) > 0).all()
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_half_precision_logits_lose_nothing_in_the_loss(dtype, temperature):
+    """TRAPS 20: a softmax in bf16 rounds each probability to 8 bits: negative KL, NaN at large logits."""
+    signs = torch.randint(0, 2, (2, B, T, 1024), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    student, teacher = (80 * signs + draw(2, B, T, 1024, seed=7)).to(dtype)
+    values = forward_kl(student, teacher, temperature)
+    exact = forward_kl(student.double(), teacher.double(), temperature)
+    assert values.dtype == torch.float32 and exact.dtype == torch.float64
+    assert values.isfinite().all() and (values >= 0).all()
+    torch.testing.assert_close(values.double(), exact, rtol=1e-5, atol=1e-6)
+    targets = student.argmin(-1)
+    values, exact = cross_entropy(student, targets), cross_entropy(student.double(), targets)
+    torch.testing.assert_close(values.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_log_softmax_sums_to_one_in_bf16():
+    """TRAPS 20: 1,024 probabilities of 8 bits each do not sum to 1."""
+    logits = draw(B, T, 1024, dtype=torch.bfloat16)
+    torch.testing.assert_close(log_softmax(logits, 2.0).exp().sum(-1), torch.ones(B, T),
+                               rtol=0, atol=1e-5)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("wrong", [(B, T, V + 1), (B, T, 1), (1, T, V), (T, V), (B, T + 1, V)])
+def test_different_vocabularies_or_shapes_are_refused(student, wrong):
+    """TRAPS 18: padding, slicing or broadcasting the logits invents probability without a word."""
+    with pytest.raises(ValueError) as error:
+        forward_kl(student, torch.zeros(wrong).double())
+    assert str((B, T, V)) in str(error.value) and str(wrong) in str(error.value)
+
+
+# --- weights and the one normaliser ---------------------------------------------------------------
+
+def test_total_is_the_weighted_sum():
+    """A weight of 2 (a boosted tag) is not a mask."""
+    values, weights = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.5, 0.0, 2.0]])
+    assert total(values, weights).item() == 6.5
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_uncounted_tokens_may_hold_anything(bad):
+    """TRAPS 9: 0 * NaN is NaN: one uncounted token poisons the sum and every gradient."""
+    values = torch.tensor([[1.0, bad, 2.0]], requires_grad=True)
+    loss = total(values, torch.tensor([[1.0, 0.0, 1.0]]))
+    loss.backward()
+    assert loss.item() == 3.0 and values.grad.tolist() == [[1.0, 0.0, 1.0]]
+
+
+def test_an_infinite_uncounted_cross_entropy_leaves_finite_gradients():
+    """TRAPS 9: the label of padding may have probability 0; its row's gradient is 0, not NaN."""
+    logits = draw(B, T, V, dtype=torch.float32)
+    logits[0, 1, 4] = -math.inf
+    targets, weights = draw_targets(), torch.ones(B, T)
+    targets[0, 1], weights[0, 1] = 4, 0.0
+    logits.requires_grad_()
+    loss = total(cross_entropy(logits, targets), weights)
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all()
+    assert logits.grad[0, 1].abs().max() == 0 and logits.grad[0, 0].norm() > 0
+
+
+def test_a_batch_without_a_counted_token_gives_zero_and_finite_gradients(student, teacher):
+    """TRAPS 9: 0/0 = NaN where a whole batch is prompt."""
+    student.requires_grad_()
+    total(forward_kl(student, teacher), torch.zeros(B, T)).backward()
+    assert student.grad.abs().max() == 0
+    nothing = student.flatten(0, 1)[torch.zeros(B * T, dtype=torch.bool)]  # (0, V), as `keep` gives
+    loss = total(cross_entropy(nothing, torch.zeros(0, dtype=torch.int64)), torch.zeros(0))
+    loss.backward()
+    assert loss.item() == 0 and student.grad.isfinite().all()
+
+
+def normalised(student, teacher, weights):
+    """The line of every training loop."""
+    return (total(forward_kl(student, teacher, 2.0), weights) / weights.sum()).item()
+
+
+def test_doubling_the_batch_changes_nothing(student, teacher):
+    """TRAPS 2: divided by the mask twice, the loss halves when the batch doubles."""
+    weights = torch.tensor([[1.0, 0, 1], [1, 1, 0]])
+    once = normalised(student, teacher, weights)
+    twice = normalised(*(torch.cat([t, t]) for t in (student, teacher, weights)))
+    assert twice == pytest.approx(once, rel=1e-12)
+
+
+def test_appended_padding_changes_nothing(student, teacher):
+    """TRAPS 8: padding that counts makes the loss depend on how documents were batched."""
+    weights = torch.tensor([[1.0, 1, 1], [1, 1, 0]])
+    before = normalised(student, teacher, weights)
+    wide = [torch.cat([t, draw(B, 5, V, seed=s, scale=50)], 1) for t, s in ((student, 8), (teacher, 9))]
+    after = normalised(*wide, torch.cat([weights, torch.zeros(B, 5)], 1))
+    assert after == pytest.approx(before, rel=1e-12)
+
+
+def test_micro_batches_add_up_to_one_gradient(student, teacher):
+    """TRAPS 10: a mean in each micro-batch weighs the tokens of short ones more."""
+    weights = torch.tensor([[1.0, 0, 0], [1, 1, 1]])
+    gradients = []
+    for parts in (1, 2):
+        z = student.clone().requires_grad_()
+        for rows in torch.arange(B).chunk(parts):
+            (total(forward_kl(z[rows], teacher[rows]), weights[rows]) / weights.sum()).backward()
+        gradients.append(z.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)

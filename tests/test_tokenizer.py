@@ -1,0 +1,187 @@
+"""The tokenizer gives back every text, and no text can spell one of its marks."""
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from cli import ROOT, UserError
+from tokenizer import CONTROL, MEMO_LENGTH, Tokenizer, check_fingerprint
+from tokenizer.train import Config, main, read_texts, train
+
+WORDS = "the an in wing ring thing swim stone strong long song tone one on end think answer".split()
+
+
+def some_text(rng, words=2000):
+    return " ".join(rng.choice(WORDS) + rng.choice([".", "", "\n", str(rng.randint(0, 99))])
+                    for _ in range(words))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(train([some_text(random.Random(0)) + " ".join(CONTROL) * 50], 360))
+
+
+def random_text(rng):
+    """Texts of every kind: marks, spaces, controls, accents, all planes of unicode but surrogates."""
+    def any_character():
+        code = rng.choice([rng.randrange(0x80), rng.randrange(0x3000), rng.randrange(0x110000)])
+        return "x" if 0xD800 <= code < 0xE000 else chr(code)
+    kinds = [any_character, lambda: " " * rng.randint(1, 5), lambda: rng.choice(CONTROL),
+             lambda: rng.choice(["\u2581", "\0", "\r\n", "\n\n", "\t", "e\u0301", "\ufeff", "<0x41>"]),
+             lambda: rng.choice(WORDS), lambda: str(rng.randint(-9999, 9999)), lambda: "𝒜🙂中文"]
+    return "".join(rng.choice(kinds)() for _ in range(rng.randint(0, 30)))
+
+
+def test_any_text_comes_back(tokenizer):
+    """NFKC, squeezed spaces, a dummy prefix or a lost U+2581 would change the text silently."""
+    rng = random.Random(1)
+    for text in [random_text(rng) for _ in range(1500)]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_no_text_spells_a_mark(tokenizer):
+    """Trap 24's cousin: a user who writes "<end>" or "</think>" must not steer the conversation."""
+    rng = random.Random(2)
+    for text in CONTROL + ["".join(CONTROL)] + [random_text(rng) for _ in range(1500)]:
+        assert not tokenizer.control_ids & set(tokenizer.encode(text))
+
+
+def test_marks_are_one_id_each(tokenizer):
+    """Trap 24: marks of several pieces are never learned, and boosting them hits ordinary text."""
+    marks = [tokenizer.pad, tokenizer.unk, tokenizer.end, tokenizer.system, tokenizer.user,
+             tokenizer.assistant, tokenizer.think, tokenizer.end_think, tokenizer.answer,
+             tokenizer.end_answer]
+    assert marks == list(range(10)) and tokenizer.control_ids == set(marks)
+    assert [tokenizer.decode([i], show_control=True) for i in marks] == CONTROL
+    assert tokenizer.decode(marks) == ""
+    assert tokenizer.tag_ids == set(marks[6:])
+
+
+def test_encoding_word_by_word_equals_the_library(tokenizer):
+    """The memo of words is only allowed because it changes no id."""
+    library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    rng = random.Random(3)
+    for text in [random_text(rng).replace("\u2581", "") for _ in range(1000)]:
+        assert tokenizer.encode(text) == library.encode(text)
+
+
+def test_long_texts_take_their_share_of_time_and_come_back(tokenizer):
+    """One call for a long text is slower than its length; words over the memo's limit still work."""
+    text = some_text(random.Random(4), 50_000) + "x" * 10 * MEMO_LENGTH + " " * 1000
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_lone_surrogate_is_named(tokenizer):
+    """Half a pair is legal in a JSON escape; the library raises a bare RuntimeError."""
+    for text in ("ab\ud800", "\udfff", "a \ude00 b"):
+        with pytest.raises(UserError, match="lone surrogate.*U\\+D[8-F]"):
+            tokenizer.encode(text)
+
+
+def test_decoding_never_raises_for_ids_in_range(tokenizer):
+    """A half-trained model emits any ids: broken UTF-8 is U+FFFD, not a traceback."""
+    rng = random.Random(5)
+    for _ in range(1000):
+        ids = [rng.randrange(tokenizer.vocab_size) for _ in range(rng.randint(0, 20))]
+        tokenizer.decode(ids), tokenizer.decode(np.array(ids, dtype=np.uint16), show_control=True)
+    assert tokenizer.decode(tokenizer.encode("\u4e2d")[:2]) == "\ufffd"
+
+
+def test_ids_out_of_range_are_refused(tokenizer):
+    """Ids of a bigger vocabulary: say so instead of an IndexError (or Python's silent ids[-1])."""
+    for bad in (-1, tokenizer.vocab_size):
+        with pytest.raises(UserError, match=f"got {bad}; expected 0 to {tokenizer.vocab_size - 1}"):
+            tokenizer.decode([bad])
+
+
+def test_token_bytes_add_up_to_the_text(tokenizer):
+    """Bits per byte divides by this: the sum over a text is the text's length in UTF-8."""
+    rng = random.Random(6)
+    assert tokenizer.token_bytes.shape == (tokenizer.vocab_size,)
+    assert tokenizer.token_bytes.dtype == np.int64 and not tokenizer.token_bytes[:10].any()
+    for text in [random_text(rng) for _ in range(500)]:
+        assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
+
+
+def test_digits_stand_alone_and_pieces_hold_no_newline(tokenizer):
+    """Arithmetic needs one token a digit; a newline inside a piece would break word by word."""
+    ids = tokenizer.encode("12345")
+    assert [tokenizer.decode([i]) for i in ids] == list("12345")
+    for i in range(10 + 256, tokenizer.vocab_size):
+        piece = tokenizer.decode([i])
+        assert "\n" not in piece and " " not in piece.lstrip(" ")
+
+
+def test_training_is_deterministic():
+    """Another tokenizer from the same data would refuse every checkpoint."""
+    texts = [some_text(random.Random(7))]
+    assert train(texts, 340) == train(texts, 340)
+
+
+def test_wrong_vocabulary_sizes_say_what_is_possible():
+    """The library's message is "INTERNAL: src/trainer_interface.cc(638) ..."."""
+    texts = [some_text(random.Random(8))]
+    for size, words in ((100, "too small.*at least 2[89]\\d: 256 bytes, 10 marks and \\d+ char"),
+                        (10**6, "too large.*at most \\d+.*fix: --vocab-size \\d+")):
+        with pytest.raises(UserError, match=words) as error:
+            train(texts, size)
+        assert "INTERNAL" not in str(error.value)
+        possible = int(str(error.value).split("at least " if size == 100 else "at most ")[1][:3])
+        assert Tokenizer(train(texts, possible)).vocab_size == possible
+
+
+def test_fingerprints_of_two_tokenizers_are_both_named(tokenizer):
+    """Trap 17: data of another tokenizer is a silent offset of 0.287 nats a token."""
+    check_fingerprint(tokenizer.fingerprint, tokenizer.fingerprint, "x.pt")
+    with pytest.raises(UserError, match=f"x.pt.*got {'0' * 16}; expected {tokenizer.fingerprint}"):
+        check_fingerprint("0" * 16, tokenizer.fingerprint, "x.pt")
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    """A truncated or foreign file is a line, not the library's traceback."""
+    (tmp_path / "bad.model").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="not a SentencePiece model"):
+        Tokenizer.load(tmp_path / "bad.model")
+    with pytest.raises(UserError, match="does not exist; fix: python tokenizer/train.py"):
+        Tokenizer.load(tmp_path / "none.model")
+
+
+def test_the_command_makes_once_and_refuses_other_content(tmp_path, capsys):
+    """A tokenizer replaced under a checkpoint is the worst of silent errors."""
+    source, out = tmp_path / "a.txt", tmp_path / "t.model"
+    source.write_text(some_text(random.Random(9)), encoding="utf-8")
+    main(Config([source], 340, out))
+    printed = capsys.readouterr().out
+    assert "bytes a token" in printed and printed.splitlines()[-1].startswith("next: python ")
+    made = out.read_bytes()
+    main(Config([source], 340, out))
+    assert "already made" in capsys.readouterr().out and out.read_bytes() == made
+    with pytest.raises(UserError, match="exists and differs.*--fresh"):
+        main(Config([source], 350, out))
+    assert out.read_bytes() == made
+    main(Config([source], 350, out, fresh=True))
+    assert out.read_bytes() != made
+
+
+def test_the_library_prints_nothing(tmp_path):
+    """Hundreds of lines of its log would bury the two that matter."""
+    (tmp_path / "a.txt").write_text(some_text(random.Random(9)), encoding="utf-8")
+    command = [sys.executable, ROOT / "tokenizer" / "train.py", tmp_path / "a.txt"]
+    done = subprocess.run([*command, "--vocab-size", "340", "--out", tmp_path / "t.model"],
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 2)
+    done = subprocess.run([*command, "--vocab-size", "9", "--out", tmp_path / "u.model"],
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_only_so_many_characters_are_trained_on(tmp_path):
+    """A 10 GB file must not be read for a vocabulary of 1,024."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name * 100, encoding="utf-8")
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    assert read_texts(paths, 150, False) == ["a" * 100, "b" * 50]
+    assert read_texts(paths, 50, False) == ["a" * 50]

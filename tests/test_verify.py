@@ -1,0 +1,220 @@
+"""Claims about dataset/verify.py: right answers in any clothes pass, nothing that hedges does."""
+import time
+from fractions import Fraction
+
+import pytest
+
+from dataset.verify import MAX_LENGTH, extract_answer, parse_number, same_answer, verdict
+
+HOLDS = [  # (got, reference)
+    # plain numbers and signs
+    ("14", "14"), (" 14 \n", "14"), ("14.", "14"), ("14。", "14"), ("+14", "14"), ("-14", "-14"),
+    ("−14", "-14"), ("–14", "-14"), ("- 14", "-14"), ("-0", "0"), ("-0.0", "0"), ("007", "7"),
+    # decimals and thousands
+    ("1.0", "1"), (".5", "0.5"), ("5.", "5"), ("0.50", "0.5"), ("-.5", "-0.5"), ("1,000", "1000"),
+    ("1,234,567", "1234567"), ("1,234.50", "1234.5"), ("1{,}234", "1234"), (r"1,\!234", "1234"),
+    (r"1\,234", "1234"), ("-1,234", "-1234"), ("0.30", "3/10"),
+    # fractions
+    ("1/2", "0.5"), ("2/4", "1/2"), ("-3/4", "-0.75"), ("3 / 4", "0.75"), ("1 1/2", "1.5"),
+    ("-1 1/2", "-1.5"), (r"\frac{3}{4}", "3/4"), (r"\dfrac{3}{4}", "0.75"), (r"\tfrac34", "3/4"),
+    (r"-\frac{1}{2}", "-1/2"), (r"\frac{-1}{2}", "-1/2"), (r"1\frac{1}{2}", "3/2"),
+    (r"$\frac{1,000}{2}$", "500"), ("6/3", "2"),
+    # scientific
+    ("1e3", "1000"), ("1E3", "1,000"), ("1.5e-3", "0.0015"), ("-2e+2", "-200"),
+    # percent
+    ("50%", "50%"), ("50 %", "50%"), (r"50\%", "50%"), ("50 percent", "50%"), ("50%", "0.5"),
+    ("1/2", "50%"), ("12.5%", "1/8"),
+    # currency and units
+    ("$5", "5"), (r"\$5", "5"), ("-$5", "-5"), ("$-5", "-5"), ("$1,234.50", "1234.5"), ("€5", "5"),
+    ("¥5", "5"), ("5元", "5"), ("12个", "12"), ("12 个苹果", "12"), ("5千米", "5"), ("5 apples", "5"),
+    ("14 apples.", "14"), ("14 apples!", "14"), ("5 red apples left", "5"), ("5 km", "5"),
+    ("5km", "5"), ("60 km/h", "60"), ("60 miles per hour", "60"), ("90°", "90"), (r"90^\circ", "90"),
+    ("5 °C", "5"), ("5 in total", "5"), ("3/4 cups", "0.75"), ("$5 per hour", "5"),
+    # clothes
+    ("$14$", "14"), (r"$\$14$", "14"), (r"\(14\)", "14"), (r"\[14\]", "14"), (r"\text{14}", "14"),
+    (r"5\,\text{km}.", "5"), (r"\boxed{14}", "14"), (r"\boxed{\text{14}}", "14"), ("**14**", "14"),
+    (r"\boxed{\frac{1}{2}}", "0.5"), ("'14'", "14"), ("-**5**", "-5"), ("５０", "50"),
+    ("－１，２３４．５", "-1234.5"), ("５０％", "50%"), ("14个！", "14"),
+    # texts
+    ("Yes", "yes"), ("yes!", "Yes."), ("  New   York ", "new york"), (r"\text{east}", "East"),
+    ("x = 5", "x = 5"), ("14 or 15", "14 or 15"), ("(A)", "(a)"), ("红色。", "红色"), ("5x", "5x"),
+    ("北京！", "北京"),
+]
+
+REFUSED = [
+    # other numbers
+    ("15", "14"), ("-14", "14"), ("14", "-14"), ("−14", "14"), ("-$5", "5"),
+    (r"-\frac{1}{2}", "1/2"), ("0.33", "1/3"), ("0.333333333333333333333", "1/3"), ("1.0000000000000000001", "1"),
+    ("9007199254740993", "9007199254740992"), ("1e3", "1e-3"), ("1e999", "2e999"), ("--5", "5"),
+    # the right number and more
+    ("14 or 15", "14"), ("15 or 14", "14"), ("not 14", "14"), ("14 not", "14"), ("14, 15", "14"),
+    ("14,15", "14"), ("14/15", "14"), ("14 15", "14"), ("14\n15", "14"), ("14-15", "14"),
+    ("14 - 15", "14"), ("14 (or 15)", "14"), ("14 or fifteen", "14"), ("14 is wrong", "14"),
+    ("14 apples, not 15", "14"), ("14 apples and 3 pears", "14"), ("12+2=14", "14"),
+    ("x = 14", "14"), ("14?", "14"), ("≈14", "14"), ("~14", "14"), ("about 14", "14"), (">14", "14"), ("±14", "14"),
+    ("14...", "14"), ("14 maybe", "14"), ("14或15", "14"), ("不是14", "14"), ("14不对", "14"),
+    ("14:00", "14"), ("3/4/2020", "3/4"), ("[14, 14]", "14"), ("answer: 14", "14"),
+    # glued or cut digits
+    ("1 4", "14"), ("1\u00a04", "14"), (r"1\,4", "14"), (r"1\text{4}", "14"), ("1$4", "14"),
+    ("1**4", "14"), ("1 234", "1234"), ("1,2", "12"), ("1,2", "1.2"), ("12,34", "1234"),
+    ("1,234,5", "12345"), ("0,123", "123"), ("1.234,5", "1234.5"), ("1_000", "1000"), ("5²", "52"),
+    ("1½", "11/2"), (r"\frac{1}{2}3", "1/23"), (r"\frac123", "1/23"), ("1\n1/2", "3/2"),
+    # words and signs that change the number
+    ("5 million", "5"), ("$5 billion", "5"), ("5M", "5"), ("5k", "5"), ("5 dozen", "5"),
+    ("5 hundreds", "5"), ("5 times three", "5"), ("5 minus one", "5"), ("5 and a half", "5"),
+    ("5 thirds", "5"), ("5 squared", "5"), ("5 degrees below zero", "5"), ("5万", "5"), ("5千", "5"),
+    ("5亿元", "5"), ("5个半", "5"), ("10多个", "10"), ("5x", "5"), ("5 x", "5"), ("2ab", "2"),
+    ("2π", "2"), (r"2\pi", "2"), ("2 pi", "2"), ("3i", "3"), ("5!", "5"), ("5^2", "5"), ("1e", "1"),
+    # percent
+    ("50%", "50"), ("50", "50%"), ("0.5", "50"), ("50 percent", "50"),
+    ("50 percentage points", "50"), ("5%", "0.5"), ("5‰", "5"),
+    # no number at all
+    ("", "14"), (" ", "14"), ("", ""), (".", "."), ("$", "$$"), ("-", "14"), ("fourteen", "14"),
+    ("1/0", "1"), ("0/0", "0"), ("nan", "0"), ("inf", "1e999"), ("0x10", "16"), ("None", "0"),
+    # texts
+    ("no", "yes"), ("not yes", "yes"), ("yes and no", "yes"), ("newyork", "new york"), ("n!", "n"),
+    ("5 K", "5 m"), ("5 M", "5 m"), ("-x", "x"), ("x - 5", "x + 5"),
+]
+
+TABLE = [(*row, True) for row in HOLDS] + [(*row, False) for row in REFUSED]
+
+
+@pytest.mark.parametrize("got, reference, holds", TABLE)
+def test_an_answer_holds_where_the_table_says_so(got, reference, holds):
+    """A dropped minus filters out hard problems; a hedge that passes teaches hedging."""
+    assert same_answer(got, reference) is holds
+    assert same_answer(reference, got) is holds
+
+
+@pytest.mark.parametrize("text, number", [
+    ("-1,234.50", Fraction(-2469, 2)), ("0.1", Fraction(1, 10)), (".5", Fraction(1, 2)),
+    ("1 3/4", Fraction(7, 4)), ("-1 3/4", Fraction(-7, 4)), ("50%", Fraction(1, 2)), ("1e3", 1000),
+    ("1.5e-3", Fraction(3, 2000)), (r"-\dfrac{3}{4}", Fraction(-3, 4)), ("1.5/2", Fraction(3, 4)),
+    ("14 apples", 14), ("1e999", 10**999),
+    ("1 3/2", None), ("1e1000", None), ("5e", None), ("", None), ("-", None), ("abc", None),
+    (r"\frac{1}{0}", None), (r"-\frac{-1}{2}", None), ("٣", None),
+])
+def test_numbers_are_exact(text, number):
+    """A float in between makes 0.1 unequal to 1/10, and 2**53 equal to 2**53 + 1."""
+    found = parse_number(text)
+    assert found == number and (found is None or type(found) is Fraction)
+
+
+@pytest.mark.parametrize("text, answer", [
+    # each mark, and the order among them
+    ("<think>12+2=14</think><answer>14</answer>", "14"),
+    (r"<answer>14</answer> \boxed{15} #### 16, the answer is 17, 18", "14"),
+    (r"\boxed{15}, the answer is 17, 18" "\n#### 16", "15"),
+    ("the answer is 17, or 18\n#### 16", "16"),
+    ("The answer is 17. I checked 18 cases.", "17"),
+    ("12+5=17, 17-3=14", "14"),
+    # the last one of a kind
+    ("<answer>1</answer><answer>2</answer>", "2"),
+    (r"\boxed{1}, no, \boxed{2}", "2"),
+    ("#### 1\n#### 2", "2"),
+    ("The answer is 1? No, the answer is 2.", "2"),
+    # boxes
+    (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+    (r"\boxed{\frac{\sqrt{2}}{2}} done }", r"\frac{\sqrt{2}}{2}"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    (r"\boxed {-5}", "-5"),
+    # begun, and left open or empty
+    ("12+2=14 <answer>1", None),
+    ("<answer>14</answer> or <answer>", None),
+    ("<answer> </answer> 14", None),
+    (r"\boxed{14} \boxed{1", None),
+    (r"14 \boxed{}", None),
+    (r"\boxed{\frac{1}{2}", None),
+    ("12+2=14\n####", None),
+    ("12+2=14. The answer is", None),
+    # hashes
+    ("12+2=14\n#### 14", "14"),
+    ("####\n-1,234\n", "-1,234"),
+    ("#### Step 1\n3+4=7\nThe answer is 7.", "7"),
+    # phrases
+    ("The answer is: 14 apples.\nBye 3", "14 apples"),
+    ("ANSWER: 3.5. Done", "3.5"),
+    ("**Final Answer:** 73", "73"),
+    ("The answer is **-73**.", "-73"),
+    ("The answer is not 14.", "not 14"),
+    ("the answer is:\n\n14", "14"),
+    ("答案是14个苹果。因为12+2=14，共3步", "14个苹果"),
+    ("答案：-5", "-5"), ("所以答案为 1/2。", "1/2"),
+    # the last number
+    ("It is 14 apples, I think.", "14"), ("x = -14", "-14"), ("17-3", "3"), ("f(x)-5", "5"),
+    ("3–5", "5"), ("it costs $1,234.50.", "1,234.50"), ("a loss of -$5", "-5"), ("is −5", "-5"),
+    (r"$x = -\frac{3}{4}$", "-3/4"), ("half of 3 is 1 1/2 cups", "1 1/2"), ("up by 50%!", "50%"),
+    ("12 or 14", "14"), ("1, 2", "2"), ("她有14个", "14"), ("气温是-5度", "-5"), ("（－５）", "-5"),
+    ("drink H2O", None), ("so 1e999999999", "1e999999999"), ("no idea", None), ("", None),
+    # thoughts are no answers
+    (r"<think>\boxed{3}</think>It is 4.", "4"), ("<think>12+2=14</think>", None),
+])
+def test_the_final_answer_is_found(text, answer):
+    """\\boxed{\\frac{1}{2}} cut at the first brace, or 14 taken from before a cut-off <answer>1."""
+    assert extract_answer(text) == answer
+
+
+def test_what_is_extracted_can_be_judged():
+    """Finder and judge each work, but their pieces do not fit: a $, ** or full stop left over."""
+    for text in (r"Thus $\boxed{\$14}$.", "So the answer is **14 apples**.", "#### 14\n", "答案是１４个。",
+                 "<answer>\n$14.00\n</answer>", r"<answer>\boxed{14}</answer>", r"= \frac{28}{2}$"):
+        assert same_answer(extract_answer(text), "14"), text
+
+
+@pytest.mark.parametrize("answer, ended, well_formed, expected", [
+    ("14", True, True, "ok"), ("$14.00", True, True, "ok"), ("15", True, True, "wrong answer"),
+    ("14 or 15", True, True, "wrong answer"), (None, True, True, "no answer"),
+    (" \n", True, True, "no answer"), ("14", True, False, "format"), (None, True, False, "format"),
+    ("14", False, False, "truncated"), ("14", False, True, "truncated"),
+    (None, False, False, "truncated"),
+])
+def test_a_rejection_names_its_first_reason(answer, ended, well_formed, expected):
+    """Truncated samples counted as bad format: the limit stays too low and nobody knows."""
+    assert verdict("14", answer, ended, well_formed) == expected
+
+
+LONG = 100_000
+HOSTILE = [piece * (LONG // len(piece)) for piece in [
+    "1", "1,", "1,234,", "1 ", "1/", "1e", "-$", "- ", " ", "\n", "**1", "\\", "{", "\\boxed{",
+    "\\text{", "\\text{1}", "\\frac{", "\\frac{1}{", "\\,", "<answer>", "</think>", "####",
+    "answer is ", "answer**", "答案是", "per cent", "個!", "１", "^\\circ", "\ud800", "\u202e1", "9e9 ",
+]] + [head + filler * LONG + tail for head, filler, tail in [
+    ("1", " ", "1"), ("1", "0", "/"), ("1e", "9", ""), ("\\boxed", " ", "{1}"), ("1 ", "1", "/2"),
+    ("\\frac{", " ", "1}{2}"), ("\\frac{", "1", "}{2}"), ("answer", "*", "is"), ("ab", "!", "x"),
+    ("answer is", " ", "."), ("\\boxed{", "{", "}"), ("\\text{", "1", "}"), ("^", " ", "\\circ"),
+]]
+
+
+def test_hostile_texts_end_quickly():
+    """A model repeats itself up to its limit: one quadratic regex stops the sampling for minutes."""
+    for text in HOSTILE:
+        start = time.process_time()
+        extract_answer(text)
+        assert not same_answer(text, "14") and not same_answer(text, "x")
+        seconds = time.process_time() - start
+        assert seconds < 1, f"{seconds:.1f} s: {text[:20]!r}"  # 0.05; quadratic: a minute or more
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "-1e-999999999", "1e99999999999999999999",
+                                  "1/1e99999", "9" * 4301, "9" * LONG, "0." + "0" * LONG + "1", "5^{5^{5^{5}}}"])
+def test_a_number_too_large_is_no_number(text):
+    """Fraction("1e999999999") eats all memory; int() of 4,301 digits raises on Python 3.11 only."""
+    assert parse_number(text) is None
+    assert same_answer(text, text) and not same_answer(text, "1")
+
+
+def test_the_largest_number_is_still_exact():
+    """A limit that cuts instead of refusing makes two long numbers equal."""
+    digits = "9" * MAX_LENGTH
+    assert parse_number(digits) == 10**MAX_LENGTH - 1
+    assert not same_answer(digits, digits[:-1] + "8")
+    assert parse_number(digits + "9") is None
+
+
+def test_prefixes_of_an_answer_never_raise():
+    """Truncated LaTeX is the usual input: an IndexError at sample 9,000 loses the run."""
+    text = (r"<think>-1,234.5e3</think> $\boxed{\text{-}\frac{1}{2}\%}$ "
+            "<answer>1 1/2 km</answer> #### 答案是５")
+    for i in range(len(text)):
+        for part in (text[:i], text[i:]):
+            same_answer(extract_answer(part) or part, part)

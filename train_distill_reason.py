@@ -1,0 +1,187 @@
+"""Chain-of-thought distillation, black box: the student learns the teacher's worked solutions as text.
+
+    loss = 1/n_valid * sum over response tokens t of  w_t * -ln q(y_t | question, y_<t),
+    w_t = --tag-weight where y_t is one of the four ids <think> </think> <answer> </answer>, else 1;
+    n_valid = sum of w_t
+
+dataset/generate.py asked the teacher and kept the answers that hold. Here no teacher is needed any more:
+nothing of it is read but text, in the format of R1-style files, so your own traces will do:
+    {"conversations": [{"role": "user", "content": "..."},
+     {"role": "assistant", "content": "<think>...</think><answer>...</answer>"}]}
+
+One CPU command (4 minutes on 2 cores):  python train_distill_reason.py
+One GPU command:                         torchrun --nproc-per-node 1 train_distill_reason.py --size 2m
+The last line:                           out/student-reason.pt: validation ce ... nats a token ...
+
+How it differs from the papers:
+1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 fine-tune pretrained students; here a
+   student may also start from random weights, since the stories need no other knowledge.
+2. --target answer trains on the bare answers of the same questions: the comparison that shows what
+   the chain of thought is worth. Hsieh et al. 2023 train both as two tasks.
+3. The tags are single control ids, so their weight reaches them and nothing else.
+"""
+import math
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+import cli
+import common
+from cli import OUT, check
+from dataset.batches import eval_batches, open_data, step_batches
+from losses import cross_entropy, total
+from model import SIZES, build
+from optim import get_lr, make_optimizers
+from tokenizer import Tokenizer
+
+
+@dataclass
+class Config:
+    name: str = "student-reason"   # the run: writes out/NAME.pt and out/NAME.csv
+    data: str = OUT / "data/traces.jsonl"         # traces: dataset/generate.py, or your own R1-style file
+    val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
+    tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
+    size: Literal[tuple(SIZES)] = "0.4m"  # shape of the model, by name: see SIZES in model.py
+    init: str = ""                 # checkpoint to start from; empty: random weights of --size
+    window: int = 256              # tokens in a training window (128 to 1,024); the context is larger
+    context: int = 512             # tokens the model can ever hold, prompt and answer (256 to 4,096)
+    target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
+    tag_weight: float = 1.0        # weight of the four tag ids in the loss (1 to 10)
+    documents: int = 0             # use only the first N documents; 0: all
+    skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
+    batch: int = 16                # windows in an optimizer step (8 to 64)
+    accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
+    steps: int = 700               # optimizer steps (300 to 5,000)
+    lr: float = 4e-3               # peak learning rate (1e-3 to 1e-2 for these small models)
+    warmup: int = 30               # steps of linear warmup (10 to 200)
+    weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
+    clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
+    eval_every: int = 100          # steps between validations (20 to 500)
+    eval_windows: int = 64         # validation windows; 0: all
+    save_every: int = 100          # steps between checkpoints (20 to 1,000)
+    log_every: int = 20            # steps between log lines
+    seed: int = 0                  # of the weights and of the order of the windows
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    compile: bool = False          # torch.compile: worth its minute on a GPU
+    fresh: bool = False            # start again and replace out/NAME.pt
+
+
+@torch.no_grad()
+def evaluate(model, val, cfg, env):
+    """Validation cross-entropy, nats a counted token."""
+    was_training = model.training
+    model.eval()
+    ce_sum = weight_sum = 0.0
+    for i, (x, y, document, weight) in enumerate(eval_batches(val, cfg.batch, cfg.eval_windows,
+                                                              env.device)):
+        if i % env.world == env.rank:
+            keep = weight > 0                                  # (B, T)
+            with env.autocast():
+                logits = model(x, document, keep)              # (N, V)
+            ce_sum += cross_entropy(logits, y[keep]).sum().item()
+            weight_sum += keep.sum().item()
+    model.train(was_training)
+    ce_sum, weight_sum = common.sum_over_ranks([ce_sum, weight_sum], env)
+    return ce_sum / max(weight_sum, 1)
+
+
+def main(cfg):
+    check(cfg.steps > 0, "--steps", cfg.steps, "a positive whole number")
+    check(cfg.lr > 0, "--lr", cfg.lr, "a positive number")
+    check(cfg.tag_weight > 0, "--tag-weight", cfg.tag_weight, "a positive number")
+    env = common.start(cfg)
+    check(cfg.accumulate > 0 and cfg.batch > 0 and cfg.batch % (cfg.accumulate * env.world) == 0,
+          "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
+    check(0 < cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
+
+    # the model: its shape and tokenizer come from a checkpoint where there is one
+    if cfg.init:
+        model, tokenizer, _ = common.load_model(cfg.init)
+        check(cfg.window <= model.config.max_seq_len, "--window", cfg.window,
+              f"at most the context of {cfg.init}, {model.config.max_seq_len}")
+    else:
+        tokenizer = Tokenizer.load(cli.need_file(cfg.tokenizer, "python tokenizer/train.py"))
+        model = build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context)
+    model.to(env.device).train().requires_grad_(True)
+
+    def open_both():
+        options = dict(window=cfg.window, target=cfg.target, loss_on="response",
+                       skip_bad_lines=cfg.skip_bad_lines)
+        return (open_data(cfg.data, tokenizer, documents=cfg.documents, **options),
+                open_data(cfg.val, tokenizer, **options))
+
+    train, val = common.first_rank_first(env, open_both)
+    inputs = dict(data_sha256=train["meta"]["source_sha256"], tokenizer_fingerprint=tokenizer.fingerprint)
+    state = common.open_run(cfg, env, inputs)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
+    progress = common.restore(state, model, optimizers, env)
+    run_model = torch.compile(model) if cfg.compile else model
+
+    common.print_start(cfg, env, {
+        "parameters": f"{model.num_parameters():,}",
+        "data": f"{train['name']}: {train['meta']['documents']:,} documents, "
+                f"{len(train['ids']):,} windows, padding {train['meta']['padding_share']:.1%}",
+        "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
+        "ce at start": f"{evaluate(model, val, cfg, env):.3f} nats; "
+                       f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing"})
+    log_file = common.open_log(cfg, env, progress.step)
+
+    for step in range(progress.step, cfg.steps):
+        began = time.time()
+        # 1) learning rate
+        lr = get_lr(step, cfg.steps, cfg.lr, cfg.warmup)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+        # 2) forward, backward
+        batches, n_valid, n_tokens = step_batches(train, step, cfg, env, tokenizer.tag_ids,
+                                                  cfg.tag_weight)
+        ce_sum = 0.0
+        for x, y, document, weight in batches:               # each (B, T)
+            keep = weight > 0                                # (B, T) the N response tokens
+            with env.autocast():
+                logits = run_model(x, document, keep)        # (N, V)
+            ce = cross_entropy(logits, y[keep])              # (N,) float32
+            loss = total(ce, weight[keep]) / n_valid         # the one normaliser
+            loss.backward()
+            ce_sum += loss.item()
+
+        # 3) clip, step
+        common.sum_gradients(model.parameters(), env)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
+        [ce_sum] = common.sum_over_ranks([ce_sum], env)
+        common.check_finite(ce_sum, norm, step, cfg)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        # 4) log
+        common.advance(progress, n_tokens, n_valid, time.time() - began)
+        common.log(log_file, env, cfg, progress.step, dict(ce=ce_sum, norm=norm, lr=lr),
+                   time.time() - began, n_tokens)
+
+        # 5) evaluate, save
+        last, stopped = progress.step == cfg.steps, common.should_stop(env)
+        if last or progress.step % cfg.eval_every == 0:
+            ce = evaluate(model, val, cfg, env)
+            common.keep_best(progress, model, ce)
+            common.say(env, f"       validation ce {ce:.4f} nats a token")
+        if last or stopped or progress.step % cfg.save_every == 0:
+            common.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
+
+        # 6) stop
+        if stopped and not last:
+            common.stop_signal(env, cfg)
+
+    common.say(env, f"out/{cfg.name}.pt: validation ce {progress.best_ce:.4f} nats a token at step "
+                    f"{progress.best_step}, {progress.train_seconds:.0f} s of training\n"
+                    f"next: python eval.py out/{cfg.name}.pt")
+    common.finish(env)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
