@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli import UserError, need_file, show
 from tokenizer import check_unicode
 
-CHUNK = 4 * 2**20      # bytes: the piece of a file that one worker reads, and a .txt document
-MAX_LINE = 16 * 2**20  # bytes: a longer line is a bad line and is never held in memory
+CHUNK = 4 * 2**20     # bytes: the piece of a file that one worker reads, and a .txt document
+MAX_LINE = 8 * 2**20  # bytes: a longer line is a bad line and is never held in memory
 ROLES = ("system", "user", "assistant")
 KEYS = "text, conversations, messages, instruction + output, or question + answer"
 
@@ -138,9 +138,9 @@ def short(value):
 
 # --- files ----------------------------------------------------------------------------------------
 
-def cut(path):
-    """-> sha256 of the file, [(first byte, end, number of the first line)]: whole lines each."""
-    sha, chunks, start, line = hashlib.sha256(), [], 0, 1
+def cut(path, sha=None):
+    """Yield chunks of whole lines: (first byte, end, number of the first line); hash all into sha."""
+    sha, start, line = sha or hashlib.sha256(), 0, 1
     with open(path, "rb") as file:
         while block := file.read(CHUNK):
             size, lines = 0, 0
@@ -148,9 +148,8 @@ def cut(path):
                 sha.update(block)
                 size, lines = size + len(block), lines + block.count(b"\n")
                 block = b"" if block.endswith(b"\n") else file.readline(CHUNK)
-            chunks.append((start, start + size, line))
+            yield start, start + size, line
             start, line = start + size, line + lines
-    return sha.hexdigest(), chunks
 
 
 def read_lines(path, start=0, end=None):
@@ -179,7 +178,7 @@ def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, f
     need_file(path, "write some documents into it")
     text_file = Path(path).suffix.lower() == ".txt"
     if text_file and end is None:  # whole file: chunk by chunk, as prepare.py does
-        for chunk in cut(path)[1]:
+        for chunk in cut(path):
             yield from read_documents(path, skip_bad_lines, report, *chunk)
         return
     parts = []
@@ -226,6 +225,12 @@ def count_bad(report, reason, count, where):
         entry = report.setdefault(reason, {"count": 0, "first": []})
         entry["count"] += count
         entry["first"] = (entry["first"] + where)[:3]
+
+
+def bad_lines_text(report):
+    """A report as one line: `3 bad lines: broken JSON (a.jsonl:7, ...)`; "" where there is none."""
+    return " | ".join(f"{entry['count']:,} bad lines: {reason} ({', '.join(entry['first'])})"
+                      for reason, entry in report.items())
 
 
 def texts(document):

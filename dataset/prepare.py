@@ -18,6 +18,7 @@ is cut into chunks of 4 MB whatever the number of workers, so the bytes do not d
 folder is whole or not there: it is written beside and renamed at the end.
 """
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -39,7 +40,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cli import OUT, atomic_write, check, fail, need_file, run, show
-from dataset.formats import count_bad, cut, encode_document, read_documents, read_lines
+from dataset.formats import bad_lines_text, count_bad, cut, encode_document, read_documents, read_lines
 from tokenizer import Tokenizer
 
 VERSION = 1
@@ -74,7 +75,7 @@ def prepare_chunk(tokenizer, path, chunk, window, target, loss_on, skip_bad_line
     for _, document in read_documents(path, skip_bad_lines, report, *chunk):
         ids, mask = encode_document(tokenizer, document, target, loss_on)
         if isinstance(document, str):
-            stream.append(np.array(ids, dtype=types["ids"]))
+            stream.append(np.array(ids, dtype=ids_type))
         elif len(ids) <= window + 1:
             packed.add(ids, mask)
         else:
@@ -82,8 +83,8 @@ def prepare_chunk(tokenizer, path, chunk, window, target, loss_on, skip_bad_line
             counts["longest"] = max(counts["longest"], len(ids))
             continue
         counts["documents"] += 1
-    # text and conversations may stand in one file
     stream = np.concatenate(stream)
+    # text and conversations may stand in one file
     pairs = zip(packed.arrays(tokenizer.pad), stream_arrays(stream, window, tokenizer.pad))
     arrays = {name: np.concatenate(pair).astype(types[name]) for name, pair in zip(types, pairs)}
     return arrays, counts, report
@@ -132,7 +133,6 @@ class Packed:
             for order, (ids, mask) in enumerate(content, 1):
                 here = slice(start, start + len(ids))
                 all_ids[number, here], all_mask[number, here] = ids, mask
-                all_mask[number, start] = 0  # no predecessor of its own document predicts it
                 all_documents[number, here] = order
                 start += len(ids)
         return all_ids, all_mask, all_documents
@@ -211,9 +211,11 @@ def prepare(input, out, tokenizer, window, target="cot", loss_on="response", doc
     """Make the folder `out` of windows, or find it made with these settings; returns its meta."""
     path = need_file(input, "python dataset/stories.py, or name a file of yours").resolve()
     out = Path(out)
-    sha256, chunks = cut(path)
-    settings = {"version": VERSION, "source_sha256": sha256, "fingerprint": tokenizer.fingerprint,
-                "window": window, "target": target, "loss_on": loss_on, "limit": documents}
+    sha = hashlib.sha256()
+    chunks = list(cut(path, sha))
+    settings = {"version": VERSION, "source_sha256": sha.hexdigest(),
+                "fingerprint": tokenizer.fingerprint, "window": window, "target": target,
+                "loss_on": loss_on, "limit": documents}
     made = find_made(out, settings, fresh)
     if made:
         print(f"{show(out)}: already made, {summary(made)}")
@@ -277,7 +279,7 @@ def nothing_left(total, report):
     if total["too_long"]:
         fail("every document is longer than the window", f"up to {total['longest']} tokens",
              fix=f"--window {total['longest'] - 1}")
-    fail("no document is left", report or "no row", "at least one good row", "look at the input")
+    fail("no document is left", bad_lines_text(report) or "no row", "at least one good row")
 
 
 def summary(meta):
@@ -288,9 +290,7 @@ def summary(meta):
     if meta["too_long"]:
         line += (f" | {meta['too_long']:,} documents left out: too long "
                  f"(--window {meta['longest'] - 1} keeps them)")
-    for reason, entry in meta["bad_lines"].items():
-        line += f" | {entry['count']:,} bad lines: {reason} ({', '.join(entry['first'])})"
-    return line
+    return " | ".join(filter(None, [line, bad_lines_text(meta["bad_lines"])]))
 
 
 def find_made(out, settings, fresh):
@@ -321,6 +321,8 @@ def replace_folder(folder, out):
 
 def remove_leftovers(out):
     """Remove what killed runs left beside `out`; a run that is alive keeps its folder."""
+    if os.name != "posix":
+        return  # os.kill(pid, 0) would stop that process
     for path in out.parent.glob(f".{out.name}.*.tmp"):
         try:
             os.kill(int(path.name.split(".")[-2]), 0)  # signal 0: is that process alive?

@@ -60,7 +60,9 @@ def clean(text):
     for _ in range(3):  # from the inside out: \boxed{\text{5}}
         text = WRAPPED.sub(r" \1 ", text)
     text = SIGNED_CLOTHES.sub(r"\1", text)
-    text = re.sub(r"[^\S\n]+", " ", CLOTHES.sub(" ", text)).strip(" \n*_\"'")
+    text = re.sub(r"[^\S\n]+", " ", CLOTHES.sub(" ", text)).strip()
+    if text[1:] and text[0] == text[-1] and text[0] in "*_\"'":  # a pair only: f' is not f
+        text = text[1:-1]
     bare = text.rstrip("!")  # "14 apples!" wears it; 5! and n! do not
     return bare if re.fullmatch(r"[^\W\d_]{2}|.?[\u4e00-\u9fff]", bare[-2:]) else text
 

@@ -138,30 +138,32 @@ def tiny_stories(count):
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory, tiny_tokenizer):
-    """What a training script needs, as paths: train and val (.jsonl), tokenizer, teacher, init; `flags`
-    are those of a run of a second, the same for every training script."""
+    """What a training script needs, as paths: train and val (.jsonl), tokenizer, teacher and init (two
+    models); `flags(script, **changes)` are those of a run of a second, alike for every script.
+
+    Train is 16 windows of 143 tokens with two or three stories each: `batch=16` is the whole of it."""
     import common
     from model import build, config_dict
     folder = tmp_path_factory.mktemp("world")
     world = SimpleNamespace(folder=folder, tokenizer=folder / "tiny.model")
     tiny_tokenizer.save(world.tokenizer)
-    for name, count in (("train", 40), ("val", 8)):
+    for name, count in (("train", 32), ("val", 6)):
         path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in tiny_stories(count)), encoding="utf-8")
         setattr(world, name, path)
     for name, seed in (("teacher", 1), ("init", 2)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build("0.1m", tiny_tokenizer.vocab_size, max_seq_len=96)
+            model = build("0.1m", tiny_tokenizer.vocab_size, max_seq_len=160)
             for p in model.parameters():  # a distribution that is neither flat nor certain
-                p.data += torch.randn(p.shape) * 0.1
+                p.data += torch.randn(p.shape) * 0.2
         setattr(world, name, folder / f"{name}.pt")
         common.save(folder / f"{name}.pt", dict(
             model=model.state_dict(), model_config=config_dict(model),
             tokenizer=torch.frombuffer(bytearray(tiny_tokenizer.model_bytes), dtype=torch.uint8)))
 
     def flags(script, **changes):
-        values = dict(name="run", data=world.train, val=world.val, size="0.1m", window=95, context=96,
+        values = dict(name="run", data=world.train, val=world.val, size="0.1m", window=143, context=160,
                       batch=8, steps=4, warmup=2, lr=3e-3, eval_every=2, eval_windows=4, save_every=2,
                       log_every=1, dtype="float32")
         values |= {"pretrain": dict(tokenizer=world.tokenizer), "distill_logits": dict(

@@ -48,12 +48,12 @@ def test_alpaca_input_follows_the_instruction():
     """Dropping `input` leaves questions that cannot be answered."""
     row = {"instruction": "Add.", "input": "2 3", "output": "5"}
     assert parse_row(row) == [Turn("user", "Add.\n\n2 3"), assistant(content="5")]
-    for row in ({"instruction": "Hi", "input": "", "output": "Yo"}, {"instruction": "Hi", "output": "Yo"}):
-        assert parse_row(row) == [Turn("user", "Hi"), assistant(content="Yo")]
+    for row in ({"input": ""}, {}):
+        assert parse_row({"instruction": "Hi", "output": "Yo", **row}) == [Turn("user", "Hi"), assistant(content="Yo")]
 
 
 def test_gsm8k_answers_follow_the_last_hashes_without_calculator_marks():
-    """<<48/2=24>> trains the student to call a calculator that is not there; #### may stand twice."""
+    """<<48/2=24>> calls a calculator that is not there; #### may stand twice."""
     answer = "She sold 48/2 = <<48/2=24>>24 clips.\nStep #### two: 3<4 and 5>4.\n#### -1,024"
     assert parse_row({"question": "How many?", "answer": answer}) == [
         Turn("user", "How many?"),
@@ -97,7 +97,7 @@ BAD = {  # line: words of the message
     b'{"text": "a"': "broken JSON",
     b"[" * 100_000: "broken JSON",
     b'["text"]': "not a JSON object",
-    b'{"prompt": "a", "reply": "b"}': "unknown keys; got prompt, reply; expected text, conversations",
+    b'{"prompt": "a", "reply": "b"}': "unknown keys; got prompt, reply; expected text, conv",
     b"{}": "unknown keys",
     b'{"text": 5}': "content that is not a string; got text: 5",
     b'{"text": ""}': "an empty text",
@@ -239,7 +239,8 @@ def test_text_ends_with_end_and_is_learned_whole(tokenizer):
 def test_target_answer_drops_the_thought(tokenizer):
     """The answer-only student must never see the chain of thought."""
     ids, _ = encode_document(tokenizer, MANY, target="answer")
-    assert tokenizer.think not in ids and tokenizer.decode(ids, True).endswith("<answer>5</answer><end>")
+    assert tokenizer.think not in ids
+    assert tokenizer.decode(ids, True).endswith("<assistant><answer>5</answer><end>")
 
 
 def test_prompt_and_response_make_the_document(tokenizer):
@@ -275,7 +276,7 @@ def test_well_formed_means_exactly_the_format(tokenizer):
     marks = {name: i for i, name in enumerate(CONTROL)}
 
     def ids(text):
-        return [marks.get(word) if word in marks else tokenizer.encode(word)[0] for word in text.split()]
+        return [marks[w] if w in marks else tokenizer.encode(w)[0] for w in text.split()]
     cot = "<think> a </think> <answer> 5 </answer> <end>"
     assert well_formed(tokenizer, ids(cot)) and well_formed(tokenizer, ids(cot + " junk <pad>"))
     assert well_formed(tokenizer, ids("<answer> 5 </answer> <end>"), "answer")

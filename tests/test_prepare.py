@@ -35,7 +35,8 @@ def chats(rng, count):
         turns = []
         for _ in range(rng.randint(1, 2)):
             turns += [{"role": "user", "content": words(rng, 1, 8)},
-                      {"role": "assistant", "content": f"{i}", "reasoning_content": words(rng, 1, 8)}]
+                      {"role": "assistant", "content": f"{i}",
+                       "reasoning_content": words(rng, 1, 8)}]
         rows.append({"conversations": turns})
     return rows
 
@@ -70,14 +71,18 @@ def documents_in(ids, mask, document):
     return found
 
 
-@pytest.mark.parametrize("target, loss_on", [("cot", "response"), ("answer", "response"), ("cot", "all")])
-def test_every_document_stands_whole_and_once(tmp_path, tokenizer, source, small_chunks, target, loss_on):
+@pytest.mark.parametrize("target", ["cot", "answer"])
+@pytest.mark.parametrize("loss_on", ["response", "all"])
+@pytest.mark.usefixtures("small_chunks")
+def test_every_document_stands_whole_and_once(tmp_path, tokenizer, source, target, loss_on):
     """A packer that splits, drops or repeats documents changes the data silently."""
     meta = prepare(source, tmp_path / "w", tokenizer, 60, target, loss_on, workers=1)
     ids, mask, document, again = open_windows(tmp_path / "w")
-    assert again == json.loads(json.dumps(meta)) and meta["documents"] == 400 and not meta["too_long"]
+    assert again == json.loads(json.dumps(meta))
+    assert meta["documents"] == 400 and not meta["too_long"]
     expected = [encode_document(tokenizer, d, target, loss_on) for _, d in read_documents(source)]
-    assert sorted(documents_in(ids, mask, document)) == sorted((tuple(i), tuple(m)) for i, m in expected)
+    expected = [(tuple(i), tuple(m)) for i, m in expected]
+    assert sorted(documents_in(ids, mask, document)) == sorted(expected)
     for row in document:  # contiguous, in order, padding last
         real = row[row > 0]
         assert (np.diff(real.astype(int)) >= 0).all() and not row[len(real):].any()
@@ -91,7 +96,7 @@ def test_the_first_token_of_a_document_is_never_learned(tmp_path, tokenizer, sou
     _, mask, document, meta = open_windows(tmp_path / "w")
     first = np.diff(document.astype(int), axis=1, prepend=0) != 0
     assert not mask[first].any()
-    assert meta["supervised"] == mask[:, 1:].sum() == mask.sum()  # x, y shift loses no learned token
+    assert meta["supervised"] == mask[:, 1:].sum() == mask.sum()  # the shift loses none
     assert meta["tokens"] == (document > 0).sum()
     assert meta["padding_share"] == pytest.approx((document == 0).mean())
 
@@ -127,11 +132,11 @@ def test_a_book_is_cut_in_chunks_and_loses_no_character(tmp_path, tokenizer, sma
     text = "".join(words(random.Random(i), 1, 12) + "\n" for i in range(1500))
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     meta = prepare(tmp_path / "book.txt", tmp_path / "w", tokenizer, 32, workers=1)
-    ids, mask, _, _ = open_windows(tmp_path / "w")
+    ids, mask, document, _ = open_windows(tmp_path / "w")
     assert meta["documents"] > 3
-    starts = [i for i in range(len(ids)) if i == 0 or ids[i, 0] != ids[i - 1, -1] or not mask[i - 1, -1]]
-    kept = mask[:, :].astype(bool)
-    kept[starts, 0] = True
+    kept = mask.astype(bool)
+    kept[0, 0] = True
+    kept[1:, 0] = document[:-1, -1] == 0  # after the padded end of a chunk a new stream begins
     assert tokenizer.decode(ids[kept]) == text
 
 
@@ -162,7 +167,8 @@ def test_documents_takes_the_first_rows_of_the_file(tmp_path, tokenizer, source,
     (tmp_path / "first.jsonl").write_text("".join(rows[:123]), encoding="utf-8")
     prepare(tmp_path / "first.jsonl", tmp_path / "b", tokenizer, 60, workers=1)
     assert limited["documents"] == 123
-    assert [hashes(tmp_path / "a")[n] for n in FILES[:3]] == [hashes(tmp_path / "b")[n] for n in FILES[:3]]
+    a, b = hashes(tmp_path / "a"), hashes(tmp_path / "b")
+    assert [a[name] for name in FILES[:3]] == [b[name] for name in FILES[:3]]
 
 
 def test_stories_are_packed_with_little_padding():
@@ -183,7 +189,7 @@ def test_documents_that_are_too_long_are_counted(tmp_path, tokenizer, capsys):
     meta = prepare(write(tmp_path / "a.jsonl", rows), tmp_path / "w", tokenizer, 30)
     assert (meta["documents"], meta["too_long"]) == (2, 1)
     needed = meta["longest"] - 1
-    assert f"1 documents left out: too long (--window {needed} keeps them)" in capsys.readouterr().out
+    assert f"1 documents left out: too long (--window {needed}" in capsys.readouterr().out
     with pytest.raises(UserError, match=f"every document is longer.*fix: --window {needed}"):
         prepare(tmp_path / "a.jsonl", tmp_path / "v", tokenizer, 3)
     assert prepare(tmp_path / "a.jsonl", tmp_path / "v", tokenizer, needed)["too_long"] == 0
@@ -192,7 +198,8 @@ def test_documents_that_are_too_long_are_counted(tmp_path, tokenizer, capsys):
 # --- bad lines, bad folders -----------------------------------------------------------------------
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_line_far_into_the_file_has_its_number(tmp_path, tokenizer, source, small_chunks, workers):
+@pytest.mark.usefixtures("small_chunks")
+def test_a_bad_line_far_into_the_file_has_its_number(tmp_path, tokenizer, source, workers):
     """Chunks are read apart, yet the line number must be the file's."""
     lines = source.read_text(encoding="utf-8").splitlines(True)
     lines.insert(300, "\n{broken\n")
@@ -215,7 +222,7 @@ def test_nothing_but_bad_lines_is_an_error(tmp_path, tokenizer):
         prepare(tmp_path / "b.jsonl", tmp_path / "w", tokenizer, 60)
 
 
-def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, tokenizer, source, capsys):
+def test_a_second_run_does_nothing_and_another_is_refused(tmp_path, tokenizer, source, capsys):
     """Data replaced under a run, or a stale folder taken for new, is a silent error (trap 17)."""
     out = tmp_path / "w"
     meta = prepare(source, out, tokenizer, 60)
@@ -223,10 +230,11 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, to
     assert prepare(source, out, tokenizer, 60) == json.loads(json.dumps(meta))
     assert (out / "ids.bin").stat().st_mtime_ns == stamp
     assert "already made" in capsys.readouterr().out
-    with pytest.raises(UserError, match="window 60 there, 80 asked; target cot there, answer asked"):
+    with pytest.raises(UserError, match="window 60 there, 80 asked; target cot there, answer a"):
         prepare(source, out, tokenizer, 80, target="answer")
     other = Tokenizer(train([words(random.Random(9), 500, 500)], 310))
-    with pytest.raises(UserError, match=f"{tokenizer.fingerprint} there, {other.fingerprint} asked"):
+    both = f"{tokenizer.fingerprint} there, {other.fingerprint} asked"
+    with pytest.raises(UserError, match=both):
         prepare(source, out, other, 60)
     write(source, chats(random.Random(8), 10))
     with pytest.raises(UserError, match="source_sha256"):

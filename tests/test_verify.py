@@ -28,13 +28,14 @@ HOLDS = [  # (got, reference)
     ("$5", "5"), (r"\$5", "5"), ("-$5", "-5"), ("$-5", "-5"), ("$1,234.50", "1234.5"), ("€5", "5"),
     ("¥5", "5"), ("5元", "5"), ("12个", "12"), ("12 个苹果", "12"), ("5千米", "5"), ("5 apples", "5"),
     ("14 apples.", "14"), ("14 apples!", "14"), ("5 red apples left", "5"), ("5 km", "5"),
-    ("5km", "5"), ("60 km/h", "60"), ("60 miles per hour", "60"), ("90°", "90"), (r"90^\circ", "90"),
-    ("5 °C", "5"), ("5 in total", "5"), ("3/4 cups", "0.75"), ("$5 per hour", "5"),
+    ("5km", "5"), ("60 km/h", "60"), ("60 miles per hour", "60"), ("90°", "90"),
+    (r"90^\circ", "90"), ("5 °C", "5"), ("5 in total", "5"), ("3/4 cups", "0.75"),
+    ("$5 per hour", "5"), ("$5/hour", "5"),
     # clothes
     ("$14$", "14"), (r"$\$14$", "14"), (r"\(14\)", "14"), (r"\[14\]", "14"), (r"\text{14}", "14"),
     (r"5\,\text{km}.", "5"), (r"\boxed{14}", "14"), (r"\boxed{\text{14}}", "14"), ("**14**", "14"),
-    (r"\boxed{\frac{1}{2}}", "0.5"), ("'14'", "14"), ("-**5**", "-5"), ("５０", "50"),
-    ("－１，２３４．５", "-1234.5"), ("５０％", "50%"), ("14个！", "14"),
+    (r"\boxed{\frac{1}{2}}", "0.5"), ("'14'", "14"), ("*14*", "14"), ('"14"', "14"), ("-**5**", "-5"),
+    ("５０", "50"), ("－１，２３４．５", "-1234.5"), ("５０％", "50%"), ("14个！", "14"),
     # texts
     ("Yes", "yes"), ("yes!", "Yes."), ("  New   York ", "new york"), (r"\text{east}", "East"),
     ("x = 5", "x = 5"), ("14 or 15", "14 or 15"), ("(A)", "(a)"), ("红色。", "红色"), ("5x", "5x"),
@@ -44,14 +45,16 @@ HOLDS = [  # (got, reference)
 REFUSED = [
     # other numbers
     ("15", "14"), ("-14", "14"), ("14", "-14"), ("−14", "14"), ("-$5", "5"),
-    (r"-\frac{1}{2}", "1/2"), ("0.33", "1/3"), ("0.333333333333333333333", "1/3"), ("1.0000000000000000001", "1"),
+    (r"-\frac{1}{2}", "1/2"), ("0.33", "1/3"), ("0.333333333333333333333", "1/3"),
+    ("1.0000000000000000001", "1"),
     ("9007199254740993", "9007199254740992"), ("1e3", "1e-3"), ("1e999", "2e999"), ("--5", "5"),
     # the right number and more
     ("14 or 15", "14"), ("15 or 14", "14"), ("not 14", "14"), ("14 not", "14"), ("14, 15", "14"),
     ("14,15", "14"), ("14/15", "14"), ("14 15", "14"), ("14\n15", "14"), ("14-15", "14"),
     ("14 - 15", "14"), ("14 (or 15)", "14"), ("14 or fifteen", "14"), ("14 is wrong", "14"),
     ("14 apples, not 15", "14"), ("14 apples and 3 pears", "14"), ("12+2=14", "14"),
-    ("x = 14", "14"), ("14?", "14"), ("≈14", "14"), ("~14", "14"), ("about 14", "14"), (">14", "14"), ("±14", "14"),
+    ("x = 14", "14"), ("14?", "14"), ("≈14", "14"), ("~14", "14"), ("about 14", "14"),
+    (">14", "14"), ("±14", "14"), ("14 apples maybe", "14"), ("14, or so", "14"),
     ("14...", "14"), ("14 maybe", "14"), ("14或15", "14"), ("不是14", "14"), ("14不对", "14"),
     ("14:00", "14"), ("3/4/2020", "3/4"), ("[14, 14]", "14"), ("answer: 14", "14"),
     # glued or cut digits
@@ -73,7 +76,7 @@ REFUSED = [
     ("1/0", "1"), ("0/0", "0"), ("nan", "0"), ("inf", "1e999"), ("0x10", "16"), ("None", "0"),
     # texts
     ("no", "yes"), ("not yes", "yes"), ("yes and no", "yes"), ("newyork", "new york"), ("n!", "n"),
-    ("5 K", "5 m"), ("5 M", "5 m"), ("-x", "x"), ("x - 5", "x + 5"),
+    ("5 K", "5 m"), ("5 M", "5 m"), ("-x", "x"), ("f'", "f"), ("A*", "A"), ("x - 5", "x + 5"),
 ]
 
 TABLE = [(*row, True) for row in HOLDS] + [(*row, False) for row in REFUSED]
@@ -175,9 +178,9 @@ def test_a_rejection_names_its_first_reason(answer, ended, well_formed, expected
 
 LONG = 100_000
 HOSTILE = [piece * (LONG // len(piece)) for piece in [
-    "1", "1,", "1,234,", "1 ", "1/", "1e", "-$", "- ", " ", "\n", "**1", "\\", "{", "\\boxed{",
-    "\\text{", "\\text{1}", "\\frac{", "\\frac{1}{", "\\,", "<answer>", "</think>", "####",
-    "answer is ", "answer**", "答案是", "per cent", "個!", "１", "^\\circ", "\ud800", "\u202e1", "9e9 ",
+    "1", "1,234,", "1 ", "1e", "-$", " ", "\n", "\\", "\\boxed{", "\\text{", "\\frac{",
+    "\\frac{1}{", "<answer>", "</think>", "####", "answer is ", "answer**", "答案是", "per cent",
+    "个!", "^\\circ",
 ]] + [head + filler * LONG + tail for head, filler, tail in [
     ("1", " ", "1"), ("1", "0", "/"), ("1e", "9", ""), ("\\boxed", " ", "{1}"), ("1 ", "1", "/2"),
     ("\\frac{", " ", "1}{2}"), ("\\frac{", "1", "}{2}"), ("answer", "*", "is"), ("ab", "!", "x"),
@@ -186,7 +189,7 @@ HOSTILE = [piece * (LONG // len(piece)) for piece in [
 
 
 def test_hostile_texts_end_quickly():
-    """A model repeats itself up to its limit: one quadratic regex stops the sampling for minutes."""
+    """A model repeats itself to its limit: one quadratic regex stops the sampling for minutes."""
     for text in HOSTILE:
         start = time.process_time()
         extract_answer(text)
@@ -196,7 +199,8 @@ def test_hostile_texts_end_quickly():
 
 
 @pytest.mark.parametrize("text", ["1e999999999", "-1e-999999999", "1e99999999999999999999",
-                                  "1/1e99999", "9" * 4301, "9" * LONG, "0." + "0" * LONG + "1", "5^{5^{5^{5}}}"])
+                                  "1/1e99999", "9" * 4301, "9" * LONG, "0." + "0" * LONG + "1",
+                                  "5^{5^{5^{5}}}"])
 def test_a_number_too_large_is_no_number(text):
     """Fraction("1e999999999") eats all memory; int() of 4,301 digits raises on Python 3.11 only."""
     assert parse_number(text) is None
@@ -214,7 +218,7 @@ def test_the_largest_number_is_still_exact():
 def test_prefixes_of_an_answer_never_raise():
     """Truncated LaTeX is the usual input: an IndexError at sample 9,000 loses the run."""
     text = (r"<think>-1,234.5e3</think> $\boxed{\text{-}\frac{1}{2}\%}$ "
-            "<answer>1 1/2 km</answer> #### 答案是５")
+            "<answer>1 1/2 km</answer> #### \ud800\x00答案是５")
     for i in range(len(text)):
         for part in (text[:i], text[i:]):
             same_answer(extract_answer(part) or part, part)

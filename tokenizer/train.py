@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sentencepiece
 
 from cli import OUT, atomic_write, check, fail, need_file, run, show
-from dataset.formats import read_documents, texts
+from dataset.formats import bad_lines_text, read_documents, texts
 from tokenizer import CONTROL, META_SPACE, Tokenizer
 
 MAX_PIECE = 1000  # characters of one training sentence: the library drops what is over 4,192 bytes
@@ -39,15 +39,17 @@ def read_texts(paths, characters, skip_bad_lines):
     """The first `characters` characters of all texts in the files, in order."""
     found, left, report = [], characters, {}
     for path in paths:
-        path = need_file(path, "python dataset/stories.py, or name a file of yours")
-        for _, document in read_documents(path, skip_bad_lines, report):
-            for text in texts(document):
-                found.append(text[:left])
-                left -= len(found[-1])
-            if left <= 0:
-                return found
+        need_file(path, "python dataset/stories.py, or name a file of yours")
+    documents = (d for path in paths for _, d in read_documents(path, skip_bad_lines, report))
+    for text in (text for document in documents for text in texts(document)):
+        found.append(text[:left])
+        left -= len(found[-1])
+        if left <= 0:
+            break
     if not found:
         fail("no text to train on", ", ".join(map(show, paths)), "at least one document")
+    if report:
+        print(f"left out: {bad_lines_text(report)}")
     return found
 
 

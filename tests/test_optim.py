@@ -1,0 +1,193 @@
+"""Claims about optim.py: the schedule by hand, Muon against PyTorch's, every parameter once."""
+import copy
+import math
+
+import pytest
+import torch
+
+from optim import Muon, get_lr, make_optimizers, orthogonalize
+
+# --- schedule -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("step, expected", [
+    (0, 0.1),                                          # warmup starts above 0: no lost step
+    (4, 0.5),
+    (9, 1.0),
+    (10, 1.0),                                         # the peak, and cos(0)
+    (35, 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2),  # a quarter: .8828
+    (60, 0.6),                                         # half way: the mean of 1 and .2
+    (110, 0.2),                                        # the end
+    (500, 0.2)])
+def test_learning_rate_equals_hand_computed_values(step, expected):
+    """An off-by-one in the warmup or a cosine that reaches its end too early or too late."""
+    assert get_lr(step, steps=110, lr=1.0, warmup=10, min_lr=0.2) == pytest.approx(expected, abs=1e-12)
+
+
+def test_learning_rate_rises_then_falls_without_a_jump():
+    """A jump where the pieces meet is a spike in the loss."""
+    rates = [get_lr(step, 300, 4e-3, 30) for step in range(301)]
+    steps = [b - a for a, b in zip(rates, rates[1:])]
+    assert all(s > 0 for s in steps[:29]) and all(s <= 0 for s in steps[29:])
+    assert max(rates) == rates[29] == 4e-3 and rates[-1] == 0 and min(rates[:-1]) > 0
+    assert max(map(abs, steps)) <= 4e-3 / 30 + 1e-12
+
+
+def test_a_schedule_without_warmup_starts_at_the_peak():
+    """warmup = 0 must not divide by 0."""
+    assert get_lr(0, 10, 1.0, 0) == 1.0
+    assert get_lr(0, 1, 1.0, 1) == 1.0  # one step, all of it warmup
+
+
+# --- Muon -----------------------------------------------------------------------------------------
+
+def random_matrix(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 64), (5, 7), (1, 9)], ids=str)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_orthogonalize_makes_every_singular_value_about_one(shape, scale):
+    """Without the normalisation first, the quintic explodes; with too few iterations rare directions
+    stay short."""
+    values = torch.linalg.svdvals(orthogonalize(scale * random_matrix(*shape)))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)], ids=str)
+def test_orthogonalize_keeps_the_singular_vectors(shape):
+    """The result must be a polynomial of the matrix, not some other orthogonal matrix: it is near
+    U V^T of its own singular value decomposition."""
+    m = random_matrix(*shape).double()
+    u, _, vh = torch.linalg.svd(m, full_matrices=False)
+    inner = u.T @ orthogonalize(m) @ vh.T  # diagonal, all about 1
+    assert (inner - inner.diagonal().diag()).abs().max() < 1e-10
+    assert 0.6 < inner.diagonal().min() and inner.diagonal().max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 40), (3, 40, 16), (2, 3, 8, 8)], ids=str)
+def test_a_stack_is_orthogonalized_as_one_by_one(shape):
+    """Matrices of one shape go through together; a norm over the whole stack would mix them."""
+    stack = random_matrix(*shape) * torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    together = orthogonalize(stack)
+    for matrix, result in zip(stack.flatten(0, -3), together.flatten(0, -3)):
+        torch.testing.assert_close(result, orthogonalize(matrix), rtol=1e-4, atol=1e-5)
+
+
+def test_a_zero_gradient_moves_nothing():
+    """0 / 0 in the normalisation: a head that got no gradient would become NaN."""
+    p = torch.nn.Parameter(random_matrix(6, 4))
+    before, p.grad = p.detach().clone(), torch.zeros(6, 4)
+    Muon([p], lr=0.1).step()
+    assert torch.equal(p, before)
+
+
+SHAPES = [(24, 24), (24, 48), (48, 24), (24, 24), (12, 24)]  # two of one shape: one stack
+
+
+def test_muon_equals_pytorchs_muon():
+    """Momentum, Nesterov, the scale 0.2 * sqrt(max(R, C)), the weight decay and their order: PyTorch's
+    Muon (in bfloat16, hence the tolerance) gets the same gradients."""
+    ours = [torch.nn.Parameter(random_matrix(*s, seed=i)) for i, s in enumerate(SHAPES)]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = (Muon(ours, lr=0.05, weight_decay=0.3),
+                  torch.optim.Muon(theirs, lr=0.05, weight_decay=0.3, momentum=0.95, nesterov=True,
+                                   adjust_lr_fn="match_rms_adamw"))
+    for step in range(6):
+        before = [p.detach().clone() for p in ours + theirs]
+        for i, pair in enumerate(zip(ours, theirs)):
+            for p in pair:
+                p.grad = random_matrix(*p.shape, seed=100 * step + i) * 10.0 ** (i - 2)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 0.05 / (step + 1)  # a schedule reaches both
+            optimizer.step()
+        moved = [p - b for p, b in zip(ours + theirs, before)]
+        for a, b in zip(moved[:len(ours)], moved[len(ours):]):
+            assert (a - b).norm() <= 3e-2 * b.norm()
+    for a, b in zip(ours, theirs):
+        assert (a - b).norm() <= 3e-2 * b.norm()
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)], ids=str)
+def test_a_muon_step_is_as_large_as_an_adamw_step(shape):
+    """One learning rate serves both optimizers: an element moves about 0.2 * lr at every shape."""
+    p = torch.nn.Parameter(torch.zeros(shape))
+    p.grad = random_matrix(*shape)
+    Muon([p], lr=0.1).step()
+    assert 0.12 < p.detach().square().mean().sqrt() / 0.1 < 0.26
+    assert (p.grad * p).sum() < 0  # down, not up
+
+
+def test_muon_goes_on_exactly_after_a_checkpoint():
+    """TRAPS 26: a momentum that is not in state_dict() restarts at zero: a bump at each resume."""
+    def steps(optimizer, parameters, numbers):
+        for number in numbers:
+            for i, p in enumerate(parameters):
+                p.grad = random_matrix(*p.shape, seed=10 * number + i)
+            optimizer.step()
+
+    one = [torch.nn.Parameter(random_matrix(*s, seed=i)) for i, s in enumerate(SHAPES)]
+    optimizer = Muon(one, lr=0.02, weight_decay=0.1)
+    steps(optimizer, one, range(3))
+    other = [torch.nn.Parameter(p.detach().clone()) for p in one]
+    resumed = Muon(other, lr=9.0)  # its own numbers come from the checkpoint, too
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # a file shares no memory
+    steps(optimizer, one, range(3, 6))
+    steps(resumed, other, range(3, 6))
+    for a, b in zip(one, other):
+        assert torch.equal(a, b)
+
+
+def test_muon_leaves_out_what_has_no_gradient():
+    """A frozen matrix must not be decayed either."""
+    used, unused = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    used.grad = random_matrix(4, 4)
+    Muon([used, unused], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(unused, torch.ones(4, 4)) and not torch.equal(used, torch.ones(4, 4))
+
+
+# --- who trains what ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_has_exactly_one_optimizer(tiny_model, kind, tied):
+    """In two optimizers a weight steps twice; in none it never learns, and the loss still falls."""
+    model = tiny_model(tie_embeddings=tied)
+    optimizers = make_optimizers(model, kind, 1e-3, 0.1)
+    held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    assert [type(o).__name__ for o in optimizers] == (["AdamW", "Muon"] if kind == "muon" else ["AdamW"])
+
+
+def test_muon_gets_the_matrices_inside_blocks_and_no_others(tiny_model):
+    """Orthogonalised embeddings move rare and frequent tokens alike: the loss gets worse."""
+    model = tiny_model(tie_embeddings=False)
+    _, muon = make_optimizers(model, "muon", 1e-3, 0.1)
+    held = {id(p) for p in muon.param_groups[0]["params"]}
+    inside = {n for n, p in model.named_parameters() if id(p) in held}
+    kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert len(inside) == 7 * model.config.n_layers
+    assert all(n.startswith("layers.") and n.split(".")[-2] in kinds for n in inside)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_weight_decay_shrinks_matrices_and_leaves_norms(tiny_model, kind):
+    """A norm weight pulled to 0 turns its layer off. With gradients of 0 only the decay is left."""
+    model = tiny_model()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for optimizer in make_optimizers(model, kind, lr=0.1, weight_decay=0.5):
+        optimizer.step()
+    for name, p in model.named_parameters():
+        expected = before[name] if p.dim() == 1 else before[name] * (1 - 0.1 * 0.5)
+        torch.testing.assert_close(p.detach(), expected)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_frozen_parameters_are_left_out(tiny_model, kind):
+    """A student whose embeddings are the teacher's, frozen: no optimizer may hold them."""
+    model = tiny_model()
+    model.embed_tokens.requires_grad_(False)
+    held = [p for o in make_optimizers(model, kind, 1e-3, 0.1) for g in o.param_groups for p in g["params"]]
+    assert all(p is not model.embed_tokens.weight for p in held)
+    assert len(held) == len(list(model.parameters())) - 1

@@ -1,0 +1,359 @@
+"""Claims about the training loops: each step's gradient is what the formula in the docstring says.
+
+The scripts run whole, inside this process. `gradients` records what reaches the clipping; the oracle
+beside it knows nothing of windows, masks, micro-batches or this project's losses: it takes the
+documents one by one through PyTorch's own losses.
+"""
+import csv
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import common
+import train_distill_logits
+import train_distill_reason
+import train_pretrain
+from cli import ROOT
+from dataset.batches import eval_batches, open_data, step_batches, step_windows, tensors
+from dataset.formats import encode_document, read_documents
+from optim import get_lr
+
+SCRIPTS = {"pretrain": train_pretrain, "distill_logits": train_distill_logits,
+           "distill_reason": train_distill_reason}
+all_scripts = pytest.mark.parametrize("script", SCRIPTS)
+ENV = type("Env", (), dict(rank=0, world=1, device="cpu"))
+ALPHA, TEMPERATURE, TAG_WEIGHT = 0.7, 2.0, 3.0
+KNOBS = {"pretrain": {}, "distill_logits": dict(alpha=ALPHA, temperature=TEMPERATURE),
+         "distill_reason": dict(tag_weight=TAG_WEIGHT)}
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradient of every step as one vector, taken where the script clips it."""
+    steps, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def record(parameters, *rest, **named):
+        parameters = list(parameters)
+        steps.append(torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten().clone()
+                                for p in parameters]))
+        return clip(parameters, *rest, **named)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+    return steps
+
+
+@pytest.fixture
+def train(call, tiny_world, out_dir):
+    """A function: `train("pretrain", steps=1)` runs a script to its end -> (checkpoint, CSV rows)."""
+    def run(script, **changes):
+        changes = {"name": "run", "fresh": "true"} | changes
+        done = call(f"train_{script}", *tiny_world.flags(script, **changes))
+        assert done.status == 0, done.err
+        run.out = done.out
+        path = out_dir / f"{changes['name']}.csv"
+        return common.load(path.with_suffix(".pt")), list(csv.DictReader(path.open(newline="")))
+    return run
+
+
+def fake_data(ids, mask, document):
+    """What open_data returns, made by hand: arrays (windows, window + 1)."""
+    return dict(ids=np.array(ids), mask=np.array(mask), document=np.array(document), name="fake",
+                meta=dict(source_sha256="fake", documents=1, padding_share=0.0))
+
+
+def use(monkeypatch, script, data):
+    """Let a script train and validate on fake data."""
+    monkeypatch.setattr(SCRIPTS[script], "open_data", lambda *_, **__: data)
+
+
+def relative(a, b):
+    """|a - b| / |b|"""
+    return ((a - b).norm() / b.norm()).item()
+
+
+def config(**values):
+    return type("Config", (), dict(batch=4, accumulate=1, seed=0) | values)
+
+
+# --- the gradient ---------------------------------------------------------------------------------
+
+def expected_gradient(script, world, tokenizer):
+    """The gradient of the formula over all documents of the file, one by one."""
+    model = common.load_model(world.init)[0].requires_grad_(True)
+    teacher = common.load_model(world.teacher)[0]
+    loss, n_valid = 0.0, 0.0
+    for _, document in read_documents(world.train):
+        ids, mask = encode_document(tokenizer, document)
+        weights = torch.tensor(mask[1:], dtype=torch.float32)                     # (T,)
+        labels = torch.tensor(ids[1:])                                            # (T,)
+        logits = model(torch.tensor([ids[:-1]]))[0]                               # (T, V)
+        values = F.cross_entropy(logits, labels, reduction="none")                # (T,)
+        if script == "distill_logits":
+            log_p = F.log_softmax(teacher(torch.tensor([ids[:-1]]))[0] / TEMPERATURE, -1)
+            log_q = F.log_softmax(logits / TEMPERATURE, -1)
+            kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+            values = (1 - ALPHA) * values + ALPHA * TEMPERATURE ** 2 * kl
+        if script == "distill_reason":  # ids 6 to 9: <think> </think> <answer> </answer>
+            weights = weights * torch.where((labels >= 6) & (labels <= 9), TAG_WEIGHT, 1.0)
+        loss, n_valid = loss + (values * weights).sum(), n_valid + weights.sum()
+    (loss / n_valid).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@all_scripts
+def test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula(
+        script, train, gradients, tiny_world, tiny_tokenizer):
+    """TRAPS 1, 2, 7, 8, 9, 10, 24: a wrong normaliser, shift or mask, or a mean of means."""
+    expected = expected_gradient(script, tiny_world, tiny_tokenizer)
+    for accumulate in (1, 2, 4, 8):
+        train(script, init=tiny_world.init, batch=16, steps=1, accumulate=accumulate, **KNOBS[script])
+        assert relative(gradients[-1], expected) <= 1e-5, accumulate
+
+
+def test_micro_batches_differ_in_counted_tokens(tiny_world, tiny_tokenizer, out_dir):
+    """Or the test above could not tell a mean of means (TRAPS 10) from a mean."""
+    data = open_data(tiny_world.train, tiny_tokenizer, 143)
+    assert len(data["ids"]) == 16
+    batches, _, _ = step_batches(data, 0, config(batch=16, accumulate=4), ENV)
+    counts = [weight.sum().item() for *_, weight in batches]
+    assert len(set(counts)) > 1 and (data["document"].max(1) > 1).all()  # and all windows are packed
+
+
+@all_scripts
+def test_appended_padding_changes_nothing(script, train, gradients, monkeypatch, tiny_world,
+                                          tiny_tokenizer, out_dir):
+    """TRAPS 8: padding that counts, or is seen, makes the loss depend on the shape of the batch."""
+    real = open_data(tiny_world.train, tiny_tokenizer, 143)
+    arrays = [np.array(real[name]) for name in ("ids", "mask", "document")]
+    ces = []
+    for extra_windows, extra_columns in ((0, 0), (0, 13), (4, 0), (8, 13)):
+        wider = [np.pad(a, ((0, extra_windows), (0, extra_columns)), constant_values=value)
+                 for a, value in zip(arrays, (42, 0, 0))]  # padding of any id: 42
+        use(monkeypatch, script, fake_data(*wider))
+        _, rows = train(script, init=tiny_world.init, batch=16 + extra_windows, steps=1,
+                        **KNOBS[script])
+        ces.append(float(rows[0]["ce"]))
+        assert relative(gradients[-1], gradients[0]) <= 1e-5
+        assert ces[-1] == pytest.approx(ces[0], rel=1e-6)
+
+
+@all_scripts
+def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train, gradients,
+                                                                   monkeypatch):
+    """TRAPS 9: 0/0 = NaN where a whole step is prompt."""
+    shape = (8, 20)
+    use(monkeypatch, script, fake_data(np.full(shape, 42), np.zeros(shape), np.ones(shape)))
+    _, rows = train(script, steps=2, **KNOBS[script])
+    assert [float(row["ce"]) for row in rows] == [0, 0]
+    assert gradients[0].abs().max() == 0 and gradients[1].abs().max() == 0
+
+
+# --- the teacher ----------------------------------------------------------------------------------
+
+def test_alpha_0_is_pretraining(train, gradients, tiny_world):
+    """With alpha 0 the two scripts are one: same model, same data, same gradient, to the bit."""
+    same = dict(init=tiny_world.init, steps=3)
+    pretrained, _ = train("pretrain", **same)
+    distilled, _ = train("distill_logits", alpha=0, **same)
+    for step in range(3):
+        assert torch.equal(gradients[step], gradients[3 + step])
+    for name, weight in pretrained["model"].items():
+        assert torch.equal(weight, distilled["model"][name]), name
+
+
+def test_a_seed_gives_one_student_with_or_without_a_teacher(train, gradients):
+    """Paired seeds compare recipes, not initial weights: loading a teacher may draw no random number."""
+    train("pretrain", steps=1)
+    train("distill_logits", alpha=0, steps=1)
+    assert torch.equal(gradients[0], gradients[1])
+
+
+def test_alpha_and_temperature_change_the_training(train, gradients, tiny_world):
+    """TRAPS 4: a knob that is printed, logged and dead."""
+    for knobs in (dict(), dict(alpha=0.1), dict(temperature=2), dict(alpha=0.1, temperature=2)):
+        train("distill_logits", init=tiny_world.init, steps=1, **knobs)
+    for i in range(4):
+        for j in range(i):
+            assert relative(gradients[i], gradients[j]) > 0.01, (i, j)
+
+
+def test_the_loss_follows_the_student(train, gradients, tiny_world):
+    """TRAPS 27: with the teacher's logits on both sides the loss is a constant and nothing is learned."""
+    _, rows = train("distill_logits", alpha=1, steps=30, init=tiny_world.init)
+    kd = [float(row["kd"]) for row in rows]
+    assert gradients[0].norm() > 0.1 and kd[-1] < kd[0] / 2
+    _, other = train("distill_logits", alpha=1, steps=1)
+    assert abs(float(other[0]["kd"]) - kd[0]) > 0.1
+    _, same = train("distill_logits", alpha=1, steps=1, init=tiny_world.teacher)
+    assert abs(float(same[0]["kd"])) < 1e-6 and gradients[-1].norm() < 1e-5
+
+
+def test_the_teacher_is_frozen_in_eval_mode_and_without_gradient(train, tiny_world, monkeypatch):
+    """TRAPS 19: dropout in the teacher is noise in the targets, its graph doubles the memory."""
+    teachers, passes, load_model = [], [], common.load_model
+
+    def load(path, *rest, **named):
+        loaded = load_model(path, *rest, **named)
+        loaded[0].register_forward_hook(
+            lambda module, *_: passes.append((module.training, torch.is_grad_enabled())))
+        teachers.append(loaded[0])
+        return loaded
+    monkeypatch.setattr(common, "load_model", load)
+    train("distill_logits", steps=2)
+    [teacher] = teachers
+    assert len(passes) > 2 and set(passes) == {(False, False)}
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    before = common.load(tiny_world.teacher)["model"]
+    assert all(torch.equal(w, before[name]) for name, w in teacher.state_dict().items())
+    x = torch.randint(10, 300, (2, 9))
+    assert torch.equal(teacher(x), teacher(x))
+
+
+class OneHotTeacher(torch.nn.Module):
+    """Is certain that x_t is followed by f(x_t) = 10 + 7 x_t mod 31, whatever the text says."""
+    config = type("Config", (), dict(max_seq_len=160, vocab_size=320))
+
+    def num_parameters(self):
+        return 0
+
+    def forward(self, x, document=None, keep=None):
+        logits = 40.0 * F.one_hot(10 + 7 * x % 31, self.config.vocab_size)  # (B, T, V)
+        return logits if keep is None else logits[keep]
+
+
+def test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax(train, monkeypatch, tiny_tokenizer,
+                                                                out_dir):
+    """TRAPS 7: a teacher, mask or label that is not shifted alike is off by one and still "learns"."""
+    monkeypatch.setattr(common, "load_model", lambda *_, **__: (
+        OneHotTeacher().eval(), tiny_tokenizer, {}))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(10, 41, (64, 25))  # (windows, window + 1): nothing but the teacher to learn
+    use(monkeypatch, "distill_logits", fake_data(ids, rng.integers(0, 2, ids.shape), np.ones(ids.shape)))
+    _, rows = train("distill_logits", alpha=1, steps=60, batch=32, lr=2e-2, eval_every=60)
+    monkeypatch.undo()
+    student, _, _ = common.load_model(out_dir / "run.pt")
+    x = torch.from_numpy(ids[:, :-1])
+    learned = (student(x).argmax(-1) == 10 + 7 * x % 31).double().mean().item()
+    assert learned > 0.99 and float(rows[-1]["kd"]) < 0.1
+
+
+def test_the_self_check_prints_the_numbers_that_must_be_right(train):
+    """A wrong teacher, loss or start is seen before an hour is spent on it."""
+    train("distill_logits", steps=1)
+    assert re.search(r"KL\(teacher\|\|teacher\) 0\.0e\+00 must be 0", train.out)
+    start, guessing, _ = map(float, re.search(
+        r"ce at start +([\d.]+) nats; ln V = ([\d.]+) .* the teacher's ([\d.]+)", train.out).groups())
+    assert abs(start - guessing) < 0.1  # small weights at init
+
+
+# --- the windows of a step ------------------------------------------------------------------------
+
+def test_every_epoch_takes_each_window_once_in_an_order_of_its_own():
+    """A window left out or taken twice; an order that is the same in every epoch."""
+    windows, batch = 10, 4  # 5 steps are 2 epochs; the third step takes of both
+    order = np.concatenate([step_windows(windows, step, batch, seed=0) for step in range(5)])
+    first, second = order[:10].tolist(), order[10:].tolist()
+    assert sorted(first) == sorted(second) == list(range(windows)) and first != second
+    again = np.concatenate([step_windows(windows, step, batch, seed=0) for step in range(5)])
+    assert order.tolist() == again.tolist()
+    assert order.tolist() != np.concatenate(
+        [step_windows(windows, step, batch, seed=1) for step in range(5)]).tolist()
+
+
+def test_the_windows_of_a_step_do_not_depend_on_the_steps_before():
+    """A resumed run must go on with the next windows, not with the first."""
+    forwards = [step_windows(10, step, 4, seed=3).tolist() for step in range(9)]
+    backwards = [step_windows(10, step, 4, seed=3).tolist() for step in reversed(range(9))]
+    assert forwards == backwards[::-1]
+
+
+def test_y_is_x_shifted_by_one_and_weighed_by_its_own_mask():
+    """TRAPS 7 and 25: with the mask of x instead of y the first response token is never learned."""
+    ids, mask = np.arange(20, 28)[None], np.array([[0, 0, 0, 1, 1, 0, 1, 1]])
+    x, y, document, weight = tensors(fake_data(ids, mask, np.ones((1, 8))), [0])
+    assert x.tolist() == [[20, 21, 22, 23, 24, 25, 26]] and y.tolist() == [[21, 22, 23, 24, 25, 26, 27]]
+    assert y[weight > 0].tolist() == [23, 24, 26, 27] and x[weight > 0].tolist() == [22, 23, 25, 26]
+    assert document.shape == x.shape
+
+
+def test_the_supervised_tokens_are_the_responses_from_first_to_last(tiny_world, tiny_tokenizer, out_dir):
+    """TRAPS 25: off by one, <think> or <end> is never learned, or <assistant> is."""
+    data = open_data(tiny_world.val, tiny_tokenizer, 143)
+    learned = ""
+    for x, y, document, weight in eval_batches(data, batch=2):
+        learned += tiny_tokenizer.decode(y[weight > 0], show_control=True)
+    responses = [turn for _, document in read_documents(tiny_world.val) for turn in document[1:]]
+    expected = [f"<think>{t.think}</think><answer>{t.answer}</answer><end>" for t in responses]
+    assert sorted(learned.split("<end>")) == sorted("".join(expected).split("<end>"))
+
+
+def test_tag_weight_reaches_the_tag_ids_of_the_response_alone():
+    """TRAPS 24: boosted wherever the pieces of a tag stand, prompts and ordinary text are boosted."""
+    ids = np.array([[4, 6, 7, 50, 5, 6, 51, 7, 8, 52, 9, 2]])  # a prompt that holds tags, too
+    mask = np.array([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]])
+    data = fake_data(ids, mask, np.ones(ids.shape))
+    [(x, y, _, weight)], n_valid, _ = step_batches(data, 0, config(batch=1), ENV, {6, 7, 8, 9}, 5.0)
+    assert dict(zip(range(11), weight[0].tolist())) == dict(zip(range(11), [
+        0, 0, 0, 0, 5, 1, 5, 5, 1, 5, 1]))  # y: 6 7 50 5 | 6 51 7 8 52 9 2
+    assert n_valid == 23
+    [(*_, plain)], n_valid, _ = step_batches(data, 0, config(batch=1), ENV, {6, 7, 8, 9}, 1.0)
+    assert plain.sum() == n_valid == 7
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser(world, accumulate):
+    """TRAPS 10 and 11: n_valid of the whole step, and every window of it exactly once."""
+    rng = np.random.default_rng(1)
+    ids, document = np.arange(8 * 6).reshape(8, 6), np.ones((8, 6), dtype=int)
+    document[:, -2:] = 0
+    data, cfg = fake_data(ids, rng.integers(0, 2, ids.shape), document), config(accumulate=accumulate)
+    seen, counts = [], []
+    for rank in range(world):
+        env = type("Env", (), dict(rank=rank, world=world, device="cpu"))
+        batches, n_valid, n_tokens = step_batches(data, 1, cfg, env)
+        assert len(batches) == accumulate
+        seen += [row for x, *_ in batches for row in (x[:, 0] // 6).tolist()]
+        counts += [weight.sum().item() for *_, weight in batches]
+        assert n_tokens == 4 * 4  # through the student: without padding, of all ranks
+        assert n_valid == data["mask"][step_windows(8, 1, 4, 0), 1:].sum()
+    assert sum(counts) == n_valid and sorted(seen) == sorted(step_windows(8, 1, 4, 0).tolist())
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+@all_scripts
+def test_the_log_has_every_step_with_its_learning_rate(script, train):
+    """A schedule that is computed and not applied, a step logged twice or never."""
+    state, rows = train(script, steps=6, warmup=2)
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6] and state["step"] == 6
+    assert [float(row["lr"]) for row in rows] == [get_lr(step, 6, 3e-3, 2) for step in range(6)]
+    used = {group["lr"] for saved in state["optimizers"] for group in saved["param_groups"]}
+    assert used == {get_lr(5, 6, 3e-3, 2)}
+    assert state["tokens"] == sum(int(row["tokens"]) for row in rows) > state["supervised"] > 0
+
+
+@all_scripts
+def test_the_checkpoint_keeps_the_best_weights_of_validation(script, train, tiny_world, out_dir):
+    """The last weights of a run that overfits are worse than those that eval.py should load."""
+    state, _ = train(script, steps=6, lr=1, warmup=6, eval_every=1, eval_windows=0)  # it explodes
+    ces = [float(ce) for ce in re.findall(r"validation ce ([\d.]+) nats a token\n", train.out)]
+    assert len(ces) == 6 and state["best_step"] == 1 + ces.index(min(ces)) < 6
+    assert state["best_ce"] == pytest.approx(min(ces), abs=1e-4)
+    model, tokenizer, _ = common.load_model(out_dir / "run.pt")
+    data = open_data(tiny_world.val, tokenizer, 143)
+    cfg = config(eval_windows=0)
+    env = type("Env", (), vars(ENV) | dict(autocast=torch.no_grad))
+    assert SCRIPTS[script].evaluate(model, data, cfg, env) == pytest.approx(min(ces), abs=1e-4)
+
+
+def test_the_loops_tell_the_same_story():
+    """`diff` between two scripts is a lesson only while their six banners are the same."""
+    banners = {path.name: re.findall(r"^ +# (\d\) .*)$", path.read_text(encoding="utf-8"), re.M)
+               for path in sorted(ROOT.glob("train_*.py"))}
+    assert len(banners) >= 3
+    first = banners["train_pretrain.py"]
+    assert len(first) == 6 and [b[0] for b in first] == list("123456")
+    assert all(found == first for found in banners.values()), banners
