@@ -62,8 +62,10 @@ def need_file(path, made_by):
 
 
 def show(path):
-    """A path as the user would type it: relative to the project where that is shorter."""
+    """A path as the user would type it: out/NAME, or relative to the project, or as it is."""
     path = Path(path)
+    if path.is_relative_to(OUT):
+        return str("out" / path.relative_to(OUT))
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 

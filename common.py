@@ -190,8 +190,7 @@ def open_run(cfg, env, inputs):
 def comparable(cfg):
     """The flags that make a run what it is, paths as the user sees them."""
     flags = {k: v for k, v in vars(cfg).items() if k != "fresh"}
-    return {k: v.replace(str(ROOT) + os.sep, "") if isinstance(v, str) else v
-            for k, v in flags.items()}
+    return {k: show(v) if isinstance(v, str) and os.sep in v else v for k, v in flags.items()}
 
 
 def new_progress():

@@ -139,7 +139,7 @@ def short(value):
 # --- files ----------------------------------------------------------------------------------------
 
 def cut(path, sha=None):
-    """Yield chunks of whole lines: (first byte, end, number of the first line); hash all into sha."""
+    """Yield chunks of whole lines (first byte, end, number of the first line); hash into sha."""
     sha, start, line = sha or hashlib.sha256(), 0, 1
     with open(path, "rb") as file:
         while block := file.read(CHUNK):

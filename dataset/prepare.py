@@ -40,7 +40,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cli import OUT, atomic_write, check, fail, need_file, run, show
-from dataset.formats import bad_lines_text, count_bad, cut, encode_document, read_documents, read_lines
+from dataset.formats import (bad_lines_text, count_bad, cut, encode_document, read_documents,
+                             read_lines)
 from tokenizer import Tokenizer
 
 VERSION = 1

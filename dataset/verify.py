@@ -24,11 +24,11 @@ NARROW.update(zip(map(ord, "−‐‑–﹣⁄￥"), "-----/¥"))
 PLAIN = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 VALUE = rf"(?:(\d+) +(?=\d+ */))?({PLAIN})(?: */ *({PLAIN}))?( *%)?"
 NUMBER = re.compile(rf"([-+]?) *{VALUE}", re.ASCII)
-# In running text: the minus of 17-3 is no sign, the 2 of H2O and the 5 of 3.4.5 are no numbers.
-NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?<!\w)(?<!\d\.){VALUE}", re.ASCII)
+# In running text: the minus of 17-3 is no sign, the 2 of H2O and the last 5 of 1.2.5 no number.
+NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?<![\w.]){VALUE}", re.ASCII)
 
 FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}"
-                  r"|([0-9])([0-9])(?![0-9]))")
+                  r"|([0-9])([0-9]))")
 WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}")
 CLOTHES = re.compile(r"\\?[$€£¥]|\*\*|`|°[CF]?|\^\s*(?:\\circ|\{\\circ\})|\\[,;: ()\[\]]")
 SIGNED_CLOTHES = re.compile(rf"([-+])(?:{CLOTHES.pattern})+\s?")

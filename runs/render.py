@@ -6,6 +6,7 @@
 No figure in those files is typed by hand. A comparison with a teacher is refused unless it has both
 axes, equal tokens and equal wall-clock: a teacher is not free (TRAPS 28).
 """
+import ast
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 from cli import ROOT, fail
+from eval import table as eval_table
 from eval import wilson
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md")
@@ -141,7 +143,38 @@ def single_table(rows, recipes):
     return "\n".join(lines)
 
 
+def scoreboard(_):
+    """The speedrun's own table, from the JSON that eval.py wrote at its end."""
+    found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))
+    return eval_table(found["results"])
+
+
+def speed_table(_):
+    """bench.py's own two tables."""
+    return (ROOT / "results/bench.md").read_text(encoding="utf-8").strip()
+
+
+def file_map(_):
+    """Every file that a reader opens, its lines, and the first sentence of its own docstring."""
+    lines = ["| file | lines | what it is |", "|---|---:|---|"]
+    for pattern in ("*.py", "dataset/*.py", "tokenizer/*.py", "runs/*", "*.sh", "tests/mutants.py"):
+        for path in sorted(ROOT.glob(pattern)):
+            text = path.read_text(encoding="utf-8")
+            if not text.strip():
+                continue
+            if path.suffix == ".py":
+                first = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
+            else:
+                first = text.split("\n")[1].lstrip("# ")
+            first = re.split(r"(?<=[.?:]) (?=[A-Z])|:$", " ".join(first.split()))[0].rstrip(".:")
+            lines.append(f"| `{path.relative_to(ROOT)}` | {len(text.splitlines())} | {first} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "scoreboard": scoreboard,
+    "speed": speed_table,
+    "map": file_map,
     "logits-all": lambda rows: logits_table(rows, "stories/all", "stories/teacher"),
     "logits-few": lambda rows: logits_table(rows, "stories/3%", "stories/teacher"),
     "prose": lambda rows: logits_table(rows, "prose", "prose/teacher"),

@@ -20,15 +20,21 @@ run() {
     if grep -qsF "{\"recipe\": \"$recipe\", \"seed\": $seed," $rows; then return 0; fi
     echo "== $recipe, seed $seed"
     $python "$@" --name "$name" --seed "$seed"
-    $python eval.py "$out/$name.pt" --teacher "${teacher:-$out/teacher.pt}" --data "$test" \
-        --out "$out/$name" --speed false --row $rows --recipe "$recipe" ${eval_flags:-}
+    score "$recipe" "$seed" "$test" "$name"
+}
+
+# score RECIPE SEED TEST NAME: evaluate out/NAME.pt and append its row, unless it is there
+score() {
+    if grep -qsF "{\"recipe\": \"$1\", \"seed\": $2," $rows; then return 0; fi
+    $python eval.py "$out/$4.pt" --teacher "$teacher" --data "$3" --out "$out/$4" --speed false \
+        --row $rows --recipe "$1" ${eval_flags:-}
 }
 
 # --- stories: the speedrun's data, tokenizer and teacher
 stories=$out/data/stories
 if [ ! -e "$out/teacher.pt" ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
 teacher=$out/teacher.pt
-run stories/teacher 0 "$stories/test.jsonl" train_pretrain.py
+score stories/teacher 0 "$stories/test.jsonl" teacher
 
 # Budgets. N steps without a teacher; N with one (equal tokens); N / ratio with one (equal wall-clock:
 # `python bench.py`, rows "plain" and "no teacher").
@@ -51,3 +57,58 @@ for seed in $seeds; do
         train_distill_reason.py --steps $N --lr 6e-3 --target answer
     eval_flags=""
 done
+
+# --- prose: Python's own documentation; a text with entropy, where a teacher has more to say
+prose=$out/data/prose
+if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
+if [ ! -e "$out/prose.model" ]; then
+    $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
+fi
+files="--data $prose/train.jsonl --val $prose/val.jsonl --eval-windows 0"
+teacher=$out/prose-teacher-0.pt
+run prose/teacher 0 "$prose/test.jsonl" train_pretrain.py $files --tokenizer "$out/prose.model" \
+    --steps 1000 --lr 3e-3 --weight-decay 0.2
+N=900; wall=390
+for seed in $seeds; do
+    alone="$files --tokenizer $out/prose.model --size 0.4m --lr 6e-3"
+    logits="$files --teacher $teacher --size 0.4m --lr 6e-3 --alpha 1"
+    run prose/alone $seed "$prose/test.jsonl" train_pretrain.py $alone --steps $N
+    run prose/logits $seed "$prose/test.jsonl" train_distill_logits.py $logits --steps $N
+    run prose/logits-wall $seed "$prose/test.jsonl" train_distill_logits.py $logits --steps $wall
+done
+
+# --- Chinese stories: a teacher, its traces, a student
+zh=$out/data/stories-zh
+if [ ! -e "$zh/about.json" ]; then $python dataset/stories.py --lang zh --out "$zh"; fi
+if [ ! -e "$out/zh.model" ]; then
+    $python tokenizer/train.py "$zh/train.jsonl" --vocab-size 2048 --out "$out/zh.model"
+fi
+teacher=$out/stories-zh-teacher-0.pt
+files="--val $zh/val.jsonl --tokenizer $out/zh.model"
+run stories-zh/teacher 0 "$zh/test.jsonl" train_pretrain.py --data "$zh/train.jsonl" $files
+if [ "${ONLY:-zh}" = zh ]; then
+    $python dataset/generate.py --teacher "$teacher" --input "$zh/distill.jsonl" --samples 1 \
+        --out "$out/data/traces-zh.jsonl"
+fi
+run stories-zh/cot 0 "$zh/test.jsonl" train_distill_reason.py --data "$out/data/traces-zh.jsonl" $files
+
+# --- GSM8K: reasoning distillation from worked solutions; every tenth problem is held out
+if [ -n "${GSM8K:-}" ]; then
+    gsm=$out/data/gsm8k
+    mkdir -p "$gsm"
+    awk 'NR % 10 != 0' "$GSM8K" > "$gsm/train.jsonl"
+    awk 'NR % 10 == 0' "$GSM8K" > "$gsm/heldout.jsonl"
+    if [ ! -e "$out/gsm8k.model" ]; then
+        $python tokenizer/train.py "$gsm/train.jsonl" --vocab-size 2048 --out "$out/gsm8k.model"
+    fi
+    files="--data $gsm/train.jsonl --val $gsm/heldout.jsonl --tokenizer $out/gsm8k.model --eval-windows 0"
+    flags="--size 2m --window 512 --context 768 --batch 8 --steps 600 --lr 4e-3"
+    eval_flags="--max-new-tokens 256"
+    teacher=$out/gsm8k-cot-0.pt
+    run gsm8k/cot 0 "$gsm/heldout.jsonl" train_distill_reason.py $files $flags
+    teacher=$out/gsm8k-answer-0.pt
+    eval_flags="--target answer"
+    run gsm8k/answer 0 "$gsm/heldout.jsonl" train_distill_reason.py $files $flags --target answer
+    eval_flags=""
+fi
+$python runs/render.py

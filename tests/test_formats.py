@@ -49,7 +49,8 @@ def test_alpaca_input_follows_the_instruction():
     row = {"instruction": "Add.", "input": "2 3", "output": "5"}
     assert parse_row(row) == [Turn("user", "Add.\n\n2 3"), assistant(content="5")]
     for row in ({"input": ""}, {}):
-        assert parse_row({"instruction": "Hi", "output": "Yo", **row}) == [Turn("user", "Hi"), assistant(content="Yo")]
+        row |= {"instruction": "Hi", "output": "Yo"}
+        assert parse_row(row) == [Turn("user", "Hi"), assistant(content="Yo")]
 
 
 def test_gsm8k_answers_follow_the_last_hashes_without_calculator_marks():

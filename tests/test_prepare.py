@@ -124,6 +124,7 @@ def test_a_stream_of_text_loses_no_token(tmp_path, tokenizer):
     assert [ids[0, 0], *targets] == stream and meta["supervised"] == len(stream) - 1
     assert (ids[1:, 0] == ids[:-1, -1]).all()  # windows overlap by one token
     assert set(np.unique(document)) <= {0, 1} and (document[:-1] == 1).all()
+    assert not mask[:, 0].any()  # the shared token is learned in the window before
     assert len(ids) == -(-(len(stream) - 1) // 32)
 
 

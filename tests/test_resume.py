@@ -1,0 +1,341 @@
+"""Claims about stopping and going on: nothing is lost, nothing is done twice, nothing is overwritten
+unasked. Stops inside this process are fast; the slow tests kill real processes at random moments."""
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import cli
+import common
+from cli import ROOT
+
+SCRIPTS = ("pretrain", "distill_logits", "distill_reason")
+all_scripts = pytest.mark.parametrize("script", SCRIPTS)
+CLOCKS = {"seconds", "train_seconds"}  # what two equal runs may differ in
+
+
+class Crash(Exception):
+    """Stands for a power cut: nothing after it is executed."""
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """A function: `at_step(5, action)` calls action() in the middle of step 5, once."""
+    def plan(number, action):
+        log, done = common.log, []
+
+        def log_then_act(path, env, cfg, step, *rest):
+            log(path, env, cfg, step, *rest)
+            if step == number and not done:
+                done.append(step)
+                action()
+        monkeypatch.setattr(common, "log", log_then_act)
+    return plan
+
+
+def crash():
+    raise Crash
+
+
+def assert_same(a, b, where=""):
+    """Two checkpoints are equal to the bit, whatever they nest."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key not in CLOCKS and key != "run_config":
+                assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def read_log(path):
+    """The rows of a run, without the clock."""
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(file)]
+
+
+def assert_same_run(out, name, other):
+    assert_same(common.load(out / f"{name}.pt"), common.load(out / f"{other}.pt"))
+    assert read_log(out / f"{name}.csv") == read_log(out / f"{other}.csv")
+
+
+# --- the same command again -----------------------------------------------------------------------
+
+@all_scripts
+def test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits(script, call, tiny_world, out_dir, at_step):
+    """TRAPS 26: an optimizer, a random stream, a cursor or a best weight that a resume forgets."""
+    flags = dict(steps=8, save_every=3, eval_every=2, batch=6)
+    assert call(f"train_{script}", *tiny_world.flags(script, name="whole", **flags)).status == 0
+    command = [f"train_{script}", *tiny_world.flags(script, name="broken", **flags)]
+
+    at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stopped = call(*command)
+    assert stopped.status == 130 and stopped.err.count("\n") == 1
+    assert "broken.pt is saved: the same command goes on" in stopped.err
+    assert common.load(out_dir / "broken.pt")["step"] == 2
+
+    at_step(5, crash)  # the last checkpoint is that of step 3: two rows of the log are undone
+    with pytest.raises(Crash):
+        call(*command)
+    assert common.load(out_dir / "broken.pt")["step"] == 3
+    assert len(read_log(out_dir / "broken.csv")) == 5
+
+    at_step(7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    again = call(*command)
+    assert again.status == 130 and "resuming after step 3" in again.out
+    last = call(*command)
+    assert last.status == 0 and "resuming after step 7" in last.out
+    assert_same_run(out_dir, "broken", "whole")
+    assert [row["step"] for row in read_log(out_dir / "broken.csv")] == list("12345678")
+
+
+def test_a_stop_signal_in_the_last_step_is_a_finished_run(call, tiny_world, out_dir, at_step):
+    """Ctrl-C when all is done: nothing is left to go on with."""
+    at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert call("train_pretrain", *tiny_world.flags("pretrain")).status == 0
+    assert common.load(out_dir / "run.pt")["step"] == 4
+
+
+def test_a_torn_last_row_of_the_log_is_dropped(call, tiny_world, out_dir, at_step):
+    """A full disk or a power cut may leave half a row: "1" of "12,..." looks like step 1."""
+    command = ["train_pretrain", *tiny_world.flags("pretrain", steps=4, save_every=2)]
+    at_step(3, crash)
+    with pytest.raises(Crash):
+        call(*command)
+    with open(out_dir / "run.csv", "a") as file:
+        file.write("1")
+    assert call(*command).status == 0
+    assert [row["step"] for row in read_log(out_dir / "run.csv")] == list("1234")
+
+
+@all_scripts
+def test_a_finished_run_says_so_and_stays_as_it_is(script, call, tiny_world, out_dir):
+    """The same command twice must cost nothing and change nothing."""
+    command = [f"train_{script}", *tiny_world.flags(script, steps=1)]
+    call(*command)
+    before = (out_dir / "run.pt").read_bytes(), (out_dir / "run.csv").read_bytes()
+    again = call(*command)
+    assert again.status == 0 and "run.pt is finished (1 steps); --fresh trains it again" in again.out
+    assert before == ((out_dir / "run.pt").read_bytes(), (out_dir / "run.csv").read_bytes())
+
+
+@pytest.mark.parametrize("script, changes, words", [
+    ("pretrain", dict(lr=0.5), ["lr was 0.003, is 0.5"]),
+    ("pretrain", dict(steps=9, seed=3), ["seed was 0, is 3", "steps was 4, is 9"]),
+    ("distill_logits", dict(alpha=0.25), ["alpha was 0.9, is 0.25"]),
+    ("distill_logits", dict(teacher="init"), ["teacher was ", "teacher_fingerprint was "]),
+    ("distill_reason", dict(tag_weight=2), ["tag_weight was 1.0, is 2.0"]),
+    ("distill_reason", dict(data="val"), ["data was ", "data_sha256 was "])])
+def test_another_run_under_the_same_name_is_refused_with_the_differences(
+        script, changes, words, call, tiny_world, out_dir):
+    """A run that goes on with other flags, data or teacher is neither the one nor the other."""
+    call(f"train_{script}", *tiny_world.flags(script))
+    before = (out_dir / "run.pt").read_bytes()
+    changes = {k: getattr(tiny_world, v) if isinstance(v, str) else v for k, v in changes.items()}
+    refused = call(f"train_{script}", *tiny_world.flags(script, **changes))
+    assert refused.status == 2 and refused.err.count("\n") == 1
+    assert "was made by another run" in refused.err and "--fresh" in refused.err
+    for word in words:
+        assert word in refused.err
+    differing = refused.err.split("another run: ")[1].split("; fix")[0]
+    assert differing.count(" was ") == len(words)
+    assert (out_dir / "run.pt").read_bytes() == before
+
+
+def test_data_changed_under_the_same_path_are_refused(call, tiny_world, out_dir, tmp_path):
+    """The path is the same, the epoch's order is not: only a hash of the content can tell."""
+    data = tmp_path / "data.jsonl"
+    rows = tiny_world.train.read_text(encoding="utf-8").splitlines(keepends=True)
+    data.write_text("".join(rows), encoding="utf-8")
+    command = ["train_pretrain", *tiny_world.flags("pretrain", data=data)]
+    call(*command)
+    data.write_text("".join(rows[1:]), encoding="utf-8")
+    refused = call(*command)
+    assert refused.status == 2 and "data_sha256 was" in refused.err
+
+
+def test_fresh_replaces_a_run(call, tiny_world, out_dir):
+    """--fresh is the one way to overwrite: another configuration, a log of its own."""
+    call("train_pretrain", *tiny_world.flags("pretrain"))
+    done = call("train_pretrain", *tiny_world.flags("pretrain", steps=2, lr=0.01), "--fresh")
+    assert done.status == 0 and "resuming" not in done.out
+    state = common.load(out_dir / "run.pt")
+    assert state["step"] == 2 and state["run_config"]["lr"] == 0.01
+    assert [row["step"] for row in read_log(out_dir / "run.csv")] == ["1", "2"]
+
+
+# --- what is on disk stays whole ------------------------------------------------------------------
+
+class SmallDisk:
+    """A file that takes 20 kB; then the disk is full."""
+
+    def __init__(self, file):
+        self.file, self.room = file, 20_000
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(28, "No space left on device")
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+@pytest.mark.parametrize("how", ["full disk", "file size limit"])
+def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(how, call, tiny_world, out_dir,
+                                                              monkeypatch, at_step):
+    """A checkpoint written in place is gone when the disk is full, the hours in it too."""
+    command = ["train_pretrain", *tiny_world.flags("pretrain", steps=6, save_every=2, eval_every=6)]
+    at_step(3, crash)
+    with pytest.raises(Crash):
+        call(*command)
+    before = (out_dir / "run.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        if how == "full disk":
+            monkeypatch.setattr(cli, "open", lambda path, mode, **rest: SmallDisk(
+                open(path, mode, **rest)), raising=False)
+        else:  # the kernel itself refuses, as a quota does
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        failed = call(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.status == 2 and failed.err.count("\n") == 1, failed.err
+    assert "run.pt" in failed.err and "as before" in failed.err
+    assert (out_dir / "run.pt").read_bytes() == before
+    assert sorted(p.name for p in out_dir.iterdir()) == ["data", "run.csv", "run.pt"]
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "OUT", out_dir)
+    monkeypatch.setattr(common, "OUT", out_dir)
+    assert common.load(out_dir / "run.pt")["step"] == 2  # whole
+
+
+def test_a_log_on_a_full_disk_stops_with_one_line(call, tiny_world, out_dir, at_step):
+    """The log is the first thing to hit a full disk: it must name itself and leave the checkpoint."""
+    def fill():
+        (out_dir / "run.csv").unlink()
+        (out_dir / "run.csv").symlink_to("/dev/full")  # every write to it fails with ENOSPC
+    at_step(2, fill)
+    failed = call("train_pretrain", *tiny_world.flags("pretrain", save_every=2))
+    assert failed.status == 2 and failed.err.count("\n") == 1
+    assert "run.csv" in failed.err and common.load(out_dir / "run.pt")["step"] == 2
+
+
+@all_scripts
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(script, call, tiny_world,
+                                                                               out_dir, at_step):
+    """NaN weights under a good name: hours later nothing is left to go back to."""
+    whole = call(f"train_{script}", *tiny_world.flags(script, steps=6, lr=1e30, warmup=0))
+    assert whole.status == 2 and whole.err.count("\n") == 1
+    assert "the loss is not finite at step 2" in whole.err and "lower --lr" in whole.err
+    assert "the last good checkpoint is not there yet" in whole.err and not list(out_dir.glob("*.pt"))
+
+    finite = common.check_finite
+    common.check_finite = lambda loss, norm, step, cfg: finite(loss if step < 4 else float("nan"), norm,
+                                                              step, cfg)
+    try:
+        stopped = call(f"train_{script}", *tiny_world.flags(script, steps=6, save_every=2))
+    finally:
+        common.check_finite = finite
+    assert stopped.status == 2 and "not finite at step 5" in stopped.err and "run.pt" in stopped.err
+    state = common.load(out_dir / "run.pt")
+    assert state["step"] == 4 and all(w.isfinite().all() for w in state["model"].values())
+
+
+# --- slow: real kills -----------------------------------------------------------------------------
+
+def start(script, *flags):
+    """A script in a process of its own, on one thread."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags)], env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_growth(path, process, timeout=120):
+    """Until a file has grown, or the process ended."""
+    size, began = path.stat().st_size if path.exists() else 0, time.time()
+    while process.poll() is None and time.time() - began < timeout:
+        if path.exists() and path.stat().st_size > size:
+            return
+        size = min(size, path.stat().st_size) if path.exists() else 0  # a resume cuts the log back
+        time.sleep(0.005)
+
+
+def kill_often(rng, path, longest, script, *flags, kills=3):
+    """The same command again and again, SIGKILL a random time after each has begun to work."""
+    for _ in range(kills):
+        process = start(script, *flags)
+        wait_for_growth(path, process)
+        time.sleep(rng.uniform(0, longest))
+        process.kill()
+        said = process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL, f"it ended before it was killed:\n{said}"
+    process = start(script, *flags)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.mark.slow
+@all_scripts
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(script, tiny_world, out_dir):
+    """SIGKILL leaves no time to save: only what lies on the disk can bring the run to the same end."""
+    flags = dict(steps=240, save_every=7, eval_every=11, batch=6)
+    whole = start(f"train_{script}.py", *tiny_world.flags(script, name="whole", **flags))
+    said = whole.communicate(timeout=300)[0]
+    assert whole.returncode == 0, said
+    seconds = common.load(out_dir / "whole.pt")["seconds"]
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"random moments of seed {seed}")  # shown when the test fails
+    said = kill_often(random.Random(seed), out_dir / "broken.csv", seconds / 5, f"train_{script}.py",
+                      *tiny_world.flags(script, name="broken", **flags))
+    assert "resuming after step" in said
+    assert_same_run(out_dir, "broken", "whole")
+    assert [int(row["step"]) for row in read_log(out_dir / "broken.csv")] == list(range(1, 241))
+    left = [p.name for p in out_dir.iterdir() if p.name.endswith(".tmp")]
+    assert not left, "what a killed write left behind"
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_generate_keeps_the_same_traces(tiny_world, tiny_tokenizer, call,
+                                                                out_dir):
+    """An answer asked twice, or never, changes what the student learns from."""
+    done = call("train_pretrain", *tiny_world.flags("pretrain", name="teacher", steps=150, lr=2e-2))
+    assert done.status == 0, done.err
+    def flags(name):
+        return ["--teacher", out_dir / "teacher.pt", "--input", tiny_world.train, "--samples", 40,
+                "--batch", 8, "--max-new-tokens", 40, "--out", out_dir / name]
+    whole = start("dataset/generate.py", *flags("whole.jsonl"))
+    said = whole.communicate(timeout=300)[0]
+    assert whole.returncode == 0, said
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"random moments of seed {seed}")
+    kill_often(random.Random(seed), out_dir / "broken.jsonl.all.jsonl", 1.0, "dataset/generate.py",
+               *flags("broken.jsonl"))
+    kept = (out_dir / "whole.jsonl").read_bytes()
+    assert kept.count(b"\n") > 10 and (out_dir / "broken.jsonl").read_bytes() == kept
+    rows = [[json.loads(line) for line in (out_dir / f"{name}.jsonl.all.jsonl").read_text(
+        encoding="utf-8").splitlines()] for name in ("whole", "broken")]
+    assert rows[0][1:] == rows[1][1:]  # the header names the file
