@@ -40,12 +40,12 @@ else
     out=${MINIDISTILL_OUT:-out}
     stage   6 dataset/stories.py --lang en --ops 1-4
     stage   5 tokenizer/train.py
-    stage 330 train_pretrain.py --name teacher --size 2m
-    stage  60 train_pretrain.py --name student-alone --size 0.4m --steps 300 --lr 6e-3
-    stage 120 train_distill_logits.py --name student-logits --size 0.4m --steps 300 --lr 6e-3
+    stage 330 train_pretrain.py --name teacher --size 2m --batch 16
+    stage  60 train_pretrain.py --name student-alone --size 0.4m --lr 6e-3
+    stage 120 train_distill_logits.py --name student-logits
     stage  60 dataset/generate.py --samples 1
-    stage  60 train_distill_reason.py --name student-reason --size 0.4m --steps 300 --lr 6e-3
-    stage  60 train_distill_reason.py --name student-answer --size 0.4m --steps 300 --lr 6e-3 --target answer
+    stage  60 train_distill_reason.py --name student-reason
+    stage  60 train_distill_reason.py --name student-answer --target answer
     questions=1000
 fi
 stage 40 eval.py "$out"/{teacher,student-alone,student-logits,student-reason,student-answer}.pt \

@@ -1,11 +1,11 @@
-"""What every test may use: the project on sys.path, tiny models, a tiny tokenizer, scripts as processes.
+"""What every test may use: the project on sys.path, tiny models, a tokenizer, scripts as processes.
 
     def test_a_claim(tiny_model): model = tiny_model(n_layers=1)     # float32, eval mode, seeded
     def test_a_claim(tiny_tokenizer): ids = tiny_tokenizer.encode("Mia has 3 pears.")
     def test_a_claim(run_script, out_dir): run_script("train_pretrain.py", "--steps", 2)
 
-Nothing here or in a subprocess can touch the user's out/: MINIDISTILL_OUT points to a temporary folder
-from before `cli` is imported until the last test.
+Nothing here or in a subprocess can touch the user's out/: MINIDISTILL_OUT points to a temporary
+folder from before `cli` is imported until the last test.
 """
 import importlib
 import json
@@ -62,7 +62,7 @@ def pytest_unconfigure(config):
 
 @pytest.fixture
 def tiny_model():
-    """A function: `tiny_model(vocab_size=300, n_layers=2, ..., seed=0, fresh=False)` -> Transformer.
+    """A function: `tiny_model(vocab_size=300, n_layers=2, seed=0, fresh=False)` -> Transformer.
 
     Its weights are as large as a trained model's, so that a wrong mask, position or norm shows in
     the logits; `fresh=True` leaves the small weights that training starts from.
@@ -111,9 +111,9 @@ def run_script():
     """
     def run(script, *flags, cwd=ROOT, check=True, timeout=300, **env):
         done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **env},
-                              capture_output=True, text=True, encoding="utf-8", timeout=timeout,
-                              stdin=subprocess.DEVNULL)
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+                                   **env}, capture_output=True, text=True, encoding="utf-8",
+                              timeout=timeout, stdin=subprocess.DEVNULL)
         if check and done.returncode != 0:
             pytest.fail(f"{script} {' '.join(map(str, flags))}: status {done.returncode}\n"
                         f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}")

@@ -83,10 +83,10 @@ def test_a_wrong_value_of_a_knob_of_distillation_is_named(script, flag, refused,
 
 @pytest.mark.parametrize("flag", ["--samples=0", "--batch=0", "--temperature=-1", "--top-p=0",
                                   "--max-new-tokens=0", "--questions=-1", "--seed=x"])
-def test_a_wrong_value_of_generate_is_named(flag, refused, tiny_world):
+def test_a_wrong_value_of_generate_is_named(flag, refused, tiny_world, out_dir):
     """A sampler with top_p 0 has nothing to sample from."""
     said = refused("dataset.generate", f"--teacher={tiny_world.teacher}", f"--input={tiny_world.train}",
-                   f"--out={tiny_world.folder / 'never.jsonl'}", flag)
+                   f"--out={out_dir / 'traces.jsonl'}", flag)
     assert f"{flag.partition('=')[0]} has a wrong value" in said
 
 
@@ -262,7 +262,8 @@ def test_windows_made_with_other_settings_are_refused(script, changes, words, ca
     assert done.status == 0, done.err
     flags = tiny_world.flags(script, steps=1, data=folder)
     assert call(f"train_{script}", *flags).status == 0
-    assert words in refused(f"train_{script}", *tiny_world.flags(script, data=folder, **changes))
+    said = refused(f"train_{script}", *tiny_world.flags(script, name="other", data=folder, **changes))
+    assert words in said
 
 
 @pytest.mark.parametrize("script", ["pretrain", "distill_logits"])

@@ -1,4 +1,4 @@
-"""Claims about cli.py: flags from a dataclass, errors of one line, files that are whole or not there."""
+"""Claims about cli.py: flags from a dataclass, errors of one line, files that are whole."""
 import dataclasses
 import errno
 import hashlib
@@ -73,7 +73,7 @@ def test_without_flags_the_config_is_its_defaults():
     (["--teacher", "t.pt"], "teacher", "t.pt"),
     (["a.pt", "b.pt"], "files", ["a.pt", "b.pt"]),
     (["a.pt", "--steps", 3, "b.pt"], "files", ["a.pt", "b.pt"]),
-    (["--compile", "a.pt"], "files", ["a.pt"]),   # a bool stands alone: the next word is not its value
+    (["--compile", "a.pt"], "files", ["a.pt"]),   # the next word is not its value
 ], ids=str)
 def test_a_flag_becomes_a_value_of_its_type(words, name, value):
     """"0.001" as a string compares wrongly with numbers, hours later."""
@@ -110,7 +110,8 @@ def test_a_wrong_value_says_got_expected_and_fix(words, value, expected):
     assert message.startswith(f"{flag} has a wrong value; got {value}; expected {expected}; fix: ")
 
 
-@pytest.mark.parametrize("words", [["--steps"], ["--steps", "--lr", "1"], ["--lr", "1", "--name"]], ids=str)
+@pytest.mark.parametrize("words", [["--steps"], ["--steps", "--lr", "1"], ["--lr", "1", "--name"]],
+                         ids=str)
 def test_a_missing_value_is_named(words):
     """`--steps --lr 1` must not read "--lr" as the number of steps."""
     missing = "--name" if "--name" in words else "--steps"
@@ -127,7 +128,7 @@ def test_a_word_without_a_flag_is_refused_where_none_is_expected():
         parse(Strict, ["--compile", "yes"])
 
 
-@pytest.mark.xfail(strict=True, reason="cli.py parse: the bare list is offered as a flag, then refused")
+@pytest.mark.xfail(strict=True, reason="cli.py parse offers the bare list as a flag")
 def test_a_suggestion_is_a_flag_that_works():
     """`--files a.pt`: "unknown flag --files; did you mean --files?" """
     assert "did you mean --files" not in error_of("--files", "a.pt")
@@ -234,7 +235,7 @@ def script(tmp_path):
     (["--how", "user"], "error: --steps has a wrong value; got 3; expected more than 5"),
 ], ids=lambda w: str(w) if isinstance(w, list) else "")
 def test_a_users_mistake_is_one_line_and_status_2(script, run_script, words, says):
-    """A traceback hides the one line that helps; status 0 or 1 misleads the shell script around it."""
+    """A traceback hides the line that helps; status 0 or 1 misleads the shell script around it."""
     done = run_script(script, *words, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(says) and done.stderr.count("\n") == 1
@@ -254,7 +255,7 @@ def test_an_interrupt_says_how_to_go_on(script, run_script):
 
 
 def test_a_script_runs_from_anywhere_and_prints_utf8(script, run_script, out_dir, tmp_path):
-    """A C locale or a lone surrogate in a text must not stop a log; OUT is not the working directory."""
+    """A C locale or a lone surrogate in a text must not stop a log; OUT is not the cwd."""
     done = run_script(script, cwd=tmp_path, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.stdout == f"steps 3 out {out_dir} 你好 \\ud800\n" and done.stderr == ""
     assert "--steps" in run_script(script, "--help").stdout
@@ -264,13 +265,13 @@ def test_without_the_variable_out_is_in_the_project():
     """Whatever the working directory."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli; print(cli.OUT)"
     environment = {k: v for k, v in os.environ.items() if k != "MINIDISTILL_OUT"}
-    done = subprocess.run([sys.executable, "-c", code], cwd="/", env=environment, capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", env=environment,
+                          capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(ROOT / "out")
 
 
 def test_a_closed_pipe_is_no_error(script):
-    """`script.py | head -1`: BrokenPipeError is an OSError; caught as one, it ends in a traceback."""
+    """`script.py | head -1`: BrokenPipeError is an OSError; caught as one it is a traceback."""
     reader, writer = os.pipe()
     process = subprocess.Popen([sys.executable, str(script), "--how", "many"], stdout=writer,
                                stderr=subprocess.PIPE, text=True)
@@ -292,7 +293,7 @@ def test_fail_says_what_it_knows_and_no_more():
 
 
 def test_a_missing_or_empty_file_names_the_command_that_makes_it(tmp_path):
-    """A run that stopped at the wrong moment left an empty file: torch.load's words for it help nobody."""
+    """A run that stopped at the wrong moment left an empty file: torch.load's words help nobody."""
     with pytest.raises(UserError, match="does not exist; fix: python make.py"):
         need_file(tmp_path / "no.pt", "python make.py")
     (tmp_path / "empty.pt").touch()
@@ -375,8 +376,8 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(old, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 @pytest.mark.parametrize("size", [10, 100_000])
 def test_a_disk_that_is_full_at_the_last_flush_is_noticed(old, monkeypatch, size):
-    """Ten bytes wait in Python's buffer: without the flush before the rename they are lost unseen."""
-    monkeypatch.setattr(cli, "open", lambda path, *a, **k: open("/dev/full", *a, **k), raising=False)
+    """Ten bytes wait in Python's buffer: without a flush before the rename they are lost."""
+    monkeypatch.setattr(cli, "open", lambda _, *a, **k: open("/dev/full", *a, **k), raising=False)
     with pytest.raises(OSError) as error:
         with atomic_write(old) as file:
             file.write(b"x" * size)
@@ -385,7 +386,7 @@ def test_a_disk_that_is_full_at_the_last_flush_is_noticed(old, monkeypatch, size
 
 
 def test_bytes_are_on_the_disk_before_the_name(old, monkeypatch):
-    """A rename may reach the disk before the data: after a power cut the file is there, and empty."""
+    """A rename may reach the disk before the data: after a power cut the file is empty."""
     order, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda f: (order.append("fsync"), fsync(f)))
     monkeypatch.setattr(os, "replace", lambda *a: (order.append("replace"), replace(*a)))
@@ -410,7 +411,7 @@ def test_a_killed_process_leaves_the_old_file(script, run_script, old):
     assert old.read_bytes() == b"new" * 10_000
 
 
-@pytest.mark.xfail(strict=True, reason="cli.py run: ENOTDIR and EEXIST are not among the user's errors")
+@pytest.mark.xfail(strict=True, reason="cli.py WRITE_ERRORS lacks ENOTDIR, EEXIST")
 def test_a_place_that_is_no_folder_is_one_line_and_status_2(script, run_script, old):
     """--out model.pt/new.pt: a traceback of mkdir."""
     for out in (old / "new.pt", old / "deeper" / "new.pt"):

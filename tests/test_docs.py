@@ -77,7 +77,7 @@ def table_of(*rows):
 def test_a_claim_with_one_axis_is_refused():
     """TRAPS 28: judged at equal tokens alone, a teacher looks free; at equal wall-clock it lost."""
     rows = table_of(row("g/teacher", 0, 1.0), row("g/alone", 1, 2.0), row("g/alone", 2, 2.0),
-                    row("g/logits", 1, 1.5), row("g/logits", 2, 1.4))
+                    row("g/logits", 1, 1.5), row("g/logits", 2, 1.49))
     with pytest.raises(cli.UserError, match="both axes"):
         render.logits_table(rows, "g", "g/teacher")
     wall = table_of(row("g/logits-wall", 1, 2.1), row("g/logits-wall", 2, 2.2))

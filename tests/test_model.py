@@ -35,7 +35,7 @@ def swiglu_oracle(x, mlp):
 
 
 def rope_oracle(x, position, theta):
-    """RoPE as in the paper: channel pairs as complex numbers, times e^(i * position * frequency)."""
+    """RoPE as in the paper: pairs of channels as complex numbers, times e^(i * position * f)."""
     half = len(x) // 2
     out = torch.empty_like(x)
     for i in range(half):
@@ -86,7 +86,8 @@ def test_logits_equal_the_formulas(tiny_model, changes):
     model = tiny_model(**changes).double()
     ids, document = draw_ids(1, 7), torch.tensor([[1, 1, 1, 1, 2, 2, 2]])
     assert_close(model(ids)[0], logits_oracle(model, ids[0], [1] * 7), atol=1e-6)
-    assert_close(model(ids, document)[0], logits_oracle(model, ids[0], document[0].tolist()), atol=1e-6)
+    expected = logits_oracle(model, ids[0], document[0].tolist())
+    assert_close(model(ids, document)[0], expected, atol=1e-6)
 
 
 def test_rms_norm_and_swiglu_are_their_formulas():
@@ -164,7 +165,7 @@ def test_a_checkpoint_knows_its_shape(tiny_model):
 @pytest.mark.parametrize("size", ["0.1m", "0.2m", "0.4m", "0.9m", "2m", "5m"])
 @torch.no_grad()
 def test_loss_at_init_is_guessing(size):
-    """Large initial logits cost the first hundred steps; tied, a token's own logit is the largest."""
+    """Large initial logits cost the first hundred steps; tied, a token's own is the largest."""
     torch.manual_seed(0)
     model, ids = build(size, 1024, max_seq_len=64), draw_ids(8, 64, vocab_size=1024)
     logits, targets = model(ids), draw_ids(8, 64, vocab_size=1024, seed=1)
@@ -346,11 +347,11 @@ def test_generate_equals_reading_everything_again(tiny_model):
 @pytest.mark.parametrize("sampling", [
     dict(), dict(temperature=1.0, top_k=1), dict(temperature=0.7, top_p=1e-6)], ids=str)
 def test_a_batch_is_generated_as_one_by_one(tiny_model, sampling):
-    """Padding on the left: visible, or shifting positions, it changes the answers of short prompts."""
+    """Padding on the left that is seen or shifts positions changes the answers of short prompts."""
     model = tiny_model(n_kv_heads=1)
     one_by_one = [generate(model, [p], 24, **sampling)[0] for p in PROMPTS]
     assert generate(model, PROMPTS, 24, **sampling) == one_by_one
-    assert len({tuple(row) for row in one_by_one}) == 4  # four different answers, or it proves little
+    assert len({tuple(row) for row in one_by_one}) == 4  # or it proves little
 
 
 @pytest.mark.parametrize("sampling", [
@@ -415,7 +416,7 @@ def test_a_prompt_that_cannot_be_continued_is_refused(tiny_model, prompts):
 
 
 def test_generation_leaves_no_graph(tiny_model, monkeypatch):
-    """With gradients on, the cache would keep the graph of every step: memory grows with the text."""
+    """With gradients on, the cache keeps the graph of every step: memory grows with the text."""
     model, modes = tiny_model(), []
     read = model.hidden_states
     monkeypatch.setattr(model, "hidden_states", lambda *a, **k: (
@@ -471,7 +472,7 @@ def test_top_p_zero_is_greedy():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_are_the_softmax(temperature):
-    """Sampling from another distribution than the model's (6 degrees of freedom, p = 1e-4: 27.9)."""
+    """Sampling from another distribution than the model's (6 degrees of freedom, p 1e-4: 27.9)."""
     p = (LOGITS.double() / temperature).softmax(-1)
     assert chi_square(draws(LOGITS, temperature=temperature), p) < 27.9
 
@@ -512,15 +513,16 @@ def test_each_row_has_its_own_limits():
     """The sorted order of one row applied to another."""
     logits = torch.stack([LOGITS, LOGITS.flip(0)])
     generator = torch.Generator().manual_seed(0)
-    seen = [sample(logits, 1.0, top_k=3, top_p=0.9, generator=generator).tolist() for _ in range(300)]
-    assert {a for a, _ in seen} == set(ORDER[:3]) and {b for _, b in seen} == {6 - i for i in ORDER[:3]}
+    rows = torch.stack([sample(logits, 1.0, 3, 0.9, generator) for _ in range(300)], 1).tolist()
+    assert set(rows[0]) == set(ORDER[:3]) and set(rows[1]) == {6 - i for i in ORDER[:3]}
 
 
 def test_the_generator_decides():
     """Without it a seed given on the command line does nothing."""
     logits = LOGITS.expand(40, -1)
-    one = [sample(logits, 1.0, generator=torch.Generator().manual_seed(s)).tolist() for s in (1, 1, 2)]
-    assert one[0] == one[1] != one[2]
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    one, again, other = [sample(logits, 1.0, generator=g).tolist() for g in generators]
+    assert one == again != other
 
 
 # --- it learns ------------------------------------------------------------------------------------
@@ -548,7 +550,7 @@ def test_every_parameter_gets_a_gradient(tiny_model):
 
 
 def test_train_and_eval_mode_are_the_same(tiny_model):
-    """TRAPS 19: no dropout anywhere, so a teacher in train mode would be silent; keep it that way."""
+    """TRAPS 19: no dropout anywhere, so a teacher in train mode is not noisy; keep it that way."""
     model, ids = tiny_model(), draw_ids(2, 6)
     assert torch.equal(model.train()(ids), model.eval()(ids))
     assert not [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
@@ -557,6 +559,7 @@ def test_train_and_eval_mode_are_the_same(tiny_model):
 def test_every_shape_letter_is_explained():
     """A reader meets (B, G, S, C) and must find it at the top of the file."""
     source = open(model_module.__file__, encoding="utf-8").read()
-    used = set(re.findall(r"\b[A-Z]\b", " ".join(re.findall(r"# \(([A-Z][A-Za-z0-9, /+]*)\)", source))))
+    shapes = re.findall(r"# \(([A-Z][A-Za-z0-9, /+]*)\)", source)
+    used = set(re.findall(r"\b[A-Z]\b", " ".join(shapes)))
     explained = set(re.findall(r"\b([A-Z]) [a-z]", source.split('"""')[1]))
     assert used and used <= explained

@@ -20,7 +20,8 @@ from optim import Muon, get_lr, make_optimizers, orthogonalize
     (500, 0.2)])
 def test_learning_rate_equals_hand_computed_values(step, expected):
     """An off-by-one in the warmup or a cosine that reaches its end too early or too late."""
-    assert get_lr(step, steps=110, lr=1.0, warmup=10, min_lr=0.2) == pytest.approx(expected, abs=1e-12)
+    rate = get_lr(step, steps=110, lr=1.0, warmup=10, min_lr=0.2)
+    assert rate == pytest.approx(expected, abs=1e-12)
 
 
 def test_learning_rate_rises_then_falls_without_a_jump():
@@ -47,8 +48,8 @@ def random_matrix(*shape, seed=0):
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 64), (5, 7), (1, 9)], ids=str)
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_orthogonalize_makes_every_singular_value_about_one(shape, scale):
-    """Without the normalisation first, the quintic explodes; with too few iterations rare directions
-    stay short."""
+    """Without the normalisation first, the quintic explodes; with too few iterations rare
+    directions stay short."""
     values = torch.linalg.svdvals(orthogonalize(scale * random_matrix(*shape)))
     assert values.min() > 0.6 and values.max() < 1.3
 
@@ -67,7 +68,8 @@ def test_orthogonalize_keeps_the_singular_vectors(shape):
 @pytest.mark.parametrize("shape", [(4, 16, 40), (3, 40, 16), (2, 3, 8, 8)], ids=str)
 def test_a_stack_is_orthogonalized_as_one_by_one(shape):
     """Matrices of one shape go through together; a norm over the whole stack would mix them."""
-    stack = random_matrix(*shape) * torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    stack = random_matrix(*shape)
+    stack *= torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))  # large and small
     together = orthogonalize(stack)
     for matrix, result in zip(stack.flatten(0, -3), together.flatten(0, -3)):
         torch.testing.assert_close(result, orthogonalize(matrix), rtol=1e-4, atol=1e-5)
@@ -85,8 +87,8 @@ SHAPES = [(24, 24), (24, 48), (48, 24), (24, 24), (12, 24)]  # two of one shape:
 
 
 def test_muon_equals_pytorchs_muon():
-    """Momentum, Nesterov, the scale 0.2 * sqrt(max(R, C)), the weight decay and their order: PyTorch's
-    Muon (in bfloat16, hence the tolerance) gets the same gradients."""
+    """Momentum, Nesterov, the scale 0.2 * sqrt(max(R, C)), the weight decay and their order:
+    PyTorch's Muon (in bfloat16, hence the tolerance) gets the same gradients."""
     ours = [torch.nn.Parameter(random_matrix(*s, seed=i)) for i, s in enumerate(SHAPES)]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     optimizers = (Muon(ours, lr=0.05, weight_decay=0.3),
@@ -155,7 +157,8 @@ def test_every_parameter_has_exactly_one_optimizer(tiny_model, kind, tied):
     optimizers = make_optimizers(model, kind, 1e-3, 0.1)
     held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
-    assert [type(o).__name__ for o in optimizers] == (["AdamW", "Muon"] if kind == "muon" else ["AdamW"])
+    kinds = [type(o).__name__ for o in optimizers]
+    assert kinds == (["AdamW", "Muon"] if kind == "muon" else ["AdamW"])
 
 
 def test_muon_gets_the_matrices_inside_blocks_and_no_others(tiny_model):
@@ -188,6 +191,7 @@ def test_frozen_parameters_are_left_out(tiny_model, kind):
     """A student whose embeddings are the teacher's, frozen: no optimizer may hold them."""
     model = tiny_model()
     model.embed_tokens.requires_grad_(False)
-    held = [p for o in make_optimizers(model, kind, 1e-3, 0.1) for g in o.param_groups for p in g["params"]]
+    optimizers = make_optimizers(model, kind, 1e-3, 0.1)
+    held = [p for o in optimizers for g in o.param_groups for p in g["params"]]
     assert all(p is not model.embed_tokens.weight for p in held)
     assert len(held) == len(list(model.parameters())) - 1

@@ -316,6 +316,14 @@ def resident(pid):
     return total * os.sysconf("SC_PAGE_SIZE")
 
 
+def alive(pid):
+    """Whether it runs; one that has ended and was not yet fetched by its parent (Z) does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def start(tmp_path, tokenizer, *more):
     tokenizer.save(tmp_path / "t.model")
     return subprocess.Popen(
@@ -342,12 +350,14 @@ def test_a_killed_run_leaves_nobody_and_is_cleaned_up(tmp_path, tokenizer):
     time.sleep(0.5)
     assert process.poll() is None and not (tmp_path / "w").exists()
     process.kill()
-    process.communicate()
-    for _ in range(100):
-        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
-            break
+    process.wait()
+    deadline = time.time() + 10
+    while (left := [pid for pid in pids if alive(pid)]) and time.time() < deadline:
         time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert not left
     assert any(name.startswith(".w.") for name in os.listdir(tmp_path))
     prepare(tmp_path / "big.jsonl", tmp_path / "w", tokenizer, 60, documents=10)
     assert sorted(os.listdir(tmp_path)) == ["big.jsonl", "t.model", "w"]

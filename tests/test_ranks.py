@@ -1,0 +1,114 @@
+"""Two processes are one: the claims about torchrun, with real processes over gloo. All slow.
+
+This file is also what torchrun starts: each rank runs a training script's own main and then writes
+what it saw. Compared are the gradients of the first step, where both sides have the same weights: 1e-5.
+Later steps only amplify rounding (Muon makes every singular value 1, Adam divides by a gradient's own
+size, so a change of 1e-7 in a gradient near 0 becomes a change of the order of the learning rate);
+there the logged losses are compared, loosely. Within one run the ranks must agree to the bit.
+"""
+import csv
+import hashlib
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ("pretrain", "distill_logits", "distill_reason")
+KNOBS = {"pretrain": {}, "distill_logits": dict(alpha=0.7, temperature=2),
+         "distill_reason": dict(tag_weight=3)}
+
+
+def worker(script, folder, stop_at, *flags):
+    """One rank: run the script, record its gradients, write them with a hash of its parameters.
+
+    In step `stop_at` rank 1, and it alone, gets a SIGTERM; 0: nobody.
+    """
+    sys.path.insert(0, str(ROOT))
+    import cli
+    module, rank = importlib.import_module(f"train_{script}"), int(os.environ.get("RANK", 0))
+    clip, gradients, models = torch.nn.utils.clip_grad_norm_, [], []
+
+    def record(parameters, *rest, **named):
+        parameters = list(parameters)
+        gradients.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
+        models[:] = [parameters]
+        if len(gradients) == int(stop_at) and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return clip(parameters, *rest, **named)
+    torch.nn.utils.clip_grad_norm_ = record
+    sys.argv = [script, *flags]
+    try:
+        cli.run(module.main, module.Config)
+    finally:
+        digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in models[0])).hexdigest()
+        torch.save(dict(gradients=gradients, parameters=digest), f"{folder}/rank{rank}.pt")
+
+
+def launch(processes, script, folder, flags, stop_at=0):
+    """-> (status, output, [what each rank wrote])"""
+    folder.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run([*command, __file__, script, str(folder), str(stop_at), *flags], env=env,
+                          capture_output=True, text=True, timeout=300)
+    return (done.returncode, done.stdout + done.stderr,
+            [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)])
+
+
+def losses(out, name):
+    with open(out / f"{name}.csv", newline="") as file:
+        return [float(row["ce"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_two_processes_give_the_gradient_of_one_and_stay_equal(script, tiny_world, out_dir, tmp_path):
+    """TRAPS 11 and 12: a mean of the ranks' means; a sub-module whose gradients nobody adds up."""
+    def flags(name, **changes):
+        return tiny_world.flags(script, name=name, steps=6, eval_every=3, eval_windows=0,
+                                **KNOBS[script], **changes)
+    status, said, [one] = launch(1, script, tmp_path / "one", flags("one"))
+    assert status == 0, said
+    status, said, two = launch(2, script, tmp_path / "two", flags("two", accumulate=2))
+    assert status == 0, said
+    assert "2 process(es)" in said and said.count("validation ce") == 3  # once, not once a rank
+
+    difference = two[0]["gradients"][0] - one["gradients"][0]
+    assert difference.norm() <= 1e-5 * one["gradients"][0].norm()
+    assert len(two[0]["gradients"]) == len(two[1]["gradients"]) == 6
+    for mine, theirs in zip(two[0]["gradients"], two[1]["gradients"]):
+        assert torch.equal(mine, theirs)
+    assert two[0]["parameters"] == two[1]["parameters"] != one["parameters"]
+    assert losses(out_dir, "two") == pytest.approx(losses(out_dir, "one"), rel=1e-3)
+    states = [torch.load(out_dir / f"{name}.pt", weights_only=True) for name in ("one", "two")]
+    assert states[0]["tokens"] == states[1]["tokens"]
+    assert states[0]["supervised"] == states[1]["supervised"]
+    assert states[0]["best_ce"] == pytest.approx(states[1]["best_ce"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_to_the_same_bits(tiny_world, out_dir,
+                                                                             tmp_path):
+    """A rank that stops alone leaves the others waiting for it for ever."""
+    def flags(name):
+        return tiny_world.flags("pretrain", name=name, steps=6, save_every=4, eval_every=2)
+    status, said, whole = launch(2, "pretrain", tmp_path / "whole", flags("whole"))
+    assert status == 0, said
+    status, said, _ = launch(2, "pretrain", tmp_path / "broken", flags("broken"), stop_at=3)
+    assert status != 0 and "the same command goes on" in said
+    assert torch.load(out_dir / "broken.pt", weights_only=True)["step"] == 3
+    status, said, again = launch(2, "pretrain", tmp_path / "again", flags("broken"))
+    assert status == 0 and "resuming after step 3" in said, said
+    assert again[0]["parameters"] == again[1]["parameters"] == whole[0]["parameters"]
+    assert losses(out_dir, "broken") == losses(out_dir, "whole")
+
+
+if __name__ == "__main__":
+    worker(*sys.argv[1:])
