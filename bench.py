@@ -1,12 +1,12 @@
-"""Speed of one training step: share of the machine's peak, and what each choice in the loop is worth.
+"""Speed of a training step: share of the machine's peak, and what each choice in the loop is worth.
 
-    python bench.py            on an otherwise idle machine, about 4 minutes; writes out/bench.md and .json
+    python bench.py     on an otherwise idle machine, about 4 minutes; writes out/bench.md, .json
 
 Part 1, share of peak.  peak = the best of square matmuls of 1,024 to 4,096 in the run's dtype.
-    FLOPs a token, forward and backward = 6 * (matmul parameters: output head yes, embedding lookup no)
+    FLOPs a token, forward and backward = 6 * (matmul parameters: output head yes, lookup no)
     + 12 * layers * heads * channels * window   (Chowdhery et al. 2022, appendix B)
-Part 2, ablation.  The step of train_distill_logits.py on the default stories, one factor changed at a
-    time; variants take turns, so that the machine's drift hits all. Times are medians; read the ratio.
+Part 2, ablation.  The step of train_distill_logits.py on the default stories, one factor changed at
+    a time; variants take turns, so that drift hits all. Times are medians; read the ratio.
 """
 import contextlib
 import json
@@ -30,8 +30,8 @@ from tokenizer import Tokenizer
 
 @dataclass
 class Config:
-    teacher: Literal[tuple(SIZES)] = "2m"    # size of the teacher (random weights: speed is the same)
-    student: Literal[tuple(SIZES)] = "0.4m"  # size of the student
+    teacher: Literal[tuple(SIZES)] = "2m"    # of the teacher (random weights: same speed)
+    student: Literal[tuple(SIZES)] = "0.4m"  # of the student
     data: str = OUT / "data/stories/train.jsonl"  # what a step reads
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
     batch: int = 16                # windows in a step
@@ -94,7 +94,8 @@ def pretrain_step(model, batch, env, optimizers):
     return step
 
 
-def logits_step(student, teacher, batch, autocast, optimizers, keep_counted=True, teacher_term=True):
+def logits_step(student, teacher, batch, autocast, optimizers, keep_counted=True,
+                teacher_term=True):
     """The step of train_distill_logits.py."""
     x, y, document, weight = batch
     keep = weight > 0 if keep_counted else torch.ones_like(weight, dtype=torch.bool)
@@ -193,7 +194,8 @@ def report(cfg, env, peak, shares, rows):
     v = common.versions()
     lines = [f"{v['machine']}, {v['threads']} threads, torch {v['torch']}, {env.dtype}; "
              f"peak {peak / 1e9:.0f} GFLOP/s", "",
-             "| model | ms a step | tokens/s | GFLOP/s | share of peak |", "|---|---:|---:|---:|---:|"]
+             "| model | ms a step | tokens/s | GFLOP/s | share of peak |",
+             "|---|---:|---:|---:|---:|"]
     for r in shares:
         lines.append(f"| {r['model']} | {r['ms']:.0f} | {r['tokens_per_second']:,.0f} | "
                      f"{r['gflops']:.0f} | {r['share_of_peak']:.0%} |")

@@ -26,10 +26,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 # Everything a run writes, whatever the working directory. Tests point it elsewhere.
-OUT = Path(os.environ.get("MINIDISTILL_OUT", ROOT / "out")).resolve()
+OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()
 
 
-WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EISDIR)
+FILE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EISDIR,
+               errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 class UserError(Exception):
@@ -52,7 +53,7 @@ def check(ok, flag, value, expected):
 
 
 def need_file(path, made_by):
-    """Path of an existing, non-empty file or folder, or UserError naming the command that makes it."""
+    """Path of an existing, non-empty file or folder, or UserError with what makes it."""
     path = Path(path)
     if not path.exists():
         fail(f"{show(path)} does not exist", fix=made_by)
@@ -100,14 +101,21 @@ def convert(flag, text, kind):
 def usage(config_class, doc):
     """The text of --help: the script's docstring, then a line for each knob."""
     lines, helps = [(doc or "").strip(), "", "flags:"], comments(config_class)
+    types = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         default = show(field.default) if isinstance(field.default, Path) else repr(field.default)
-        lines.append(f"  --{field.name.replace('_', '-'):<20} {helps.get(field.name, '')} [{default}]")
+        flag = "--" + field.name.replace("_", "-")
+        if types[field.name] is list:
+            flag, default = field.name.upper() + " ...", "none"
+        choices = typing.get_args(types[field.name])  # of a Literal
+        words = " (" + ", ".join(choices) + ")" if choices else ""
+        lines.append(f"  {flag:<20} {helps.get(field.name, '')}{words} [{default}]")
+    lines.append("a flag that is true or false: --flag, --flag=true or --flag=false")
     return "\n".join(lines)
 
 
 def parse(config_class, argv=None, doc=None):
-    """argv -> an instance of the dataclass. `--flag value` or `--flag=value`; a bool may stand alone.
+    """argv -> an instance of the dataclass. `--flag value`, `--flag=value`; a bool may stand alone.
 
     A field of type `list` takes the words that stand without a flag. Raises UserError.
     """
@@ -128,8 +136,9 @@ def parse(config_class, argv=None, doc=None):
         flag, has_value, text = word.partition("=")
         name = flag[2:].replace("-", "_")
         if name not in fields or name == bare:
-            near = difflib.get_close_matches(name, fields, 1)
+            near = difflib.get_close_matches(name, set(fields) - {bare}, 1)
             hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "see --help"
+            hint = f"write the {bare} without a flag" if name == bare else hint
             fail(f"unknown flag {flag}", fix=hint)
         if not has_value:
             if types[name] is bool and not (words and words[0] in ("true", "false")):
@@ -158,10 +167,10 @@ def run(main, config_class):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in WRITE_ERRORS:
+        if error.errno not in FILE_ERRORS:
             raise
-        print(f"error: cannot write {error.filename or ''}: {error.strerror}; "
-              "the files that were there are as before; fix: make room or choose another place",
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; the files that were there "
+              "are as before; fix: make room, or choose another place",
               file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -173,7 +182,7 @@ def run(main, config_class):
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
-    """Open a temporary file beside `path`; on success fsync and rename, on error leave `path` as it was."""
+    """Open a temporary file beside `path`; fsync and rename, or on error leave `path` as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

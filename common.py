@@ -6,7 +6,7 @@ A run called NAME owns two files: out/NAME.pt and out/NAME.csv. The checkpoint h
     optimizers, rng     to go on as if nothing had happened: a resumed run equals an undisturbed one
     step, tokens, ...   how far it is (new_progress); the step alone is the data cursor
     model_config        the shape: no script asks for a size that a checkpoint knows
-    run_config, inputs  flags, and fingerprints of data, tokenizer and teacher: what a resume must match
+    run_config, inputs  flags; fingerprints of data, tokenizer, teacher: what a resume must match
     tokenizer           the SentencePiece model itself, as bytes: one file is all that eval.py needs
 
 and is read with weights_only=True: opening a stranger's file runs none of its code.
@@ -30,18 +30,29 @@ import torch
 import torch.distributed as dist
 
 import cli
-from cli import OUT, ROOT, fail, show
+from cli import OUT, ROOT, check, fail, show
 from model import ModelConfig, Transformer, config_dict
 from tokenizer import Tokenizer
+
+
+# smallest sensible values; 1e-9 stands for "more than 0"
+SHARED_FLAGS = dict(steps=1, batch=1, accumulate=1, window=1, lr=1e-9, clip=1e-9, weight_decay=0,
+                    warmup=0, documents=0, eval_every=1, eval_windows=0, save_every=1, log_every=1,
+                    seed=0)
 
 
 # --- device, precision, seeds, ranks --------------------------------------------------------------
 
 def start(cfg):
-    """Seed everything, join the ranks if torchrun started us, pick device and precision.
+    """Check the flags that all loops share, seed, join the ranks, pick device and precision.
 
-    Returns env: device, dtype (its name), autocast (a fresh context manager a call), rank, world, stop.
+    Returns env: device, dtype (its name), autocast (a fresh context manager a call), rank, world,
+    stop.
     """
+    for flag, at_least in SHARED_FLAGS.items():
+        value = getattr(cfg, flag, at_least)
+        check(math.isfinite(value) and value >= at_least, "--" + flag.replace("_", "-"), value,
+              f"a number of at least {at_least}")
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     cuda = torch.cuda.is_available()
     if cuda:
@@ -65,7 +76,7 @@ def start(cfg):
 
 
 def fast_bf16(device):
-    """True where bfloat16 matmuls run in hardware: emulated, they are 100 times slower than float32."""
+    """True where bfloat16 matmuls run in hardware: emulated, they are 100 times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and Path("/proc/cpuinfo").exists():
@@ -76,8 +87,8 @@ def fast_bf16(device):
 def sum_gradients(parameters, env):
     """Add up the gradients of all ranks, in one all-reduce.
 
-    Each rank's loss is already divided by the n_valid of all ranks, so the plain sum is the gradient
-    of one process; averaging local means (what DDP does) would weigh short batches more.
+    Each rank's loss is already divided by the n_valid of all ranks, so the plain sum is the
+    gradient of one process; averaging local means (what DDP does) would weigh short batches more.
     """
     if env.world == 1:
         return
@@ -138,7 +149,8 @@ def load(path, made_by="bash speedrun.sh"):
 def load_model(path, device="cpu", made_by="bash speedrun.sh"):
     """Checkpoint -> (model in eval mode without gradients, tokenizer, checkpoint dict).
 
-    The validation-best weights where the run kept them. strict=True: a missing or extra key is refused.
+    The validation-best weights where the run kept them. strict=True: a missing or extra key is
+    refused.
     """
     state = load(path, made_by)
     try:
@@ -165,8 +177,8 @@ def weights_fingerprint(model):
 def open_run(cfg, env, inputs):
     """Look at out/NAME.pt: None for a new run, its state to resume, or exit where it is finished.
 
-    The same name with other flags or inputs is refused with the differing keys: nothing is overwritten
-    unasked. `--fresh` replaces.
+    The same name with other flags or inputs is refused with the differing keys: nothing is
+    overwritten unasked. `--fresh` replaces.
     """
     path = OUT / f"{cfg.name}.pt"
     cli.check(cfg.name == Path(cfg.name).name and cfg.name, "--name", cfg.name, "a plain file name")
@@ -239,7 +251,7 @@ def advance(progress, tokens, supervised, seconds):
 
 
 def check_finite(loss, norm, step, cfg):
-    """UserError at the first loss or gradient that is not a number: nothing after it can be right."""
+    """UserError at the first loss or gradient that is no number: nothing after it can be right."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         path = OUT / f"{cfg.name}.pt"
         fail(f"the loss is not finite at step {step + 1}", f"loss {loss}, gradient norm {norm}",
@@ -256,14 +268,14 @@ def say(env, text):
 def keep_best(progress, model, ce):
     """Remember the weights of the lowest validation cross-entropy so far."""
     if ce < progress.best_ce:
-        progress.best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        progress.best = {k: v.clone() for k, v in model.state_dict().items()}
         progress.best_step, progress.best_ce = progress.step, ce
 
 
 def stop_signal(env, cfg):
-    """After a save: say how to go on. Status 130, as the shell expects of an interrupted program."""
+    """After a save: say how to go on. Status 130, as shells expect of an interrupted program."""
     if env.rank == 0:
-        print(f"stopped; out/{cfg.name}.pt is saved: the same command goes on from there",
+        print(f"stopped; {show(OUT / cfg.name)}.pt is saved: the same command goes on from there",
               file=sys.stderr)
     finish(env)
     sys.exit(130)
@@ -284,11 +296,15 @@ def should_stop(env):
 
 def versions():
     """What a result depends on: Python, torch, numpy, threads, commit, machine."""
-    git = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
-                         capture_output=True, text=True)
+    try:
+        git = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+                             capture_output=True, text=True)
+        commit = git.stdout.strip() or "unknown"
+    except OSError:  # no git on this machine
+        commit = "unknown"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
-                threads=torch.get_num_threads(), commit=git.stdout.strip() or "unknown",
-                machine=cpu_name(), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+                threads=torch.get_num_threads(), commit=commit, machine=cpu_name(), gpu=gpu)
 
 
 def cpu_name():
@@ -301,11 +317,11 @@ def cpu_name():
 
 
 def print_start(cfg, env, facts):
-    """The self-check at the top of a log: what runs, on what, and the numbers that must be right."""
+    """The self-check at the top of a log: what runs, on what, and numbers that must be right."""
     if env.rank == 0:
         v = versions()
-        print(f"{cfg.name}: {env.device}, {env.dtype}, {env.world} process(es), {v['threads']} threads, "
-              f"torch {v['torch']}, commit {v['commit']}")
+        print(f"{cfg.name}: {env.device}, {env.dtype}, {env.world} process(es), "
+              f"{v['threads']} threads, torch {v['torch']}, commit {v['commit']}")
         for name, value in facts.items():
             print(f"  {name:<20} {value}")
 
@@ -316,7 +332,9 @@ def open_log(cfg, env, step):
     if env.rank == 0:
         rows = []
         if step > 0 and path.exists():
-            rows = [r for r in csv.DictReader(path.open(newline="")) if int(r["step"]) <= step]
+            with open(path, newline="") as file:  # a row cut off by a kill is after the checkpoint
+                rows = [r for r in csv.DictReader(file) if r["step"].isdigit() and r["tokens"]
+                        and int(r["step"]) <= step]
         with cli.atomic_write(path, "w") as file:
             if rows:
                 writer = csv.DictWriter(file, rows[0].keys())

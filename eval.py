@@ -1,6 +1,6 @@
 """Evaluation: any number of checkpoints side by side, as one Markdown table and JSON.
 
-    python eval.py out/teacher.pt out/student-logits.pt     the table, on out/data/stories/test.jsonl
+    python eval.py out/teacher.pt out/student-logits.pt    the table, on out/data/stories/test.jsonl
     python eval.py out/student-logits.pt --chat             talk to a model
     python eval.py out/teacher.pt --prompt "Mia has 3 pears. She buys 4 more. How many has she now?"
 
@@ -13,7 +13,8 @@ What the columns mean
                    the teacher is --teacher, else the first checkpoint
     exact          share of questions with the right answer, greedy, with Wilson's 95 % interval;
                    an answer that ran into the limit is wrong
-    format         share of answers that are <think>...</think><answer>...</answer><end>, exactly
+    format         share of answers that are <think>...</think><answer>...</answer><end>, exactly;
+                   of a model trained on bare answers, without the thought (and ce is of those)
     prefill, decode   tokens/s at batch 1: reading a prompt, and writing; models take turns
 """
 import json
@@ -38,11 +39,11 @@ from model import decode_steps, generate, stream
 
 @dataclass
 class Config:
-    checkpoints: list = None       # the models, as words without a flag
+    checkpoints: list = None       # the models, as words without a flag; none: out/teacher.pt
     teacher: str = ""              # checkpoint that KL and agreement refer to; empty: the first
     data: str = OUT / "data/stories/test.jsonl"  # test set, in any format of dataset/formats.py
-    target: Literal["cot", "answer"] = "cot"  # what the reference answer holds, for ce and format
-    questions: int = 1000          # questions to answer (0: none; 1,000 gives an interval of 2 points)
+    target: Literal["auto", "cot", "answer"] = "auto"  # form of the answers; auto: as trained
+    questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
     max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
     batch: int = 64                # questions answered together, windows scored together
     samples: int = 5               # questions whose full answers go into the report
@@ -77,16 +78,17 @@ def score(model, tokenizer, teacher, data, cfg, device):
         tokens += len(y)
         text_bytes += bytes_of[y].sum().item()
     check(tokens > 0, "--data", cfg.data, "a test set with at least one counted token")
-    result = dict(ce=sums["ce"] / tokens, bits_per_byte=sums["ce"] / math.log(2) / max(text_bytes, 1),
+    bits = sums["ce"] / math.log(2)
+    result = dict(ce=sums["ce"] / tokens, bits_per_byte=bits / max(text_bytes, 1),
                   counted_tokens=tokens)
     if teacher is not None:
         result |= dict(kl=sums["kl"] / tokens, agreement=sums["agree"] / tokens)
     return result
 
 
-def answer(model, tokenizer, questions, cfg):
-    """Greedy answers to conversations -> a dict a question: response (with tags), answer, verdict."""
-    prompts = [prompt_ids(tokenizer, turns, cfg.target) for turns in questions]
+def answer(model, tokenizer, questions, target, cfg):
+    """Greedy answers to conversations -> a dict each: response (with tags), answer, verdict."""
+    prompts = [prompt_ids(tokenizer, turns, target) for turns in questions]
     fits = [i for i, p in enumerate(prompts) if len(p) < model.config.max_seq_len]
     replies = [dict(response="", answer=None, tokens=0, ended=False, well_formed=False,
                     verdict="prompt too long") for _ in prompts]
@@ -95,7 +97,7 @@ def answer(model, tokenizer, questions, cfg):
         some = fits[start:start + cfg.batch]
         rows = generate(model, [prompts[i] for i in some], cfg.max_new_tokens, {tokenizer.end})
         for i, ids in zip(some, rows):
-            replies[i] = judge(tokenizer, ids, questions[i][-1], cfg.target)
+            replies[i] = judge(tokenizer, ids, questions[i][-1], target)
     return replies
 
 
@@ -136,9 +138,9 @@ def tally(replies):
 
 @torch.inference_mode()
 def speeds(models, rounds=5, new_tokens=64):
-    """Median prefill and decode tokens/s at batch 1 of each model; they take turns, so drift hits all.
+    """Median prefill and decode tokens/s at batch 1; the models take turns, so drift hits all.
 
-    A random prompt of half the smallest context; decoding starts from 8 tokens and never stops early.
+    A random prompt of half the smallest context; decoding starts from 8 tokens, never stops early.
     """
     length = min(m.config.max_seq_len for m in models) // 2
     new_tokens = min(new_tokens, length)
@@ -173,8 +175,9 @@ def table(results):
         low, high = r.get("exact_interval", (0, 0))
         exact = f"{r['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})" if "exact" in r else "-"
         cells = [r["model"], f"{r['parameters']:,}", number(r, "ce", ".4f"),
-                 number(r, "bits_per_byte", ".3f"), number(r, "kl", ".4f"), number(r, "agreement", ".1%"),
-                 exact, number(r, "format", ".1%"), number(r, "prefill", ",.0f"),
+                 number(r, "bits_per_byte", ".3f"), number(r, "kl", ".4f"),
+                 number(r, "agreement", ".1%"), exact, number(r, "format", ".1%"),
+                 number(r, "prefill", ",.0f"),
                  number(r, "decode", ",.0f")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -269,7 +272,7 @@ def talk(cfg, device):
 
 
 def main(cfg):
-    check(cfg.checkpoints, "checkpoints", cfg.checkpoints, "at least one file, such as out/teacher.pt")
+    cfg.checkpoints = cfg.checkpoints or [str(OUT / "teacher.pt")]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if cfg.chat or cfg.prompt:
         return talk(cfg, device)
@@ -284,11 +287,13 @@ def main(cfg):
         result = dict(model=Path(path).stem, teacher=Path(teacher_path).stem,
                       parameters=model.num_parameters(), bytes=Path(path).stat().st_size)
         window = min(model.config.max_seq_len, teacher.config.max_seq_len)
-        data = open_data(cfg.data, tokenizer, window, cfg.target, skip_bad_lines=cfg.skip_bad_lines)
+        target = state.get("run_config", {}).get("target", "cot") if cfg.target == "auto" \
+            else cfg.target  # bare answers are compared with bare answers
+        data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
         same = tokenizer.fingerprint == teacher_tokenizer.fingerprint
         result |= score(model, tokenizer, teacher if same else None, data, cfg, device)
         if questions:
-            replies.append(answer(model, tokenizer, questions, cfg))
+            replies.append(answer(model, tokenizer, questions, target, cfg))
             result |= tally(replies[-1])
         results.append(result)
         print(table(results[-1:]).splitlines()[-1])

@@ -1,12 +1,12 @@
 """The losses, by hand, one value a token.
 
-Every function takes logits (..., V) and returns float32 values (...), in nats: (B, T, V) -> (B, T),
+Every function takes logits (..., V) and returns float32 values (...) in nats: (B, T, V) -> (B, T),
 or (N, V) -> (N,). Nothing is averaged here. A script sums the values of the tokens that count and
-divides once by their number in the whole optimizer step (`n_valid`), in a place where it can be seen:
-most public distillation bugs are a second, hidden, or wrong normaliser.
+divides once by their number in the whole optimizer step (`n_valid`), where it can be seen: most
+public distillation bugs are a second, hidden, or wrong normaliser.
 
-float16 and bfloat16 logits are raised to float32 before any softmax (bf16 has 8 bits: a sum of 1,024
-of its probabilities is off by percents); float64 stays float64, for tests.
+float16 and bfloat16 logits are raised to float32 before any softmax (bf16 has 8 bits: a sum of
+1,024 of its probabilities is off by percents); float64 stays float64, for tests.
 """
 import torch
 
@@ -30,15 +30,15 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
 
         KL = sum_v p_v (ln p_v - ln q_v),   p = softmax(z_teacher/tau), q = softmax(z_student/tau)
 
-    Gradient by the student's logits: tau * (q - p). A change of tau shrinks it by about 1/tau^2 (one
-    1/tau from the chain rule, one from the softened difference); tau^2 restores its size, so that
-    alpha means the same at every temperature (Hinton, Vinyals & Dean 2015, section 2).
+    Gradient by the student's logits: tau * (q - p). Without tau^2 it would shrink by about 1/tau^2
+    (one 1/tau from the chain rule, one from the softened difference), and alpha would mean
+    something else at every temperature (Hinton, Vinyals & Dean 2015, section 2).
     Not symmetric: forward KL punishes the student where the teacher has mass and it has none.
     Raises ValueError where the vocabularies differ: padding or slicing would invent probability.
     """
     if student_logits.shape != teacher_logits.shape:
-        raise ValueError(f"student logits are {tuple(student_logits.shape)}, "
-                         f"teacher logits {tuple(teacher_logits.shape)}")
+        raise ValueError(f"student logits are {tuple(student_logits.shape)}, teacher logits "
+                         f"{tuple(teacher_logits.shape)}: use one tokenizer and the same tokens")
     log_q = log_softmax(student_logits, temperature)  # (..., V)
     log_p = log_softmax(teacher_logits, temperature)  # (..., V)
     return temperature ** 2 * (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -47,7 +47,6 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
 def total(values, weights):
     """Sum of values (...) where weights (...) is not 0, each times its weight.
 
-    An uncounted token may hold inf or NaN: `where` keeps it out of the sum and of the gradient,
-    where 0 * NaN would not.
+    An uncounted value may be inf or NaN: `where` keeps it out of the sum, where 0 * NaN would not.
     """
     return torch.where(weights != 0, values * weights, 0.0).sum()

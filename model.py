@@ -1,12 +1,12 @@
-"""A decoder-only transformer in the layout of the Llama and Qwen3 families, KV cache and generation.
+"""A decoder-only transformer in the layout of Llama and Qwen3, its KV cache and generation.
 
 Letters used in every shape comment of this project:
-    B sequences in a batch      T tokens in a sequence       V vocabulary       D model width
-    H query heads               G key/value heads (G <= H)   C channels a head  S tokens in the cache
+    B sequences in a batch     T tokens in a sequence       V vocabulary        D model width
+    H query heads              G key/value heads (G <= H)   C channels a head   S tokens in cache
 
 One block is   x = x + attention(rms_norm(x));   x = x + swiglu(rms_norm(x)).
-Sources: RMSNorm, Zhang & Sennrich 2019, eq. 4; RoPE, Su et al. 2021, eq. 34; grouped-query attention,
-Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3. Parameter names and the RoPE
+Sources: RMSNorm, Zhang & Sennrich 2019, eq. 4; RoPE, Su et al. 2021, eq. 34; grouped-query
+attention, Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3. Names and the RoPE
 pairing (channel i with i + C/2) are those of Hugging Face's Llama and Qwen3 classes, without the
 leading "model.", so that their checkpoints can be read here.
 """
@@ -72,8 +72,8 @@ def rope_table(max_seq_len, head_dim, theta):
 def rotate(x, cos, sin):
     """Turn each channel pair of x (B, heads, T, C) by its position's angle.
 
-    q·k then depends on the distance of their positions alone, which is why documents that are packed
-    into one window need no positions of their own.
+    q·k then depends on the distance of their positions alone, which is why documents that are
+    packed into one window need no positions of their own.
     """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
@@ -94,9 +94,10 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, mask, cache=None):
         B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, C)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, G, T, C)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)               # (B, G, T, C)
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, C)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, C)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, C)
+        q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))  # (B, ., T, C)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, C)
@@ -159,7 +160,7 @@ class Transformer(nn.Module):
             if p.dim() == 1:
                 nn.init.ones_(p)  # norm weights
             elif "embed_tokens" in name or "lm_head" in name:
-                # Tied, a token's own logit starts at sqrt(D) * 0.2: small beside ln V at every width.
+                # Tied, a token's own logit starts at sqrt(D) * 0.2: small at every width.
                 nn.init.normal_(p, std=0.2 * self.config.dim ** -0.5)
             else:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -173,8 +174,8 @@ class Transformer(nn.Module):
     def hidden_states(self, ids, document=None, cache=None):
         """ids (B, T) -> (B, T, D), the final norm's output.
 
-        document (B, T): a token sees the tokens before it with its own document number. None: it sees
-        all tokens before it (and in the cache, but for the left padding that the cache knows of).
+        document (B, T): a token sees the tokens before it with its own document number. None: it
+        sees all before it (and in the cache, but for the left padding that the cache knows of).
         """
         B, T = ids.shape
         start = cache.length if cache else 0
@@ -198,8 +199,8 @@ class Transformer(nn.Module):
     def forward(self, ids, document=None, keep=None):
         """Logits (B, T, V), or (N, V) of the N tokens where keep (B, T) is True, in reading order.
 
-        Most tokens of a conversation are not counted (the prompt): `keep` spares the output matrix and
-        the softmax of the teacher and of the student for them, without changing any counted value.
+        Most tokens of a conversation are not counted (the prompt): `keep` spares them the output
+        matrix and the softmax, of teacher and student, without changing any counted value.
         """
         hidden = self.hidden_states(ids, document)  # (B, T, D)
         return self.lm_head(hidden if keep is None else hidden[keep])
@@ -222,7 +223,7 @@ class LayerCache:
 
 
 class KVCache:
-    """What the model has read so far. `padding` (B,): how many tokens on the left are not text."""
+    """What the model has read so far. `padding` (B,): how many tokens on the left are no text."""
 
     def __init__(self, model, batch, max_tokens, padding=None):
         c, weight = model.config, model.embed_tokens.weight
@@ -232,7 +233,7 @@ class KVCache:
         self.padding = padding if padding is not None and bool(padding.any()) else None
 
     def mask(self, T):
-        """(B, 1, T, S) True where a new token may look, or None where plain causal says the same."""
+        """(B, 1, T, S) True where a new token may look; None where plain causal says the same."""
         S = self.length + T
         if self.padding is None and (self.length == 0 or T == 1):
             return None
@@ -241,7 +242,7 @@ class KVCache:
         row = torch.arange(self.length, S, device=device)
         mask = (column <= row[:, None])[None, None]  # (1, 1, T, S)
         if self.padding is not None:
-            # A padding token sees itself, or its softmax would be 0/0 and its NaN would spread.
+            # A padding token sees itself: a row without any key is 0/0 in some kernels.
             text = column >= self.padding[:, None]  # (B, S)
             mask = mask & text[:, None, None, :] | (column == row[:, None])
         return mask
@@ -250,28 +251,29 @@ class KVCache:
 def sample(logits, temperature, top_k=0, top_p=1.0, generator=None):
     """One token a row of logits (B, V) -> (B,). Temperature 0 is greedy.
 
-    top_k keeps the k likeliest tokens; top_p the smallest set with that mass (Holtzman et al. 2020),
-    the likeliest token always in it.
+    top_k keeps the k likeliest tokens; top_p the smallest set with that mass (Holtzman et al.
+    2020), the likeliest token always in it.
     """
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if 0 < top_k < logits.shape[-1]:
-        kth = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+        best = logits.topk(top_k)
+        logits = torch.full_like(logits, -torch.inf).scatter_(-1, best.indices, best.values)
     if top_p < 1:
         ordered, index = logits.sort(descending=True)
         mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # (B, V)
-        ordered = ordered.masked_fill(mass_before >= top_p, -torch.inf)
+        ordered = ordered.masked_fill((mass_before >= top_p) & (mass_before > 0), -torch.inf)
         logits = torch.empty_like(logits).scatter_(-1, index, ordered)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
-def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, generator=None):
+def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0,
+                 generator=None):
     """Yield (B,) new tokens a step, for prompts (lists of ids) of different lengths.
 
     Prompts are padded on the left, so that all of them end in the same column and RoPE's distances
-    are right; the cache hides the padding. Ends before the context is full.
+    are right; the cache hides the padding. Ends when the longest has filled the context.
     """
     device = model.embed_tokens.weight.device
     lengths = [len(p) for p in prompts]
@@ -280,7 +282,8 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p
         raise ValueError(f"a prompt has {min(lengths)} to {longest} tokens; "
                          f"1 to {model.config.max_seq_len - 1} fit the context")
     max_new_tokens = min(max_new_tokens, model.config.max_seq_len - longest)
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
+    padded = [[0] * (longest - len(p)) + list(p) for p in prompts]
+    ids = torch.tensor(padded, device=device)  # (B, T)
     padding = torch.tensor([longest - n for n in lengths], device=device)  # (B,)
     cache = KVCache(model, len(prompts), longest + max_new_tokens, padding)
     for _ in range(max_new_tokens):

@@ -5,8 +5,8 @@ value of the update is made about 1, so that rare directions move as far as comm
 matrices between hidden layers; embeddings, the output matrix and norms stay with AdamW.
 
 torch.optim.Muon does its Newton-Schulz iteration in bfloat16, one matrix after the other. On a CPU
-without bfloat16 in hardware one step of it takes longer than the whole forward and backward pass, so
-it is written out here in float32, matrices of one shape at a time; a test holds it to torch's.
+without bfloat16 in hardware one step of it takes longer than the whole forward and backward pass,
+so it is written out here in float32, matrices of one shape at a time; a test holds it to torch's.
 """
 import math
 
@@ -15,7 +15,8 @@ import torch
 
 def get_lr(step, steps, lr, warmup, min_lr=0.0):
     """Learning rate of a step in 0..steps: linear warmup, then half a cosine down to min_lr."""
-    if step < warmup:  # 1) the first steps: gradients are large and the moments are not known yet
+    warmup = min(warmup, steps // 2)
+    if step < warmup:  # 1) the first steps: gradients are large, their moments not known yet
         return lr * (step + 1) / warmup
     if step >= steps:  # 2) past the end
         return min_lr
@@ -26,8 +27,8 @@ def get_lr(step, steps, lr, warmup, min_lr=0.0):
 def orthogonalize(m, iterations=5):
     """(..., R, C) -> the nearest matrix with singular values near 1, by Newton-Schulz.
 
-    Each iteration applies s -> 3.4445 s - 4.7750 s^3 + 2.0315 s^5 to every singular value: a quintic
-    that pushes 0..1 towards 1 fast, and ends between about 0.7 and 1.2.
+    Each iteration applies s -> 3.4445 s - 4.7750 s^3 + 2.0315 s^5 to every singular value: a
+    quintic that pushes 0..1 towards 1 fast, and ends between about 0.7 and 1.2.
     """
     x = m if m.shape[-2] <= m.shape[-1] else m.mT  # the products below are (small side)^2
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # singular values now <= 1
@@ -55,11 +56,13 @@ class Muon(torch.optim.Optimizer):
             for shape, params in by_shape.items():
                 updates = []
                 for p in params:
-                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    momentum = self.state[p]["momentum"]
                     momentum.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov: look ahead
                 stacked = torch.stack(updates)  # (matrices, R, C)
-                half = stacked.bfloat16() if stacked.is_cuda else stacked  # tensor cores, or float32
+                half = stacked.bfloat16() if stacked.is_cuda else stacked  # tensor cores or float32
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, update in zip(params, orthogonalize(half)):
                     p.mul_(1 - group["lr"] * group["weight_decay"])

@@ -1,16 +1,17 @@
 """Logits distillation, white box: the student learns the teacher's whole next-token distribution.
 
-    loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * KL(p_teacher || q_student),   both at tau
-    (Hinton, Vinyals & Dean 2015, section 2), summed over counted tokens, divided once by n_valid
+    loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * KL(p_teacher || q_student)
+    (Hinton, Vinyals & Dean 2015, section 2), both distributions of the KL softened by tau;
+    summed over counted tokens, divided once by n_valid
 
-One CPU command (4 minutes on 2 cores):  python train_distill_logits.py
-One GPU command:                         torchrun --nproc-per-node 1 train_distill_logits.py --size 2m
-The last line:                           out/student-logits.pt: validation ce ... nats a token ...
+One CPU command (2 minutes):        python train_distill_logits.py
+One GPU command:                    torchrun --nproc-per-node 1 train_distill_logits.py --size 2m
+The last line:                      out/student-logits.pt: validation ce ... nats a token ...
 
 How it differs from the paper:
 1. A token's distribution over the vocabulary stands where the paper has an image's over classes.
-2. The paper trains with a high temperature on all classes; here 1 is the default: a language model's
-   distribution is soft already where text has a choice.
+2. The paper trains with a high temperature on all classes; here 1 is the default: a language
+   model's distribution is soft already where text has a choice.
 3. The teacher runs beside the student, once a step, on the same windows. `diff train_pretrain.py
    train_distill_logits.py` shows that nothing else is new.
 """
@@ -23,7 +24,7 @@ import torch
 
 import cli
 import common
-from cli import OUT, check
+from cli import OUT, check, show
 from dataset.batches import eval_batches, open_data, step_batches
 from losses import cross_entropy, forward_kl, total
 from model import SIZES, build
@@ -35,14 +36,14 @@ from tokenizer import check_fingerprint
 class Config:
     name: str = "student-logits"   # the run: writes out/NAME.pt and out/NAME.csv
     teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher; its tokenizer is the student's
-    alpha: float = 0.9             # weight of the teacher's term; 1 - alpha is that of the labels (0 to 1)
+    alpha: float = 0.9             # weight of the teacher's term; the labels get 1 - alpha (0 to 1)
     temperature: float = 1.0       # tau, softens both distributions (1 to 4)
-    data: str = OUT / "data/stories/train.jsonl"  # training text: a file, or a folder of prepare.py
+    data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: random weights of --size
-    window: int = 256              # tokens in a training window (128 to 1,024); the context is larger
-    context: int = 512             # tokens the model can ever hold, prompt and answer (256 to 4,096)
+    window: int = 256              # tokens in a training window (128 to 1,024), up to the context
+    context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
     loss_on: Literal["response", "all"] = "response"  # which tokens of a conversation count
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
     documents: int = 0             # use only the first N documents; 0: all
@@ -81,7 +82,8 @@ def evaluate(model, val, cfg, env):
             weight_sum += keep.sum().item()
     model.train(was_training)
     ce_sum, weight_sum = common.sum_over_ranks([ce_sum, weight_sum], env)
-    return ce_sum / max(weight_sum, 1)
+    check(weight_sum > 0, "--val", cfg.val, "a file with at least one counted token")
+    return ce_sum / weight_sum
 
 
 @torch.no_grad()
@@ -93,14 +95,12 @@ def self_kl(teacher, val, cfg, env):
 
 
 def main(cfg):
-    check(cfg.steps > 0, "--steps", cfg.steps, "a positive whole number")
-    check(cfg.lr > 0, "--lr", cfg.lr, "a positive number")
     check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
     check(cfg.temperature > 0, "--temperature", cfg.temperature, "a positive number")
     env = common.start(cfg)
-    check(cfg.accumulate > 0 and cfg.batch > 0 and cfg.batch % (cfg.accumulate * env.world) == 0,
+    check(cfg.batch % (cfg.accumulate * env.world) == 0,
           "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
-    check(0 < cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
+    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
 
     # the teacher: frozen, in eval mode; the student speaks its tokenizer
     teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device,
@@ -122,7 +122,8 @@ def main(cfg):
                 open_data(cfg.val, tokenizer, **options))
 
     train, val = common.first_rank_first(env, open_both)
-    inputs = dict(data_sha256=train["meta"]["source_sha256"], tokenizer_fingerprint=tokenizer.fingerprint,
+    inputs = dict(data_sha256=train["meta"]["source_sha256"],
+                  tokenizer_fingerprint=tokenizer.fingerprint,
                   teacher_fingerprint=common.weights_fingerprint(teacher))
     state = common.open_run(cfg, env, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
@@ -194,9 +195,9 @@ def main(cfg):
         if stopped and not last:
             common.stop_signal(env, cfg)
 
-    common.say(env, f"out/{cfg.name}.pt: validation ce {progress.best_ce:.4f} nats a token at step "
-                    f"{progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-                    f"next: python eval.py out/{cfg.name}.pt")
+    common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
+                    f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
+                    f"next: python eval.py {show(OUT / cfg.name)}.pt")
     common.finish(env)
 
 

@@ -1,17 +1,17 @@
-"""Chain-of-thought distillation, black box: the student learns the teacher's worked solutions as text.
+"""Chain-of-thought distillation, black box: the student learns the teacher's solutions as text.
 
     loss = 1/n_valid * sum over response tokens t of  w_t * -ln q(y_t | question, y_<t),
     w_t = --tag-weight where y_t is one of the four ids <think> </think> <answer> </answer>, else 1;
     n_valid = sum of w_t
 
-dataset/generate.py asked the teacher and kept the answers that hold. Here no teacher is needed any more:
-nothing of it is read but text, in the format of R1-style files, so your own traces will do:
+dataset/generate.py asked the teacher and kept the correct answers. Here no teacher is needed any
+more: nothing of it is read but text, in the format of R1-style files, so your own traces will do:
     {"conversations": [{"role": "user", "content": "..."},
      {"role": "assistant", "content": "<think>...</think><answer>...</answer>"}]}
 
-One CPU command (4 minutes on 2 cores):  python train_distill_reason.py
-One GPU command:                         torchrun --nproc-per-node 1 train_distill_reason.py --size 2m
-The last line:                           out/student-reason.pt: validation ce ... nats a token ...
+One CPU command (2 minutes):        python train_distill_reason.py
+One GPU command:                    torchrun --nproc-per-node 1 train_distill_reason.py --size 2m
+The last line:                      out/student-reason.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
 1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 fine-tune pretrained students; here a
@@ -29,7 +29,7 @@ import torch
 
 import cli
 import common
-from cli import OUT, check
+from cli import OUT, check, show
 from dataset.batches import eval_batches, open_data, step_batches
 from losses import cross_entropy, total
 from model import SIZES, build
@@ -40,13 +40,13 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     name: str = "student-reason"   # the run: writes out/NAME.pt and out/NAME.csv
-    data: str = OUT / "data/traces.jsonl"         # traces: dataset/generate.py, or your own R1-style file
+    data: str = OUT / "data/traces.jsonl"  # of dataset/generate.py, or your own R1-style file
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the model, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: random weights of --size
-    window: int = 256              # tokens in a training window (128 to 1,024); the context is larger
-    context: int = 512             # tokens the model can ever hold, prompt and answer (256 to 4,096)
+    window: int = 256              # tokens in a training window (128 to 1,024), up to the context
+    context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
     tag_weight: float = 1.0        # weight of the four tag ids in the loss (1 to 10)
     documents: int = 0             # use only the first N documents; 0: all
@@ -85,17 +85,16 @@ def evaluate(model, val, cfg, env):
             weight_sum += keep.sum().item()
     model.train(was_training)
     ce_sum, weight_sum = common.sum_over_ranks([ce_sum, weight_sum], env)
-    return ce_sum / max(weight_sum, 1)
+    check(weight_sum > 0, "--val", cfg.val, "a file with at least one counted token")
+    return ce_sum / weight_sum
 
 
 def main(cfg):
-    check(cfg.steps > 0, "--steps", cfg.steps, "a positive whole number")
-    check(cfg.lr > 0, "--lr", cfg.lr, "a positive number")
     check(cfg.tag_weight > 0, "--tag-weight", cfg.tag_weight, "a positive number")
     env = common.start(cfg)
-    check(cfg.accumulate > 0 and cfg.batch > 0 and cfg.batch % (cfg.accumulate * env.world) == 0,
+    check(cfg.batch % (cfg.accumulate * env.world) == 0,
           "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
-    check(0 < cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
+    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
 
     # the model: its shape and tokenizer come from a checkpoint where there is one
     if cfg.init:
@@ -114,7 +113,8 @@ def main(cfg):
                 open_data(cfg.val, tokenizer, **options))
 
     train, val = common.first_rank_first(env, open_both)
-    inputs = dict(data_sha256=train["meta"]["source_sha256"], tokenizer_fingerprint=tokenizer.fingerprint)
+    inputs = dict(data_sha256=train["meta"]["source_sha256"],
+                  tokenizer_fingerprint=tokenizer.fingerprint)
     state = common.open_run(cfg, env, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
     progress = common.restore(state, model, optimizers, env)
@@ -177,9 +177,9 @@ def main(cfg):
         if stopped and not last:
             common.stop_signal(env, cfg)
 
-    common.say(env, f"out/{cfg.name}.pt: validation ce {progress.best_ce:.4f} nats a token at step "
-                    f"{progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-                    f"next: python eval.py out/{cfg.name}.pt")
+    common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
+                    f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
+                    f"next: python eval.py {show(OUT / cfg.name)}.pt")
     common.finish(env)
 
 

@@ -1,9 +1,10 @@
-"""Windows on disk -> the tensors of one optimizer step, the same on every machine and after a resume.
+"""Windows on disk -> the tensors of one optimizer step, the same everywhere and after a resume.
 
 An epoch is a seeded permutation of all windows. Step s takes places s*batch .. (s+1)*batch of the
 endless row of epochs, so the number of the step is the whole data cursor: nothing else to save.
 """
 import functools
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,15 @@ from tokenizer import check_fingerprint
 
 def open_data(path, tokenizer, window, target="cot", loss_on="response", documents=0,
               skip_bad_lines=False):
-    """A folder made by prepare.py, or any file that it reads (prepared on the spot, once, in out/data).
+    """A folder of prepare.py, or any file that it reads (prepared on the spot, once, in out/data).
 
     Returns a dict: ids, mask, document (windows, window + 1) arrays on disk, meta, and `name`.
     Raises UserError where the data were cut by another tokenizer.
     """
-    path = cli.need_file(path, "bash speedrun.sh makes the default data; or name a file of your own")
+    path = cli.need_file(path, "bash speedrun.sh makes the default data; or name a file of yours")
     if path.is_file():
-        settings = (cli.sha256_file(path), tokenizer.fingerprint, window, target, loss_on, documents,
-                    skip_bad_lines)
+        settings = (cli.sha256_file(path), tokenizer.fingerprint, window, target, loss_on,
+                    documents, skip_bad_lines)
         key = hash_of(settings)
         folder = cli.OUT / "data" / "windows" / f"{path.stem}-{key}"
         if not (folder / "meta.json").exists():
@@ -38,7 +39,6 @@ def open_data(path, tokenizer, window, target="cot", loss_on="response", documen
 
 def hash_of(settings):
     """Ten hex digits that name a set of settings."""
-    import hashlib
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
 
 
@@ -56,7 +56,7 @@ def step_windows(windows, step, batch, seed):
 
 def tensors(data, numbers, device="cpu"):
     """Windows -> x, y, document, weight, each (B, T): y is x shifted by one, weight is 1.0 where y
-    counts and 0.0 elsewhere."""
+    counts, else 0.0."""
     ids = torch.from_numpy(data["ids"][numbers].astype(np.int64))  # (B, T + 1)
     weight = torch.from_numpy(data["mask"][numbers].astype(np.float32))
     document = torch.from_numpy(data["document"][numbers].astype(np.int64))
@@ -67,8 +67,9 @@ def tensors(data, numbers, device="cpu"):
 def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
     """One optimizer step's micro-batches of this rank; n_valid and tokens over ALL of the step.
 
-    Every rank sees which windows belong to the step and how much weight they carry, so n_valid needs
-    no communication: a loss divided by it and summed is right under accumulation and across ranks.
+    Every rank sees which windows belong to the step and how much weight they carry, so n_valid
+    needs no communication: a loss divided by it and summed is right under accumulation and across
+    ranks.
     """
     numbers = step_windows(len(data["ids"]), step, cfg.batch, cfg.seed)  # (batch,)
     x, y, document, weight = tensors(data, numbers)
@@ -92,5 +93,6 @@ def eval_batches(data, batch, limit=0, device="cpu"):
     """All windows (or the first `limit`) in order, for validation."""
     windows = min(limit or len(data["ids"]), len(data["ids"]))
     for start in range(0, windows, batch):
-        x, y, document, weight = tensors(data, np.arange(start, min(start + batch, windows)), device)
+        numbers = np.arange(start, min(start + batch, windows))
+        x, y, document, weight = tensors(data, numbers, device)
         yield x, y, (None if (document == document[0, 0]).all() else document), weight

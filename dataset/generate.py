@@ -3,10 +3,10 @@
     python dataset/generate.py --teacher out/teacher.pt --input out/data/stories/distill.jsonl
 
 Black box: what is kept is text. Each question is asked --samples times at a temperature above 0; an
-answer is kept if it ended, has the form <think>...</think><answer>...</answer>, gives the known answer
-and was not said before for the same question (rejection sampling: Yuan et al. 2023, section 3.3).
-Writes OUT (the kept rows, ready for train_distill_reason.py) and OUT.all.jsonl (every sample with its
-verdict, appended batch by batch: the same command after a stop asks only what is missing).
+answer is kept if it ended, has the form <think>...</think><answer>...</answer>, gives the known
+answer and was not said before for the same question (rejection sampling: Yuan et al. 2023, 3.3).
+Writes OUT (the kept rows, ready for train_distill_reason.py) and OUT.all.jsonl (every sample with
+its verdict, appended batch by batch: the same command after a stop asks only what is missing).
 """
 import json
 import os
@@ -44,7 +44,7 @@ class Config:
 
 
 def read_questions(cfg):
-    """[(line, turns, reference answer)] of the input; text rows and rows without answer are refused."""
+    """[(line, turns, reference answer)]; rows of text and rows without an answer are refused."""
     found = []
     for line, document in read_documents(cfg.input, cfg.skip_bad_lines):
         if isinstance(document, str):
@@ -53,7 +53,7 @@ def read_questions(cfg):
         last = document[-1]
         reference = last.answer if last.answer is not None else extract_answer(last.content)
         if reference is None:
-            fail(f"{cfg.input}:{line}: no known answer", last.content[:60], "an answer to verify against")
+            fail(f"{cfg.input}:{line}: no known answer", last.content[:60], "one to verify against")
         found.append((line, document, reference))
         if len(found) == cfg.questions:
             break
@@ -68,7 +68,8 @@ def done_batches(path, header, fresh):
         return 0
     lines = path.read_bytes().split(b"\n")
     found = json.loads(lines[0]) if lines[0].startswith(b"{") and len(lines) > 1 else {}
-    differing = [f"{k} was {found.get(k)!r}, is {v!r}" for k, v in header.items() if found.get(k) != v]
+    differing = [f"{k} was {found.get(k)!r}, is {v!r}" for k, v in header.items()
+                 if found.get(k) != v]
     if differing:
         fail(f"{show(path)} was made by another command: " + ", ".join(differing),
              fix="choose another --out, or replace it with --fresh")
@@ -87,14 +88,16 @@ def judge(tokenizer, ids, reference):
     """One sample -> its row: what was said and the verdict."""
     parsed = parse_response(tokenizer, ids)
     return dict(reasoning_content=parsed["think"], content=parsed["answer"], tokens=len(ids),
-                verdict=verdict(reference, parsed["answer"], parsed["ended"], parsed["well_formed"]))
+                verdict=verdict(reference, parsed["answer"], parsed["ended"],
+                                parsed["well_formed"]))
 
 
 def ask(cfg, model, tokenizer, questions, path, device):
     """Append every missing batch of samples to OUT.all.jsonl."""
     jobs = sorted(((q, s) for q in range(len(questions)) for s in range(cfg.samples)),
                   key=lambda job: len(tokenizer.encode(questions[job[0]][1][0].content)))
-    batches = [jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch)]  # equal lengths together
+    # sorted: prompts of about equal length together
+    batches = [jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch)]
     header = {**common.comparable(cfg), "teacher": common.weights_fingerprint(model),
               "input": cli.sha256_file(cfg.input)}
     done = done_batches(path, header, cfg.fresh)
@@ -102,8 +105,9 @@ def ask(cfg, model, tokenizer, questions, path, device):
     for number in range(done, len(batches)):
         prompts = [prompt_ids(tokenizer, questions[q][1]) for q, _ in batches[number]]
         if max(map(len, prompts)) >= model.config.max_seq_len:
-            fail("a question is longer than the teacher's context", f"{max(map(len, prompts))} tokens",
-                 f"at most {model.config.max_seq_len - 1}", "leave it out")
+            fail("a question is longer than the teacher's context",
+                 f"{max(map(len, prompts))} tokens", f"at most {model.config.max_seq_len - 1}",
+                 "leave it out")
         generator = torch.Generator(device).manual_seed(cfg.seed * 1_000_003 + number)
         rows = generate(model, prompts, cfg.max_new_tokens, {tokenizer.end}, generator=generator,
                         temperature=cfg.temperature, top_p=cfg.top_p)
@@ -164,7 +168,8 @@ def main(cfg):
     if not counts["ok"]:
         fail("no answer of the teacher holds", dict(counts), "some right ones", "a better teacher")
     print(" | ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))
-    print(f"{show(cfg.out)}: {counts['ok']:,} traces of {answered:,} of {len(questions):,} questions\n"
+    print(f"{show(cfg.out)}: {counts['ok']:,} traces of {answered:,} of {len(questions):,} "
+          "questions\n"
           "next: python train_distill_reason.py")
 
 

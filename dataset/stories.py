@@ -46,7 +46,7 @@ class Config:
     val: int = 1_000         # stories that choose between runs
     test: int = 1_000        # stories that report, once
     distill: int = 8_000     # questions with an answer only: the teacher writes the worked steps
-    ops: str = "1-4"         # operations a story, lowest-highest (1 to 6; 5 and 6 reach the test split alone)
+    ops: str = "1-4"         # operations a story, lowest-highest (1 to 6; 5 and 6 in test alone)
     lang: Literal["en", "zh", "both"] = "en"  # language: en, zh or both (half and half)
     seed: int = 0            # another seed, other stories; splits stay apart across seeds
     out: str = OUT / "data" / "stories"  # folder of the four .jsonl files and about.json

@@ -35,7 +35,8 @@ class Config:
 def read_rows(path):
     """{recipe: {seed: row}}; the same recipe and seed twice is refused."""
     found = {}
-    for number, line in enumerate(cli.need_file(path, "bash runs/spine.sh").open(encoding="utf-8"), 1):
+    text = cli.need_file(path, "bash runs/spine.sh").read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
         row = json.loads(line)
         seeds = found.setdefault(row["recipe"], {})
         if row["seed"] in seeds:
@@ -67,7 +68,7 @@ def paired(a, b):
 
 
 def verdict(a, b, better):
-    """BEATS, DOES NOT BEAT or INCONCLUSIVE: is b better than a? better is +1 (higher) or -1 (lower)."""
+    """BEATS, DOES NOT BEAT or INCONCLUSIVE: is b better than a? better: +1 higher, -1 lower."""
     mean, half = paired(a, b)
     if abs(mean) <= half:
         return "INCONCLUSIVE"
@@ -91,7 +92,7 @@ def logits_table(rows, group, teacher):
                  f"no row of {recipe}", fix="bash runs/spine.sh")
     has_exact = "exact" in next(iter(rows[alone].values()))["metrics"]
     teacher_ce = statistics.mean(values(rows, teacher, "ce").values())
-    lines = ["| student | steps | tokens | test ce | exact | gap closed | against alone: ce | verdict |",
+    lines = ["| student | steps | tokens | test ce | exact | gap closed | ce - alone | verdict |",
              "|---|---:|---:|---:|---:|---:|---:|---|",
              line(rows, teacher, "teacher", has_exact, "-", "-", "-")]
     for recipe, name in ((alone, "without a teacher"), (tokens, "logits, equal tokens"),
@@ -179,8 +180,8 @@ TABLES = {
     "logits-few": lambda rows: logits_table(rows, "stories/3%", "stories/teacher"),
     "prose": lambda rows: logits_table(rows, "prose", "prose/teacher"),
     "reason": reason_table,
-    "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher", "stories-zh/cot",
-                                             "gsm8k/cot", "gsm8k/answer"]),
+    "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
+                                             "stories-zh/cot", "gsm8k/cot", "gsm8k/answer"]),
 }
 
 

@@ -38,24 +38,21 @@ score stories/teacher 0 "$stories/test.jsonl" teacher
 
 # Budgets. N steps without a teacher; N with one (equal tokens); N / ratio with one (equal wall-clock:
 # `python bench.py`, rows "plain" and "no teacher").
-N=300; wall=130
+N=400; wall=190
 few=1200  # documents: 3 % of 40,000
 for seed in $seeds; do
     for documents in 0 $few; do
         part=all; [ $documents = 0 ] || part=3%
-        flags="--size 0.4m --documents $documents --eval-every 20"
-        run stories/$part/alone $seed "$stories/test.jsonl" train_pretrain.py $flags --steps $N --lr 6e-3
-        run stories/$part/logits $seed "$stories/test.jsonl" \
-            train_distill_logits.py $flags --steps $N --lr 6e-3
+        flags="--size 0.4m --documents $documents --lr 6e-3 --eval-every 50"
+        run stories/$part/alone $seed "$stories/test.jsonl" train_pretrain.py $flags --steps $N
+        run stories/$part/logits $seed "$stories/test.jsonl" train_distill_logits.py $flags --steps $N
         run stories/$part/logits-wall $seed "$stories/test.jsonl" \
-            train_distill_logits.py $flags --steps $wall --lr 6e-3
+            train_distill_logits.py $flags --steps $wall
     done
     # chains of thought against bare answers: the same questions, tokens and initialisation
-    run stories/reason/cot $seed "$stories/test.jsonl" train_distill_reason.py --steps $N --lr 6e-3
-    eval_flags="--target answer"
+    run stories/reason/cot $seed "$stories/test.jsonl" train_distill_reason.py --steps $N
     run stories/reason/answer $seed "$stories/test.jsonl" \
-        train_distill_reason.py --steps $N --lr 6e-3 --target answer
-    eval_flags=""
+        train_distill_reason.py --steps $N --target answer
 done
 
 # --- prose: Python's own documentation; a text with entropy, where a teacher has more to say
@@ -86,7 +83,7 @@ fi
 teacher=$out/stories-zh-teacher-0.pt
 files="--val $zh/val.jsonl --tokenizer $out/zh.model"
 run stories-zh/teacher 0 "$zh/test.jsonl" train_pretrain.py --data "$zh/train.jsonl" $files
-if [ "${ONLY:-zh}" = zh ]; then
+if [[ stories-zh/cot == *"${ONLY:-}"* ]]; then
     $python dataset/generate.py --teacher "$teacher" --input "$zh/distill.jsonl" --samples 1 \
         --out "$out/data/traces-zh.jsonl"
 fi
@@ -96,18 +93,18 @@ run stories-zh/cot 0 "$zh/test.jsonl" train_distill_reason.py --data "$out/data/
 if [ -n "${GSM8K:-}" ]; then
     gsm=$out/data/gsm8k
     mkdir -p "$gsm"
-    awk 'NR % 10 != 0' "$GSM8K" > "$gsm/train.jsonl"
+    awk 'NR % 10 >= 2' "$GSM8K" > "$gsm/train.jsonl"
+    awk 'NR % 10 == 1' "$GSM8K" > "$gsm/val.jsonl"
     awk 'NR % 10 == 0' "$GSM8K" > "$gsm/heldout.jsonl"
     if [ ! -e "$out/gsm8k.model" ]; then
         $python tokenizer/train.py "$gsm/train.jsonl" --vocab-size 2048 --out "$out/gsm8k.model"
     fi
-    files="--data $gsm/train.jsonl --val $gsm/heldout.jsonl --tokenizer $out/gsm8k.model --eval-windows 0"
-    flags="--size 2m --window 512 --context 768 --batch 8 --steps 600 --lr 4e-3"
+    files="--data $gsm/train.jsonl --val $gsm/val.jsonl --tokenizer $out/gsm8k.model --eval-windows 0"
+    flags="--size 2m --window 512 --context 768 --steps 500 --lr 3e-3"
     eval_flags="--max-new-tokens 256"
     teacher=$out/gsm8k-cot-0.pt
     run gsm8k/cot 0 "$gsm/heldout.jsonl" train_distill_reason.py $files $flags
     teacher=$out/gsm8k-answer-0.pt
-    eval_flags="--target answer"
     run gsm8k/answer 0 "$gsm/heldout.jsonl" train_distill_reason.py $files $flags --target answer
     eval_flags=""
 fi

@@ -128,7 +128,6 @@ def test_a_word_without_a_flag_is_refused_where_none_is_expected():
         parse(Strict, ["--compile", "yes"])
 
 
-@pytest.mark.xfail(strict=True, reason="cli.py parse offers the bare list as a flag")
 def test_a_suggestion_is_a_flag_that_works():
     """`--files a.pt`: "unknown flag --files; did you mean --files?" """
     assert "did you mean --files" not in error_of("--files", "a.pt")
@@ -411,7 +410,6 @@ def test_a_killed_process_leaves_the_old_file(script, run_script, old):
     assert old.read_bytes() == b"new" * 10_000
 
 
-@pytest.mark.xfail(strict=True, reason="cli.py WRITE_ERRORS lacks ENOTDIR, EEXIST")
 def test_a_place_that_is_no_folder_is_one_line_and_status_2(script, run_script, old):
     """--out model.pt/new.pt: a traceback of mkdir."""
     for out in (old / "new.pt", old / "deeper" / "new.pt"):

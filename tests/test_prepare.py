@@ -345,9 +345,10 @@ def test_a_killed_run_leaves_nobody_and_is_cleaned_up(tmp_path, tokenizer):
     """Workers of a killed parent would go on for ever, and half folders would pile up."""
     write_big(tmp_path / "big.jsonl", 40_000_000)
     process = start(tmp_path, tokenizer)
-    while process.poll() is None and len(pids := tree(process.pid)) < 3:
+    while process.poll() is None and len(tree(process.pid)) < 4:  # two workers, and a helper
         time.sleep(0.01)
     time.sleep(0.5)
+    pids = tree(process.pid)
     assert process.poll() is None and not (tmp_path / "w").exists()
     process.kill()
     process.wait()
@@ -356,7 +357,7 @@ def test_a_killed_run_leaves_nobody_and_is_cleaned_up(tmp_path, tokenizer):
         time.sleep(0.1)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
-    process.communicate()
+    process.stdout.close(), process.stderr.close()
     assert not left
     assert any(name.startswith(".w.") for name in os.listdir(tmp_path))
     prepare(tmp_path / "big.jsonl", tmp_path / "w", tokenizer, 60, documents=10)

@@ -1,0 +1,276 @@
+"""Break the code on purpose: for every trap of TRAPS.md a change that somebody really shipped.
+
+    python tests/mutants.py              all of them: a table, status 1 where one survives
+    python tests/mutants.py 7 12-common  those whose name begins so
+
+A mutant is (trap, file, old text, new text, test). It is applied to a copy of the tree, where the named
+test must turn red, by an assertion or an error of its own; before that all named tests must be green in
+an untouched copy. A test that cannot see its bug is worse than none. test_mutants.py runs this file.
+
+Each run is a fork of this process, which has imported torch and pytest and nothing of the project: three
+seconds less each time. Two run side by side.
+"""
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", ".pytest_cache", "*.pt")
+SIDE_BY_SIDE = 2
+LIMIT = 300  # seconds for one mutant: a test that hangs has not turned red
+
+FORMULA = "test_train.py::test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula"
+RANKS = "test_ranks.py::test_two_processes_give_the_gradient_of_one_and_stay_equal"
+SPOILED = "test_bad_input.py::test_weights_that_do_not_fit_their_config_are_refused"
+RESUME = "test_resume.py::test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits"
+TEACHER = "test_train.py::test_the_teacher_is_frozen_in_eval_mode_and_without_gradient"
+NO_TOKEN = "test_train.py::test_a_step_without_a_counted_token_changes_no_gradient_to_nan"
+SPAN = "test_formats.py::test_the_learned_span_runs_from_the_first_response_token_to_the_end"
+
+MUTANTS = [
+    # 1: a mean over the vocabulary, or over the batch
+    (1, "losses.py", "(log_p - log_q)).sum(-1)", "(log_p - log_q)).mean(-1)",
+     "test_losses.py::test_forward_kl_equals_an_explicit_double_loop[1.0]"),
+    (1, "losses.py", "targets[..., None])[..., 0]", "targets[..., None])[..., 0] / len(targets)",
+     "test_losses.py::test_flat_tokens_have_the_same_losses_as_batches"),
+    # 2: divided by the mask twice
+    (2, "losses.py", "values * weights, 0.0).sum()", "values * weights, 0.0).sum() / weights.sum()",
+     "test_losses.py::test_doubling_the_batch_changes_nothing"),
+    (2, "train_distill_logits.py", "loss = total(values, weight[keep]) / n_valid",
+     "loss = total(values, weight[keep]) / n_valid / keep.sum()", FORMULA + "[distill_logits]"),
+    # 3: without tau squared
+    (3, "losses.py", "return temperature ** 2 * ", "return ",
+     "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
+    # 4: dead knobs
+    (4, "train_distill_logits.py", "teacher_logits, cfg.temperature)", "teacher_logits)",
+     "test_train.py::test_alpha_and_temperature_change_the_training"),
+    (4, "train_distill_logits.py", "(1 - cfg.alpha) * ce + cfg.alpha * kd   #", "kd   #",
+     "test_train.py::test_alpha_0_is_pretraining"),
+    # 5: the other direction
+    (5, "losses.py", "(log_p.exp() * (log_p - log_q))", "(log_q.exp() * (log_q - log_p))",
+     "test_losses.py::test_forward_kl_is_the_teachers_expectation"),
+    (5, "train_distill_logits.py", "forward_kl(logits, teacher_logits, ",
+     "forward_kl(teacher_logits, logits, ", FORMULA + "[distill_logits]"),
+    # 7: not shifted alike
+    (7, "train_distill_logits.py", "teacher_logits = teacher(x, ", "teacher_logits = teacher(y, ",
+     "test_train.py::test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax"),
+    (7, "dataset/batches.py", "weight[:, 1:]", "weight[:, :-1]",
+     "test_train.py::test_y_is_x_shifted_by_one_and_weighed_by_its_own_mask"),
+    # 8: padding counted
+    (8, "dataset/batches.py", "max(weight.sum().item(), 1.0)", "weight.numel()",
+     "test_train.py::test_appended_padding_changes_nothing[distill_logits]"),
+    (8, "eval.py", "keep = weight > 0 ", "keep = weight >= 0 ",
+     "test_eval.py::test_the_figures_equal_those_of_the_documents_one_by_one"),
+    # 9: prompts counted, or 0/0
+    (9, "dataset/formats.py", "if turn.role == \"assistant\" or loss_on == \"all\" else 0", "", SPAN),
+    (9, "dataset/batches.py", "max(weight.sum().item(), 1.0)", "weight.sum()", NO_TOKEN + "[pretrain]"),
+    (9, "losses.py", "torch.where(weights != 0, values * weights, 0.0)", "(values * weights)",
+     "test_losses.py::test_uncounted_tokens_may_hold_anything"),
+    # 10: a mean of means over micro-batches
+    (10, "train_pretrain.py", "weight[keep]) / n_valid", "weight[keep]) / keep.sum() / cfg.accumulate",
+     FORMULA + "[pretrain]"),
+    (10, "train_distill_logits.py", "loss = total(values, weight[keep]) / n_valid",
+     "loss = total(values, weight[keep]) / keep.sum() / cfg.accumulate", FORMULA + "[distill_logits]"),
+    (10, "train_distill_reason.py", "weight[keep]) / n_valid",
+     "weight[keep]) / weight.sum() / cfg.accumulate", FORMULA + "[distill_reason]"),
+    # 11: a mean of means over ranks
+    (11, "common.py", "g.copy_(summed.view_as(g))", "g.copy_(summed.view_as(g) / env.world)",
+     RANKS + "[pretrain]"),
+    (11, "dataset/batches.py", "max(weight.sum().item(), 1.0)",
+     "max(env.world * weight[env.rank::env.world].sum().item(), 1.0)",
+     "test_train.py::test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser[1-2]"),
+    # 12: some gradients that nobody adds up
+    (12, "train_distill_reason.py", "common.sum_gradients(model.parameters(), env)",
+     "common.sum_gradients(model.layers.parameters(), env)", RANKS + "[distill_reason]"),
+    # 17: data of another tokenizer
+    (17, "tokenizer/__init__.py", "if have != want:", "if len(have) != len(want):",
+     "test_bad_input.py::test_windows_of_another_tokenizer_are_refused_with_both_fingerprints[pretrain]"),
+    # 18: vocabularies that do not fit
+    (18, "losses.py", "if student_logits.shape != teacher_logits.shape:", "if False:",
+     "test_losses.py::test_different_vocabularies_or_shapes_are_refused"),
+    (18, "train_distill_logits.py", "check_fingerprint(own_tokenizer.fingerprint, ",
+     "check_fingerprint(tokenizer.fingerprint, ",
+     "test_bad_input.py::test_a_student_of_another_tokenizer_is_refused_with_both_fingerprints"),
+    # 19: a teacher that is not frozen
+    (19, "common.py", "model.to(device).eval()", "model.to(device).train()", TEACHER),
+    (19, "common.py", ".requires_grad_(False)", "", TEACHER),
+    (19, "train_distill_logits.py", "with torch.no_grad(), env.autocast():", "with env.autocast():",
+     TEACHER),
+    # 20: softmax in bf16
+    (20, "losses.py", "logits.dtype == torch.float64 else logits.float()",
+     "logits.dtype != torch.int8 else logits.float()",
+     "test_losses.py::test_half_precision_logits_lose_nothing_in_the_loss[1.0-dtype0]"),
+    # 23: minus signs and nested boxes
+    (23, "dataset/verify.py", 'return (-value if sign == "-" else value)', "return (value)",
+     "test_verify.py::test_numbers_are_exact"),
+    (23, "dataset/verify.py", "        if depth == 0:", "        if depth <= 1:",
+     "test_verify.py::test_the_final_answer_is_found"),
+    (23, "dataset/verify.py", "return a == b\n    a, b", "return abs(a or 0) == abs(b or 0)\n    a, b",
+     "test_verify.py::test_an_answer_holds_where_the_table_says_so"),
+    # 24: tags of several pieces, or boosted elsewhere
+    (24, "dataset/batches.py", "is_tag & (weight > 0)", "is_tag",
+     "test_train.py::test_tag_weight_reaches_the_tag_ids_of_the_response_alone"),
+    (24, "dataset/batches.py", "torch.isin(y, ", "torch.isin(x, ",
+     "test_train.py::test_tag_weight_reaches_the_tag_ids_of_the_response_alone"),
+    (24, "train_distill_reason.py", "cfg.tag_weight)\n", "1.0)\n", FORMULA + "[distill_reason]"),
+    (24, "tokenizer/train.py", "control_symbols=CONTROL[2:]", "user_defined_symbols=CONTROL[2:]",
+     "test_tokenizer.py::test_no_text_spells_a_mark"),
+    # 25: the first or the last token of a response
+    (25, "dataset/formats.py", "[learned] * len(body)", "[0] + [learned] * (len(body) - 1)", SPAN),
+    (25, "dataset/formats.py", "[learned] * len(body)", "[learned] * (len(body) - 1) + [0]",
+     "test_train.py::test_the_supervised_tokens_are_the_responses_from_first_to_last"),
+    # 26: nothing is loaded, or not all of it
+    (26, "common.py", 'state["model"], strict=True)\n    except', 'state["model"], strict=False)\n    except',
+     SPOILED),
+    (26, "common.py", "optimizer.load_state_dict(saved)", "pass", RESUME + "[pretrain]"),
+    (26, "common.py", "for name in vars(progress):", 'for name in ("step", "tokens", "supervised"):',
+     RESUME + "[distill_logits]"),
+    (26, "dataset/batches.py", "step_windows(len(data[\"ids\"]), step, ",
+     "step_windows(len(data[\"ids\"]), next(data.setdefault(\"cursor\", iter(range(99)))), ",
+     RESUME + "[distill_reason]"),
+    # 27: the teacher on both sides
+    (27, "train_distill_logits.py", "forward_kl(logits, teacher_logits, ",
+     "forward_kl(teacher_logits, teacher_logits, ",
+     "test_train.py::test_the_loss_follows_the_student"),
+    (27, "train_distill_logits.py", "forward_kl(logits, teacher_logits, ",
+     "forward_kl(logits.detach(), teacher_logits, ", FORMULA + "[distill_logits]"),
+    # 28: one axis
+    (28, "runs/render.py", "for recipe in (alone, tokens, wall):", "for recipe in (alone, tokens):",
+     "test_docs.py::test_a_claim_with_one_axis_is_refused"),
+]
+
+
+def names():
+    """A name for each mutant: 10a-train_pretrain is the first of trap 10."""
+    found = []
+    for trap, file, *_ in MUTANTS:
+        letter = "abcdefgh"[sum(n.startswith(f"{trap}") and n[len(str(trap))].isalpha() for n in found)]
+        found.append(f"{trap}{letter}-{Path(file).stem.replace('__init__', Path(file).parent.name)}")
+    return found
+
+
+def mutated(text, old, new, file):
+    """The text with `old`, which must occur exactly once, replaced."""
+    if text.count(old) != 1:
+        raise ValueError(f"{file}: the old text occurs {text.count(old)} times, not once: {old!r}")
+    return text.replace(old, new)
+
+
+class Recorder:
+    """A pytest plugin: {test: "passed" or the line that turned it red}; set-up errors apart."""
+
+    def __init__(self):
+        self.verdicts, self.broken = {}, []
+
+    def pytest_runtest_logreport(self, report):
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = crash.message.splitlines()[0] if crash and crash.message else str(report.longrepr)[-300:]
+        if report.when == "call":
+            self.verdicts[report.nodeid] = "passed" if report.passed else why
+        elif report.failed:
+            self.broken.append(f"{report.nodeid}: {report.when}: {why}")
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.broken.append(f"{report.nodeid}: {str(report.longrepr)[-300:]}")
+
+
+def run_tests(tree, tests, result):
+    """In a fork: run the tests in a tree, write what they said to `result` as JSON, never return."""
+    signal.alarm(LIMIT)  # ends a fork that hangs; nothing is written then
+    import pytest
+    os.chdir(tree)
+    sys.dont_write_bytecode = True
+    sys.path[:] = [p for p in sys.path if not Path(p or ".").resolve().is_relative_to(ROOT / "tests")]
+    with open(f"{result}.log", "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    recorder = Recorder()
+    pytest.main(["-q", "-x", "--all", "-p", "no:cacheprovider", f"--rootdir={tree}",
+                 *[f"tests/{test}" for test in tests]], plugins=[recorder])
+    Path(result).write_text(json.dumps([recorder.verdicts, recorder.broken]), encoding="utf-8")
+    os._exit(0)
+
+
+def make_tree(folder, mutant=None):
+    """A copy of the tree, broken in one place."""
+    shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
+    if mutant:
+        _, file, old, new, _ = mutant
+        path = folder / file
+        path.write_text(mutated(path.read_text(encoding="utf-8"), old, new, file), encoding="utf-8")
+
+
+def judge(result, wanted_red):
+    """-> (as it should be?, one line about it), from what a fork wrote."""
+    if not result.exists():
+        return False, f"no verdict after {LIMIT} s, or the fork died: {result}.log"
+    verdicts, broken = json.loads(result.read_text(encoding="utf-8"))
+    red = [why for why in verdicts.values() if why != "passed"]
+    if broken or not verdicts:
+        return False, "could not run: " + "; ".join(broken or ["no such test"])
+    if wanted_red:
+        return bool(red), f"red: {red[0]}" if red else "SURVIVED: the test stayed green"
+    return not red, f"RED without a mutant: {verdicts}" if red else "green"
+
+
+def run_all(chosen, report=lambda name, ok, line, seconds: None):
+    """{name: [as it should be?, line]} of the chosen names; `report` is called as each ends."""
+    mutants = {name: m for name, m in zip(names(), MUTANTS) if name in chosen}
+    tests = list(dict.fromkeys(m[4] for m in mutants.values()))
+    jobs = [(f"green {i}", None, tests[i::SIDE_BY_SIDE]) for i in range(min(SIDE_BY_SIDE, len(tests)))]
+    jobs += [(name, mutant, [mutant[4]]) for name, mutant in mutants.items()]
+    found, running = {}, {}
+    with tempfile.TemporaryDirectory(prefix="minidistill-mutants-") as folder:
+        while jobs or running:
+            while jobs and len(running) < SIDE_BY_SIDE:
+                name, mutant, its_tests = jobs.pop(0)
+                tree = Path(folder) / name.replace(" ", "-")
+                make_tree(tree, mutant)
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        run_tests(tree, its_tests, f"{tree}.json")
+                    finally:
+                        os._exit(1)  # whatever happens: a fork must not go on as the runner
+                running[pid] = name, mutant, tree, time.time()
+            pid, _ = os.wait()
+            name, mutant, tree, began = running.pop(pid)
+            found[name] = judge(Path(f"{tree}.json"), wanted_red=mutant is not None)
+            report(name, *found[name], time.time() - began)
+            shutil.rmtree(tree, ignore_errors=True)
+    return found
+
+
+def warm_up():
+    """Import what every test needs, before the forks: torch's optimizers alone take two seconds."""
+    import numpy, pytest, sentencepiece, torch  # noqa: E401, F401
+    torch.set_num_threads(1)
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+
+
+def main(words):
+    """`mutants.py [--json FILE] [NAME or TRAP ...]`"""
+    out = words.pop(words.index("--json") + 1) if "--json" in words else None
+    words = [word for word in words if word != "--json"]
+    chosen = [name for name, m in zip(names(), MUTANTS)
+              if not words or any(w == str(m[0]) or name.startswith(w) and not w.isdigit()
+                                  for w in words)]
+    warm_up()
+    began = time.time()
+    found = run_all(chosen, lambda name, ok, line, seconds: print(
+        f"{'ok ' if ok else 'BAD'} {name:<26} {seconds:4.0f} s  {line[:150]}", flush=True))
+    print(f"{sum(ok for ok, _ in found.values())} of {len(found)} as they should be, "
+          f"{time.time() - began:.0f} s")
+    if out:
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
+    return 0 if found and all(ok for ok, _ in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+"""Each trap has a test that sees it: mutants.py breaks the code, the named test must turn red."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli import ROOT
+from mutants import MUTANTS, mutated, names
+
+# TRAPS.md: what touches what is built so far
+TRAPS = {1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 18, 19, 20, 23, 24, 25, 26, 27, 28}
+
+
+def test_every_trap_has_a_mutant_that_still_applies():
+    """A mutant whose text is gone breaks nothing, and nobody would miss it."""
+    assert TRAPS <= {trap for trap, *_ in MUTANTS} and len(set(names())) == len(MUTANTS)
+    for trap, file, old, new, test in MUTANTS:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert mutated(text, old, new, file) != text
+        path, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / path).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def verdicts(request, tmp_path_factory):
+    """What mutants.py says about the mutants of the selected tests, all in one go, two at a time."""
+    chosen = [item.callspec.params["name"] for item in request.session.items
+              if item.function is test_the_code_broken_by_a_mutant_turns_its_test_red]
+    path = tmp_path_factory.mktemp("mutants") / "verdicts.json"
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("mutants.py")), "--json",
+                           str(path), *chosen], capture_output=True, text=True)
+    assert path.exists(), done.stdout + done.stderr
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, (ok, line) in found.items():
+        assert ok or not name.startswith("green"), line
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_the_code_broken_by_a_mutant_turns_its_test_red(name, verdicts):
+    """A test that stays green over its own bug protects nothing."""
+    ok, line = verdicts[name]
+    assert ok, line
