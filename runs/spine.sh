@@ -38,7 +38,7 @@ score stories/teacher 0 "$stories/test.jsonl" teacher
 
 # Budgets. N steps without a teacher; N with one (equal tokens); N / ratio with one (equal wall-clock:
 # `python bench.py`, rows "plain" and "no teacher").
-N=400; wall=190
+N=300; wall=150
 few=1200  # documents: 3 % of 40,000
 for seed in $seeds; do
     for documents in 0 $few; do
@@ -64,8 +64,8 @@ fi
 files="--data $prose/train.jsonl --val $prose/val.jsonl --eval-windows 0"
 teacher=$out/prose-teacher-0.pt
 run prose/teacher 0 "$prose/test.jsonl" train_pretrain.py $files --tokenizer "$out/prose.model" \
-    --steps 1000 --lr 3e-3 --weight-decay 0.2
-N=900; wall=390
+    --steps 900 --batch 8 --lr 3e-3 --weight-decay 0.3
+N=1500; wall=700
 for seed in $seeds; do
     alone="$files --tokenizer $out/prose.model --size 0.4m --lr 6e-3"
     logits="$files --teacher $teacher --size 0.4m --lr 6e-3 --alpha 1"
@@ -108,4 +108,4 @@ if [ -n "${GSM8K:-}" ]; then
     run gsm8k/answer 0 "$gsm/heldout.jsonl" train_distill_reason.py $files $flags --target answer
     eval_flags=""
 fi
-$python runs/render.py
+if [ -z "${ONLY:-}" ]; then $python runs/render.py; fi
