@@ -173,7 +173,7 @@ def test_documents_takes_the_first_rows_of_the_file(tmp_path, tokenizer, source,
 
 
 def test_stories_are_packed_with_little_padding():
-    """Padding is computed and thrown away: under 5 % for documents of 33 to 107 tokens at 256."""
+    """Padding is computed and thrown away: 3.1 % here; 4.6 % without the longest first."""
     rng, packed = random.Random(5), Packed(257)
     lengths = [round(rng.triangular(33, 107, 60)) for _ in range(5000)]
     for n in lengths:
@@ -181,7 +181,7 @@ def test_stories_are_packed_with_little_padding():
         assert len(packed.open) <= OPEN_WINDOWS
     ids, _, document = packed.arrays(0)
     assert (document > 0).sum() == sum(lengths)
-    assert (document == 0).mean() < 0.05
+    assert (document == 0).mean() < 0.04
 
 
 def test_documents_that_are_too_long_are_counted(tmp_path, tokenizer, capsys):
