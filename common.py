@@ -14,6 +14,7 @@ and is read with weights_only=True: opening a stranger's file runs none of its c
 import contextlib
 import csv
 import hashlib
+import itertools
 import math
 import os
 import platform
@@ -31,6 +32,8 @@ import torch.distributed as dist
 
 import cli
 from cli import OUT, ROOT, check, fail, show
+from dataset.batches import eval_batches
+from losses import cross_entropy
 from model import ModelConfig, Transformer, config_dict
 from tokenizer import Tokenizer
 
@@ -106,6 +109,25 @@ def sum_over_ranks(values, env):
     summed = torch.tensor(values, dtype=torch.float64, device=env.device)
     dist.all_reduce(summed)
     return summed.tolist()
+
+
+@torch.no_grad()
+def validation_ce(model, val, cfg, env):
+    """Cross-entropy on validation data, nats a counted token; each rank reads its share."""
+    was_training = model.training
+    model.eval()
+    ce_sum = count = 0.0
+    batches = eval_batches(val, cfg.batch, cfg.eval_windows, env.device)
+    for x, y, document, weight in itertools.islice(batches, env.rank, None, env.world):  # (B, T)
+        keep = weight > 0                      # (B, T) the N tokens that count
+        with env.autocast():
+            logits = model(x, document, keep)  # (N, V)
+        ce_sum += cross_entropy(logits, y[keep]).sum().item()
+        count += keep.sum().item()
+    model.train(was_training)
+    ce_sum, count = sum_over_ranks([ce_sum, count], env)
+    check(count > 0, "--val", cfg.val, "a file with at least one counted token")
+    return ce_sum / count
 
 
 def first_rank_first(env, function):

@@ -44,8 +44,8 @@ else
     stage  60 train_pretrain.py --name student-alone --size 0.4m --lr 6e-3
     stage 120 train_distill_logits.py --name student-logits
     stage  60 dataset/generate.py --samples 1
-    stage  60 train_distill_reason.py --name student-reason
-    stage  60 train_distill_reason.py --name student-answer --target answer
+    stage  60 train_distill_reason.py --name student-reason --steps 800
+    stage  60 train_distill_reason.py --name student-answer --steps 800 --target answer
     questions=1000
 fi
 stage 40 eval.py "$out"/{teacher,student-alone,student-logits,student-reason,student-answer}.pt \

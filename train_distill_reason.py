@@ -30,7 +30,7 @@ import torch
 import cli
 import common
 from cli import OUT, check, show
-from dataset.batches import eval_batches, open_data, step_batches
+from dataset.batches import open_data, step_batches
 from losses import cross_entropy, total
 from model import SIZES, build
 from optim import get_lr, make_optimizers
@@ -69,26 +69,6 @@ class Config:
     fresh: bool = False            # start again and replace out/NAME.pt
 
 
-@torch.no_grad()
-def evaluate(model, val, cfg, env):
-    """Validation cross-entropy, nats a counted token."""
-    was_training = model.training
-    model.eval()
-    ce_sum = weight_sum = 0.0
-    for i, (x, y, document, weight) in enumerate(eval_batches(val, cfg.batch, cfg.eval_windows,
-                                                              env.device)):
-        if i % env.world == env.rank:
-            keep = weight > 0                                  # (B, T)
-            with env.autocast():
-                logits = model(x, document, keep)              # (N, V)
-            ce_sum += cross_entropy(logits, y[keep]).sum().item()
-            weight_sum += keep.sum().item()
-    model.train(was_training)
-    ce_sum, weight_sum = common.sum_over_ranks([ce_sum, weight_sum], env)
-    check(weight_sum > 0, "--val", cfg.val, "a file with at least one counted token")
-    return ce_sum / weight_sum
-
-
 def main(cfg):
     check(cfg.tag_weight > 0, "--tag-weight", cfg.tag_weight, "a positive number")
     env = common.start(cfg)
@@ -125,7 +105,7 @@ def main(cfg):
         "data": f"{train['name']}: {train['meta']['documents']:,} documents, "
                 f"{len(train['ids']):,} windows, padding {train['meta']['padding_share']:.1%}",
         "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
-        "ce at start": f"{evaluate(model, val, cfg, env):.3f} nats; "
+        "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
                        f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing"})
     log_file = common.open_log(cfg, env, progress.step)
 
@@ -167,7 +147,7 @@ def main(cfg):
         # 5) evaluate, save
         last, stopped = progress.step == cfg.steps, common.should_stop(env)
         if last or progress.step % cfg.eval_every == 0:
-            ce = evaluate(model, val, cfg, env)
+            ce = common.validation_ce(model, val, cfg, env)
             common.keep_best(progress, model, ce)
             common.say(env, f"       validation ce {ce:.4f} nats a token")
         if last or stopped or progress.step % cfg.save_every == 0:

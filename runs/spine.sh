@@ -38,7 +38,7 @@ score stories/teacher 0 "$stories/test.jsonl" teacher
 
 # Budgets. N steps without a teacher; N with one (equal tokens); N / ratio with one (equal wall-clock:
 # `python bench.py`, rows "plain" and "no teacher").
-N=300; wall=150
+N=300; wall=150; R=800
 few=1200  # documents: 3 % of 40,000
 for seed in $seeds; do
     for documents in 0 $few; do
@@ -50,9 +50,9 @@ for seed in $seeds; do
             train_distill_logits.py $flags --steps $wall
     done
     # chains of thought against bare answers: the same questions, tokens and initialisation
-    run stories/reason/cot $seed "$stories/test.jsonl" train_distill_reason.py --steps $N
+    run stories/reason/cot $seed "$stories/test.jsonl" train_distill_reason.py --steps $R
     run stories/reason/answer $seed "$stories/test.jsonl" \
-        train_distill_reason.py --steps $N --target answer
+        train_distill_reason.py --steps $R --target answer
 done
 
 # --- prose: Python's own documentation; a text with entropy, where a teacher has more to say

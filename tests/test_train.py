@@ -346,9 +346,9 @@ def test_the_checkpoint_keeps_the_best_weights_of_validation(script, train, tiny
     assert state["best_ce"] == pytest.approx(min(ces), abs=1e-4)
     model, tokenizer, _ = common.load_model(out_dir / "run.pt")
     data = open_data(tiny_world.val, tokenizer, 143)
-    cfg = config(eval_windows=0)
+    cfg = config(eval_windows=0, val=tiny_world.val)
     env = type("Env", (), vars(ENV) | dict(autocast=torch.no_grad))
-    assert SCRIPTS[script].evaluate(model, data, cfg, env) == pytest.approx(min(ces), abs=1e-4)
+    assert common.validation_ce(model, data, cfg, env) == pytest.approx(min(ces), abs=1e-4)
 
 
 def test_the_loops_tell_the_same_story():
