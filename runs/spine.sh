@@ -65,10 +65,11 @@ files="--data $prose/train.jsonl --val $prose/val.jsonl --eval-windows 0"
 teacher=$out/prose-teacher-0.pt
 run prose/teacher 0 "$prose/test.jsonl" train_pretrain.py $files --tokenizer "$out/prose.model" \
     --steps 900 --batch 8 --lr 3e-3 --weight-decay 0.3
-N=1500; wall=700
+N=1000; wall=440
+few=533  # documents: a quarter, which is all that the students see
 for seed in $seeds; do
-    alone="$files --tokenizer $out/prose.model --size 0.4m --lr 6e-3"
-    logits="$files --teacher $teacher --size 0.4m --lr 6e-3 --alpha 1"
+    alone="$files --documents $few --tokenizer $out/prose.model --size 0.4m --lr 6e-3"
+    logits="$files --documents $few --teacher $teacher --size 0.4m --lr 6e-3 --alpha 1"
     run prose/alone $seed "$prose/test.jsonl" train_pretrain.py $alone --steps $N
     run prose/logits $seed "$prose/test.jsonl" train_distill_logits.py $logits --steps $N
     run prose/logits-wall $seed "$prose/test.jsonl" train_distill_logits.py $logits --steps $wall
@@ -100,7 +101,7 @@ if [ -n "${GSM8K:-}" ]; then
         $python tokenizer/train.py "$gsm/train.jsonl" --vocab-size 2048 --out "$out/gsm8k.model"
     fi
     files="--data $gsm/train.jsonl --val $gsm/val.jsonl --tokenizer $out/gsm8k.model --eval-windows 0"
-    flags="--size 2m --window 512 --context 768 --steps 500 --lr 3e-3"
+    flags="--size 0.9m --window 512 --context 768 --steps 400 --lr 4e-3"
     eval_flags="--max-new-tokens 256"
     teacher=$out/gsm8k-cot-0.pt
     run gsm8k/cot 0 "$gsm/heldout.jsonl" train_distill_reason.py $files $flags
