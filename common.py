@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,6 +157,9 @@ def load(path, made_by="bash speedrun.sh"):
     """The dict of a checkpoint of this project, or UserError: missing, truncated, foreign."""
     path = cli.need_file(path, f"make it with: {made_by}")
     try:
+        damaged = zipfile.ZipFile(path).testzip()  # torch does not look at the checksums
+        if damaged:
+            raise ValueError(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
         fail(f"{show(path)} is not a readable checkpoint ({type(error).__name__})",

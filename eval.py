@@ -273,6 +273,10 @@ def talk(cfg, device):
 
 def main(cfg):
     cfg.checkpoints = cfg.checkpoints or [str(OUT / "teacher.pt")]
+    for flag, least in dict(questions=0, samples=0, batch=1, max_new_tokens=1, seed=0).items():
+        value = getattr(cfg, flag)
+        check(value >= least, "--" + flag.replace("_", "-"), value, f"a whole number from {least}")
+    check(0 <= cfg.temperature < math.inf, "--temperature", cfg.temperature, "0 or more")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if cfg.chat or cfg.prompt:
         return talk(cfg, device)

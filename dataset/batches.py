@@ -34,6 +34,12 @@ def open_data(path, tokenizer, window, target="cot", loss_on="response", documen
         path = folder
     ids, mask, document, meta = prepare.open_windows(path)
     check_fingerprint(meta["fingerprint"], tokenizer.fingerprint, path, "prepare it again")
+    asked = dict(window=window, target=target, loss_on=loss_on, limit=documents)
+    differing = [f"--{k.replace('limit', 'documents').replace('_', '-')} {meta[k]} there, {v} asked"
+                 for k, v in asked.items() if meta[k] != v]
+    if differing:
+        cli.fail(f"the windows in {cli.show(path)} were made with other settings",
+                 "; ".join(differing), fix="pass what is there, or prepare again")
     return dict(ids=ids, mask=mask, document=document, meta=meta, name=cli.show(path))
 
 

@@ -9,6 +9,7 @@ Writes OUT (the kept rows, ready for train_distill_reason.py) and OUT.all.jsonl 
 its verdict, appended batch by batch: the same command after a stop asks only what is missing).
 """
 import json
+import math
 import os
 import sys
 import time
@@ -155,9 +156,13 @@ def keep(cfg, questions, path):
 
 
 def main(cfg):
-    check(cfg.samples > 0, "--samples", cfg.samples, "a positive whole number")
-    check(cfg.temperature >= 0, "--temperature", cfg.temperature, "0 or more")
-    check(cfg.batch > 0, "--batch", cfg.batch, "a positive whole number")
+    for flag in ("samples", "batch", "max_new_tokens"):
+        value = getattr(cfg, flag)
+        check(value > 0, "--" + flag.replace("_", "-"), value, "a positive whole number")
+    check(cfg.questions >= 0, "--questions", cfg.questions, "a whole number, 0 for all")
+    check(cfg.seed >= 0, "--seed", cfg.seed, "a whole number from 0")
+    check(0 <= cfg.temperature < math.inf, "--temperature", cfg.temperature, "0 or more")
+    check(0 <= cfg.top_p <= 1, "--top-p", cfg.top_p, "a number from 0 to 1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cli.need_file(cfg.input, "python dataset/stories.py")
     model, tokenizer, _ = common.load_model(cfg.teacher, device, "python train_pretrain.py")
