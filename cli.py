@@ -199,6 +199,17 @@ def atomic_write(path, mode="wb"):
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def append(path):
+    """Open a text file to append whole lines; an error names the file."""
+    try:
+        with open(path, "a", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write() does not name its file
+        raise
+
+
 def sha256_file(path):
     """Hex SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()

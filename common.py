@@ -180,7 +180,8 @@ def load_model(path, device="cpu", made_by="bash speedrun.sh"):
     """
     state = load(path, made_by)
     try:
-        model = Transformer(ModelConfig(**state["model_config"]))
+        with torch.random.fork_rng(devices=[]):  # a teacher must not change the student's init
+            model = Transformer(ModelConfig(**state["model_config"]))
         model.load_state_dict(state.get("best") or state["model"], strict=True)
     except (RuntimeError, TypeError, AssertionError) as error:
         fail(f"{show(path)}: its weights do not fit its own config",
@@ -381,7 +382,7 @@ def log(path, env, cfg, step, numbers, seconds, tokens):
     print(f"step {step:>6}/{cfg.steps} | {terms} | {1000 * seconds:.0f} ms | "
           f"{tokens / seconds / 1000:.1f}k tok/s | eta {int(left // 60)}m{int(left % 60):02d}s")
     row = dict(step=step, **numbers, seconds=round(seconds, 4), tokens=tokens)
-    with open(path, "a", newline="") as file:
+    with cli.append(path) as file:
         writer = csv.DictWriter(file, row.keys())
         if file.tell() == 0:
             writer.writeheader()

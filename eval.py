@@ -226,7 +226,7 @@ def append_row(cfg, result, state):
                best_step=state.get("best_step"),
                metrics={k: v for k, v in result.items() if k not in ("model", "teacher")})
     Path(cfg.row).parent.mkdir(parents=True, exist_ok=True)
-    with open(cfg.row, "a", encoding="utf-8") as file:
+    with cli.append(cfg.row) as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

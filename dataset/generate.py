@@ -118,7 +118,7 @@ def ask(cfg, model, tokenizer, questions, path, device):
             counts[row["verdict"]] += 1
             lines.append(json.dumps(row, ensure_ascii=False))
         lines.append(json.dumps(dict(batch_end=number)))
-        with open(path, "a", encoding="utf-8") as file:
+        with cli.append(path) as file:
             file.write("\n".join(lines) + "\n")
             file.flush()
             os.fsync(file.fileno())
