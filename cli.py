@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import glob
 import hashlib
 import inspect
 import os
@@ -185,6 +186,7 @@ def atomic_write(path, mode="wb"):
     """Open a temporary file beside `path`; fsync and rename, or on error leave `path` as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -197,6 +199,19 @@ def atomic_write(path, mode="wb"):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path):
+    """Remove the temporary files of killed writers of `path`; a living writer keeps its own."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        writer = old.name.split(".")[-2]
+        if os.name == "posix" and writer.isdigit():
+            try:
+                os.kill(int(writer), 0)  # signal 0: is it alive?
+            except ProcessLookupError:
+                old.unlink(missing_ok=True)
+            except PermissionError:
+                pass
 
 
 @contextlib.contextmanager

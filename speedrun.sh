@@ -29,12 +29,13 @@ if [ "${1:-}" = "--fast" ]; then
     out=$MINIDISTILL_OUT
     stage   2 dataset/stories.py --lang en --ops 1-2 --train 12000 --distill 2000
     stage   3 tokenizer/train.py --vocab-size 768
-    stage  50 train_pretrain.py --name teacher --size 0.9m --steps 180 --eval-every 60
-    stage  15 train_pretrain.py --name student-alone --size 0.2m --steps 120 --lr 8e-3
-    stage  25 train_distill_logits.py --name student-logits --size 0.2m --steps 120 --lr 8e-3
+    stage  50 train_pretrain.py --name teacher --size 0.9m --steps 300 --lr 6e-3
+    stage  15 train_pretrain.py --name student-alone --size 0.2m --steps 200 --lr 8e-3
+    stage  30 train_distill_logits.py --name student-logits --size 0.2m --steps 200 --lr 8e-3
     stage  10 dataset/generate.py --samples 1
-    stage  15 train_distill_reason.py --name student-reason --size 0.2m --steps 120 --lr 8e-3
-    stage  10 train_distill_reason.py --name student-answer --size 0.2m --steps 120 --lr 8e-3 --target answer
+    stage  15 train_distill_reason.py --name student-reason --size 0.2m --steps 200 --lr 8e-3
+    stage  15 train_distill_reason.py --name student-answer --size 0.2m --steps 200 --lr 8e-3 \
+        --target answer
     questions=300
 else
     out=${MINIDISTILL_OUT:-out}

@@ -423,3 +423,16 @@ def test_sha256_is_that_of_the_whole_file(tmp_path):
     for data in (b"", b"abc", bytes(range(256)) * 8192 + b"tail"):  # 2 MiB and a bit
         path.write_bytes(data)
         assert cli.sha256_file(path) == hashlib.sha256(data).hexdigest()
+
+
+def test_the_next_write_removes_what_a_killed_writer_left(tmp_path):
+    """Half a checkpoint for every kill: a week of stops fills the disk."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".a.pt.{dead.pid}.tmp").write_bytes(b"half")
+    (tmp_path / f".a.pt.{os.getppid()}.tmp").write_bytes(b"alive")
+    (tmp_path / f".b.pt.{dead.pid}.tmp").write_bytes(b"of another file")
+    with cli.atomic_write(tmp_path / "a.pt") as file:
+        file.write(b"whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        ["a.pt", f".a.pt.{os.getppid()}.tmp", f".b.pt.{dead.pid}.tmp"])
