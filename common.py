@@ -190,6 +190,8 @@ def load_model(path, device="cpu", made_by="bash speedrun.sh"):
     if tokenizer.vocab_size != model.config.vocab_size:
         fail(f"{show(path)}: tokenizer and model differ in vocabulary",
              f"{tokenizer.vocab_size} and {model.config.vocab_size}")
+    if not all(p.isfinite().all() for p in model.parameters()):
+        fail(f"{show(path)} holds weights that are no numbers", fix=f"make it again: {made_by}")
     return model.to(device).eval().requires_grad_(False), tokenizer, state
 
 

@@ -7,6 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+case "${1:-}" in ""|--fast) ;; *) echo "error: got $1; expected nothing or --fast" >&2; exit 2 ;; esac
+
 # Python 3.10+ in an environment of its own
 if [ ! -x .venv/bin/python ]; then python3 -m venv .venv; fi
 python=.venv/bin/python

@@ -103,6 +103,7 @@ def main(cfg):
 
     train, val = common.first_rank_first(env, open_both)
     inputs = dict(data_sha256=train["meta"]["source_sha256"],
+                  val_sha256=val["meta"]["source_sha256"],
                   tokenizer_fingerprint=tokenizer.fingerprint,
                   teacher_fingerprint=common.weights_fingerprint(teacher))
     state = common.open_run(cfg, env, inputs)

@@ -94,6 +94,7 @@ def main(cfg):
 
     train, val = common.first_rank_first(env, open_both)
     inputs = dict(data_sha256=train["meta"]["source_sha256"],
+                  val_sha256=val["meta"]["source_sha256"],
                   tokenizer_fingerprint=tokenizer.fingerprint)
     state = common.open_run(cfg, env, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)

@@ -132,7 +132,7 @@ def ask(cfg, model, tokenizer, questions, path, device):
 def keep(cfg, questions, path):
     """OUT.all.jsonl -> OUT: right, whole, distinct; counts by reason."""
     counts, said, rows = Counter(), set(), []
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+    for line in path.read_text(encoding="utf-8").split("\n")[1:-1]:
         row = json.loads(line)
         if "batch_end" in row:
             continue
@@ -143,6 +143,8 @@ def keep(cfg, questions, path):
         if reason == "ok":
             said.add(key)
             rows.append(row)
+    if not rows:
+        fail("no answer of the teacher holds", dict(counts), "some right ones", "a better teacher")
     rows.sort(key=lambda r: (r["question"], r["sample"]))
     with cli.atomic_write(cfg.out, "w") as file:
         for row in rows:
@@ -168,10 +170,12 @@ def main(cfg):
     model, tokenizer, _ = common.load_model(cfg.teacher, device, "python train_pretrain.py")
     questions = read_questions(cfg)
     path = Path(cfg.out + ".all.jsonl")
+    check(Path(cfg.out).resolve() != Path(cfg.input).resolve(), "--out", cfg.out,
+          "a file other than --input")
+    if Path(cfg.out).exists() and not path.exists() and not cfg.fresh:
+        fail(f"{show(cfg.out)} is there already", fix="choose another --out, or --fresh replaces it")
     ask(cfg, model, tokenizer, questions, path, device)
     counts, answered = keep(cfg, questions, path)
-    if not counts["ok"]:
-        fail("no answer of the teacher holds", dict(counts), "some right ones", "a better teacher")
     print(" | ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))
     print(f"{show(cfg.out)}: {counts['ok']:,} traces of {answered:,} of {len(questions):,} "
           "questions\n"
