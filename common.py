@@ -74,9 +74,13 @@ def start(cfg):
     torch.manual_seed(cfg.seed)  # CPU and all GPUs
     env = SimpleNamespace(device=device, dtype=dtype, autocast=autocast, rank=rank, world=world,
                           stop=False, began=time.time())
-    for number in (signal.SIGINT, signal.SIGTERM):  # the loop looks at env.stop after each step
-        signal.signal(number, lambda *_: setattr(env, "stop", True))
     return env
+
+
+def catch_signals(env):
+    """From here on SIGINT and SIGTERM ask the loop to save and stop after its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(env, "stop", True))
 
 
 def fast_bf16(device):

@@ -121,6 +121,7 @@ def main(cfg):
                        f"{common.validation_ce(teacher, val, cfg, env):.3f}",
         "KL(teacher||teacher)": f"{self_kl(teacher, val, cfg, env):.1e} must be 0"})
     log_file = common.open_log(cfg, env, progress.step)
+    common.catch_signals(env)
 
     for step in range(progress.step, cfg.steps):
         began = time.time()

@@ -109,6 +109,7 @@ def main(cfg):
         "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
                        f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing"})
     log_file = common.open_log(cfg, env, progress.step)
+    common.catch_signals(env)
 
     for step in range(progress.step, cfg.steps):
         began = time.time()
