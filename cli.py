@@ -30,8 +30,9 @@ ROOT = Path(__file__).resolve().parent
 OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()
 
 
-FILE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EISDIR,
-               errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+FILE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
+               errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EIO,
+               errno.ENAMETOOLONG)
 
 
 class UserError(Exception):
@@ -53,19 +54,34 @@ def check(ok, flag, value, expected):
         fail(f"{flag} has a wrong value", repr(value), expected, f"pass another {flag}")
 
 
-def need_file(path, made_by):
-    """Path of an existing, non-empty file or folder, or UserError with what makes it."""
+def check_apart(flag, out, *sources):
+    """UserError where an output would replace one of the inputs."""
+    same = [s for s in sources if s and os.path.abspath(s) == os.path.abspath(out)]
+    check(not same, flag, str(out), "a file that is not read")
+
+
+def need_file(path, made_by, folder=False):
+    """Path of an existing, non-empty file (or folder), or UserError with what makes it."""
     path = Path(path)
     if not path.exists():
         fail(f"{show(path)} does not exist", fix=made_by)
+    if path.is_dir() and not folder:
+        fail(f"{show(path)} is a folder", expected="a file", fix=made_by)
     if path.is_file() and path.stat().st_size == 0:
         fail(f"{show(path)} is empty", fix=made_by)
     return path
 
 
 def show(path):
-    """A path as the user would type it: out/NAME, or relative to the project, or as it is."""
-    path = Path(path)
+    """A path as the user would type it here: relative to the working directory, or whole."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def label(path):
+    """A path as files and comparisons keep it, the same from everywhere: out/NAME, or relative to
+    the project, or whole."""
+    path = Path(os.path.abspath(path))
     if path.is_relative_to(OUT):
         return str("out" / path.relative_to(OUT))
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
@@ -104,7 +120,7 @@ def usage(config_class, doc):
     lines, helps = [(doc or "").strip(), "", "flags:"], comments(config_class)
     types = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        default = show(field.default) if isinstance(field.default, Path) else repr(field.default)
+        default = label(field.default) if isinstance(field.default, Path) else repr(field.default)
         flag = "--" + field.name.replace("_", "-")
         if types[field.name] is list:
             flag, default = field.name.upper() + " ...", "none"
@@ -159,6 +175,8 @@ def run(main, config_class):
     """`main(parse(config_class))`, with the user's mistakes as one line and status 2."""
     for stream in (sys.stdout, sys.stderr):  # logs are followed live, in UTF-8, on every platform
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # a chat may hold any byte
     try:
         main(parse(config_class, doc=inspect.getmodule(config_class).__doc__))
     except UserError as error:
@@ -170,9 +188,13 @@ def run(main, config_class):
     except OSError as error:
         if error.errno not in FILE_ERRORS:
             raise
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         print(f"error: {error.filename or 'a file'}: {error.strerror}; the files that were there "
-              "are as before; fix: make room, or choose another place",
+              f"are as before; fix: {'make room, or ' if full else ''}choose another place",
               file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print("error: not enough memory; fix: smaller numbers, or more memory", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)

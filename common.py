@@ -13,6 +13,7 @@ and is read with weights_only=True: opening a stranger's file runs none of its c
 """
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -32,7 +33,7 @@ import torch
 import torch.distributed as dist
 
 import cli
-from cli import OUT, ROOT, check, fail, show
+from cli import OUT, ROOT, check, fail, label, show
 from dataset.batches import eval_batches
 from losses import cross_entropy
 from model import ModelConfig, Transformer, config_dict
@@ -40,9 +41,10 @@ from tokenizer import Tokenizer
 
 
 # smallest sensible values; 1e-9 stands for "more than 0"
-SHARED_FLAGS = dict(steps=1, batch=1, accumulate=1, window=1, lr=1e-9, clip=1e-9, weight_decay=0,
-                    warmup=0, documents=0, eval_every=1, eval_windows=0, save_every=1, log_every=1,
-                    seed=0)
+SHARED_FLAGS = dict(steps=1, batch=1, accumulate=1, window=1, context=1, lr=1e-9, clip=1e-9,
+                    weight_decay=0, warmup=0, documents=0, eval_every=1, eval_windows=0,
+                    save_every=1, log_every=1, seed=0)
+LARGEST = dict(window=2**20, context=2**20, batch=2**20, seed=2**32 - 1)  # else a typing mistake
 
 
 # --- device, precision, seeds, ranks --------------------------------------------------------------
@@ -54,9 +56,10 @@ def start(cfg):
     stop.
     """
     for flag, at_least in SHARED_FLAGS.items():
-        value = getattr(cfg, flag, at_least)
-        check(math.isfinite(value) and value >= at_least, "--" + flag.replace("_", "-"), value,
-              f"a number of at least {at_least}")
+        value, at_most = getattr(cfg, flag, at_least), LARGEST.get(flag, math.inf)
+        check(math.isfinite(value) and at_least <= value <= at_most, "--" + flag.replace("_", "-"), value,
+              f"a number of at least {at_least}" +
+              (f" and at most {at_most:,}" if at_most < math.inf else ""))
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     cuda = torch.cuda.is_available()
     if cuda:
@@ -75,6 +78,15 @@ def start(cfg):
     env = SimpleNamespace(device=device, dtype=dtype, autocast=autocast, rank=rank, world=world,
                           stop=False, began=time.time())
     return env
+
+
+def check_data_flags(cfg):
+    """UserError where the training data are the user's, but the validation data are the default."""
+    default = {field.name: field.default for field in dataclasses.fields(cfg)}
+    own = os.path.abspath(cfg.data) != str(default["data"])
+    check(not (own and os.path.abspath(cfg.val) == str(default["val"])), "--val",
+          label(cfg.val), "validation text of the same kind as --data: hold some lines back "
+          "(a tenth, say), or a file of another source")
 
 
 def catch_signals(env):
@@ -184,19 +196,32 @@ def load_model(path, device="cpu", made_by="bash speedrun.sh"):
     """
     state = load(path, made_by)
     try:
+        check_config(state["model_config"])
         with torch.random.fork_rng(devices=[]):  # a teacher must not change the student's init
             model = Transformer(ModelConfig(**state["model_config"]))
         model.load_state_dict(state.get("best") or state["model"], strict=True)
-    except (RuntimeError, TypeError, AssertionError) as error:
+        tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
+    except (RuntimeError, TypeError, AssertionError, AttributeError, ValueError) as error:
         fail(f"{show(path)}: its weights do not fit its own config",
-             str(error).splitlines()[-1].strip()[:200], fix="use the file that training wrote")
-    tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
+             (str(error).splitlines() or [""])[-1].strip()[:200],
+             fix="use the file that training wrote")
     if tokenizer.vocab_size != model.config.vocab_size:
         fail(f"{show(path)}: tokenizer and model differ in vocabulary",
              f"{tokenizer.vocab_size} and {model.config.vocab_size}")
     if not all(p.isfinite().all() for p in model.parameters()):
         fail(f"{show(path)} holds weights that are no numbers", fix=f"make it again: {made_by}")
     return model.to(device).eval().requires_grad_(False), tokenizer, state
+
+
+def check_config(config):
+    """ValueError for a shape that no training script wrote, before any memory is taken for it."""
+    for field in dataclasses.fields(ModelConfig):
+        value = config.get(field.name, field.default)
+        largest = 1000 if field.name == "n_layers" else 2**20
+        ok = isinstance(value, field.type) and (field.type is bool or 0 < value < math.inf) and \
+            (field.type is not int or value <= largest)
+        if not ok:
+            raise ValueError(f"{field.name} is {value!r}")
 
 
 def weights_fingerprint(model):
@@ -214,7 +239,9 @@ def open_run(cfg, env, inputs):
     overwritten unasked. `--fresh` replaces.
     """
     path = OUT / f"{cfg.name}.pt"
-    cli.check(cfg.name == Path(cfg.name).name and cfg.name, "--name", cfg.name, "a plain file name")
+    check(cfg.name == Path(cfg.name).name and cfg.name, "--name", cfg.name, "a plain file name")
+    if env.rank == 0 and cfg.name not in locks:
+        locks[cfg.name] = lock_run(cfg.name)
     if cfg.fresh or not path.exists():
         return None
     state = load(path, made_by="the same command with --fresh")
@@ -232,10 +259,28 @@ def open_run(cfg, env, inputs):
     return state
 
 
+locks = {}  # the open files: a lock lasts as long as its file is open
+
+
+def lock_run(name):
+    """Hold out/.NAME.lock as long as this process lives: two runs of one name would mix."""
+    if os.name != "posix":
+        return None
+    import fcntl
+    OUT.mkdir(parents=True, exist_ok=True)
+    file = open(OUT / f".{name}.lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another process is training {show(OUT / name)}.pt",
+             fix="wait for it, or choose another --name")
+    return file
+
+
 def comparable(cfg):
-    """The flags that make a run what it is, paths as the user sees them."""
+    """The flags that make a run what it is, paths alike from every working directory."""
     flags = {k: v for k, v in vars(cfg).items() if k != "fresh"}
-    return {k: show(v) if isinstance(v, str) and os.sep in v else v for k, v in flags.items()}
+    return {k: cli.label(v) if isinstance(v, str) and os.sep in v else v for k, v in flags.items()}
 
 
 def new_progress():
@@ -275,11 +320,11 @@ def restore(state, model, optimizers, env):
     return progress
 
 
-def advance(progress, tokens, supervised, seconds):
-    """Count one optimizer step."""
+def advance(progress, counts, seconds):
+    """Count one optimizer step; counts as step_batches gives them."""
     progress.step += 1
-    progress.tokens += tokens
-    progress.supervised += int(supervised)
+    progress.tokens += counts["tokens"]
+    progress.supervised += counts["supervised"]
     progress.train_seconds += seconds
 
 
@@ -366,8 +411,8 @@ def open_log(cfg, env, step):
         rows = []
         if step > 0 and path.exists():
             with open(path, newline="") as file:  # a row cut off by a kill is after the checkpoint
-                rows = [r for r in csv.DictReader(file) if r["step"].isdigit() and r["tokens"]
-                        and int(r["step"]) <= step]
+                rows = [r for r in csv.DictReader(file) if (r.get("step") or "").isdigit()
+                        and r.get("supervised") and int(r["step"]) <= step]
         with cli.atomic_write(path, "w") as file:
             if rows:
                 writer = csv.DictWriter(file, rows[0].keys())
@@ -376,18 +421,21 @@ def open_log(cfg, env, step):
     return path
 
 
-def log(path, env, cfg, step, numbers, seconds, tokens):
+def log(path, env, cfg, step, numbers, val_ce, seconds, counts):
     """One aligned line on the screen and the same numbers as a row of the CSV (rank 0).
 
-    numbers: the terms of this step, in nats; seconds, tokens: of this step.
+    numbers: the terms of this step, in nats; val_ce: after it, None where it was not measured;
+    seconds, counts (of tokens): of this step.
     """
-    if env.rank != 0 or (step % cfg.log_every and step not in (1, cfg.steps)):
+    due = step % cfg.log_every == 0 or step in (1, cfg.steps) or val_ce is not None
+    if env.rank != 0 or not due:
         return
     left = (cfg.steps - step) * seconds
     terms = " | ".join(f"{k} {v:.1e}" if k == "lr" else f"{k} {v:.3f}" for k, v in numbers.items())
+    terms += f" | val ce {val_ce:.4f}" if val_ce is not None else ""
     print(f"step {step:>6}/{cfg.steps} | {terms} | {1000 * seconds:.0f} ms | "
-          f"{tokens / seconds / 1000:.1f}k tok/s | eta {int(left // 60)}m{int(left % 60):02d}s")
-    row = dict(step=step, **numbers, seconds=round(seconds, 4), tokens=tokens)
+          f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | eta {int(left // 60)}m{int(left % 60):02d}s")
+    row = dict(step=step, **numbers, val_ce="" if val_ce is None else val_ce, seconds=round(seconds, 4), **counts)
     with cli.append(path) as file:
         writer = csv.DictWriter(file, row.keys())
         if file.tell() == 0:

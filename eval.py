@@ -29,7 +29,7 @@ import torch
 
 import cli
 import common
-from cli import OUT, check, fail, show
+from cli import OUT, check, fail, label, show
 from dataset.batches import eval_batches, open_data
 from dataset.formats import Turn, parse_response, prompt_ids, read_documents
 from dataset.verify import extract_answer, verdict
@@ -42,6 +42,7 @@ class Config:
     checkpoints: list = None       # the models, as words without a flag; none: out/teacher.pt
     teacher: str = ""              # checkpoint that KL and agreement refer to; empty: the first
     data: str = OUT / "data/stories/test.jsonl"  # test set, in any format of dataset/formats.py
+    window: int = 0                # tokens seen at once in ce and KL; 0: what every model trained on
     target: Literal["auto", "cot", "answer"] = "auto"  # form of the answers; auto: as trained
     questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
     max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
@@ -56,7 +57,6 @@ class Config:
     prompt: str = ""               # answer this once instead
     temperature: float = 0.0       # of --chat and --prompt; 0 is greedy (0 to 1)
     seed: int = 0                  # of --chat and --prompt
-    dtype: Literal["float32"] = "float32"  # fixed: see above
 
 
 # --- quality --------------------------------------------------------------------------------------
@@ -164,6 +164,19 @@ def timed(function):
     return time.perf_counter() - began
 
 
+def common_window(cfg, loaded):
+    """The window that all models are scored at: the smallest that one of them was trained on.
+
+    Positions beyond its window a model has never learned: longer windows would measure how RoPE
+    extrapolates, and windows of different lengths would give the models different contexts.
+    """
+    trained = [min(state.get("run_config", {}).get("window", model.config.max_seq_len),
+                   model.config.max_seq_len) for model, _, state in loaded]
+    room = min(model.config.max_seq_len for model, _, _ in loaded)
+    check(cfg.window <= room, "--window", cfg.window, f"at most the smallest context, {room}")
+    return cfg.window or min(trained)
+
+
 # --- report ---------------------------------------------------------------------------------------
 
 def table(results):
@@ -205,13 +218,13 @@ def shown_answers(results, questions, replies, count):
 def write_report(cfg, results, answers_text):
     """OUT.md and OUT.json."""
     v = common.versions()
-    text = (f"# Scoreboard\n\n{show(cfg.data)}; KL and agreement against {results[0]['teacher']}; "
+    text = (f"# Scoreboard\n\n{label(cfg.data)}; ce in windows of {results[0]['window']}; KL and agreement against {results[0]['teacher']}; "
             f"float32, {v['threads']} threads, {v['machine']}, torch {v['torch']}.\n\n"
             f"{table(results)}\n\n{answers_text}")
     with cli.atomic_write(f"{cfg.out}.md", "w") as file:
         file.write(text)
     with cli.atomic_write(f"{cfg.out}.json", "w") as file:
-        json.dump(dict(data=show(cfg.data), versions=v, results=results), file, indent=1)
+        json.dump(dict(data=label(cfg.data), versions=v, results=results), file, indent=1)
     print(f"written: {show(Path(cfg.out + '.md'))} and .json")
 
 
@@ -219,9 +232,9 @@ def append_row(cfg, result, state):
     """One finished run as one JSON line; a line is written whole, and none is ever changed."""
     run = state.get("run_config", {})
     row = dict(recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run,
-               inputs=state.get("inputs", {}), test_data=show(cfg.data),
+               inputs=state.get("inputs", {}), test_data=label(cfg.data),
                test_sha256=cli.sha256_file(cfg.data), versions=common.versions(),
-               train_seconds=round(state.get("train_seconds", 0), 1), tokens=state.get("tokens", 0),
+               train_seconds=round(state.get("train_seconds", 0), 3), tokens=state.get("tokens", 0),
                supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
                best_step=state.get("best_step"),
                metrics={k: v for k, v in result.items() if k not in ("model", "teacher")})
@@ -273,7 +286,8 @@ def talk(cfg, device):
 
 def main(cfg):
     cfg.checkpoints = cfg.checkpoints or [str(OUT / "teacher.pt")]
-    for flag, least in dict(questions=0, samples=0, batch=1, max_new_tokens=1, seed=0).items():
+    for flag, least in dict(questions=0, samples=0, batch=1, max_new_tokens=1, seed=0,
+                            window=0).items():
         value = getattr(cfg, flag)
         check(value >= least, "--" + flag.replace("_", "-"), value, f"a whole number from {least}")
     check(0 <= cfg.temperature < math.inf, "--temperature", cfg.temperature, "0 or more")
@@ -285,17 +299,19 @@ def main(cfg):
     questions = [d for d in documents if not isinstance(d, str)][:cfg.questions]
     loaded = [common.load_model(path, device) for path in cfg.checkpoints]
     teacher_path = cfg.teacher or cfg.checkpoints[0]
-    teacher, teacher_tokenizer, _ = common.load_model(teacher_path, device)
+    teacher, teacher_tokenizer, teacher_state = common.load_model(teacher_path, device)
+    window = common_window(cfg, [*loaded, (teacher, teacher_tokenizer, teacher_state)])
     results, replies = [], []
     for path, (model, tokenizer, state) in zip(cfg.checkpoints, loaded):
         result = dict(model=Path(path).stem, teacher=Path(teacher_path).stem,
-                      parameters=model.num_parameters(), bytes=Path(path).stat().st_size)
-        window = min(model.config.max_seq_len, teacher.config.max_seq_len)
+                      parameters=model.num_parameters(), bytes=Path(path).stat().st_size,
+                      window=window)
         target = state.get("run_config", {}).get("target", "cot") if cfg.target == "auto" \
             else cfg.target  # bare answers are compared with bare answers
         data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
         same = tokenizer.fingerprint == teacher_tokenizer.fingerprint
         result |= score(model, tokenizer, teacher if same else None, data, cfg, device)
+        result["too_long"] = data["meta"]["too_long"]  # left out of ce; all are answered
         if questions:
             replies.append(answer(model, tokenizer, questions, target, cfg))
             result |= tally(replies[-1])

@@ -6,7 +6,8 @@ matrices between hidden layers; embeddings, the output matrix and norms stay wit
 
 torch.optim.Muon does its Newton-Schulz iteration in bfloat16, one matrix after the other. On a CPU
 without bfloat16 in hardware one step of it takes longer than the whole forward and backward pass,
-so it is written out here in float32, matrices of one shape at a time; a test holds it to torch's.
+so it is written out here, matrices of one shape at a time, in bfloat16 only where that is fast; a
+test holds it to torch's.
 """
 import math
 
@@ -42,8 +43,9 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, times 0.2 * sqrt(max(R, C)): the size of an AdamW update
     (Liu et al. 2025, eq. 4), so that one learning rate serves both. Weight decay is decoupled."""
 
-    def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):
+    def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, bf16=False):
         super().__init__(list(params), dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+        self.bf16 = bf16  # the iteration alone: momentum and weights stay in float32
 
     @torch.no_grad()
     def step(self):
@@ -62,14 +64,14 @@ class Muon(torch.optim.Optimizer):
                     momentum.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov: look ahead
                 stacked = torch.stack(updates)  # (matrices, R, C)
-                half = stacked.bfloat16() if stacked.is_cuda else stacked  # tensor cores or float32
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
-                for p, update in zip(params, orthogonalize(half)):
+                for p, update in zip(params, orthogonalize(stacked.bfloat16() if self.bf16
+                                                           else stacked)):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.to(p.dtype), alpha=-scale)
 
 
-def make_optimizers(model, kind, lr, weight_decay):
+def make_optimizers(model, kind, lr, weight_decay, bf16=False):
     """A list of optimizers that together hold every parameter of the model exactly once.
 
     kind "muon": Muon on matrices inside blocks, AdamW on the rest. "adamw": AdamW on all.
@@ -83,4 +85,4 @@ def make_optimizers(model, kind, lr, weight_decay):
                     dict(params=norms, weight_decay=0.0)]
     adamw = torch.optim.AdamW([g for g in adamw_groups if g["params"]], lr=lr, betas=(0.9, 0.95),
                               weight_decay=weight_decay, fused=True)
-    return [adamw, Muon(hidden, lr, weight_decay)] if kind == "muon" else [adamw]
+    return [adamw, Muon(hidden, lr, weight_decay, bf16=bf16)] if kind == "muon" else [adamw]

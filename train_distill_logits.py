@@ -26,6 +26,7 @@ import cli
 import common
 from cli import OUT, check, show
 from dataset.batches import eval_batches, open_data, step_batches
+from dataset.prepare import summary
 from losses import cross_entropy, forward_kl, total
 from model import SIZES, build
 from optim import get_lr, make_optimizers
@@ -41,7 +42,7 @@ class Config:
     data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from; empty: random weights of --size
+    init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
     window: int = 256              # tokens in a training window (128 to 1,024), up to the context
     context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
     loss_on: Literal["response", "all"] = "response"  # which tokens of a conversation count
@@ -50,7 +51,7 @@ class Config:
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
     batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
     accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
-    steps: int = 400               # optimizer steps (300 to 5,000)
+    steps: int = 600               # optimizer steps (300 to 5,000)
     lr: float = 6e-3               # peak learning rate (1e-3 to 1e-2 for these small models)
     warmup: int = 30               # steps of linear warmup (10 to 200)
     weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
@@ -68,16 +69,17 @@ class Config:
 
 @torch.no_grad()
 def self_kl(teacher, val, cfg, env):
-    """Mean KL of the teacher from itself on one validation batch: 0, or the loss is wrong."""
+    """Mean KL between two passes of the teacher over a validation batch: 0, or it is not frozen."""
     x, _, document, weight = next(eval_batches(val, cfg.batch, cfg.batch, env.device))
-    logits = teacher(x, document, weight > 0)
-    return forward_kl(logits, logits, cfg.temperature).mean().item()
+    first, second = (teacher(x, document, weight > 0) for _ in range(2))  # (N, V)
+    return forward_kl(second, first, cfg.temperature).mean().item()
 
 
 def main(cfg):
     check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
     check(cfg.temperature > 0, "--temperature", cfg.temperature, "a positive number")
     env = common.start(cfg)
+    common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
           "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
     check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
@@ -85,8 +87,10 @@ def main(cfg):
     # the teacher: frozen, in eval mode; the student speaks its tokenizer
     teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device,
                                               made_by="python train_pretrain.py --name teacher")
+    inputs = dict(teacher_fingerprint=common.weights_fingerprint(teacher))
     if cfg.init:
         model, own_tokenizer, _ = common.load_model(cfg.init)
+        inputs["init_fingerprint"] = common.weights_fingerprint(model)
         check_fingerprint(own_tokenizer.fingerprint, tokenizer.fingerprint, cfg.init,
                           "a student made with the teacher's tokenizer")
     else:
@@ -102,19 +106,18 @@ def main(cfg):
                 open_data(cfg.val, tokenizer, **options))
 
     train, val = common.first_rank_first(env, open_both)
-    inputs = dict(data_sha256=train["meta"]["source_sha256"],
-                  val_sha256=val["meta"]["source_sha256"],
-                  tokenizer_fingerprint=tokenizer.fingerprint,
-                  teacher_fingerprint=common.weights_fingerprint(teacher))
+    inputs |= dict(data_sha256=train["meta"]["source_sha256"],
+                   val_sha256=val["meta"]["source_sha256"],
+                   tokenizer_fingerprint=tokenizer.fingerprint)
     state = common.open_run(cfg, env, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
+                                 bf16=env.dtype == "bf16")
     progress = common.restore(state, model, optimizers, env)
     run_model = torch.compile(model) if cfg.compile else model
 
     common.print_start(cfg, env, {
         "parameters": f"{model.num_parameters():,}, teacher {teacher.num_parameters():,}",
-        "data": f"{train['name']}: {train['meta']['documents']:,} documents, "
-                f"{len(train['ids']):,} windows, padding {train['meta']['padding_share']:.1%}",
+        "data": f"{train['name']}: {summary(train['meta'])}",
         "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
         "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
                        f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing; the teacher's "
@@ -132,7 +135,7 @@ def main(cfg):
                 group["lr"] = lr
 
         # 2) forward, backward
-        batches, n_valid, n_tokens = step_batches(train, step, cfg, env)
+        batches, n_valid, counts = step_batches(train, step, cfg, env)
         sums = [0.0, 0.0, 0.0]                               # ce, kd, teacher's ce
         for x, y, document, weight in batches:               # each (B, T)
             keep = weight > 0                                # (B, T) the N tokens that count
@@ -153,27 +156,28 @@ def main(cfg):
         common.sum_gradients(model.parameters(), env)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
         ce, kd, teacher_ce = common.sum_over_ranks(sums, env)
-        loss = (1 - cfg.alpha) * ce + cfg.alpha * kd
+        loss = (1 - cfg.alpha) * ce + cfg.alpha * kd         # of all ranks, for the log
         common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        # 4) log
-        common.advance(progress, n_tokens, n_valid, time.time() - began)
-        terms = {"loss": loss, "ce": ce, "kd": kd, "teacher ce": teacher_ce, "norm": norm, "lr": lr}
-        common.log(log_file, env, cfg, progress.step, terms, time.time() - began, n_tokens)
-
-        # 5) evaluate, save
-        last, stopped = progress.step == cfg.steps, common.should_stop(env)
+        # 4) evaluate
+        seconds, val_ce = time.time() - began, None
+        common.advance(progress, counts, seconds)
+        last = progress.step == cfg.steps
         if last or progress.step % cfg.eval_every == 0:
-            ce = common.validation_ce(model, val, cfg, env)
-            common.keep_best(progress, model, ce)
-            common.say(env, f"       validation ce {ce:.4f} nats a token")
+            val_ce = common.validation_ce(model, val, cfg, env)
+            common.keep_best(progress, model, val_ce)
+
+        # 5) log
+        terms = {"loss": loss, "ce": ce, "kd": kd, "teacher ce": teacher_ce, "norm": norm, "lr": lr}
+        common.log(log_file, env, cfg, progress.step, terms, val_ce, seconds, counts)
+
+        # 6) save, stop
+        stopped = common.should_stop(env)
         if last or stopped or progress.step % cfg.save_every == 0:
             common.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
-
-        # 6) stop
         if stopped and not last:
             common.stop_signal(env, cfg)
 

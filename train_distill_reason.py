@@ -31,6 +31,7 @@ import cli
 import common
 from cli import OUT, check, show
 from dataset.batches import open_data, step_batches
+from dataset.prepare import summary
 from losses import cross_entropy, total
 from model import SIZES, build
 from optim import get_lr, make_optimizers
@@ -44,7 +45,7 @@ class Config:
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the model, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from; empty: random weights of --size
+    init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
     window: int = 256              # tokens in a training window (128 to 1,024), up to the context
     context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
@@ -53,7 +54,7 @@ class Config:
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
     batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
     accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
-    steps: int = 400               # optimizer steps (300 to 5,000)
+    steps: int = 600               # optimizer steps (300 to 5,000)
     lr: float = 6e-3               # peak learning rate (1e-3 to 1e-2 for these small models)
     warmup: int = 30               # steps of linear warmup (10 to 200)
     weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
@@ -72,13 +73,16 @@ class Config:
 def main(cfg):
     check(cfg.tag_weight > 0, "--tag-weight", cfg.tag_weight, "a positive number")
     env = common.start(cfg)
+    common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
           "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
     check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
 
     # the model: its shape and tokenizer come from a checkpoint where there is one
+    inputs = {}
     if cfg.init:
         model, tokenizer, _ = common.load_model(cfg.init)
+        inputs["init_fingerprint"] = common.weights_fingerprint(model)
         check(cfg.window <= model.config.max_seq_len, "--window", cfg.window,
               f"at most the context of {cfg.init}, {model.config.max_seq_len}")
     else:
@@ -93,18 +97,18 @@ def main(cfg):
                 open_data(cfg.val, tokenizer, **options))
 
     train, val = common.first_rank_first(env, open_both)
-    inputs = dict(data_sha256=train["meta"]["source_sha256"],
-                  val_sha256=val["meta"]["source_sha256"],
-                  tokenizer_fingerprint=tokenizer.fingerprint)
+    inputs |= dict(data_sha256=train["meta"]["source_sha256"],
+                   val_sha256=val["meta"]["source_sha256"],
+                   tokenizer_fingerprint=tokenizer.fingerprint)
     state = common.open_run(cfg, env, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
+                                 bf16=env.dtype == "bf16")
     progress = common.restore(state, model, optimizers, env)
     run_model = torch.compile(model) if cfg.compile else model
 
     common.print_start(cfg, env, {
         "parameters": f"{model.num_parameters():,}",
-        "data": f"{train['name']}: {train['meta']['documents']:,} documents, "
-                f"{len(train['ids']):,} windows, padding {train['meta']['padding_share']:.1%}",
+        "data": f"{train['name']}: {summary(train['meta'])}",
         "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
         "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
                        f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing"})
@@ -120,9 +124,9 @@ def main(cfg):
                 group["lr"] = lr
 
         # 2) forward, backward
-        batches, n_valid, n_tokens = step_batches(train, step, cfg, env, tokenizer.tag_ids,
-                                                  cfg.tag_weight)
-        ce_sum = 0.0
+        batches, n_valid, counts = step_batches(train, step, cfg, env, tokenizer.tag_ids,
+                                                cfg.tag_weight)
+        sums = [0.0, 0.0]                                    # loss, ce
         for x, y, document, weight in batches:               # each (B, T)
             keep = weight > 0                                # (B, T) the N response tokens
             with env.autocast():
@@ -130,32 +134,34 @@ def main(cfg):
             ce = cross_entropy(logits, y[keep])              # (N,) float32
             loss = total(ce, weight[keep]) / n_valid         # the one normaliser
             loss.backward()
-            ce_sum += loss.item()
+            sums[0] += loss.item()
+            sums[1] += ce.sum().item() / max(counts["supervised"], 1)
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
-        [ce_sum] = common.sum_over_ranks([ce_sum], env)
-        common.check_finite(ce_sum, norm, step, cfg)
+        loss, ce = common.sum_over_ranks(sums, env)
+        common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        # 4) log
-        common.advance(progress, n_tokens, n_valid, time.time() - began)
-        common.log(log_file, env, cfg, progress.step, dict(ce=ce_sum, norm=norm, lr=lr),
-                   time.time() - began, n_tokens)
-
-        # 5) evaluate, save
-        last, stopped = progress.step == cfg.steps, common.should_stop(env)
+        # 4) evaluate
+        seconds, val_ce = time.time() - began, None
+        common.advance(progress, counts, seconds)
+        last = progress.step == cfg.steps
         if last or progress.step % cfg.eval_every == 0:
-            ce = common.validation_ce(model, val, cfg, env)
-            common.keep_best(progress, model, ce)
-            common.say(env, f"       validation ce {ce:.4f} nats a token")
+            val_ce = common.validation_ce(model, val, cfg, env)
+            common.keep_best(progress, model, val_ce)
+
+        # 5) log
+        terms = dict(loss=loss, ce=ce, norm=norm, lr=lr)  # loss is ce but for --tag-weight
+        common.log(log_file, env, cfg, progress.step, terms, val_ce, seconds, counts)
+
+        # 6) save, stop
+        stopped = common.should_stop(env)
         if last or stopped or progress.step % cfg.save_every == 0:
             common.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
-
-        # 6) stop
         if stopped and not last:
             common.stop_signal(env, cfg)
 

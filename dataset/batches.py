@@ -5,6 +5,7 @@ endless row of epochs, so the number of the step is the whole data cursor: nothi
 """
 import functools
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,17 @@ def open_data(path, tokenizer, window, target="cot", loss_on="response", documen
     Returns a dict: ids, mask, document (windows, window + 1) arrays on disk, meta, and `name`.
     Raises UserError where the data were cut by another tokenizer.
     """
-    path = cli.need_file(path, "bash speedrun.sh makes the default data; or name a file of yours")
+    path = cli.need_file(path, "bash speedrun.sh makes the default data; or name a file of yours",
+                         folder=True)
     if path.is_file():
         settings = (cli.sha256_file(path), tokenizer.fingerprint, window, target, loss_on,
                     documents, skip_bad_lines)
         key = hash_of(settings)
         folder = cli.OUT / "data" / "windows" / f"{path.stem}-{key}"
-        if not (folder / "meta.json").exists():
+        try:
+            prepare.open_windows(folder)
+        except cli.UserError:  # not there yet, or damaged: it is ours to make again
+            shutil.rmtree(folder, ignore_errors=True)
             prepare.prepare(path, folder, tokenizer, window=window, target=target, loss_on=loss_on,
                             documents=documents, skip_bad_lines=skip_bad_lines)
         path = folder
@@ -71,7 +76,7 @@ def tensors(data, numbers, device="cpu"):
 
 
 def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
-    """One optimizer step's micro-batches of this rank; n_valid and tokens over ALL of the step.
+    """One optimizer step's micro-batches of this rank; n_valid and counts over ALL of the step.
 
     Every rank sees which windows belong to the step and how much weight they carry, so n_valid
     needs no communication: a loss divided by it and summed is right under accumulation and across
@@ -79,11 +84,12 @@ def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
     """
     numbers = step_windows(len(data["ids"]), step, cfg.batch, cfg.seed)  # (batch,)
     x, y, document, weight = tensors(data, numbers)
+    # through the student, padding excluded; and those that count
+    counts = dict(tokens=int((document > 0).sum()), supervised=int((weight > 0).sum()))
     if tag_weight != 1.0:
         is_tag = torch.isin(y, torch.tensor(sorted(tag_ids)))
         weight = torch.where(is_tag & (weight > 0), tag_weight, weight)  # in the response, by id
     n_valid = max(weight.sum().item(), 1.0)  # nothing counts: loss 0, not 0/0
-    n_tokens = int((document > 0).sum())     # through the student, padding excluded
     parts = cfg.accumulate * env.world
     if (document == document[0, 0]).all():
         document = None  # one document: plain causal attention, which is faster
@@ -92,13 +98,17 @@ def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
         rows = slice(i * cfg.batch // parts, (i + 1) * cfg.batch // parts)
         batches.append([None if t is None else t[rows].to(env.device, non_blocking=True)
                         for t in (x, y, document, weight)])
-    return batches, n_valid, n_tokens
+    return batches, n_valid, counts
 
 
 def eval_batches(data, batch, limit=0, device="cpu"):
-    """All windows (or the first `limit`) in order, for validation."""
-    windows = min(limit or len(data["ids"]), len(data["ids"]))
-    for start in range(0, windows, batch):
-        numbers = np.arange(start, min(start + batch, windows))
+    """All windows in order, for validation; or `limit` of them, evenly spread.
+
+    Not the first ones: packing puts the longest documents there.
+    """
+    windows = len(data["ids"])
+    chosen = np.linspace(0, windows - 1, min(limit or windows, windows)).astype(int)
+    for start in range(0, len(chosen), batch):
+        numbers = chosen[start:start + batch]
         x, y, document, weight = tensors(data, numbers, device)
         yield x, y, (None if (document == document[0, 0]).all() else document), weight

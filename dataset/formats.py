@@ -95,15 +95,30 @@ def parse_conversation(rows):
 
 def parse_response_text(content, thought=None):
     """The text of an assistant turn -> Turn, with its literal tags (R1 style) taken apart."""
-    if thought is None:
-        match = re.fullmatch(r"\s*<think>(.*?)</think>(.*)", content, re.DOTALL)
+    if thought is None:  # R1's chat template puts <think> into the prompt: it may be missing
+        match = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>(.*)", content, re.DOTALL)
         if match:
             thought, content = match.groups()
-    tagged = re.fullmatch(r"\s*<answer>(.*?)</answer>\s*", content, re.DOTALL)
+    tagged = re.fullmatch(r"(.*?)<answer>(.*?)</answer>\s*", content, re.DOTALL)
+    if content.lstrip().startswith("<think>") or thought is not None and not tagged \
+            and "<answer>" in content:
+        raise BadRow("a tag that is not closed", short(content), "<think>...</think> or "
+                     "<answer>...</answer>: was the answer cut off?")
     if thought is None and not tagged:
         return Turn("assistant", content)
-    answer = tagged[1] if tagged else content
-    return Turn("assistant", "", (thought or "").strip() or None, answer.strip())
+    before, answer = tagged.groups() if tagged else ("", content)
+    thought = "\n".join(part.strip() for part in (thought or "", before) if part.strip())
+    return Turn("assistant", "", thought or None, answer.strip())
+
+
+def turn_row(turn):
+    """A Turn as a row of "conversations" that reads back as the same Turn."""
+    row = dict(role=turn.role, content=turn.content if turn.answer is None else turn.answer)
+    if turn.think is not None:
+        row = dict(role=turn.role, reasoning_content=turn.think, content=turn.answer)
+    elif turn.answer is not None:
+        row["content"] = f"<answer>{turn.answer}</answer>"
+    return row
 
 
 def checked(turns):
@@ -212,6 +227,9 @@ def line_text(line):
 
 
 def json_row(text):
+    if text.lstrip().startswith("["):
+        raise BadRow("a JSON array", short(text.strip()),
+                     "one JSON object a line: `jq -c '.[]' FILE` makes it so")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

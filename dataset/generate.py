@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 import common
 from cli import OUT, check, fail, show
-from dataset.formats import parse_response, prompt_ids, read_documents
+from dataset.formats import (Turn, bad_lines_text, parse_response, prompt_ids, read_documents,
+                             turn_row)
 from dataset.verify import extract_answer, verdict
 from model import generate
 
@@ -34,7 +35,7 @@ class Config:
     input: str = OUT / "data/stories/distill.jsonl"  # questions with known answers, in any format
     out: str = OUT / "data/traces.jsonl"  # the kept rows
     questions: int = 0             # ask only the first N; 0: all
-    samples: int = 2               # answers a question (1 to 16)
+    samples: int = 1               # answers a question (1 to 16)
     temperature: float = 0.7       # of sampling (0.5 to 1; above 1 the traces get worse)
     top_p: float = 1.0             # keep the smallest set of tokens with this mass (0.9 to 1)
     max_new_tokens: int = 128      # an answer that reaches this is rejected as truncated
@@ -44,10 +45,13 @@ class Config:
     fresh: bool = False            # ask everything again
 
 
-def read_questions(cfg):
-    """[(line, turns, reference answer)]; rows of text and rows without an answer are refused."""
-    found = []
-    for line, document in read_documents(cfg.input, cfg.skip_bad_lines):
+def read_questions(cfg, tokenizer, context):
+    """[(line, turns, reference answer)]; rows of text and rows without an answer are refused.
+
+    What does not fit into the teacher's context is left out, and counted on the screen.
+    """
+    found, report, too_long = [], {}, 0
+    for line, document in read_documents(cfg.input, cfg.skip_bad_lines, report):
         if isinstance(document, str):
             fail(f"{cfg.input}:{line}: plain text", expected="a conversation with a known answer",
                  fix="see dataset/formats.py for the formats")
@@ -55,9 +59,19 @@ def read_questions(cfg):
         reference = last.answer if last.answer is not None else extract_answer(last.content)
         if reference is None:
             fail(f"{cfg.input}:{line}: no known answer", last.content[:60], "one to verify against")
+        if len(prompt_ids(tokenizer, document)) >= context:
+            too_long += 1
+            continue
         found.append((line, document, reference))
         if len(found) == cfg.questions:
             break
+    if report:
+        print(f"left out: {bad_lines_text(report)}")
+    long = f"{too_long:,} questions longer than the teacher's context of {context} tokens"
+    if not found:
+        fail(f"{show(cfg.input)} holds no question to ask", long if too_long else "no good row")
+    if too_long:
+        print(f"left out: {long}")
     return found
 
 
@@ -68,7 +82,10 @@ def done_batches(path, header, fresh):
             file.write(json.dumps(header) + "\n")
         return 0
     lines = path.read_bytes().split(b"\n")
-    found = json.loads(lines[0]) if lines[0].startswith(b"{") and len(lines) > 1 else {}
+    try:
+        found = dict(json.loads(lines[0]))
+    except (ValueError, TypeError):
+        fail(f"{show(path)} was not made by this script", fix="choose another --out")
     differing = [f"{k} was {found.get(k)!r}, is {v!r}" for k, v in header.items()
                  if found.get(k) != v]
     if differing:
@@ -105,10 +122,6 @@ def ask(cfg, model, tokenizer, questions, path, device):
     counts, began = Counter(), time.time()
     for number in range(done, len(batches)):
         prompts = [prompt_ids(tokenizer, questions[q][1]) for q, _ in batches[number]]
-        if max(map(len, prompts)) >= model.config.max_seq_len:
-            fail("a question is longer than the teacher's context",
-                 f"{max(map(len, prompts))} tokens", f"at most {model.config.max_seq_len - 1}",
-                 "leave it out")
         generator = torch.Generator(device).manual_seed(cfg.seed * 1_000_003 + number)
         rows = generate(model, prompts, cfg.max_new_tokens, {tokenizer.end}, generator=generator,
                         temperature=cfg.temperature, top_p=cfg.top_p)
@@ -149,11 +162,10 @@ def keep(cfg, questions, path):
     with cli.atomic_write(cfg.out, "w") as file:
         for row in rows:
             line, turns, _ = questions[row["question"]]
-            asked = [dict(role=t.role, content=t.content) for t in turns[:-1]]
-            answer = dict(role="assistant", reasoning_content=row["reasoning_content"],
-                          content=row["content"])
-            file.write(json.dumps(dict(conversations=asked + [answer], source_line=line,
-                                       sample=row["sample"]), ensure_ascii=False) + "\n")
+            said = Turn("assistant", "", row["reasoning_content"], row["content"])
+            file.write(json.dumps(dict(conversations=[turn_row(t) for t in [*turns[:-1], said]],
+                                       source_line=line, sample=row["sample"]),
+                                  ensure_ascii=False) + "\n")
     return counts, len({r["question"] for r in rows})
 
 
@@ -168,10 +180,9 @@ def main(cfg):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cli.need_file(cfg.input, "python dataset/stories.py")
     model, tokenizer, _ = common.load_model(cfg.teacher, device, "python train_pretrain.py")
-    questions = read_questions(cfg)
+    questions = read_questions(cfg, tokenizer, model.config.max_seq_len)
     path = Path(cfg.out + ".all.jsonl")
-    check(Path(cfg.out).resolve() != Path(cfg.input).resolve(), "--out", cfg.out,
-          "a file other than --input")
+    cli.check_apart("--out", cfg.out, cfg.input, cfg.teacher)
     if Path(cfg.out).exists() and not path.exists() and not cfg.fresh:
         fail(f"{show(cfg.out)} is there already", fix="choose another --out, or --fresh replaces it")
     ask(cfg, model, tokenizer, questions, path, device)

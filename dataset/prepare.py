@@ -18,6 +18,7 @@ is cut into chunks of 4 MB whatever the number of workers, so the bytes do not d
 folder is whole or not there: it is written beside and renamed at the end.
 """
 import contextlib
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -39,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cli import OUT, atomic_write, check, fail, need_file, run, show
+from cli import OUT, atomic_write, check, fail, label, need_file, run, show
 from dataset.formats import (bad_lines_text, count_bad, cut, encode_document, read_documents,
                              read_lines)
 from tokenizer import Tokenizer
@@ -55,7 +56,7 @@ SETTINGS = ("version", "source_sha256", "fingerprint", "window", "target", "loss
 class Config:
     input: str = OUT / "data" / "stories" / "train.jsonl"  # .txt or .jsonl, see dataset/formats.py
     tokenizer: str = OUT / "tokenizer.model"  # made by tokenizer/train.py
-    out: str = OUT / "data" / "windows"       # folder to make
+    out: str = OUT / "data" / "prepared"      # folder to make
     window: int = 256                         # tokens a model sees at once (64 to 4,096)
     target: Literal["cot", "answer"] = "cot"  # keep the chain of thought, or the answer alone
     loss_on: Literal["response", "all"] = "response"  # what the mask marks as learned
@@ -155,7 +156,6 @@ def stream_arrays(stream, window, pad):
 
 def start_worker(model_bytes):
     global worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     worker_tokenizer = Tokenizer(model_bytes)
     parent = multiprocessing.parent_process()  # a killed parent must leave nobody behind
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -163,6 +163,16 @@ def start_worker(model_bytes):
 
 def work(*job):
     return prepare_chunk(worker_tokenizer, *job)
+
+
+@contextlib.contextmanager
+def no_interrupt():
+    """Processes started here are deaf to Ctrl-C from their first moment: it is for the parent."""
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 
 def results(tokenizer, chunks, workers, path, *settings):
@@ -178,7 +188,8 @@ def results(tokenizer, chunks, workers, path, *settings):
     waiting = deque()
     try:
         for chunk in chunks:
-            waiting.append(pool.submit(work, path, chunk, *settings))
+            with no_interrupt():
+                waiting.append(pool.submit(work, path, chunk, *settings))  # may start a worker
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -227,7 +238,7 @@ def prepare(input, out, tokenizer, window, target="cot", loss_on="response", doc
     folder.mkdir(parents=True)
     try:
         jobs = results(tokenizer, chunks, workers, path, window, target, loss_on, skip_bad_lines)
-        meta = settings | {"source": show(path), "vocab_size": tokenizer.vocab_size}
+        meta = settings | {"source": label(path), "vocab_size": tokenizer.vocab_size}
         meta |= write_windows(folder, jobs, [end for _, end, _ in chunks], window)
         tokenizer.save(folder / "tokenizer.model")
         with atomic_write(folder / "meta.json", "w") as file:
@@ -314,10 +325,17 @@ def find_made(out, settings, fresh):
 def replace_folder(folder, out):
     """Put the finished folder where `out` is, which is moved away first and removed last."""
     old = out.parent / f".{out.name}.old.{os.getpid()}.tmp"
-    if out.exists():
-        os.rename(out, old)
-    os.rename(folder, out)
-    shutil.rmtree(old, ignore_errors=True)
+    for attempts_left in (2, 1, 0):  # another process may put its own there between two lines
+        try:
+            if out.exists():
+                os.rename(out, old)
+            os.rename(folder, out)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not attempts_left:
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(out):
@@ -335,7 +353,7 @@ def remove_leftovers(out):
 
 def open_windows(folder):
     """-> (ids, mask, document, meta): read-only memory maps (windows, window + 1) and meta.json."""
-    folder = need_file(folder, "python dataset/prepare.py")
+    folder = need_file(folder, "python dataset/prepare.py", folder=True)
     again = "make the folder again: python dataset/prepare.py --fresh"
     try:
         meta = json.loads(need_file(folder / "meta.json", again).read_text(encoding="utf-8"))

@@ -180,4 +180,14 @@ def verdict(reference, answer, ended, well_formed):
         return "format"
     if answer is None or not answer.strip():
         return "no answer"
-    return "ok" if same_answer(answer, reference) else "wrong answer"
+    right = same_answer(answer, reference) or same_answer(marked(answer), marked(reference))
+    return "ok" if right else "wrong answer"
+
+
+def marked(text):
+    """What an answer of several words marks as final: "So it is \\boxed{14}." is 14; else itself."""
+    for find in (boxed, after_hashes, said):
+        found = find(text)
+        if found is not None:
+            return found
+    return text

@@ -125,7 +125,7 @@ MUTANTS = [
     (25, "dataset/formats.py", "[learned] * len(body)", "[learned] * (len(body) - 1) + [0]",
      "test_train.py::test_the_supervised_tokens_are_the_responses_from_first_to_last"),
     # 26: nothing is loaded, or not all of it
-    (26, "common.py", 'state["model"], strict=True)\n    except', 'state["model"], strict=False)\n    except',
+    (26, "common.py", 'state["model"], strict=True)\n        tok', 'state["model"], strict=False)\n        tok',
      SPOILED),
     (26, "common.py", "optimizer.load_state_dict(saved)", "pass", RESUME + "[pretrain]"),
     (26, "common.py", "for name in vars(progress):", 'for name in ("step", "tokens", "supervised"):',

@@ -90,7 +90,8 @@ def test_a_wrong_value_of_generate_is_named(flag, refused, tiny_world, out_dir):
     assert f"{flag.partition('=')[0]} has a wrong value" in said
 
 
-@pytest.mark.parametrize("flag", ["--questions=-1", "--batch=0", "--max-new-tokens=0", "--dtype=bf16"])
+@pytest.mark.parametrize("flag", ["--questions=-1", "--batch=0", "--max-new-tokens=0",
+                                  "--window=161"])
 def test_a_wrong_value_of_eval_is_named(flag, refused, tiny_world, out_dir):
     """0 new tokens score every model as wrong, and the table shows it as a result."""
     said = refused("eval", tiny_world.teacher, f"--data={tiny_world.val}", f"--out={out_dir / 'e'}", flag)
@@ -286,7 +287,7 @@ def test_a_prompt_longer_than_the_context_is_refused(refused, tiny_world, tmp_pa
     path.write_text(json.dumps({"question": "Why? " * 99, "answer": "#### 5"}), encoding="utf-8")
     said = refused("dataset.generate", f"--teacher={tiny_world.teacher}", f"--input={path}",
                    f"--out={out_dir / 'traces.jsonl'}")
-    assert "longer than the teacher's context" in said and "at most 159" in said
+    assert "1 questions longer than the teacher's context of 160 tokens" in said
 
 
 def test_a_document_longer_than_the_window_says_which_window_would_do(refused, call, tiny_world):

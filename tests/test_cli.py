@@ -298,7 +298,9 @@ def test_a_missing_or_empty_file_names_the_command_that_makes_it(tmp_path):
     (tmp_path / "empty.pt").touch()
     with pytest.raises(UserError, match="is empty; fix: python make.py"):
         need_file(str(tmp_path / "empty.pt"), "python make.py")
-    assert need_file(str(tmp_path), "python make.py") == tmp_path  # a folder will do
+    with pytest.raises(UserError, match="is a folder; expected a file; fix: python make.py"):
+        need_file(tmp_path, "python make.py")
+    assert need_file(str(tmp_path), "python make.py", folder=True) == tmp_path
 
 
 # --- files that are whole or not there ------------------------------------------------------------

@@ -69,6 +69,7 @@ def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
     assert first["recipe"] == "alone" and first["seed"] == 5 and first["config"]["steps"] == 2
     assert first["inputs"]["data_sha256"] and first["test_sha256"] and first["versions"]["torch"]
     assert first["tokens"] > first["supervised"] > 0 and first["train_seconds"] > 0
+    assert first["metrics"]["window"] == 143
     assert first["metrics"]["ce"] == second["metrics"]["ce"] and first["val_ce"] > 0
 
 

@@ -7,7 +7,7 @@ import pytest
 from cli import UserError
 from dataset import formats
 from dataset.formats import (BadRow, Turn, encode_document, parse_response, parse_row, prompt_ids,
-                             read_documents, texts, well_formed)
+                             read_documents, texts, turn_row, well_formed)
 from tokenizer import CONTROL, Tokenizer
 from tokenizer.train import train
 
@@ -84,11 +84,29 @@ def test_reasoning_content_is_the_thought_and_content_the_answer():
         assert parse_row(chat("5", reasoning_content=empty))[-1] == assistant(content="5")
 
 
-def test_tags_of_a_user_or_unpaired_tags_stay_text():
+def test_tags_of_a_user_stay_text():
     """Text from a user can never become a mark."""
     literal = "<think>x</think><answer>5</answer>"
-    rows = [{"role": "user", "content": literal}, {"role": "assistant", "content": "<think>x"}]
-    assert parse_row({"messages": rows}) == [Turn("user", literal), assistant(content="<think>x")]
+    rows = [{"role": "user", "content": literal}, {"role": "assistant", "content": "x <think> y"}]
+    assert parse_row({"messages": rows}) == [Turn("user", literal), assistant(content="x <think> y")]
+
+
+@pytest.mark.parametrize("content, turn", [
+    ("2+3=5</think>5", assistant("2+3=5", "5")),   # R1's template puts <think> into the prompt
+    ("<think>2+3</think>So:\n<answer>5</answer>", assistant("2+3\nSo:", "5")),
+    ("It is 2+3. <answer>5</answer>", assistant("It is 2+3.", "5")),
+    ("<think></think><answer>5</answer>", assistant(None, "5"))])
+def test_traces_as_models_really_write_them(content, turn):
+    """A tag left as literal text trains a model to spell it."""
+    rows = [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": content}]
+    assert parse_row({"messages": rows})[1] == turn
+
+
+def test_a_turn_written_back_reads_as_the_same_turn():
+    """generate.py copies earlier turns: a thought lost there is a row that the reader refuses."""
+    turns = [Turn("user", "<think>?"), assistant("2+3", "5"), assistant(None, "5"),
+             assistant(content="Hello."), Turn("system", "Be short."), assistant("so", "a <b>")]
+    assert parse_row({"conversations": [turn_row(turn) for turn in turns]}) == turns
 
 
 # --- bad lines ------------------------------------------------------------------------------------
@@ -96,8 +114,10 @@ def test_tags_of_a_user_or_unpaired_tags_stay_text():
 GOOD = '{"text": "fine"}'
 BAD = {  # line: words of the message
     b'{"text": "a"': "broken JSON",
-    b"[" * 100_000: "broken JSON",
-    b'["text"]': "not a JSON object",
+    b"[" * 100_000: "a JSON array",
+    b'["text"]': "a JSON array; got .* one JSON object a line",
+    b'5': "not a JSON object",
+    b'{"messages": [{"role": "assistant", "content": "<think>x"}]}': "a tag that is not closed",
     b'{"prompt": "a", "reply": "b"}': "unknown keys; got prompt, reply; expected text, conv",
     b"{}": "unknown keys",
     b'{"text": 5}': "content that is not a string; got text: 5",
@@ -140,7 +160,7 @@ def test_skipped_lines_are_counted_by_reason(tmp_path):
     path.write_text("\n".join(["{", GOOD, "{", "[]", "{", "{"]), encoding="utf-8")
     assert len(list(read_documents(path, True, report))) == 1
     assert report == {"broken JSON": {"count": 4, "first": [f"{path}:{i}" for i in (1, 3, 5)]},
-                      "not a JSON object": {"count": 1, "first": [f"{path}:4"]}}
+                      "a JSON array": {"count": 1, "first": [f"{path}:4"]}}
 
 
 def test_a_giant_line_is_bad_and_not_held_in_memory(tmp_path, monkeypatch):

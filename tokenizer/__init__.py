@@ -17,7 +17,7 @@ import re
 import numpy as np
 import sentencepiece
 
-from cli import atomic_write, fail, need_file, show
+from cli import UserError, atomic_write, fail, need_file, show
 
 # Ids 0 to 9, in this order. train.py hands the same list to the trainer.
 CONTROL = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>",
@@ -52,7 +52,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        return cls(need_file(path, "python tokenizer/train.py").read_bytes())
+        try:
+            return cls(need_file(path, "python tokenizer/train.py").read_bytes())
+        except UserError as error:
+            raise UserError(f"{show(path)}: {error}") from None
 
     def save(self, path):
         with atomic_write(path) as file:

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sentencepiece
 
-from cli import OUT, atomic_write, check, fail, need_file, run, show
+from cli import OUT, atomic_write, check, check_apart, fail, need_file, run, show
 from dataset.formats import bad_lines_text, read_documents, texts
 from tokenizer import CONTROL, META_SPACE, Tokenizer
 
@@ -46,7 +46,7 @@ def read_texts(paths, characters, skip_bad_lines):
         left -= len(found[-1])
         if left <= 0:
             break
-    if not found:
+    if not "".join(found).strip():
         fail("no text to train on", ", ".join(map(show, paths)), "at least one document")
     if report:
         print(f"left out: {bad_lines_text(report)}")
@@ -85,15 +85,17 @@ def train(found, vocab_size, coverage=0.9995):
         if too_large:
             fail("the vocabulary is too large for this text", f"--vocab-size {vocab_size}",
                  f"at most {too_large[1]}", f"--vocab-size {too_large[1]}, or more text")
-        raise
+        fail("SentencePiece cannot learn from this text", " ".join(str(error).split())[:120],
+             "some thousand characters of ordinary text", "more text, or a smaller --vocab-size")
     return model.getvalue()
 
 
 def main(cfg):
     check(cfg.vocab_size > 0, "--vocab-size", cfg.vocab_size, "a positive whole number")
     check(cfg.characters > 0, "--characters", cfg.characters, "a positive whole number")
-    check(0 < cfg.coverage <= 1, "--coverage", cfg.coverage, "a share between 0 and 1")
+    check(0.98 <= cfg.coverage <= 1, "--coverage", cfg.coverage, "a share from 0.98 to 1")
     paths = cfg.input or [OUT / "data" / "stories" / "train.jsonl"]
+    check_apart("--out", cfg.out, *paths)
     found = read_texts(paths, cfg.characters, cfg.skip_bad_lines)
     made, out = train(found, cfg.vocab_size, cfg.coverage), Path(cfg.out)
     if out.exists() and out.read_bytes() == made:
