@@ -1,9 +1,9 @@
 """Speed of a training step: share of the machine's peak, and what each choice in the loop is worth.
 
-    python bench.py     on an otherwise idle machine, about 4 minutes; writes out/bench.md, .json
+    python bench.py     on an otherwise idle machine, 2 to 5 minutes; writes out/bench.md, .json
 
-Part 1, share of peak.  peak = the best of square matmuls of 1,024 to 4,096 in the run's dtype.
-    FLOPs a token, forward and backward = 6 * (matmul parameters: output head yes, lookup no)
+Part 1, share of peak, in float32 and, where the hardware has it, bf16; eager and compiled.
+    peak = the best of square matmuls of 1,024 to 4,096 in that dtype. FLOPs a token, forward and backward = 6 * (matmul parameters: output head yes, lookup no)
     + 12 * layers * heads * channels * window   (Chowdhery et al. 2022, appendix B)
 Part 2, ablation.  The step of train_distill_logits.py on the default stories, one factor changed at
     a time; variants take turns, so that drift hits all. Times are medians; read the ratio.
@@ -20,7 +20,7 @@ import torch
 
 import cli
 import common
-from cli import OUT
+from cli import OUT, label
 from dataset.batches import open_data, tensors
 from losses import cross_entropy, forward_kl, total
 from model import SIZES, build
@@ -34,7 +34,7 @@ class Config:
     student: Literal[tuple(SIZES)] = "0.4m"  # of the student
     data: str = OUT / "data/stories/train.jsonl"  # what a step reads
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
-    batch: int = 16                # windows in a step
+    batch: int = 8                 # windows in a step
     window: int = 256              # tokens in a window
     rounds: int = 7                # turns a variant (5 to 20); the first is a warm-up
     compile: bool = True           # include torch.compile, which needs a C++ compiler on CPUs
@@ -52,9 +52,9 @@ def seconds(function, env):
     return time.perf_counter() - began
 
 
-def peak_flops(env):
-    """Best FLOP/s of square matmuls in the run's dtype."""
-    dtype, best = torch.bfloat16 if env.dtype == "bf16" else torch.float32, 0.0
+def peak_flops(env, dtype):
+    """Best FLOP/s of square matmuls in a dtype."""
+    dtype, best = torch.bfloat16 if dtype == "bf16" else torch.float32, 0.0
     for n in (1024, 2048, 4096):
         a = torch.randn(n, n, device=env.device, dtype=dtype)
         for _ in range(5):
@@ -82,19 +82,26 @@ def take_turns(variants, rounds, env):
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def pretrain_step(model, batch, env, optimizers):
+def pretrain_step(model, run_model, batch, env, dtype):
     """The step of train_pretrain.py on plain text: every token counts."""
     x, y = batch[0], batch[1]
+    optimizers = make_optimizers(model, "muon", 1e-3, 0.1, bf16=dtype == "bf16")
 
     def step():
-        with env.autocast():
-            logits = model(x)                              # (B, T, V)
+        with precision(env, dtype):
+            logits = run_model(x)                          # (B, T, V)
         (cross_entropy(logits, y).sum() / y.numel()).backward()
         finish_step(model, optimizers)
     return step
 
 
-def logits_step(student, teacher, batch, autocast, optimizers, keep_counted=True,
+def precision(env, dtype):
+    """The context in which a forward pass runs in that dtype."""
+    return torch.autocast(env.device.type, torch.bfloat16) if dtype == "bf16" \
+        else contextlib.nullcontext()
+
+
+def logits_step(student, teacher, batch, env, dtype, optimizers, keep_counted=True,
                 teacher_term=True):
     """The step of train_distill_logits.py."""
     x, y, document, weight = batch
@@ -102,11 +109,11 @@ def logits_step(student, teacher, batch, autocast, optimizers, keep_counted=True
 
     def step():
         w = weight[keep]
-        with autocast():
+        with precision(env, dtype):
             logits = student(x, document, keep)            # (N, V)
         values = cross_entropy(logits, y[keep])
         if teacher_term:
-            with torch.no_grad(), autocast():
+            with torch.no_grad(), precision(env, dtype):
                 teacher_logits = teacher(x, document, keep)
             values = 0.1 * values + 0.9 * forward_kl(logits, teacher_logits)
         (total(values, w) / w.sum()).backward()
@@ -136,39 +143,52 @@ def padded_batch(batch):
 
 
 def share_of_peak(cfg, env, batch, vocab_size):
-    """Part 1 -> [(model, ms a step, tokens/s, GFLOP/s, share of peak)]."""
-    peak = peak_flops(env)
-    print(f"peak {peak / 1e9:.0f} GFLOP/s in {env.dtype}")
+    """Part 1 -> a row a model, dtype and way to run it: ms a step, tokens/s, share of peak."""
+    dtypes = ["float32", "bf16"] if common.fast_bf16(env.device) else ["float32"]
+    peaks = {dtype: peak_flops(env, dtype) for dtype in dtypes}
     models = {name: build(size, vocab_size).to(env.device)
               for name, size in (("teacher", cfg.teacher), ("student", cfg.student))}
-    steps = {name: pretrain_step(m, batch, env, make_optimizers(m, "muon", 1e-3, 0.1))
-             for name, m in models.items()}
+    steps = {}
+    for name, model in models.items():
+        for dtype in dtypes:
+            steps[name, dtype, "eager"] = pretrain_step(model, model, batch, env, dtype)
+            if cfg.compile:
+                step = pretrain_step(model, torch.compile(model), batch, env, dtype)
+                if runs(step):
+                    steps[name, dtype, "compiled"] = step
     rows, tokens = [], batch[0].numel()
-    for name, taken in take_turns(steps, cfg.rounds, env).items():
+    for (name, dtype, how), taken in take_turns(steps, cfg.rounds, env).items():
         rate = flops_a_token(models[name], cfg.window) * tokens / taken
-        rows.append(dict(model=name, ms=1000 * taken, tokens_per_second=tokens / taken,
-                         gflops=rate / 1e9, share_of_peak=rate / peak))
-        print(f"{name:<8} {1000 * taken:7.0f} ms a step | {tokens / taken:8,.0f} tok/s | "
-              f"{rate / 1e9:6.0f} GFLOP/s | {rate / peak:.0%} of peak")
-    return peak, rows
+        rows.append(dict(model=name, dtype=dtype, how=how, ms=1000 * taken,
+                         tokens_per_second=tokens / taken, gflops=rate / 1e9,
+                         peak_gflops=peaks[dtype] / 1e9, share_of_peak=rate / peaks[dtype]))
+    return rows
+
+
+def runs(step):
+    """Call a compiled step once, untimed; False where this machine cannot compile."""
+    try:
+        step()
+        return True
+    except Exception as error:  # no C++ compiler: a line of the table is missing
+        print(f"torch.compile does not run here: {type(error).__name__}")
+        return False
 
 
 def ablation(cfg, env, batch, vocab_size):
     """Part 2 -> [(variant, ms, tokens/s, ratio to the plain step)]."""
     teacher = build(cfg.teacher, vocab_size).to(env.device).eval().requires_grad_(False)
     student = build(cfg.student, vocab_size).to(env.device)
-    muon = make_optimizers(student, "muon", 1e-4, 0.1)
+    muon = make_optimizers(student, "muon", 1e-4, 0.1, bf16=env.dtype == "bf16")
     adamw = make_optimizers(student, "adamw", 1e-4, 0.1)
     other = "float32" if env.dtype == "bf16" else "bf16"
-    other_cast = contextlib.nullcontext if env.dtype == "bf16" else \
-        lambda: torch.autocast(env.device.type, torch.bfloat16)
 
-    def variant(data=batch, cast=env.autocast, optimizers=muon, **changes):
-        return logits_step(student, teacher, data, cast, optimizers, **changes)
+    def variant(data=batch, dtype=env.dtype, optimizers=muon, **changes):
+        return logits_step(student, teacher, data, env, dtype, optimizers, **changes)
 
     variants = {
         f"plain: {env.dtype}, packed, eager, counted logits alone, Muon": variant(),
-        f"precision: {other}": variant(cast=other_cast),
+        f"precision: {other}": variant(dtype=other),
         "packing: one document a row, padded to the longest": variant(padded_batch(batch)),
         "loss: logits of every token, counted or not": variant(keep_counted=False),
         "loss: cross-entropy alone, no teacher (= train_pretrain.py)": variant(teacher_term=False),
@@ -176,12 +196,9 @@ def ablation(cfg, env, batch, vocab_size):
     }
     if cfg.compile:
         fast = [torch.compile(m, dynamic=True) for m in (student, teacher)]
-        compiled = logits_step(fast[0], fast[1], batch, env.autocast, muon)
-        try:
-            compiled()  # compilation itself is not timed
+        compiled = logits_step(fast[0], fast[1], batch, env, env.dtype, muon)
+        if runs(compiled):
             variants["compile: torch.compile of both models"] = compiled
-        except Exception as error:  # no compiler on this machine: a line of the table is missing
-            print(f"torch.compile does not run here: {type(error).__name__}")
     tokens = int((batch[2] > 0).sum())
     times = take_turns(variants, cfg.rounds, env)
     plain = next(iter(times.values()))
@@ -189,16 +206,17 @@ def ablation(cfg, env, batch, vocab_size):
             for name, t in times.items()]
 
 
-def report(cfg, env, peak, shares, rows):
+def report(cfg, env, shares, rows):
     """The two tables as Markdown, and all figures as JSON."""
     v = common.versions()
-    lines = [f"{v['machine']}, {v['threads']} threads, torch {v['torch']}, {env.dtype}; "
-             f"peak {peak / 1e9:.0f} GFLOP/s", "",
-             "| model | ms a step | tokens/s | GFLOP/s | share of peak |",
-             "|---|---:|---:|---:|---:|"]
+    lines = [f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; {label(cfg.data)}, "
+             f"{cfg.batch} windows of {cfg.window} tokens a step", "",
+             "| model | dtype | run | ms a step | tokens/s | GFLOP/s | peak GFLOP/s | share of peak |",
+             "|---|---|---|---:|---:|---:|---:|---:|"]
     for r in shares:
-        lines.append(f"| {r['model']} | {r['ms']:.0f} | {r['tokens_per_second']:,.0f} | "
-                     f"{r['gflops']:.0f} | {r['share_of_peak']:.0%} |")
+        lines.append(f"| {r['model']} | {r['dtype']} | {r['how']} | {r['ms']:.0f} | "
+                     f"{r['tokens_per_second']:,.0f} | {r['gflops']:.0f} | {r['peak_gflops']:.0f} | "
+                     f"{r['share_of_peak']:.0%} |")
     lines += ["", "| logits step, one factor changed | ms | text tokens/s | speed |",
               "|---|---:|---:|---:|"]
     for r in rows:
@@ -209,8 +227,7 @@ def report(cfg, env, peak, shares, rows):
     with cli.atomic_write(f"{cfg.out}.md", "w") as file:
         file.write(text)
     with cli.atomic_write(f"{cfg.out}.json", "w") as file:
-        json.dump(dict(versions=v, dtype=env.dtype, peak=peak, shares=shares, ablation=rows), file,
-                  indent=1)
+        json.dump(dict(versions=v, dtype=env.dtype, shares=shares, ablation=rows), file, indent=1)
 
 
 def main(cfg):
@@ -219,9 +236,9 @@ def main(cfg):
     data = open_data(cfg.data, tokenizer, cfg.window)
     numbers = np.random.default_rng(cfg.seed).permutation(len(data["ids"]))[:cfg.batch]
     batch = tensors(data, numbers, env.device)
-    peak, shares = share_of_peak(cfg, env, batch, tokenizer.vocab_size)
+    shares = share_of_peak(cfg, env, batch, tokenizer.vocab_size)
     rows = ablation(cfg, env, batch, tokenizer.vocab_size)
-    report(cfg, env, peak, shares, rows)
+    report(cfg, env, shares, rows)
 
 
 if __name__ == "__main__":

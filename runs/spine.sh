@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The figures of RESULTS.md: every run is one row of results/spine.jsonl; rows that are there are
-# skipped, so stop it whenever you like and start it again.
-#   bash runs/spine.sh                      everything (about 4 hours on 2 cores)
+# Makes the figures of RESULTS.md, one row of results/spine.jsonl a finished run. Rows that are there
+# are skipped, so stop it whenever you like and start it again.
+#   bash runs/spine.sh                      everything (about 2 hours on 2 cores)
 #   ONLY=prose SEEDS=1 bash runs/spine.sh   only recipes whose name contains "prose", one seed
 #   GSM8K=path/gsm8k_train.jsonl bash runs/spine.sh    the run on real word problems, too
 set -euo pipefail
@@ -9,15 +9,17 @@ cd "$(dirname "$0")/.."
 python=.venv/bin/python
 out=${MINIDISTILL_OUT:-out}
 rows=results/spine.jsonl
-seeds=${SEEDS:-1 2 3}
+seeds=${SEEDS:-1 2 3 4}
 mkdir -p results
+
+wanted() { case "$1" in *"${ONLY:-}"*) return 0 ;; *) return 1 ;; esac; }
+done_already() { grep -qsF "{\"recipe\": \"$1\", \"seed\": $2," $rows; }
 
 # run RECIPE SEED TEST SCRIPT FLAGS...: train one model, score it on TEST, append its row, unless there
 run() {
     local recipe=$1 seed=$2 test=$3; shift 3
     local name=${recipe//\//-}-$seed
-    case "$recipe" in *"${ONLY:-}"*) ;; *) return 0 ;; esac
-    if grep -qsF "{\"recipe\": \"$recipe\", \"seed\": $seed," $rows; then return 0; fi
+    if ! wanted "$recipe" || done_already "$recipe" "$seed"; then return 0; fi
     echo "== $recipe, seed $seed"
     $python "$@" --name "$name" --seed "$seed"
     score "$recipe" "$seed" "$test" "$name"
@@ -25,7 +27,7 @@ run() {
 
 # score RECIPE SEED TEST NAME: evaluate out/NAME.pt and append its row, unless it is there
 score() {
-    if grep -qsF "{\"recipe\": \"$1\", \"seed\": $2," $rows; then return 0; fi
+    if ! wanted "$1" || done_already "$1" "$2"; then return 0; fi
     $python eval.py "$out/$4.pt" --teacher "$teacher" --data "$3" --out "$out/$4" --speed false \
         --row $rows --recipe "$1" ${eval_flags:-}
 }
@@ -36,23 +38,34 @@ if [ ! -e "$out/teacher.pt" ]; then echo "first: bash speedrun.sh" >&2; exit 2; 
 teacher=$out/teacher.pt
 score stories/teacher 0 "$stories/test.jsonl" teacher
 
-# Budgets. N steps without a teacher; N with one (equal tokens); N / ratio with one (equal wall-clock:
-# `python bench.py`, rows "plain" and "no teacher").
-N=300; wall=150; R=800
-few=1200  # documents: 3 % of 40,000
+# Trials, all on a seed that is not reported, scored on validation data: four a side.
+few="--documents 1200 --eval-every 50 --steps 800"  # 3 % of 40,000
+trial() { local recipe=$1; shift; run "trial/stories/$recipe" 9 "$stories/val.jsonl" "$@" $few; }
+alone="train_pretrain.py --size 0.4m"
+trial alone/lr-6e-3          $alone --lr 6e-3
+trial alone/lr-3e-3          $alone --lr 3e-3
+trial alone/lr-1e-2          $alone --lr 1e-2
+trial alone/lr-6e-3-decay-.3 $alone --lr 6e-3 --weight-decay 0.3
+trial logits/alpha-.9        train_distill_logits.py
+trial logits/alpha-.5        train_distill_logits.py --alpha 0.5
+trial logits/alpha-1         train_distill_logits.py --alpha 1
+trial logits/alpha-1-tau-2   train_distill_logits.py --alpha 1 --temperature 2
+
+# Budgets. N steps without a teacher; N with one (equal tokens); as many as take the same time
+# (equal wall-clock): N / ratio of the lines "plain" and "no teacher" of `python bench.py`, 1.55.
+N=800; wall=516
 for seed in $seeds; do
-    for documents in 0 $few; do
-        part=all; [ $documents = 0 ] || part=3%
-        flags="--size 0.4m --documents $documents --lr 6e-3 --eval-every 50"
-        run stories/$part/alone $seed "$stories/test.jsonl" train_pretrain.py $flags --steps $N
-        run stories/$part/logits $seed "$stories/test.jsonl" train_distill_logits.py $flags --steps $N
-        run stories/$part/logits-wall $seed "$stories/test.jsonl" \
-            train_distill_logits.py $flags --steps $wall
+    for part in all 3%; do
+        flags="--eval-every 50"; [ $part = all ] || flags="$flags --documents 1200"
+        run stories/$part/alone $seed "$stories/test.jsonl" $alone --lr 6e-3 $flags --steps $N
+        for kind in "logits $N" "logits-wall $wall"; do
+            set -- $kind
+            run stories/$part/$1 $seed "$stories/test.jsonl" train_distill_logits.py $flags --steps $2
+        done
     done
     # chains of thought against bare answers: the same questions, tokens and initialisation
-    run stories/reason/cot $seed "$stories/test.jsonl" train_distill_reason.py --steps $R
-    run stories/reason/answer $seed "$stories/test.jsonl" \
-        train_distill_reason.py --steps $R --target answer
+    run stories/reason/cot $seed "$stories/test.jsonl" train_distill_reason.py
+    run stories/reason/answer $seed "$stories/test.jsonl" train_distill_reason.py --target answer
 done
 
 # --- prose: Python's own documentation; a text with entropy, where a teacher has more to say
@@ -62,35 +75,54 @@ if [ ! -e "$out/prose.model" ]; then
     $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
 fi
 files="--data $prose/train.jsonl --val $prose/val.jsonl --eval-windows 0"
+own="$files --tokenizer $out/prose.model"
+for trial in "900 .1" "900 .3" "1500 .3" "1500 .5"; do
+    set -- $trial
+    teacher=$out/trial-prose-teacher-$1-decay-$2-9.pt
+    run trial/prose/teacher-$1-decay-$2 9 "$prose/val.jsonl" train_pretrain.py $own --lr 3e-3 \
+        --steps $1 --weight-decay $2
+done
 teacher=$out/prose-teacher-0.pt
-run prose/teacher 0 "$prose/test.jsonl" train_pretrain.py $files --tokenizer "$out/prose.model" \
-    --steps 900 --batch 8 --lr 3e-3 --weight-decay 0.3
-N=1000; wall=440
-few=533  # documents: a quarter, which is all that the students see
+run prose/teacher 0 "$prose/test.jsonl" train_pretrain.py $own --lr 3e-3 --steps 1500 --weight-decay 0.3
+
+N=1000; wall=613  # ratio 1.63: `python bench.py --data out/data/prose/train.jsonl --tokenizer ...`
+few="--documents 533"  # a quarter, which is all that the students see
+alone="train_pretrain.py $own --size 0.4m $few"
+logits="train_distill_logits.py $files --teacher $teacher --alpha 1 $few"
+trial() { local recipe=$1; shift; run "trial/prose/$recipe" 9 "$prose/val.jsonl" "$@" --steps $N; }
+trial alone/lr-6e-3          $alone --lr 6e-3
+trial alone/lr-3e-3          $alone --lr 3e-3
+trial alone/lr-1e-2          $alone --lr 1e-2
+trial alone/lr-6e-3-decay-.3 $alone --lr 6e-3 --weight-decay 0.3
+trial logits/lr-6e-3         $logits --lr 6e-3
+trial logits/lr-3e-3         $logits --lr 3e-3
+trial logits/lr-1e-2         $logits --lr 1e-2
+trial logits/lr-6e-3-tau-2   $logits --lr 6e-3 --temperature 2
 for seed in $seeds; do
-    alone="$files --documents $few --tokenizer $out/prose.model --size 0.4m --lr 6e-3"
-    logits="$files --documents $few --teacher $teacher --size 0.4m --lr 6e-3 --alpha 1"
-    run prose/alone $seed "$prose/test.jsonl" train_pretrain.py $alone --steps $N
-    run prose/logits $seed "$prose/test.jsonl" train_distill_logits.py $logits --steps $N
-    run prose/logits-wall $seed "$prose/test.jsonl" train_distill_logits.py $logits --steps $wall
+    run prose/alone $seed "$prose/test.jsonl" $alone --lr 6e-3 --steps $N
+    run prose/logits $seed "$prose/test.jsonl" $logits --lr 6e-3 --steps $N
+    run prose/logits-wall $seed "$prose/test.jsonl" $logits --lr 6e-3 --steps $wall
 done
 
 # --- Chinese stories: a teacher, its traces, a student
 zh=$out/data/stories-zh
-if [ ! -e "$zh/about.json" ]; then $python dataset/stories.py --lang zh --out "$zh"; fi
-if [ ! -e "$out/zh.model" ]; then
-    $python tokenizer/train.py "$zh/train.jsonl" --vocab-size 2048 --out "$out/zh.model"
-fi
-teacher=$out/stories-zh-teacher-0.pt
-files="--val $zh/val.jsonl --tokenizer $out/zh.model"
-run stories-zh/teacher 0 "$zh/test.jsonl" train_pretrain.py --data "$zh/train.jsonl" $files
-if [[ stories-zh/cot == *"${ONLY:-}"* ]]; then
-    $python dataset/generate.py --teacher "$teacher" --input "$zh/distill.jsonl" --samples 1 \
+if wanted stories-zh; then
+    if [ ! -e "$zh/about.json" ]; then $python dataset/stories.py --lang zh --out "$zh"; fi
+    if [ ! -e "$out/zh.model" ]; then
+        $python tokenizer/train.py "$zh/train.jsonl" --vocab-size 2048 --out "$out/zh.model"
+    fi
+    teacher=$out/stories-zh-teacher-0.pt
+    files="--val $zh/val.jsonl --tokenizer $out/zh.model"
+    run stories-zh/teacher 0 "$zh/test.jsonl" train_pretrain.py --data "$zh/train.jsonl" $files
+    $python dataset/generate.py --teacher "$teacher" --input "$zh/distill.jsonl" \
         --out "$out/data/traces-zh.jsonl"
+    for kind in cot answer; do
+        run stories-zh/$kind 0 "$zh/test.jsonl" train_distill_reason.py \
+            --data "$out/data/traces-zh.jsonl" $files --target $kind
+    done
 fi
-run stories-zh/cot 0 "$zh/test.jsonl" train_distill_reason.py --data "$out/data/traces-zh.jsonl" $files
 
-# --- GSM8K: reasoning distillation from worked solutions; every tenth problem is held out
+# --- GSM8K: reasoning distillation from worked solutions; a tenth validates, a tenth is held out
 if [ -n "${GSM8K:-}" ]; then
     gsm=$out/data/gsm8k
     mkdir -p "$gsm"
@@ -101,12 +133,11 @@ if [ -n "${GSM8K:-}" ]; then
         $python tokenizer/train.py "$gsm/train.jsonl" --vocab-size 2048 --out "$out/gsm8k.model"
     fi
     files="--data $gsm/train.jsonl --val $gsm/val.jsonl --tokenizer $out/gsm8k.model --eval-windows 0"
-    flags="--size 0.9m --window 512 --context 768 --steps 400 --lr 4e-3"
     eval_flags="--max-new-tokens 256"
-    teacher=$out/gsm8k-cot-0.pt
-    run gsm8k/cot 0 "$gsm/heldout.jsonl" train_distill_reason.py $files $flags
-    teacher=$out/gsm8k-answer-0.pt
-    run gsm8k/answer 0 "$gsm/heldout.jsonl" train_distill_reason.py $files $flags --target answer
-    eval_flags=""
+    for kind in cot answer; do
+        teacher=$out/gsm8k-$kind-0.pt
+        run gsm8k/$kind 0 "$gsm/heldout.jsonl" train_distill_reason.py $files --target $kind \
+            --size 0.9m --window 512 --context 768 --lr 4e-3
+    done
 fi
 if [ -z "${ONLY:-}" ]; then $python runs/render.py; fi
