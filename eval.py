@@ -7,6 +7,7 @@
 One CPU command takes about a minute for three small models. Always float32: bf16 rounds the logits.
 
 What the columns mean
+    train tokens   that the model has been trained on, padding excluded
     ce             cross-entropy, nats a counted token (of a conversation: the assistant's turns)
     bits/byte      the same per byte of text: comparable between tokenizers
     KL, agree      KL(teacher || model) in nats, and how often both like the same token best;
@@ -31,7 +32,7 @@ import cli
 import common
 from cli import OUT, check, fail, label, show
 from dataset.batches import eval_batches, open_data
-from dataset.formats import Turn, parse_response, prompt_ids, read_documents
+from dataset.formats import Turn, bad_lines_text, parse_response, prompt_ids, read_documents
 from dataset.verify import extract_answer, verdict
 from losses import cross_entropy, forward_kl
 from model import decode_steps, generate, stream
@@ -55,8 +56,10 @@ class Config:
     skip_bad_lines: bool = False   # count bad lines of the test set and go on
     chat: bool = False             # talk to the first checkpoint instead
     prompt: str = ""               # answer this once instead
-    temperature: float = 0.0       # of --chat and --prompt; 0 is greedy (0 to 1)
-    seed: int = 0                  # of --chat and --prompt
+    complete: str = ""             # go on with this plain text instead (models trained on text)
+    top: int = 0                   # with --prompt or --complete: the likeliest N tokens at each place
+    temperature: float = 0.0       # of what is written there; 0 is greedy (0 to 1)
+    seed: int = 0                  # of the same
 
 
 # --- quality --------------------------------------------------------------------------------------
@@ -115,7 +118,7 @@ def judge(tokenizer, ids, reference, target):
 
 
 def wilson(successes, n, z=1.959964):
-    """95 % interval of a proportion (Wilson 1927, eq. 1): inside 0..1 and right near both ends."""
+    """95 % interval of a proportion (Wilson 1927): inside 0..1 and right near both ends."""
     if n == 0:
         return 0.0, 1.0
     p = successes / n
@@ -142,7 +145,7 @@ def speeds(models, rounds=5, new_tokens=64):
 
     A random prompt of half the smallest context; decoding starts from 8 tokens, never stops early.
     """
-    length = min(m.config.max_seq_len for m in models) // 2
+    length = max(min(m.config.max_seq_len for m in models) // 2, 1)
     new_tokens = min(new_tokens, length)
     times = [dict(prefill=[], decode=[]) for _ in models]
     for round in range(rounds + 1):
@@ -181,13 +184,14 @@ def common_window(cfg, loaded):
 
 def table(results):
     """The results as a Markdown table; a cell without a figure is a dash."""
-    head = ["model", "parameters", "ce", "bits/byte", "KL", "agree", "exact", "format",
+    head = ["model", "parameters", "train tokens", "ce", "bits/byte", "KL", "agree", "exact", "format",
             "prefill tok/s", "decode tok/s"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for r in results:
         low, high = r.get("exact_interval", (0, 0))
         exact = f"{r['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})" if "exact" in r else "-"
-        cells = [r["model"], f"{r['parameters']:,}", number(r, "ce", ".4f"),
+        cells = [r["model"], f"{r['parameters']:,}", number(r, "train_tokens", ",d"),
+                 number(r, "ce", ".4f"),
                  number(r, "bits_per_byte", ".3f"), number(r, "kl", ".4f"),
                  number(r, "agreement", ".1%"), exact, number(r, "format", ".1%"),
                  number(r, "prefill", ",.0f"),
@@ -206,8 +210,8 @@ def shown_answers(results, questions, replies, count):
     lines = []
     for i, turns in enumerate(questions[:count]):
         asked = " ".join(t.content for t in turns[:-1])
-        right = turns[-1].answer if turns[-1].answer is not None else turns[-1].content
-        lines += [f"### Question {i + 1}", "", asked, "", f"Right answer: **{right}**", ""]
+        lines += [f"### Question {i + 1}", "", asked, "",
+                  f"Right answer: **{right_answer(turns)}**", ""]
         for r, answers in zip(results, replies):
             text = " ".join(answers[i]["response"].split("\n"))
             lines.append(f"- {r['model']} ({answers[i]['verdict']}): `{text}`")
@@ -216,7 +220,7 @@ def shown_answers(results, questions, replies, count):
 
 
 def write_report(cfg, results, answers_text):
-    """OUT.md and OUT.json."""
+    """OUT.md and OUT.json, the tables."""
     v = common.versions()
     text = (f"# Scoreboard\n\n{label(cfg.data)}; ce in windows of {results[0]['window']}; KL and agreement against {results[0]['teacher']}; "
             f"float32, {v['threads']} threads, {v['machine']}, torch {v['torch']}.\n\n"
@@ -225,7 +229,21 @@ def write_report(cfg, results, answers_text):
         file.write(text)
     with cli.atomic_write(f"{cfg.out}.json", "w") as file:
         json.dump(dict(data=label(cfg.data), versions=v, results=results), file, indent=1)
-    print(f"written: {show(Path(cfg.out + '.md'))} and .json")
+
+
+def write_answers(cfg, results, questions, replies):
+    """OUT.answers.jsonl: a line a question, with the answer and the verdict of every model."""
+    with cli.atomic_write(f"{cfg.out}.answers.jsonl", "w") as file:
+        for i, turns in enumerate(questions):
+            row = dict(question=" ".join(t.content for t in turns[:-1]), right=right_answer(turns))
+            row["answers"] = {r["model"]: dict(response=a[i]["response"], verdict=a[i]["verdict"])
+                              for r, a in zip(results, replies)}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def right_answer(turns):
+    """The reference of a question."""
+    return turns[-1].answer if turns[-1].answer is not None else turns[-1].content
 
 
 def append_row(cfg, result, state):
@@ -245,9 +263,8 @@ def append_row(cfg, result, state):
 
 # --- talking --------------------------------------------------------------------------------------
 
-def reply(model, tokenizer, turns, cfg, generator):
-    """Print the answer to a conversation as it comes; returns it as a Turn."""
-    ids = prompt_ids(tokenizer, turns)
+def reply(model, tokenizer, ids, cfg, generator):
+    """Print what follows the prompt's ids as it comes; returns the new ids."""
     if len(ids) >= model.config.max_seq_len:
         fail("the prompt is longer than the context", f"{len(ids)} tokens",
              f"at most {model.config.max_seq_len - 1}", "a shorter prompt, or a new conversation")
@@ -260,15 +277,35 @@ def reply(model, tokenizer, turns, cfg, generator):
             print(text[printed:], end="", flush=True)
             printed = len(text)
     print()
-    return Turn("assistant", tokenizer.decode(new))
+    return new
+
+
+@torch.inference_mode()
+def show_likeliest(model, tokenizer, ids, new, count):
+    """A line a written token: the model's `count` likeliest ones there, with their probabilities.
+
+    This is what white-box distillation teaches, where a label has only the token itself.
+    """
+    device = model.embed_tokens.weight.device
+    hidden = model.hidden_states(torch.tensor([ids + new[:-1]], device=device))  # (1, T, D)
+    probabilities = model.lm_head(hidden[0, len(ids) - 1:]).softmax(-1)          # (new, V)
+    for token, p in zip(new, probabilities):
+        best = p.topk(min(count, len(p)))
+        cells = [f"{tokenizer.decode([t], show_control=True)!r} {q:.3f}"
+                 for t, q in zip(best.indices.tolist(), best.values.tolist())]
+        print(f"{tokenizer.decode([token], show_control=True)!r:>14} <- {'  '.join(cells)}")
 
 
 def talk(cfg, device):
-    """--prompt answers once, --chat until an empty line or the end of the input."""
+    """--prompt and --complete write once, --chat until an empty line or the end of the input."""
     model, tokenizer, _ = common.load_model(cfg.checkpoints[0], device)
     generator = torch.Generator(device).manual_seed(cfg.seed)
-    if cfg.prompt:
-        reply(model, tokenizer, [Turn("user", cfg.prompt)], cfg, generator)
+    if cfg.prompt or cfg.complete:
+        ids = tokenizer.encode(cfg.complete) if cfg.complete else \
+            prompt_ids(tokenizer, [Turn("user", cfg.prompt)])
+        new = reply(model, tokenizer, ids, cfg, generator)
+        if cfg.top:
+            show_likeliest(model, tokenizer, ids, new, cfg.top)
         return
     print("each line is a new question; an empty line ends")
     while True:
@@ -279,7 +316,7 @@ def talk(cfg, device):
         if not text:
             break
         try:
-            reply(model, tokenizer, [Turn("user", text)], cfg, generator)
+            reply(model, tokenizer, prompt_ids(tokenizer, [Turn("user", text)]), cfg, generator)
         except cli.UserError as error:
             print(f"error: {error}")
 
@@ -287,15 +324,20 @@ def talk(cfg, device):
 def main(cfg):
     cfg.checkpoints = cfg.checkpoints or [str(OUT / "teacher.pt")]
     for flag, least in dict(questions=0, samples=0, batch=1, max_new_tokens=1, seed=0,
-                            window=0).items():
+                            window=0, top=0).items():
         value = getattr(cfg, flag)
         check(value >= least, "--" + flag.replace("_", "-"), value, f"a whole number from {least}")
     check(0 <= cfg.temperature < math.inf, "--temperature", cfg.temperature, "0 or more")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if cfg.chat or cfg.prompt:
+    if cfg.chat or cfg.prompt or cfg.complete:
         return talk(cfg, device)
     cli.need_file(cfg.data, "bash speedrun.sh, or --data with a file of yours")
-    documents = [d for _, d in read_documents(cfg.data, cfg.skip_bad_lines)]
+    for written in (f"{cfg.out}.md", f"{cfg.out}.json", f"{cfg.out}.answers.jsonl", cfg.row):
+        cli.check_apart("--row" if written == cfg.row else "--out", written, cfg.data)
+    report = {}
+    documents = [d for _, d in read_documents(cfg.data, cfg.skip_bad_lines, report)]
+    if report:
+        print(f"left out: {bad_lines_text(report)}")
     questions = [d for d in documents if not isinstance(d, str)][:cfg.questions]
     loaded = [common.load_model(path, device) for path in cfg.checkpoints]
     teacher_path = cfg.teacher or cfg.checkpoints[0]
@@ -305,7 +347,7 @@ def main(cfg):
     for path, (model, tokenizer, state) in zip(cfg.checkpoints, loaded):
         result = dict(model=Path(path).stem, teacher=Path(teacher_path).stem,
                       parameters=model.num_parameters(), bytes=Path(path).stat().st_size,
-                      window=window)
+                      window=window, train_tokens=state.get("tokens", 0))
         target = state.get("run_config", {}).get("target", "cot") if cfg.target == "auto" \
             else cfg.target  # bare answers are compared with bare answers
         data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
@@ -323,6 +365,9 @@ def main(cfg):
     print("\n" + table(results) + "\n")
     answers = shown_answers(results, questions, replies, cfg.samples) if questions else ""
     write_report(cfg, results, answers)
+    if questions:
+        write_answers(cfg, results, questions, replies)
+    print(f"written: {show(cfg.out)}.md, .json" + (", .answers.jsonl" if questions else ""))
     if cfg.row:
         for path, result, (_, _, state) in zip(cfg.checkpoints, results, loaded):
             append_row(cfg, result, state)

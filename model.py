@@ -160,7 +160,8 @@ class Transformer(nn.Module):
             if p.dim() == 1:
                 nn.init.ones_(p)  # norm weights
             elif "embed_tokens" in name or "lm_head" in name:
-                # Tied, a token's own logit starts at sqrt(D) * 0.2: small at every width.
+                # The final norm's output has length sqrt(D): logits start with std 0.2 at every
+                # width (a tied token's own is at most 0.2 * sqrt(D)).
                 nn.init.normal_(p, std=0.2 * self.config.dim ** -0.5)
             else:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))

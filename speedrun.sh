@@ -34,7 +34,7 @@ if [ "${1:-}" = "--fast" ]; then
     stage  50 train_pretrain.py --name teacher --size 0.9m --steps 300 --lr 6e-3
     stage  15 train_pretrain.py --name student-alone --size 0.2m --steps 200 --lr 8e-3
     stage  30 train_distill_logits.py --name student-logits --size 0.2m --steps 200 --lr 8e-3
-    stage  10 dataset/generate.py --samples 1
+    stage  10 dataset/generate.py
     stage  15 train_distill_reason.py --name student-reason --size 0.2m --steps 200 --lr 8e-3
     stage  15 train_distill_reason.py --name student-answer --size 0.2m --steps 200 --lr 8e-3 \
         --target answer
@@ -43,12 +43,12 @@ else
     out=${MINIDISTILL_OUT:-out}
     stage   6 dataset/stories.py --lang en --ops 1-4
     stage   5 tokenizer/train.py
-    stage 330 train_pretrain.py --name teacher --size 2m --batch 16
-    stage  60 train_pretrain.py --name student-alone --size 0.4m --lr 6e-3
-    stage 120 train_distill_logits.py --name student-logits
-    stage  60 dataset/generate.py --samples 1
-    stage  60 train_distill_reason.py --name student-reason --steps 800
-    stage  60 train_distill_reason.py --name student-answer --steps 800 --target answer
+    stage 230 train_pretrain.py
+    stage  75 train_pretrain.py --name student-alone --size 0.4m --lr 6e-3
+    stage 160 train_distill_logits.py
+    stage  60 dataset/generate.py
+    stage  75 train_distill_reason.py
+    stage  75 train_distill_reason.py --name student-answer --target answer
     questions=1000
 fi
 stage 40 eval.py "$out"/{teacher,student-alone,student-logits,student-reason,student-answer}.pt \

@@ -11,8 +11,9 @@
 
 Other keys of a row are ignored, blank lines skipped. Roles are system, user and assistant. In an
 assistant turn `<think>...</think><answer>...</answer>`, or a reasoning_content, becomes the marks
-of the tokenizer (`<think>...</think>` and plain text: that text is the answer); elsewhere it stays
-text.
+of the tokenizer; elsewhere it stays text. `<think>...</think>` and plain text: that text is the
+answer. The opening <think> may be missing (R1's chat template puts it into the prompt); what stands
+between the thought and <answer> belongs to the thought; a tag left open is a bad line.
 """
 import hashlib
 import json

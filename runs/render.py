@@ -23,7 +23,8 @@ from eval import wilson
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md")
 # two-sided 95 % quantiles of Student's t by degrees of freedom
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
+                      2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093), 1))
 
 
 @dataclass
@@ -68,19 +69,23 @@ def paired(a, b):
 
 
 def verdict(a, b, better):
-    """BEATS, DOES NOT BEAT or INCONCLUSIVE: is b better than a? better: +1 higher, -1 lower."""
+    """Is b better than a? better: +1 higher, -1 lower. Inconclusive: the interval contains 0."""
     mean, half = paired(a, b)
     if abs(mean) <= half:
         return "INCONCLUSIVE"
-    return "BEATS" if mean * better > 0 else "DOES NOT BEAT"
+    return "BEATS" if mean * better > 0 else "DOES NOT BEAT: worse"
 
 
-def pooled(rows, recipe):
-    """Exact match over all seeds, with Wilson's interval of the pooled questions."""
-    metrics = [r["metrics"] for r in rows[recipe].values()]
-    n = sum(m["n"] for m in metrics)
-    low, high = wilson(round(sum(m["exact"] * m["n"] for m in metrics)), n)
-    return f"{sum(m['exact'] * m['n'] for m in metrics) / n:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+def exact_match(rows, recipe):
+    """One seed: with Wilson's interval. Several: each seed's, and mean ± standard deviation.
+
+    All seeds answer the same questions, so pooling them would make the interval too narrow.
+    """
+    found = [r["metrics"] for _, r in sorted(rows[recipe].items())]
+    if len(found) == 1:
+        low, high = wilson(round(found[0]["exact"] * found[0]["n"]), found[0]["n"])
+        return f"{found[0]['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+    return spread({i: m["exact"] for i, m in enumerate(found)}, ".1%")
 
 
 def logits_table(rows, group, teacher):
@@ -111,7 +116,7 @@ def logits_table(rows, group, teacher):
 def line(rows, recipe, name, has_exact, closed, difference, judged):
     """One line of logits_table."""
     row = next(iter(rows[recipe].values()))
-    exact = pooled(rows, recipe) if has_exact else "-"
+    exact = exact_match(rows, recipe) if has_exact else "-"
     return (f"| {name} | {row['config']['steps']} | {row['tokens']:,} | "
             f"{spread(values(rows, recipe, 'ce'), '.4f')} | {exact} | {closed} | {difference} | "
             f"{judged} |")
@@ -119,13 +124,16 @@ def line(rows, recipe, name, has_exact, closed, difference, judged):
 
 def reason_table(rows):
     """Chains of thought against bare answers of the same questions at equal tokens."""
-    lines = ["| trained on | steps | tokens | exact | format | tokens an answer |",
-             "|---|---:|---:|---:|---:|---:|"]
-    for recipe, name in (("stories/reason/cot", "the teacher's verified chains of thought"),
-                         ("stories/reason/answer", "bare answers of the same questions")):
+    lines = ["| trained on | steps | tokens | exact | nearest seeds | format | tokens an answer |",
+             "|---|---:|---:|---:|---:|---:|---:|"]
+    for recipe, name, nearest in (
+            ("stories/reason/cot", "the teacher's verified chains of thought", min),
+            ("stories/reason/answer", "bare answers of the same questions", max)):
         row = next(iter(rows[recipe].values()))
+        near = nearest(rows[recipe].values(), key=lambda r: r["metrics"]["exact"])
         lines.append(f"| {name} | {row['config']['steps']} | {row['tokens']:,} | "
-                     f"{pooled(rows, recipe)} | {spread(values(rows, recipe, 'format'), '.1%')} | "
+                     f"{exact_match(rows, recipe)} | {exact_match({0: {0: near}}, 0)} | "
+                     f"{spread(values(rows, recipe, 'format'), '.1%')} | "
                      f"{spread(values(rows, recipe, 'answer_tokens'), '.1f')} |")
     return "\n".join(lines)
 
@@ -137,10 +145,21 @@ def single_table(rows, recipes):
     for recipe in recipes:
         for seed, row in rows.get(recipe, {}).items():
             m = row["metrics"]
-            exact = pooled({recipe: {seed: row}}, recipe) if "exact" in m else "-"
+            exact = exact_match({recipe: {seed: row}}, recipe) if "exact" in m else "-"
             form = f"{m['format']:.1%}" if "format" in m else "-"
             lines.append(f"| {recipe} | {seed} | {m['parameters']:,} | {row['config']['steps']} | "
                          f"{m['ce']:.4f} | {m['bits_per_byte']:.3f} | {exact} | {form} |")
+    return "\n".join(lines)
+
+
+def trials_table(rows):
+    """What was tried before, on validation data and a seed of its own."""
+    lines = ["| trial | seed | steps | validation ce | exact |", "|---|---:|---:|---:|---:|"]
+    for recipe in sorted(r for r in rows if r.startswith("trial/")):
+        for seed, row in rows[recipe].items():
+            exact = exact_match({0: {0: row}}, 0) if "exact" in row["metrics"] else "-"
+            lines.append(f"| {recipe.removeprefix('trial/')} | {seed} | {row['config']['steps']} | "
+                         f"{row['metrics']['ce']:.4f} | {exact} |")
     return "\n".join(lines)
 
 
@@ -165,8 +184,9 @@ def file_map(_):
                 continue
             if path.suffix == ".py":
                 first = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
-            else:
-                first = text.split("\n")[1].lstrip("# ")
+            else:  # the comment under #!, up to the line that shows a command
+                first = text.split("\n#  ")[0].split("\n", 1)[1].split("\n\n")[0]
+                first = first.split("\nset -")[0].replace("# ", "").split(":  ")[0]
             first = re.split(r"(?<=[.?:]) (?=[A-Z])|:$", " ".join(first.split()))[0].rstrip(".:")
             lines.append(f"| `{path.relative_to(ROOT)}` | {len(text.splitlines())} | {first} |")
     return "\n".join(lines)
@@ -181,7 +201,9 @@ TABLES = {
     "prose": lambda rows: logits_table(rows, "prose", "prose/teacher"),
     "reason": reason_table,
     "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
-                                             "stories-zh/cot", "gsm8k/cot", "gsm8k/answer"]),
+                                             "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
+                                             "gsm8k/answer"]),
+    "trials": trials_table,
 }
 
 

@@ -1,7 +1,8 @@
-"""Break the code on purpose: for every trap of TRAPS.md a change that somebody really shipped.
+"""Break the code on purpose: for every trap of docs/traps.md a change that somebody really shipped.
 
     python tests/mutants.py              all of them: a table, status 1 where one survives
     python tests/mutants.py 7 12-common  those whose name begins so
+    python tests/mutants.py --apply 3 FOLDER    make a broken copy of the project, to be mended in class
 
 A mutant is (trap, file, old text, new text, test). It is applied to a copy of the tree, where the named
 test must turn red, by an assertion or an error of its own; before that all named tests must be green in
@@ -255,7 +256,16 @@ def warm_up():
 
 
 def main(words):
-    """`mutants.py [--json FILE] [NAME or TRAP ...]`"""
+    """`mutants.py [--json FILE] [NAME or TRAP ...]`, or `mutants.py --apply NAME FOLDER`"""
+    if words[:1] == ["--apply"]:
+        found = [m for name, m in zip(names(), MUTANTS)
+                 if len(words) == 3 and words[1] in (name, str(m[0]))]
+        if not found or Path(words[2]).exists():
+            print("error: --apply NAME FOLDER, a new folder; NAME one of " + ", ".join(names()))
+            return 2
+        make_tree(Path(words[2]), found[0])
+        print(f"{words[2]}: a copy with one bug; the test that sees it: tests/{found[0][4]}")
+        return 0
     out = words.pop(words.index("--json") + 1) if "--json" in words else None
     words = [word for word in words if word != "--json"]
     chosen = [name for name, m in zip(names(), MUTANTS)

@@ -340,3 +340,62 @@ def test_a_training_script_runs_from_any_working_directory(run_script, tiny_worl
 def test_every_script_runs_from_any_working_directory(script, run_script, tiny_world, tmp_path, out_dir):
     """The same, for all of them: a process costs three seconds."""
     from_elsewhere(script, run_script, tiny_world, tmp_path)
+
+
+# --- what the user did not mean -------------------------------------------------------------------
+
+@all_scripts
+def test_own_data_need_own_validation_data(script, refused, tiny_world, monkeypatch):
+    """A run on one's own text that is judged, silently, by stories."""
+    flags = [f for f in tiny_world.flags(script) if not f.startswith("--val=")]
+    said = refused(f"train_{script}", *flags)
+    assert "--val has a wrong value" in said and "hold some lines back" in said
+
+
+@all_scripts
+def test_two_processes_cannot_train_one_name(script, refused, tiny_world, out_dir, monkeypatch):
+    """Their checkpoints and rows would mix without a word."""
+    monkeypatch.setattr(common, "locks", {})
+    other = common.lock_run("run")
+    assert "another process is training" in refused(f"train_{script}", *tiny_world.flags(script))
+    other.close()
+    common.lock_run("run").close()
+
+
+@pytest.mark.parametrize("change", [
+    dict(n_layers=10**6), dict(n_heads=0), dict(dim=-3), dict(head_dim="8"), dict(vocab_size=2**40),
+    dict(rope_theta=float("nan")), dict(norm_eps=-1.0), dict(max_seq_len=1.5), dict(qk_norm="yes"),
+    dict(surprise=1), dict(ffn_dim=2**20, dim=2**20)])
+def test_a_hostile_shape_is_refused_before_memory_is_taken(change, refused, tiny_tokenizer, tmp_path):
+    """A stranger's checkpoint must not fill the memory or end in a traceback."""
+    path = write_checkpoint(tmp_path / "x.pt", tiny_tokenizer,
+                            lambda state: state["model_config"].update(change))
+    assert "weights do not fit its own config" in refused("eval", path, "--prompt", "Hi")
+
+
+@pytest.mark.parametrize("key, value", [("model", 5), ("tokenizer", 5), ("model_config", [1])])
+def test_a_checkpoint_of_other_types_is_refused(key, value, refused, tiny_tokenizer, tmp_path):
+    """The right keys with the wrong things behind them."""
+    path = write_checkpoint(tmp_path / "x.pt", tiny_tokenizer, lambda s: s.update({key: value}))
+    assert "x.pt" in refused("eval", path, "--prompt", "Hi")
+
+
+def test_no_output_replaces_an_input(refused, tiny_world, tmp_path, out_dir):
+    """`--out` typed where `--data` was meant: the user's file is gone."""
+    data = tmp_path / "test.json"
+    data.write_bytes(tiny_world.val.read_bytes())
+    before = data.read_bytes()
+    said = refused("eval", tiny_world.teacher, f"--data={data}", f"--out={tmp_path / 'test'}")
+    assert "--out has a wrong value" in said
+    assert "--row" in refused("eval", tiny_world.teacher, f"--data={data}", f"--row={data}",
+                              f"--out={out_dir / 'e'}")
+    assert "--out" in refused("tokenizer.train", data, f"--out={data}", "--fresh")
+    assert data.read_bytes() == before
+
+
+def test_a_damaged_cache_is_made_again(call, tiny_world, out_dir):
+    """It is the project's own: nobody should have to find and delete it."""
+    assert call("train_pretrain", *tiny_world.flags("pretrain")).status == 0
+    for folder in (out_dir / "data/windows").iterdir():
+        (folder / "ids.bin").write_bytes(b"x")
+    assert call("train_pretrain", *tiny_world.flags("pretrain", name="again")).status == 0

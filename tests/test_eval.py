@@ -85,6 +85,25 @@ def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
     assert results[1]["bits_per_byte"] > 0
 
 
+def test_all_models_are_scored_at_the_smallest_window_that_one_was_trained_at(report, call, tiny_world,
+                                                                             out_dir):
+    """Beyond its window a model has learned no position: the score would be of extrapolation."""
+    for name, window in (("short", 100), ("long", 143)):
+        call("train_pretrain", *tiny_world.flags("pretrain", name=name, window=window, steps=1))
+    found, text, _ = report([out_dir / "long.pt", out_dir / "short.pt"])
+    assert [r["window"] for r in found["results"]] == [100, 100] and "windows of 100" in text
+    assert report([out_dir / "long.pt"])[0]["results"][0]["window"] == 143
+    assert report([out_dir / "long.pt"], "--window=120")[0]["results"][0]["window"] == 120
+
+
+def test_every_answer_of_every_model_is_kept(report, tiny_world, out_dir):
+    """The exercise "by number of operations" needs them one by one."""
+    report([tiny_world.teacher, tiny_world.init])
+    rows = [json.loads(line) for line in (out_dir / "report.answers.jsonl").open(encoding="utf-8")]
+    assert len(rows) == 6 and all(set(row["answers"]) == {"teacher", "init"} for row in rows)
+    assert [row["right"] for row in rows] == [d[-1].answer for _, d in read_documents(tiny_world.val)]
+
+
 # --- answers --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("right, n, low, high", [
@@ -174,3 +193,19 @@ def test_prompt_answers_once_and_chat_goes_on_after_a_long_question(call, tiny_w
     done = call("eval", tiny_world.teacher, "--chat", "--max-new-tokens", 5)
     assert done.status == 0 and "error: the prompt is longer than the context" in done.out
     assert next(lines, None) is None
+
+
+def test_the_likeliest_tokens_are_those_of_a_full_pass(call, tiny_world, tiny_tokenizer):
+    """What a class sees as the teacher's distribution must be the teacher's distribution."""
+    done = call("eval", tiny_world.teacher, "--complete", "Mia has", "--max-new-tokens", 3, "--top", 2)
+    assert done.status == 0
+    model = common.load_model(tiny_world.teacher)[0]
+    ids = tiny_tokenizer.encode("Mia has")
+    lines = [line for line in done.out.splitlines() if "<-" in line]
+    for line in lines:
+        best = model(torch.tensor([ids]))[0, -1].softmax(-1).topk(2)
+        token = best.indices[0].item()
+        name = repr(tiny_tokenizer.decode([token], show_control=True))
+        assert line.split(" <- ")[0].strip() == name and f"{name} {best.values[0]:.3f}" in line
+        ids.append(token)
+    assert len(lines) == 3

@@ -1,5 +1,6 @@
 """Each trap has a test that sees it: mutants.py breaks the code, the named test must turn red."""
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from cli import ROOT
+import mutants
 from mutants import MUTANTS, mutated, names
 
-# TRAPS.md: what touches what is built so far
+# docs/traps.md: what touches what is built so far
 TRAPS = {1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 18, 19, 20, 23, 24, 25, 26, 27, 28}
 
 
@@ -21,6 +23,22 @@ def test_every_trap_has_a_mutant_that_still_applies():
         assert mutated(text, old, new, file) != text
         path, _, name = test.partition("::")
         assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / path).read_text(encoding="utf-8")
+
+
+def test_the_list_of_traps_names_exactly_those_with_a_mutant():
+    """A trap in the documentation that no test sees, or one that readers cannot look up."""
+    text = (ROOT / "docs" / "traps.md").read_text(encoding="utf-8")
+    assert {int(n) for n in re.findall(r"^\| (\d+) \|", text, re.M)} == {trap for trap, *_ in MUTANTS}
+
+
+def test_a_mutant_can_be_left_in_a_copy_for_a_class(tmp_path, capsys):
+    """The exercise of docs/class.md: the copy has the bug, the original has not."""
+    assert mutants.main(["--apply", "3", str(tmp_path / "broken")]) == 0
+    assert "return temperature ** 2" not in (tmp_path / "broken/losses.py").read_text(encoding="utf-8")
+    assert "return temperature ** 2" in (ROOT / "losses.py").read_text(encoding="utf-8")
+    assert mutants.main(["--apply", "3", str(tmp_path / "broken")]) == 2  # there already
+    assert mutants.main(["--apply", "99", str(tmp_path / "other")]) == 2
+    assert "test_gradient_keeps_its_size" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="session")

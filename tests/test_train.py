@@ -362,3 +362,12 @@ def test_the_loops_tell_the_same_story():
     first = banners["train_pretrain.py"]
     assert len(first) == 6 and [b[0] for b in first] == list("123456")
     assert all(found == first for found in banners.values()), banners
+
+
+def test_a_part_of_the_validation_windows_is_spread_over_all():
+    """Packing puts the longest documents first: the first windows are no sample."""
+    ids = np.arange(10 * 3).reshape(10, 3)
+    data = fake_data(ids, np.ones_like(ids), np.ones_like(ids))
+    seen = [(x[:, 0] // 3).tolist() for x, *_ in eval_batches(data, 2, limit=4)]
+    assert seen == [[0, 3], [6, 9]]
+    assert sum(len(x) for x, *_ in eval_batches(data, 3)) == 10

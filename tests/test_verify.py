@@ -230,3 +230,13 @@ def test_prefixes_of_an_answer_never_raise():
     for i in range(len(text)):
         for part in (text[:i], text[i:]):
             same_answer(extract_answer(part) or part, part)
+
+
+@pytest.mark.parametrize("answer, reference, said", [
+    ("So the answer is \\boxed{14}.", "14", "ok"), ("14", "Therefore \\boxed{14}", "ok"),
+    ("The answer is 14.", "\\boxed{14}", "ok"), ("so 12 + 2 #### 14", "14", "ok"),
+    ("So the answer is \\boxed{15}.", "14", "wrong answer"),
+    ("It is 14 or 15", "14", "wrong answer"), ("not 14", "14", "wrong answer")])
+def test_a_mark_inside_an_answer_decides(answer, reference, said):
+    """R1-style answers are prose around a box: compared as texts, all of them would be rejected."""
+    assert verdict(reference, answer, True, True) == said
