@@ -38,7 +38,7 @@ if [ ! -e "$out/teacher.pt" ]; then echo "first: bash speedrun.sh" >&2; exit 2; 
 teacher=$out/teacher.pt
 score stories/teacher 0 "$stories/test.jsonl" teacher
 
-# Trials, all on a seed that is not reported, scored on validation data: four a side.
+# Trials, all on a seed that is not reported, scored on validation data: as many on either side.
 few="--documents 1200 --eval-every 50 --steps 800"  # 3 % of 40,000
 trial() { local recipe=$1; shift; run "trial/stories/$recipe" 9 "$stories/val.jsonl" "$@" $few; }
 alone="train_pretrain.py --size 0.4m"
@@ -46,10 +46,16 @@ trial alone/lr-6e-3          $alone --lr 6e-3
 trial alone/lr-3e-3          $alone --lr 3e-3
 trial alone/lr-1e-2          $alone --lr 1e-2
 trial alone/lr-6e-3-decay-.3 $alone --lr 6e-3 --weight-decay 0.3
-trial logits/alpha-.9        train_distill_logits.py
-trial logits/alpha-.5        train_distill_logits.py --alpha 0.5
-trial logits/alpha-1         train_distill_logits.py --alpha 1
-trial logits/alpha-1-tau-2   train_distill_logits.py --alpha 1 --temperature 2
+trial alone/lr-1e-2-decay-.3 $alone --lr 1e-2 --weight-decay 0.3
+trial alone/lr-1.5e-2        $alone --lr 1.5e-2
+trial logits/alpha-.9        train_distill_logits.py --lr 6e-3
+trial logits/alpha-.5        train_distill_logits.py --lr 6e-3 --alpha 0.5
+trial logits/alpha-1         train_distill_logits.py --lr 6e-3 --alpha 1
+trial logits/alpha-1-tau-2   train_distill_logits.py --lr 6e-3 --alpha 1 --temperature 2
+trial logits/alpha-.9-lr-1e-2    train_distill_logits.py --lr 1e-2
+trial logits/alpha-.9-lr-1.5e-2  train_distill_logits.py --lr 1.5e-2
+trial reason/lr-6e-3         train_distill_reason.py --lr 6e-3
+trial reason/lr-1e-2         train_distill_reason.py --lr 1e-2
 
 # Budgets. N steps without a teacher; N with one (equal tokens); as many as take the same time
 # (equal wall-clock): N / ratio of the lines "plain" and "no teacher" of `python bench.py`, 1.55.
