@@ -54,8 +54,11 @@ trial logits/alpha-1         train_distill_logits.py --lr 6e-3 --alpha 1
 trial logits/alpha-1-tau-2   train_distill_logits.py --lr 6e-3 --alpha 1 --temperature 2
 trial logits/alpha-.9-lr-1e-2    train_distill_logits.py --lr 1e-2
 trial logits/alpha-.9-lr-1.5e-2  train_distill_logits.py --lr 1.5e-2
-trial reason/lr-6e-3         train_distill_reason.py --lr 6e-3
-trial reason/lr-1e-2         train_distill_reason.py --lr 1e-2
+for lr in 6e-3 1e-2; do
+    for kind in cot answer; do
+        run trial/stories/$kind/lr-$lr 9 "$stories/val.jsonl" train_distill_reason.py --target $kind --lr $lr
+    done
+done
 
 # Budgets. N steps without a teacher; N with one (equal tokens); as many as take the same time
 # (equal wall-clock): N / ratio of the lines "plain" and "no teacher" of `python bench.py`, 1.55.
