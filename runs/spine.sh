@@ -52,8 +52,8 @@ trial logits/alpha-.9        train_distill_logits.py --lr 6e-3
 trial logits/alpha-.5        train_distill_logits.py --lr 6e-3 --alpha 0.5
 trial logits/alpha-1         train_distill_logits.py --lr 6e-3 --alpha 1
 trial logits/alpha-1-tau-2   train_distill_logits.py --lr 6e-3 --alpha 1 --temperature 2
-trial logits/alpha-.9-lr-1e-2    train_distill_logits.py --lr 1e-2
-trial logits/alpha-.9-lr-1.5e-2  train_distill_logits.py --lr 1.5e-2
+trial logits/alpha-1-tau-2-lr-1e-2  train_distill_logits.py --lr 1e-2 --alpha 1 --temperature 2
+trial logits/alpha-1-tau-4-lr-1e-2  train_distill_logits.py --lr 1e-2 --alpha 1 --temperature 4
 for lr in 6e-3 1e-2; do
     for kind in cot answer; do
         run trial/stories/$kind/lr-$lr 9 "$stories/val.jsonl" train_distill_reason.py --target $kind --lr $lr
