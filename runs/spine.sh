@@ -91,8 +91,8 @@ for trial in "900 .1" "900 .3" "1500 .3" "1500 .5"; do
     run trial/prose/teacher-$1-decay-$2 9 "$prose/val.jsonl" train_pretrain.py $own --lr 3e-3 \
         --steps $1 --weight-decay $2
 done
-teacher=$out/prose-teacher-0.pt
-run prose/teacher 0 "$prose/test.jsonl" train_pretrain.py $own --lr 3e-3 --steps 1500 --weight-decay 0.3
+teacher=$out/trial-prose-teacher-1500-decay-.5-9.pt  # the best of these on validation data
+score prose/teacher 9 "$prose/test.jsonl" trial-prose-teacher-1500-decay-.5-9
 
 N=1000; wall=613  # ratio 1.63: `python bench.py --data out/data/prose/train.jsonl --tokenizer ...`
 few="--documents 533"  # a quarter, which is all that the students see
