@@ -73,29 +73,53 @@ def operands(op, total, large):
     return [n for n in range(2, 6) if total % n == 0]
 
 
-def draw_numbers(rng, n_ops, large):
-    """(ops, numbers, totals): the start is numbers[0] and totals[0].
+def running_totals(ops, numbers):
+    """The total after the start and after each operation."""
+    totals = [numbers[0]]
+    for op, n in zip(ops, numbers[1:]):
+        total = totals[-1]
+        totals.append({"add": total + n, "sub": total - n,
+                       "mul": total * n, "div": total // n}[op])
+    return totals
 
-    Operations are drawn first and uniformly, then numbers that fit: drawing both together would
-    give few divisions, because most totals cannot be divided.
-    """
+
+def draw_numbers(rng, ops, large=False):
+    """The start and an operand for each operation, or None where this draw found none that fits."""
+    numbers = [rng.randint(100, 500) if large else rng.randint(2, 20)]
+    for i, op in enumerate(ops):
+        choices = operands(op, running_totals(ops[:i], numbers)[-1], large)
+        if not choices:
+            return None
+        numbers.append(rng.choice(choices))
+    # small answers are what divisions leave: thin them out, or guessing "2" pays
+    fits = large or rng.random() * 12 < running_totals(ops, numbers)[-1]
+    return numbers if fits else None
+
+
+def draw_ops(rng, n_ops, large):
+    """(ops, numbers): operations are drawn first and uniformly, then numbers that fit: drawing both
+    together would give few divisions, because most totals cannot be divided."""
     while True:
         ops = [rng.choice(OPS) for _ in range(n_ops)]
         for _ in range(40):
-            start = rng.randint(100, 500) if large else rng.randint(2, 20)
-            numbers, totals = [start], [start]
-            for op in ops:
-                choices = operands(op, totals[-1], large)
-                if not choices:
-                    break
-                n, total = rng.choice(choices), totals[-1]
-                numbers.append(n)
-                totals.append({"add": total + n, "sub": total - n,
-                               "mul": total * n, "div": total // n}[op])
-            else:
-                # small answers are what divisions leave: thin them out, or guessing "2" pays
-                if large or rng.random() * 12 < totals[-1]:
-                    return ops, numbers, totals
+            numbers = draw_numbers(rng, ops, large)
+            if numbers:
+                return ops, numbers
+
+
+def draw_templates(rng, lang, kinds, reserved=False, before=()):
+    """`before` and a template of each kind, as "add3"; none twice while there are others."""
+    key = list(before)
+    for kind in kinds:
+        candidates = pool(TEMPLATES[lang][kind], reserved)
+        i = rng.choice([i for i in candidates if f"{kind}{i}" not in key] or candidates)
+        key.append(f"{kind}{i}")
+    return key
+
+
+def kind_of(template):
+    """"add3" is an "add"."""
+    return template.rstrip("0123456789")
 
 
 def fields(lang, name, thing, op, n):
@@ -120,24 +144,38 @@ def make_story(rng, lang, n_ops, reserved=(), large=False):
     check(lang in TEMPLATES, "lang", lang, "en or zh")
     check(1 <= n_ops <= 6, "n_ops", n_ops, "1 to 6")
     check(set(reserved) <= set(RESERVABLE), "reserved", reserved, f"some of {RESERVABLE}")
-    ops, numbers, totals = draw_numbers(rng, n_ops, large)
+    ops, numbers = draw_ops(rng, n_ops, large)
     name = NAMES[lang][rng.choice(pool(NAMES[lang], "names" in reserved))]
     thing = OBJECTS[lang][rng.choice(pool(OBJECTS[lang], "objects" in reserved))]
-    sentences, key = [], [lang]
-    for op, n in zip(["opening", *ops, "question"], [*numbers, 0]):
-        templates = TEMPLATES[lang][op]
-        candidates = pool(templates, "templates" in reserved)
-        i = rng.choice([i for i in candidates if f"{op}{i}" not in key] or candidates)
-        sentences.append(templates[i].format(**fields(lang, name, thing, op, n)))
-        key.append(f"{op}{i}")
-    text = ("" if lang == "zh" else " ").join(sentences)
+    key = draw_templates(rng, lang, ["opening", *ops, "question"], "templates" in reserved)
+    return tell(lang, key, numbers, name, thing)
+
+
+def tell(lang, key, numbers, name, thing):
+    """The row of a story that is drawn; `key`: its templates, from the opening to the question."""
+    sentences = []
+    for template, n in zip(key, [*numbers, 0]):
+        kind = kind_of(template)
+        text = TEMPLATES[lang][kind][int(template[len(kind):])]
+        sentences.append(text.format(**fields(lang, name, thing, kind, n)))
+    ops = [kind_of(template) for template in key[1:-1]]
+    totals = running_totals(ops, numbers)
     steps = [f"{a}{SIGN[op]}{n}={b}" for a, op, n, b in zip(totals, ops, numbers[1:], totals[1:])]
+    text = join(lang, sentences)
     return {"conversations": [
                 {"role": "user", "content": text},
                 {"role": "assistant", "reasoning_content": "\n".join(steps),
                  "content": str(totals[-1])}],
-            "id": f"{lang}-{hashlib.sha256(text.encode()).hexdigest()[:12]}",
-            "ops": n_ops, "skeleton": " ".join(key), "numbers": numbers, "lang": lang}
+            "id": text_id(lang, text),
+            "ops": len(ops), "skeleton": " ".join([lang, *key]), "numbers": numbers, "lang": lang}
+
+
+def join(lang, sentences):
+    return ("" if lang == "zh" else " ").join(sentences)
+
+
+def text_id(lang, text):
+    return f"{lang}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def split_of(row):
