@@ -256,6 +256,30 @@ TEMPLATES["zh"] = {
         到头来，{name}有多少{m}{things}？""",
 }
 
+# Sentences with a number that does not matter: another person (of the other gender: "he" stays the
+# one of the story), time or place. The robustness suites put them between the others, those that
+# count ({k}) only first or last, where "them" and "each one" cannot mean what they count.
+DISTRACTORS = {
+    "en": """
+        {name} is {n} years old.
+        {name} sleeps for {n} hours.
+        It is {n} o'clock.
+        The way to school takes {n} minutes.
+        The next town is {n} miles away.
+        Outside it is {n} degrees.
+        {name} has {k}.
+        A year ago, {name} had {k}.""",
+    "zh": """
+        {name}今年{n}岁。
+        {name}睡了{n}小时。
+        现在是{n}点钟。
+        去学校要走{n}分钟。
+        下一个镇子离这里{n}公里。
+        外面的气温是{n}度。
+        {name}有{k}。
+        一年前，{name}有{k}。""",
+}
+
 
 def lines(text):
     """A block of text as a tuple of its non-empty lines."""
@@ -271,3 +295,4 @@ NAMES = {lang: pairs(text) for lang, text in NAMES.items()}
 OBJECTS = {lang: pairs(text) for lang, text in OBJECTS.items()}
 TEMPLATES = {lang: {kind: lines(text) for kind, text in blocks.items()}
              for lang, blocks in TEMPLATES.items()}
+DISTRACTORS = {lang: lines(text) for lang, text in DISTRACTORS.items()}
