@@ -3,7 +3,8 @@
     python bench.py     on an otherwise idle machine, 2 to 5 minutes; writes out/bench.md, .json
 
 Part 1, share of peak, in float32 and, where the hardware has it, bf16; eager and compiled.
-    peak = the best of square matmuls of 1,024 to 4,096 in that dtype. FLOPs a token, forward and backward = 6 * (matmul parameters: output head yes, lookup no)
+    peak = the best of square matmuls of 1,024 to 4,096 in that dtype
+    FLOPs a token, forward and backward = 6 * (matmul parameters: output head yes, lookup no)
     + 12 * layers * heads * channels * window   (Chowdhery et al. 2022, appendix B)
 Part 2, ablation.  The step of train_distill_logits.py on the default stories, one factor changed at
     a time; variants take turns, so that drift hits all. Times are medians; read the ratio.
@@ -211,12 +212,12 @@ def report(cfg, env, shares, rows):
     v = common.versions()
     lines = [f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; {label(cfg.data)}, "
              f"{cfg.batch} windows of {cfg.window} tokens a step", "",
-             "| model | dtype | run | ms a step | tokens/s | GFLOP/s | peak GFLOP/s | share of peak |",
+             "| model | dtype | run | ms a step | tokens/s | GFLOP/s | peak GFLOP/s | of peak |",
              "|---|---|---|---:|---:|---:|---:|---:|"]
     for r in shares:
         lines.append(f"| {r['model']} | {r['dtype']} | {r['how']} | {r['ms']:.0f} | "
-                     f"{r['tokens_per_second']:,.0f} | {r['gflops']:.0f} | {r['peak_gflops']:.0f} | "
-                     f"{r['share_of_peak']:.0%} |")
+                     f"{r['tokens_per_second']:,.0f} | {r['gflops']:.0f} | "
+                     f"{r['peak_gflops']:.0f} | {r['share_of_peak']:.0%} |")
     lines += ["", "| logits step, one factor changed | ms | text tokens/s | speed |",
               "|---|---:|---:|---:|"]
     for r in rows:

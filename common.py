@@ -57,8 +57,8 @@ def start(cfg):
     """
     for flag, at_least in SHARED_FLAGS.items():
         value, at_most = getattr(cfg, flag, at_least), LARGEST.get(flag, math.inf)
-        check(math.isfinite(value) and at_least <= value <= at_most, "--" + flag.replace("_", "-"), value,
-              f"a number of at least {at_least}" +
+        check(math.isfinite(value) and at_least <= value <= at_most,
+              "--" + flag.replace("_", "-"), value, f"a number of at least {at_least}" +
               (f" and at most {at_most:,}" if at_most < math.inf else ""))
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     cuda = torch.cuda.is_available()
@@ -434,8 +434,10 @@ def log(path, env, cfg, step, numbers, val_ce, seconds, counts):
     terms = " | ".join(f"{k} {v:.1e}" if k == "lr" else f"{k} {v:.3f}" for k, v in numbers.items())
     terms += f" | val ce {val_ce:.4f}" if val_ce is not None else ""
     print(f"step {step:>6}/{cfg.steps} | {terms} | {1000 * seconds:.0f} ms | "
-          f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | eta {int(left // 60)}m{int(left % 60):02d}s")
-    row = dict(step=step, **numbers, val_ce="" if val_ce is None else val_ce, seconds=round(seconds, 4), **counts)
+          f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | "
+          f"eta {int(left // 60)}m{int(left % 60):02d}s")
+    row = dict(step=step, **numbers, val_ce="" if val_ce is None else val_ce,
+               seconds=round(seconds, 4), **counts)
     with cli.append(path) as file:
         writer = csv.DictWriter(file, row.keys())
         if file.tell() == 0:

@@ -12,30 +12,39 @@ What the columns mean
     bits/byte      the same per byte of text: comparable between tokenizers
     KL, agree      KL(teacher || model) in nats, and how often both like the same token best;
                    the teacher is --teacher, else the first checkpoint
+    ECE            calibration error: how far confidence and accuracy of the likeliest token differ
+    copy           share of tokens right when a random sequence is read for the second time
     exact          share of questions with the right answer, greedy, with Wilson's 95 % interval;
                    an answer that ran into the limit is wrong
     format         share of answers that are <think>...</think><answer>...</answer><end>, exactly;
                    of a model trained on bare answers, without the thought (and ce is of those)
-    prefill, decode   tokens/s at batch 1: reading a prompt, and writing; models take turns
+    tokens, repeats, limit   of an answer: mean length; share of its 4-grams said before; share of
+                   answers that ran into the limit
+    suites         accuracy on each robustness suite (--suites; dataset/suites.py), its difference
+                   to the same problems unchanged, and McNemar's p of that difference
+    decode 1, 32   tokens written a second at batch 1 and 32; more in the table of speed.py
 """
 import json
 import math
-import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 import cli
 import common
 from cli import OUT, check, fail, label, show
 from dataset.batches import eval_batches, open_data
-from dataset.formats import Turn, bad_lines_text, parse_response, prompt_ids, read_documents
+from dataset.formats import (Turn, bad_lines_text, parse_response, parse_row, prompt_ids,
+                             read_documents)
+from dataset.suites import IN_MEAN, read_suites
 from dataset.verify import extract_answer, verdict
+from decoding import generate, stream
 from losses import cross_entropy, forward_kl
-from model import decode_steps, generate, stream
+from metrics import Calibration, mcnemar, repetition, wilson
+import speed
 
 
 @dataclass
@@ -43,13 +52,14 @@ class Config:
     checkpoints: list = None       # the models, as words without a flag; none: out/teacher.pt
     teacher: str = ""              # checkpoint that KL and agreement refer to; empty: the first
     data: str = OUT / "data/stories/test.jsonl"  # test set, in any format of dataset/formats.py
-    window: int = 0                # tokens seen at once in ce and KL; 0: what every model trained on
+    window: int = 0                # tokens seen at once in ce and KL; 0: as all were trained
     target: Literal["auto", "cot", "answer"] = "auto"  # form of the answers; auto: as trained
     questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
     max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
     batch: int = 64                # questions answered together, windows scored together
+    suites: str = ""               # folder of robustness suites, such as out/data/suites
     samples: int = 5               # questions whose full answers go into the report
-    speed: bool = True             # measure prefill and decode
+    speed: bool = True             # measure speed, latency and memory
     out: str = OUT / "eval"        # writes OUT.md and OUT.json
     row: str = ""                  # append a row for each checkpoint to this .jsonl
     recipe: str = ""               # what to call those rows; empty: the name of the run
@@ -57,7 +67,7 @@ class Config:
     chat: bool = False             # talk to the first checkpoint instead
     prompt: str = ""               # answer this once instead
     complete: str = ""             # go on with this plain text instead (models trained on text)
-    top: int = 0                   # with --prompt or --complete: the likeliest N tokens at each place
+    top: int = 0                   # with --prompt, --complete: the likeliest N tokens a place
     temperature: float = 0.0       # of what is written there; 0 is greedy (0 to 1)
     seed: int = 0                  # of the same
 
@@ -68,7 +78,7 @@ class Config:
 def score(model, tokenizer, teacher, data, cfg, device):
     """Cross-entropy, bits a byte, KL to the teacher and top-1 agreement over all counted tokens."""
     sums = dict(ce=0.0, kl=0.0, agree=0.0)
-    tokens = text_bytes = 0
+    tokens, text_bytes, calibration = 0, 0, Calibration()
     bytes_of = torch.as_tensor(tokenizer.token_bytes, device=device)  # (V,)
     for x, y, document, weight in eval_batches(data, cfg.batch, device=device):
         keep = weight > 0                                     # (B, T)
@@ -78,23 +88,41 @@ def score(model, tokenizer, teacher, data, cfg, device):
             teacher_logits = teacher(x, document, keep)       # (N, V)
             sums["kl"] += forward_kl(logits, teacher_logits).double().sum().item()
             sums["agree"] += (logits.argmax(-1) == teacher_logits.argmax(-1)).sum().item()
+        confidence, likeliest = logits.softmax(-1).max(-1)    # (N,)
+        calibration.add(confidence.cpu().numpy(), (likeliest == y).cpu().numpy())
         tokens += len(y)
         text_bytes += bytes_of[y].sum().item()
     check(tokens > 0, "--data", cfg.data, "a test set with at least one counted token")
     bits = sums["ce"] / math.log(2)
     result = dict(ce=sums["ce"] / tokens, bits_per_byte=bits / max(text_bytes, 1),
-                  counted_tokens=tokens)
+                  counted_tokens=tokens, ece=calibration.ece(), reliability=calibration.table())
     if teacher is not None:
         result |= dict(kl=sums["kl"] / tokens, agreement=sums["agree"] / tokens)
     return result
+
+
+@torch.inference_mode()
+def copy_probe(model, data, seed=0, sequences=64, length=24):
+    """Read random pieces twice: share of the second reading that the model foresees (greedy).
+
+    What a copying head can do (Olsson et al. 2022), nothing of which the text has taught: pieces
+    are drawn one by one from those that the test set uses.
+    """
+    device = model.embed_tokens.weight.device
+    length = min(length, model.config.max_seq_len // 2)
+    used = np.unique(data["ids"][:200][data["mask"][:200] > 0])
+    ids = np.random.default_rng(seed).choice(used, (sequences, length)).astype(np.int64)
+    twice = torch.from_numpy(np.concatenate([ids, ids], axis=1)).to(device)  # (B, 2 * length)
+    foreseen = model(twice)[:, length:-1].argmax(-1)                         # (B, length - 1)
+    return (foreseen == twice[:, length + 1:]).float().mean().item()
 
 
 def answer(model, tokenizer, questions, target, cfg):
     """Greedy answers to conversations -> a dict each: response (with tags), answer, verdict."""
     prompts = [prompt_ids(tokenizer, turns, target) for turns in questions]
     fits = [i for i, p in enumerate(prompts) if len(p) < model.config.max_seq_len]
-    replies = [dict(response="", answer=None, tokens=0, ended=False, well_formed=False,
-                    verdict="prompt too long") for _ in prompts]
+    replies = [dict(response="", answer=None, tokens=0, repeats=0.0, ended=False,
+                    well_formed=False, verdict="prompt too long") for _ in prompts]
     fits.sort(key=lambda i: len(prompts[i]))  # equal lengths together: little padding
     for start in range(0, len(fits), cfg.batch):
         some = fits[start:start + cfg.batch]
@@ -113,18 +141,8 @@ def judge(tokenizer, ids, reference, target):
     wanted = reference.answer if reference.answer is not None else extract_answer(reference.content)
     # The format has a column of its own; here only the answer and its end count.
     return dict(response=tokenizer.decode(ids, show_control=True), answer=got, tokens=len(ids),
-                ended=parsed["ended"], well_formed=parsed["well_formed"],
+                repeats=repetition(ids), ended=parsed["ended"], well_formed=parsed["well_formed"],
                 verdict=verdict(wanted or reference.content, got, parsed["ended"], True))
-
-
-def wilson(successes, n, z=1.959964):
-    """95 % interval of a proportion (Wilson 1927): inside 0..1 and right near both ends."""
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def tally(replies):
@@ -134,38 +152,41 @@ def tally(replies):
     return dict(n=n, exact=right / n, exact_interval=wilson(right, n),
                 format=sum(r["well_formed"] for r in replies) / n,
                 answer_tokens=sum(r["tokens"] for r in replies) / n,
+                repeats=sum(r["repeats"] for r in replies) / n,
+                limit=sum(r["verdict"] == "truncated" for r in replies) / n,
                 verdicts={k: sum(r["verdict"] == k for r in replies) for k in kinds})
 
 
-# --- speed ----------------------------------------------------------------------------------------
+# --- robustness -----------------------------------------------------------------------------------
 
-@torch.inference_mode()
-def speeds(models, rounds=5, new_tokens=64):
-    """Median prefill and decode tokens/s at batch 1; the models take turns, so drift hits all.
+def robustness(model, tokenizer, suites, target, cfg):
+    """Accuracy on each suite, paired with the same problems unchanged -> a dict.
 
-    A random prompt of half the smallest context; decoding starts from 8 tokens, never stops early.
+    suites: {name: dict(n, exact, exact_interval, loss, p)}, loss of accuracy against clean;
+    mean and worst over IN_MEAN; hostile: how many answers ended, and what was too long to ask.
     """
-    length = max(min(m.config.max_seq_len for m in models) // 2, 1)
-    new_tokens = min(new_tokens, length)
-    times = [dict(prefill=[], decode=[]) for _ in models]
-    for round in range(rounds + 1):
-        for model, taken in zip(models, times):
-            ids = torch.randint(10, model.config.vocab_size, (1, length)).tolist()[0]
-            prefill = timed(lambda: [int(t) for t in decode_steps(model, [ids], 1)])
-            decode = timed(lambda: [int(t) for t in decode_steps(model, [ids[:8]], new_tokens)])
-            if round > 0:  # the first is a warm-up
-                taken["prefill"].append(length / prefill)
-                taken["decode"].append(new_tokens / decode)
-    return [dict(prefill=statistics.median(t["prefill"]), decode=statistics.median(t["decode"]))
-            for t in times]
+    right, found = {}, {}
+    for name, rows in ((n, r) for n, r in suites.items() if r):  # Chinese has no upper case
+        turns = [parse_row(row) for row in rows]
+        replies = answer(model, tokenizer, turns, target, cfg)
+        if name == "hostile":
+            found[name] = dict(n=len(rows), ended=sum(r["ended"] for r in replies),
+                               refused=sum(r["verdict"] == "prompt too long" for r in replies))
+            continue
+        right[name] = [r["verdict"] == "ok" for r in replies]
+        n, k = len(rows), sum(right[name])
+        found[name] = dict(n=n, exact=k / n, exact_interval=wilson(k, n))
+    clean = {row["id"]: ok for row, ok in zip(suites["clean"], right["clean"])}
+    for name, oks in right.items():
+        unchanged = [clean[row["source"]] for row in suites[name]]
+        found[name] |= dict(loss=(sum(unchanged) - sum(oks)) / len(oks), p=mcnemar(unchanged, oks))
+    counted = {name: found[name]["exact"] for name in IN_MEAN if name in found}
+    worst = min(counted, key=counted.get)
+    return dict(suites=found, suite_mean=sum(counted.values()) / len(counted), worst_suite=worst,
+                suite_worst=counted[worst], suites_right=right)
 
 
-def timed(function):
-    """Seconds of one call; the tokens are read, so a GPU has finished."""
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
-
+# --- report ---------------------------------------------------------------------------------------
 
 def common_window(cfg, loaded):
     """The window that all models are scored at: the smallest that one of them was trained on.
@@ -180,24 +201,52 @@ def common_window(cfg, loaded):
     return cfg.window or min(trained)
 
 
-# --- report ---------------------------------------------------------------------------------------
+def rows_of(heads, results, cells):
+    """A Markdown table: the heads, and cells(result) of each."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(cells(r)) + " |" for r in results])
+
 
 def table(results):
-    """The results as a Markdown table; a cell without a figure is a dash."""
-    head = ["model", "parameters", "train tokens", "ce", "bits/byte", "KL", "agree", "exact", "format",
-            "prefill tok/s", "decode tok/s"]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for r in results:
-        low, high = r.get("exact_interval", (0, 0))
-        exact = f"{r['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})" if "exact" in r else "-"
-        cells = [r["model"], f"{r['parameters']:,}", number(r, "train_tokens", ",d"),
-                 number(r, "ce", ".4f"),
-                 number(r, "bits_per_byte", ".3f"), number(r, "kl", ".4f"),
-                 number(r, "agreement", ".1%"), exact, number(r, "format", ".1%"),
-                 number(r, "prefill", ",.0f"),
-                 number(r, "decode", ",.0f")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """The scoreboard; a cell without a figure is a dash."""
+    return rows_of(
+        ["model", "parameters", "train tokens", "ce", "bits/byte", "KL", "agree", "exact", "format",
+         "decode 1", "decode 32"], results,
+        lambda r: [r["model"], f"{r['parameters']:,}", number(r, "train_tokens", ",d"),
+                   number(r, "ce", ".4f"), number(r, "bits_per_byte", ".3f"),
+                   number(r, "kl", ".4f"), number(r, "agreement", ".1%"), proportion(r), number(r, "format", ".1%"),
+                   number(r, "decode1", ",.0f"), number(r, "decode32", ",.0f")])
+
+
+def details(results):
+    """Calibration, copying, and what the answers look like."""
+    return rows_of(
+        ["model", "ECE", "copy", "answer tokens", "repeats", "limit"], results,
+        lambda r: [r["model"], number(r, "ece", ".4f"), number(r, "copy", ".1%"),
+                   number(r, "answer_tokens", ".1f"), number(r, "repeats", ".1%"),
+                   number(r, "limit", ".1%")])
+
+
+def robustness_table(results):
+    """A line a suite, a column a model: accuracy, points lost against clean, McNemar's p."""
+    def cells(name):
+        found = [r["suites"][name] for r in results]
+        return [name] + [f"{100 * f['exact']:.1f} ({-100 * f['loss']:+.1f}, p {f['p']:.2g})"
+                         for f in found]
+    names = [n for n in results[0]["suites"] if n != "hostile"]
+    lines = rows_of(["suite (difference to clean)", *(r["model"] for r in results)], names, cells)
+    mean = "| **mean** | " + " | ".join(f"{r['suite_mean']:.1%}" for r in results) + " |"
+    worst = "| **worst** | " + " | ".join(f"{r['suite_worst']:.1%} {r['worst_suite']}"
+                                          for r in results) + " |"
+    return "\n".join([lines, mean, worst])
+
+
+def proportion(r):
+    """Exact match with its interval, or a dash."""
+    if "exact" not in r:
+        return "-"
+    low, high = r["exact_interval"]
+    return f"{r['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def number(result, key, form):
@@ -219,12 +268,23 @@ def shown_answers(results, questions, replies, count):
     return "\n".join(lines)
 
 
+def tables(results):
+    """Every table that has figures, one under the other."""
+    found = [table(results), details(results)]
+    if "suites" in results[0]:
+        found.append(robustness_table(results))
+    if "p50_ms" in results[0] or "decode1" in results[0]:
+        found.append(speed.table([r["model"] for r in results], results))
+    return "\n\n".join(found)
+
+
 def write_report(cfg, results, answers_text):
     """OUT.md and OUT.json, the tables."""
     v = common.versions()
-    text = (f"# Scoreboard\n\n{label(cfg.data)}; ce in windows of {results[0]['window']}; KL and agreement against {results[0]['teacher']}; "
+    text = (f"# Scoreboard\n\n{label(cfg.data)}; ce in windows of {results[0]['window']}; "
+            f"KL and agreement against {results[0]['teacher']}; "
             f"float32, {v['threads']} threads, {v['machine']}, torch {v['torch']}.\n\n"
-            f"{table(results)}\n\n{answers_text}")
+            f"{tables(results)}\n\n{answers_text}")
     with cli.atomic_write(f"{cfg.out}.md", "w") as file:
         file.write(text)
     with cli.atomic_write(f"{cfg.out}.json", "w") as file:
@@ -255,7 +315,8 @@ def append_row(cfg, result, state):
                train_seconds=round(state.get("train_seconds", 0), 3), tokens=state.get("tokens", 0),
                supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
                best_step=state.get("best_step"),
-               metrics={k: v for k, v in result.items() if k not in ("model", "teacher")})
+               metrics={k: v for k, v in result.items()
+                        if k not in ("model", "teacher", "reliability", "suites_right")})
     Path(cfg.row).parent.mkdir(parents=True, exist_ok=True)
     with cli.append(cfg.row) as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -339,6 +400,7 @@ def main(cfg):
     if report:
         print(f"left out: {bad_lines_text(report)}")
     questions = [d for d in documents if not isinstance(d, str)][:cfg.questions]
+    suites = read_suites(cfg.suites) if cfg.suites else {}
     loaded = [common.load_model(path, device) for path in cfg.checkpoints]
     teacher_path = cfg.teacher or cfg.checkpoints[0]
     teacher, teacher_tokenizer, teacher_state = common.load_model(teacher_path, device)
@@ -353,16 +415,20 @@ def main(cfg):
         data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
         same = tokenizer.fingerprint == teacher_tokenizer.fingerprint
         result |= score(model, tokenizer, teacher if same else None, data, cfg, device)
+        result["copy"] = copy_probe(model, data)
         result["too_long"] = data["meta"]["too_long"]  # left out of ce; all are answered
         if questions:
             replies.append(answer(model, tokenizer, questions, target, cfg))
             result |= tally(replies[-1])
+        if suites:
+            result |= robustness(model, tokenizer, suites, target, cfg)
         results.append(result)
         print(table(results[-1:]).splitlines()[-1])
     if cfg.speed:
-        for result, speed in zip(results, speeds([model for model, _, _ in loaded])):
-            result |= speed
-    print("\n" + table(results) + "\n")
+        asked = [d for d in documents if not isinstance(d, str)][:20]
+        for result, measured in zip(results, speed.measure(cfg.checkpoints, asked)):
+            result |= measured
+    print("\n" + tables(results) + "\n")
     answers = shown_answers(results, questions, replies, cfg.samples) if questions else ""
     write_report(cfg, results, answers)
     if questions:

@@ -1,4 +1,4 @@
-"""A decoder-only transformer in the layout of Llama and Qwen3, its KV cache and generation.
+"""A decoder-only transformer in the layout of Llama and Qwen3. How it writes is in decoding.py.
 
 Letters used in every shape comment of this project:
     B sequences in a batch     T tokens in a sequence       V vocabulary        D model width
@@ -40,6 +40,8 @@ SIZES = {
     "0.1m": dict(dim=64, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=160),
     "0.2m": dict(dim=64, n_layers=3, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=160),
     "0.4m": dict(dim=96, n_layers=3, n_heads=3, n_kv_heads=1, head_dim=32, ffn_dim=256),
+    "0.4m-deep": dict(dim=64, n_layers=7, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=160),
+    "0.4m-wide": dict(dim=160, n_layers=1, n_heads=5, n_kv_heads=1, head_dim=32, ffn_dim=352),
     "0.9m": dict(dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=352),
     "2m": dict(dim=192, n_layers=4, n_heads=6, n_kv_heads=3, head_dim=32, ffn_dim=512),
     "5m": dict(dim=256, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=704),
@@ -205,124 +207,6 @@ class Transformer(nn.Module):
         """
         hidden = self.hidden_states(ids, document)  # (B, T, D)
         return self.lm_head(hidden if keep is None else hidden[keep])
-
-
-class LayerCache:
-    """Keys and values of one layer, (B, G, max, C) each, filled from the left."""
-
-    def __init__(self, shape, device, dtype):
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    def append(self, k, v):
-        end = self.length + k.shape[2]
-        self.k[:, :, self.length:end] = k
-        self.v[:, :, self.length:end] = v
-        self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]  # (B, G, S, C)
-
-
-class KVCache:
-    """What the model has read so far. `padding` (B,): how many tokens on the left are no text."""
-
-    def __init__(self, model, batch, max_tokens, padding=None):
-        c, weight = model.config, model.embed_tokens.weight
-        shape = (batch, c.n_kv_heads, max_tokens, c.head_dim)
-        self.layers = [LayerCache(shape, weight.device, weight.dtype) for _ in range(c.n_layers)]
-        self.length = 0
-        self.padding = padding if padding is not None and bool(padding.any()) else None
-
-    def mask(self, T):
-        """(B, 1, T, S) True where a new token may look; None where plain causal says the same."""
-        S = self.length + T
-        if self.padding is None and (self.length == 0 or T == 1):
-            return None
-        device = self.layers[0].k.device
-        column = torch.arange(S, device=device)
-        row = torch.arange(self.length, S, device=device)
-        mask = (column <= row[:, None])[None, None]  # (1, 1, T, S)
-        if self.padding is not None:
-            # A padding token sees itself: a row without any key is 0/0 in some kernels.
-            text = column >= self.padding[:, None]  # (B, S)
-            mask = mask & text[:, None, None, :] | (column == row[:, None])
-        return mask
-
-
-def sample(logits, temperature, top_k=0, top_p=1.0, generator=None):
-    """One token a row of logits (B, V) -> (B,). Temperature 0 is greedy.
-
-    top_k keeps the k likeliest tokens; top_p the smallest set with that mass (Holtzman et al.
-    2020), the likeliest token always in it.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float() / temperature
-    if 0 < top_k < logits.shape[-1]:
-        best = logits.topk(top_k)
-        logits = torch.full_like(logits, -torch.inf).scatter_(-1, best.indices, best.values)
-    if top_p < 1:
-        ordered, index = logits.sort(descending=True)
-        mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # (B, V)
-        ordered = ordered.masked_fill((mass_before >= top_p) & (mass_before > 0), -torch.inf)
-        logits = torch.empty_like(logits).scatter_(-1, index, ordered)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-
-def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0,
-                 generator=None):
-    """Yield (B,) new tokens a step, for prompts (lists of ids) of different lengths.
-
-    Prompts are padded on the left, so that all of them end in the same column and RoPE's distances
-    are right; the cache hides the padding. Ends when the longest has filled the context.
-    """
-    device = model.embed_tokens.weight.device
-    lengths = [len(p) for p in prompts]
-    longest = max(lengths)
-    if min(lengths) == 0 or longest >= model.config.max_seq_len:
-        raise ValueError(f"a prompt has {min(lengths)} to {longest} tokens; "
-                         f"1 to {model.config.max_seq_len - 1} fit the context")
-    max_new_tokens = min(max_new_tokens, model.config.max_seq_len - longest)
-    padded = [[0] * (longest - len(p)) + list(p) for p in prompts]
-    ids = torch.tensor(padded, device=device)  # (B, T)
-    padding = torch.tensor([longest - n for n in lengths], device=device)  # (B,)
-    cache = KVCache(model, len(prompts), longest + max_new_tokens, padding)
-    for _ in range(max_new_tokens):
-        hidden = model.hidden_states(ids, cache=cache)[:, -1]  # (B, D)
-        token = sample(model.lm_head(hidden), temperature, top_k, top_p, generator)  # (B,)
-        yield token
-        ids = token[:, None]  # (B, 1)
-
-
-@torch.inference_mode()
-def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
-    """Continue each prompt (a list of ids) -> a list of lists of new ids, the stop id included.
-
-    A row without a stop id at its end ran into the limit. `sampling`: temperature, top_k, top_p,
-    generator, as in `sample`. Raises ValueError where a prompt leaves no room in the context.
-    """
-    if max_new_tokens < 1 or not prompts:
-        return [[] for _ in prompts]
-    stop_ids, rows = set(stop_ids), [[] for _ in prompts]
-    running = set(range(len(prompts)))
-    for token in decode_steps(model, prompts, max_new_tokens, **sampling):
-        for i, id in enumerate(token.tolist()):
-            if i in running:
-                rows[i].append(id)
-                if id in stop_ids:
-                    running.discard(i)  # whatever the model says after its end does not count
-        if not running:
-            break
-    return rows
-
-
-@torch.inference_mode()
-def stream(model, prompt, max_new_tokens, stop_ids=(), **sampling):
-    """Yield the new ids of one prompt as they come; the stop id is the last."""
-    for token in decode_steps(model, [prompt], max_new_tokens, **sampling):
-        yield int(token)
-        if int(token) in stop_ids:
-            return
 
 
 def build(size, vocab_size, **changes):

@@ -19,7 +19,7 @@ How it differs from the papers:
 2. --target answer trains on the bare answers of the same questions: the comparison that shows what
    the chain of thought is worth. Hsieh et al. 2023 train both as two tasks.
 3. The tags are single control ids, so their weight reaches them and nothing else.
-4. It is train_pretrain.py on text that a teacher wrote: `diff` shows the tag weight and little else.
+4. It is train_pretrain.py on text that a teacher wrote: `diff` shows the tag weight, not much more.
 """
 import math
 import time

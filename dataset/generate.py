@@ -26,7 +26,7 @@ from cli import OUT, check, fail, show
 from dataset.formats import (Turn, bad_lines_text, parse_response, prompt_ids, read_documents,
                              turn_row)
 from dataset.verify import extract_answer, verdict
-from model import generate
+from decoding import generate
 
 
 @dataclass
@@ -184,7 +184,8 @@ def main(cfg):
     path = Path(cfg.out + ".all.jsonl")
     cli.check_apart("--out", cfg.out, cfg.input, cfg.teacher)
     if Path(cfg.out).exists() and not path.exists() and not cfg.fresh:
-        fail(f"{show(cfg.out)} is there already", fix="choose another --out, or --fresh replaces it")
+        fail(f"{show(cfg.out)} is there already",
+             fix="choose another --out, or --fresh replaces it")
     ask(cfg, model, tokenizer, questions, path, device)
     counts, answered = keep(cfg, questions, path)
     print(" | ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))

@@ -9,7 +9,7 @@
 
     python dataset/suites.py          # 500 problems, 12 files in out/data/suites, CPU, about 1 s
 
-Last line: next: python eval.py --suites true
+Last line: next: python eval.py --suites out/data/suites
 
 A row is a row of stories.py with its "suite" and, as "source", the id of its clean row: suites are
 compared problem by problem. The right answer is the clean one, but in large and longer. A suite
@@ -280,7 +280,7 @@ def main(cfg):
     settings = dict(problems=cfg.problems, seed=cfg.seed, data_sha256=sha256_file(cfg.data))
     if stories.already_made(out, [f"{s}.jsonl" for s in SUITES], settings, cfg.fresh):
         print(f"already made: {show(out)} (--fresh makes it again)")
-        print("next: python eval.py --suites true")
+        print("next: python eval.py --suites out/data/suites")
         return
     made = make_suites(clean, cfg.seed)
     with contextlib.ExitStack() as stack:  # all files or none
@@ -294,7 +294,7 @@ def main(cfg):
     for suite, rows in made.items():
         print(f"{suite:<14} {len(rows):>5} rows | sha256 {hashes[suite][:12]} | "
               f"{show(out / f'{suite}.jsonl')}")
-    print("next: python eval.py --suites true")
+    print("next: python eval.py --suites out/data/suites")
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def verdict(reference, answer, ended, well_formed):
 
 
 def marked(text):
-    """What an answer of several words marks as final: "So it is \\boxed{14}." is 14; else itself."""
+    """What an answer of several words marks as final: "So it is \\boxed{14}." is 14, or itself."""
     for find in (boxed, after_hashes, said):
         found = find(text)
         if found is not None:

@@ -8,7 +8,6 @@ axes, equal tokens and equal wall-clock: a teacher is not free (TRAPS 28).
 """
 import ast
 import json
-import math
 import re
 import statistics
 import sys
@@ -19,12 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 from cli import ROOT, fail
 from eval import table as eval_table
-from eval import wilson
+from metrics import front, paired_t, wilson
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md")
-# two-sided 95 % quantiles of Student's t by degrees of freedom
-T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
-                      2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093), 1))
 
 
 @dataclass
@@ -65,7 +61,7 @@ def paired(a, b):
     d = [b[s] - a[s] for s in sorted(set(a) & set(b))]
     if len(d) < 2:
         fail("a comparison needs at least two common seeds", len(d))
-    return statistics.mean(d), T95[len(d) - 1] * statistics.stdev(d) / math.sqrt(len(d))
+    return paired_t(d)
 
 
 def verdict(a, b, better):
@@ -163,6 +159,50 @@ def trials_table(rows):
     return "\n".join(lines)
 
 
+def more_rows(name):
+    """The rows of results/NAME.jsonl."""
+    path = cli.need_file(ROOT / f"results/{name}.jsonl", f"bash runs/{name}.sh")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def students_table(_):
+    """Seven shapes on one teacher's traces; on the Pareto front where none is faster and better."""
+    rows = more_rows("students")
+    points = [(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows]
+    lines = ["| model | parameters | exact | test ce | decode 1 | decode 32 | Pareto front |",
+             "|---|---:|---:|---:|---:|---:|---|"]
+    for row, point in zip(rows, points):
+        m = row["metrics"]
+        lines.append(f"| {row['recipe']} | {m['parameters']:,} | {exact_match({0: {0: row}}, 0)} | "
+                     f"{m['ce']:.4f} | {m['decode1']:,.0f} | {m['decode32']:,.0f} | "
+                     f"{'yes' if point in front(points) else ''} |")
+    return "\n".join(lines)
+
+
+def teachers_table(_):
+    """Three teachers, and the same student taught by each."""
+    lines = ["| model | parameters | exact | test ce |", "|---|---:|---:|---:|"]
+    for row in more_rows("teachers"):
+        m = row["metrics"]
+        lines.append(f"| {row['recipe']} | {m['parameters']:,} | {exact_match({0: {0: row}}, 0)} | "
+                     f"{m['ce']:.4f} |")
+    return "\n".join(lines)
+
+
+def sweep_table(_):
+    """Validation accuracy (and cross-entropy) of each temperature and alpha."""
+    cells = {(r["config"]["temperature"], r["config"]["alpha"]): r["metrics"]
+             for r in more_rows("sweep")}
+    alphas = sorted({alpha for _, alpha in cells})
+    lines = ["| temperature | " + " | ".join(f"alpha {a:g}" for a in alphas) + " |",
+             "|---:" * (len(alphas) + 1) + "|"]
+    for tau in sorted({tau for tau, _ in cells}):
+        found = [cells.get((tau, alpha)) for alpha in alphas]
+        lines.append(f"| {tau:g} | " + " | ".join(
+            f"{m['exact']:.1%} ({m['ce']:.3f})" if m else "-" for m in found) + " |")
+    return "\n".join(lines)
+
+
 def scoreboard(_):
     """The speedrun's own table, from the JSON that eval.py wrote at its end."""
     found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))
@@ -204,6 +244,9 @@ TABLES = {
                                              "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
                                              "gsm8k/answer"]),
     "trials": trials_table,
+    "students": students_table,
+    "teachers": teachers_table,
+    "sweep": sweep_table,
 }
 
 

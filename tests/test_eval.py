@@ -8,8 +8,11 @@ from torch.nn import functional as F
 
 import common
 import eval as evaluation
+import speed
+from dataset.batches import open_data
 from dataset.formats import Turn, encode_document, read_documents
-from eval import judge, tally, wilson
+from eval import judge, tally
+from metrics import wilson
 
 
 @pytest.fixture
@@ -29,6 +32,7 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
     results = report([tiny_world.teacher, tiny_world.init])[0]["results"]
     teacher, model = (common.load_model(path)[0] for path in (tiny_world.teacher, tiny_world.init))
     ce = kl = agree = tokens = size = 0
+    bins = [[0, 0.0, 0] for _ in range(15)]  # tokens, confidence, hits
     for _, document in read_documents(tiny_world.val):
         ids, mask = encode_document(tiny_tokenizer, document)
         keep, x = torch.tensor(mask[1:]) > 0, torch.tensor([ids[:-1]])
@@ -37,6 +41,10 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
         ce += F.nll_loss(log_q, labels, reduction="sum").item()
         kl += F.kl_div(log_q, log_p, reduction="sum", log_target=True).item()
         agree += (logits.argmax(-1) == theirs.argmax(-1)).sum().item()
+        for q, label in zip(log_q.exp().tolist(), labels.tolist()):
+            entry = bins[min(int(max(q) * 15), 14)]
+            entry[0], entry[1], entry[2] = (entry[0] + 1, entry[1] + max(q),
+                                            entry[2] + (q.index(max(q)) == label))
         tokens += len(labels)
         size += len(tiny_tokenizer.decode(labels).encode())
     assert results[1]["counted_tokens"] == tokens
@@ -44,6 +52,8 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
     assert results[1]["kl"] == pytest.approx(kl / tokens, rel=1e-5)
     assert results[1]["agreement"] == agree / tokens
     assert results[1]["bits_per_byte"] == pytest.approx(ce / math.log(2) / size, rel=1e-5)
+    ece = sum(abs(hits - confidence) for _, confidence, hits in bins) / tokens
+    assert results[1]["ece"] == pytest.approx(ece, abs=1e-5)
     assert results[0]["kl"] == 0 and results[0]["agreement"] == 1  # the teacher against itself
 
 
@@ -53,7 +63,7 @@ def test_the_table_the_json_and_the_answers_are_written(report, tiny_world):
     assert [r["model"] for r in found["results"]] == ["teacher", "init"]
     assert all(r["parameters"] == 63_744 and r["n"] == 6 for r in found["results"])
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 and all(row in printed for row in rows)
+    assert len(rows) == 4 + 4 and all(row in printed for row in rows)  # two tables
     assert text.count("### Question") == 2 and text.count("- teacher (") == 2
     question = next(read_documents(tiny_world.val))[1][0].content
     assert question in text and "Right answer: **3**" in text
@@ -104,15 +114,55 @@ def test_every_answer_of_every_model_is_kept(report, tiny_world, out_dir):
     assert [row["right"] for row in rows] == [d[-1].answer for _, d in read_documents(tiny_world.val)]
 
 
+# --- robustness -----------------------------------------------------------------------------------
+
+def suite(name, sources, answers, question="2 + 3?"):
+    """Rows of a suite, made by hand."""
+    return [{"conversations": [{"role": "user", "content": question},
+                               {"role": "assistant", "content": f"<answer>{a}</answer>"}],
+             "id": f"{name}{i}", "source": s, "suite": name}
+            for i, (s, a) in enumerate(zip(sources, answers))]
+
+
+def test_suites_are_paired_with_their_own_clean_problems(tiny_world, tiny_tokenizer, monkeypatch):
+    """Unpaired, a suite of fewer or easier problems would look like robustness."""
+    ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>")
+    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
+    suites = {"clean": suite("clean", ["clean0", "clean1", "clean2"], "775"),
+              "typos": suite("typos", ["clean2", "clean0"], "75"),  # wrong -> right, right -> wrong
+              "names": suite("names", ["clean0", "clean1"], "59"),
+              "hostile": suite("hostile", ["", ""], "00", "Why? " * 99)}
+    cfg = evaluation.Config()
+    model = common.load_model(tiny_world.teacher)[0]
+    found = evaluation.robustness(model, tiny_tokenizer, suites, "cot", cfg)
+    assert found["suites"]["clean"] | {"exact_interval": 0} == dict(n=3, exact=2 / 3, loss=0, p=1.0,
+                                                                    exact_interval=0)
+    assert (found["suites"]["typos"]["loss"], found["suites"]["typos"]["p"]) == (0, 1.0)
+    assert (found["suites"]["names"]["loss"], found["suites"]["names"]["p"]) == (1, 0.5)
+    assert found["suites"]["hostile"] == dict(n=2, ended=0, refused=2)
+    assert (found["worst_suite"], found["suite_worst"], found["suite_mean"]) == ("names", 0, 0.25)
+
+
+def test_the_copy_probe_knows_a_copier_from_a_parrot(tiny_world, tiny_tokenizer):
+    """A probe that a model without any copying passes measures something else."""
+    data = open_data(tiny_world.val, tiny_tokenizer, 143)
+
+    class Copier:
+        config, embed_tokens = type("C", (), dict(max_seq_len=160)), torch.nn.Embedding(1, 1)
+
+        def __call__(self, ids):
+            half = ids.shape[1] // 2
+            return F.one_hot(ids.roll(half - 1, 1), tiny_tokenizer.vocab_size)  # half a text ago
+
+    class Parrot(Copier):
+        def __call__(self, ids):
+            return F.one_hot(ids, tiny_tokenizer.vocab_size)  # says what it hears
+
+    assert evaluation.copy_probe(Copier(), data) == 1
+    assert evaluation.copy_probe(Parrot(), data) < 0.2
+
+
 # --- answers --------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("right, n, low, high", [
-    (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (90, 100, 0.8256, 0.9448),
-    (1, 1, 0.2065, 1.0), (0, 0, 0.0, 1.0), (920, 1000, 0.9015, 0.9353)])
-def test_wilson_intervals_equal_the_published_formula(right, n, low, high):
-    """The normal interval of 10 right of 10 is 100 % to 100 %: no uncertainty left, and wrong."""
-    assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
-
 
 def say(tokenizer, text, end=True):
     """Ids of a response whose tags are control pieces."""
@@ -132,6 +182,8 @@ def say(tokenizer, text, end=True):
     ("3 + 4 = 7", True, "ok", False),
     ("<think>3 + 4 = 7.</think><answer>7 or 8</answer>", True, "wrong answer", True),
     ("<think>7</think><answer></answer>", True, "no answer", True),
+    ("<think></think><answer></answer>", True, "no answer", True),
+    ("<answer><answer><think></answer>", True, "no answer", False),
     ("", True, "no answer", False)])
 def test_an_answer_is_judged_by_its_answer_and_its_end(text, end, verdict, well_formed, tiny_tokenizer):
     """An answer that ran into the limit is wrong, even where the right number stands in it."""
@@ -168,18 +220,22 @@ def test_a_question_longer_than_the_context_is_wrong_and_said_so(report, tiny_wo
 
 def test_tally_counts(tiny_tokenizer):
     """The sums under the table, by hand."""
-    replies = [dict(verdict=v, well_formed=w, tokens=t) for v, w, t in
+    replies = [dict(verdict=v, well_formed=w, tokens=t, repeats=0.5) for v, w, t in
                (("ok", True, 10), ("ok", False, 20), ("truncated", False, 60), ("ok", True, 10))]
     found = tally(replies)
     assert (found["n"], found["exact"], found["format"], found["answer_tokens"]) == (4, 0.75, 0.5, 25)
-    assert found["verdicts"] == {"ok": 3, "truncated": 1}
+    assert found["verdicts"] == {"ok": 3, "truncated": 1} and found["limit"] == 0.25
+    assert found["repeats"] == 0.5
 
 
-def test_speed_is_measured_for_every_model(tiny_world):
+def test_speed_is_measured_for_every_model_in_a_process_of_its_own(tiny_world):
     """A prompt or an answer longer than the smallest context would fail in the attention."""
-    models = [common.load_model(path)[0] for path in (tiny_world.teacher, tiny_world.init)]
-    found = evaluation.speeds(models, rounds=1, new_tokens=8)
-    assert len(found) == 2 and all(f["prefill"] > 0 and f["decode"] > 0 for f in found)
+    questions = [document for _, document in read_documents(tiny_world.val)][:3]
+    found = speed.measure([tiny_world.teacher, tiny_world.init], questions, rounds=1, new_tokens=8)
+    assert len(found) == 2 and all(set(f) == set(speed.COLUMNS) for f in found)
+    assert all(value > 0 for f in found for value in f.values())
+    assert found[0]["weights_mb"] == pytest.approx(63_744 * 4 / 1e6)
+    assert found[0]["p50_ms"] <= found[0]["p95_ms"]
 
 
 # --- talking --------------------------------------------------------------------------------------

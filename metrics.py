@@ -1,0 +1,102 @@
+"""The statistics of eval.py and RESULTS.md: intervals, paired tests, calibration, repetition.
+
+A figure without an interval says nothing about the next run; a difference between two models that
+answered the same questions is paired, or it is drowned in the questions' own spread. Each function
+is a few lines by hand and is held to scipy or a hand-computed value by tests/test_metrics.py.
+"""
+import math
+import statistics
+
+import numpy as np
+
+# two-sided 95 % quantiles of Student's t by degrees of freedom
+T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
+                      2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093), 1))
+
+
+def wilson(successes, n, z=1.959964):
+    """95 % interval of a proportion (Wilson 1927): inside 0..1 and right near both ends."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_t(differences):
+    """Mean of paired differences and the half width of its 95 % interval (Student's t).
+
+    For values that differ by seed: the same seed with and without a teacher. At least two.
+    """
+    n = len(differences)
+    half = T95[n - 1] * statistics.stdev(differences) / math.sqrt(n)
+    return statistics.mean(differences), half
+
+
+def mcnemar(first, second):
+    """Two-sided exact p of McNemar's test: are two models right equally often on these questions?
+
+    first, second: sequences of bool, one a question. Only the questions on which they differ count:
+    of these, each side should win half (McNemar 1947; the exact binomial form).
+    """
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    n = only_first + only_second
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2 ** n)
+
+
+def bootstrap(differences, rounds=10_000, seed=0):
+    """Mean of paired differences, its 95 % percentile interval (Efron & Tibshirani 1993, ch. 13).
+
+    Questions are drawn again with replacement: for one pair of models on many questions.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(d), (rounds, len(d)))
+    low, high = np.quantile(d[draws].mean(axis=1), [0.025, 0.975])
+    return float(d.mean()), float(low), float(high)
+
+
+class Calibration:
+    """Does a model that says 80 % hit 80 %? Token by token, its likeliest token against the text.
+
+    ECE = sum over bins of share * |accuracy - mean confidence| (Guo et al. 2017, eq. 3).
+    """
+
+    def __init__(self, bins=15):
+        self.counts = np.zeros((3, bins))  # tokens, sum of confidences, hits
+
+    def add(self, confidence, hit):
+        """confidence (N,) in 0..1, hit (N,) bool: arrays of one batch."""
+        bins = self.counts.shape[1]
+        index = np.minimum((np.asarray(confidence, dtype=np.float64) * bins).astype(int), bins - 1)
+        for row, weights in zip(self.counts, (None, confidence, hit)):
+            row += np.bincount(index, weights, minlength=bins)
+
+    def ece(self):
+        n, confidence, hits = self.counts
+        return float(np.abs(hits - confidence).sum() / max(n.sum(), 1))
+
+    def table(self):
+        """[(tokens, mean confidence, accuracy)] of the bins in use: a reliability diagram."""
+        return [(int(n), c / n, h / n) for n, c, h in self.counts.T if n]
+
+
+def repetition(ids, n=4):
+    """Share of an answer's n-grams that it has said before: 0 none, near 1 a loop.
+
+    seq-rep-n of Welleck et al. 2020, section 6.1. ids: a list; shorter than n: 0.
+    """
+    grams = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def front(points):
+    """Of (speed, accuracy) pairs, those that no other beats in both: the Pareto front, by speed."""
+    best, kept = -1.0, []
+    for speed, accuracy in sorted(points, reverse=True):
+        if accuracy > best:
+            best = accuracy
+            kept.append((speed, accuracy))
+    return kept[::-1]

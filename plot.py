@@ -1,0 +1,203 @@
+"""Figures from logs, reports and rows, into docs/figures/. Needs matplotlib (requirements-dev.txt).
+
+    python plot.py                          every figure whose data are there
+    python plot.py out/class-*.csv          the learning curves of these runs alone
+
+    curves.png        validation cross-entropy against step, of the CSV files
+    soft-targets.png  the teacher's next-token distribution at temperatures 1, 2 and 4
+    reliability.png   confidence against accuracy          (out/report.json, of eval.py)
+    robustness.png    accuracy on each suite               (out/report.json, eval.py --suites)
+    pareto.png        accuracy against decode speed        (results/students.jsonl)
+    sweep.png         temperature x alpha                  (results/sweep.jsonl)
+"""
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import cli
+import common
+from cli import OUT, ROOT, fail, show
+from dataset.formats import Turn, prompt_ids
+from decoding import generate
+from metrics import front
+
+
+@dataclass
+class Config:
+    logs: list = None              # CSV files of runs; none: those of the speedrun's students
+    report: str = OUT / "report.json"  # of eval.py
+    teacher: str = OUT / "teacher.pt"  # whose soft targets are drawn
+    question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # it is asked
+    students: str = ROOT / "results/students.jsonl"  # rows of runs/students.sh
+    sweep: str = ROOT / "results/sweep.jsonl"        # rows of runs/sweep.sh
+    out: str = ROOT / "docs/figures"  # folder of the figures
+
+
+def pyplot():
+    """matplotlib, large enough for a projector, without a screen."""
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+    except ImportError:
+        fail("matplotlib is not installed", fix="pip install -r requirements-dev.txt")
+    plt.rcParams.update({"font.size": 15, "figure.figsize": (9, 5.5), "lines.linewidth": 2.5,
+                         "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
+                         "axes.spines.right": False, "figure.constrained_layout.use": True})
+    return plt
+
+
+def read_rows(path):
+    """The rows of a .jsonl file."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def curves(cfg, plt):
+    """Validation cross-entropy against step; logarithmic, since losses fall by factors."""
+    logs = [Path(p) for p in cfg.logs] if cfg.logs else \
+        [p for p in (OUT / f"student-{k}.csv" for k in ("alone", "logits", "reason")) if p.exists()]
+    if not logs:
+        return None
+    for path in logs:
+        cli.need_file(path, "name the CSV of a run")
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [r for r in csv.DictReader(file) if r.get("val_ce")]
+        plt.plot([int(r["step"]) for r in rows], [float(r["val_ce"]) for r in rows], "o-",
+                 label=path.stem)
+    plt.yscale("log")
+    plt.xlabel("step")
+    plt.ylabel("validation ce, nats a token")
+    plt.legend()
+    return "curves.png"
+
+
+@torch.inference_mode()
+def soft_targets(cfg, plt):
+    """The likeliest ten tokens at the place of its own answer where the teacher is least sure."""
+    if not Path(cfg.teacher).exists():
+        return None
+    model, tokenizer, _ = common.load_model(cfg.teacher)
+    ids = prompt_ids(tokenizer, [Turn("user", cfg.question)])
+    new = generate(model, [ids], 100, {tokenizer.end})[0]
+    logits = model(torch.tensor([ids + new]))[0, len(ids) - 1:-1]  # (new, V)
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    place = int(entropy.argmax())
+    best = logits[place].topk(10).indices
+    names = [repr(tokenizer.decode([i], show_control=True)) for i in best.tolist()]
+    for shift, temperature in enumerate((1, 2, 4)):
+        height = (logits[place] / temperature).softmax(-1)[best]
+        plt.bar([i + 0.27 * (shift - 1) for i in range(10)], height.tolist(), 0.27,
+                label=f"temperature {temperature}")
+    plt.yscale("log")
+    plt.xticks(range(10), names, rotation=35, ha="right")
+    plt.ylabel("probability (logarithmic)")
+    said = tokenizer.decode(new[:place], show_control=True).replace("\n", " ")
+    plt.title(f"... {said[-50:]} ?", fontsize=13)
+    plt.legend()
+    return "soft-targets.png"
+
+
+def report_results(cfg, key):
+    """The results of a report that have this key."""
+    if not Path(cfg.report).exists():
+        return []
+    found = json.loads(Path(cfg.report).read_text(encoding="utf-8"))["results"]
+    return [r for r in found if key in r]
+
+
+def reliability(cfg, plt):
+    """On the diagonal a model's confidence is its accuracy; the size of a dot is its tokens."""
+    results = report_results(cfg, "reliability")
+    if not results:
+        return None
+    plt.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1.5)
+    for r in results:
+        tokens, confidence, accuracy = zip(*r["reliability"])
+        sizes = [20 + 300 * n / max(tokens) for n in tokens]
+        [line] = plt.plot(confidence, accuracy, label=f"{r['model']}, ECE {r['ece']:.3f}")
+        plt.scatter(confidence, accuracy, sizes, color=line.get_color(), alpha=0.6)
+    plt.xlabel("confidence of the likeliest token")
+    plt.ylabel("how often it is right")
+    plt.legend(fontsize=12)
+    return "reliability.png"
+
+
+def robustness(cfg, plt):
+    """Accuracy on each suite, a group of bars a suite."""
+    results = report_results(cfg, "suites")
+    if not results:
+        return None
+    names = [n for n in results[0]["suites"] if n != "hostile"]
+    width = 0.8 / len(results)
+    for k, r in enumerate(results):
+        places = [i + (k - (len(results) - 1) / 2) * width for i in range(len(names))]
+        plt.bar(places, [r["suites"][n]["exact"] for n in names], width, label=r["model"])
+    plt.xticks(range(len(names)), [n.replace("_", " ") for n in names], rotation=35, ha="right")
+    plt.ylabel("exact match")
+    plt.ylim(0, 1)
+    plt.legend(fontsize=12)
+    return "robustness.png"
+
+
+def pareto(cfg, plt):
+    """Accuracy against decode speed; a dot a model, its name and parameters beside it."""
+    if not Path(cfg.students).exists():
+        return None
+    rows = [r for r in read_rows(cfg.students) if "decode1" in r["metrics"]]
+    points = [(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows]
+    plt.plot(*zip(*front(points)), color="gray", linestyle="--", label="Pareto front")
+    for row, (speed, accuracy) in zip(rows, points):
+        plt.scatter([speed], [accuracy], 90)
+        plt.annotate(f"{row['recipe'].split('/')[-1]}, {row['metrics']['parameters'] / 1e6:.2f} M",
+                     (speed, accuracy), textcoords="offset points", xytext=(8, -4), fontsize=11)
+    plt.xlabel("tokens written a second, batch 1")
+    plt.ylabel("exact match")
+    plt.margins(x=0.2)
+    plt.legend()
+    return "pareto.png"
+
+
+def sweep(cfg, plt):
+    """Validation cross-entropy, or accuracy, of each temperature and alpha."""
+    if not Path(cfg.sweep).exists():
+        return None
+    rows = read_rows(cfg.sweep)
+    taus = sorted({r["config"]["temperature"] for r in rows})
+    alphas = sorted({r["config"]["alpha"] for r in rows})
+    grid = [[float("nan")] * len(alphas) for _ in taus]
+    for r in rows:
+        place = taus.index(r["config"]["temperature"]), alphas.index(r["config"]["alpha"])
+        grid[place[0]][place[1]] = r["metrics"]["exact"]
+    plt.imshow(grid, cmap="viridis", aspect="auto")
+    plt.grid(False)
+    for i, line in enumerate(grid):
+        for j, value in enumerate(line):
+            plt.text(j, i, f"{value:.1%}", ha="center", va="center", color="white",
+                     bbox=dict(facecolor="black", alpha=0.45, linewidth=0))
+    plt.xticks(range(len(alphas)), [f"{a:g}" for a in alphas])
+    plt.yticks(range(len(taus)), [f"{t:g}" for t in taus])
+    plt.xlabel("alpha, weight of the teacher")
+    plt.ylabel("temperature")
+    plt.colorbar(label="exact match")
+    return "sweep.png"
+
+
+def main(cfg):
+    plt = pyplot()
+    Path(cfg.out).mkdir(parents=True, exist_ok=True)
+    figures = (curves, soft_targets, reliability, robustness, pareto, sweep)
+    for draw in figures[:1] if cfg.logs else figures:
+        name = draw(cfg, plt)
+        if name:
+            plt.savefig(Path(cfg.out) / name, dpi=100)
+            print(show(Path(cfg.out) / name))
+        else:
+            print(f"{draw.__name__}: its data are not there yet")
+        plt.close("all")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,91 @@
+"""Claims about metrics.py: every statistic against scipy, or a number computed by hand."""
+import random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from metrics import T95, Calibration, bootstrap, front, mcnemar, paired_t, repetition, wilson
+
+
+
+
+@pytest.mark.parametrize("right, n", [(0, 10), (5, 10), (10, 10), (90, 100), (1, 1), (920, 1000)])
+def test_wilson_equals_scipy(right, n):
+    """The normal interval of 10 right of 10 is 100 % to 100 %: no uncertainty left, and wrong."""
+    theirs = stats.binomtest(right, n).proportion_ci(0.95, "wilson")
+    assert wilson(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("right, n, low, high", [(5, 10, 0.2366, 0.7634), (0, 0, 0.0, 1.0)])
+def test_wilson_by_hand(right, n, low, high):
+    """The published example, and no question at all."""
+    assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_t_quantiles_equal_scipys():
+    """A wrong table makes every verdict wrong."""
+    for degrees, value in T95.items():
+        assert value == pytest.approx(stats.t.ppf(0.975, degrees), abs=6e-4)
+
+
+def test_paired_t_equals_scipys_interval():
+    """Unpaired, a real gain of every seed hides in the spread between seeds."""
+    a, b = [4.01, 3.88, 3.98, 4.10], [3.42, 3.41, 3.46, 3.50]
+    mean, half = paired_t([y - x for x, y in zip(a, b)])
+    theirs = stats.ttest_rel(b, a).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((theirs.low, theirs.high), rel=1e-3)
+
+
+@pytest.mark.parametrize("only_first, only_second, p", [(0, 0, 1.0), (1, 0, 1.0), (0, 5, 0.0625),
+                                                        (8, 2, 0.109375)])
+def test_mcnemar_by_hand_and_by_the_binomial_test(only_first, only_second, p):
+    """Questions on which both are right or wrong say nothing: 0 of 5 is 2 / 2^5, whatever else."""
+    pairs = [(1, 0)] * only_first + [(0, 1)] * only_second + [(1, 1)] * 40 + [(0, 0)] * 7
+    random.Random(1).shuffle(pairs)
+    assert mcnemar(*zip(*pairs)) == pytest.approx(p)
+    if only_first + only_second:
+        theirs = stats.binomtest(only_first, only_first + only_second).pvalue
+        assert mcnemar(*zip(*pairs)) == pytest.approx(theirs)
+
+
+def test_bootstrap_is_near_scipys_and_repeats():
+    """An interval that differs from call to call cannot stand in a table."""
+    d = np.random.default_rng(0).choice([-1, 0, 0, 0, 0, 1, 1], 800)
+    mean, low, high = bootstrap(d)
+    theirs = stats.bootstrap((d,), np.mean, n_resamples=10_000, method="percentile",
+                             rng=np.random.default_rng(3)).confidence_interval
+    assert mean == pytest.approx(d.mean()) and (mean, low, high) == bootstrap(d)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
+
+
+def test_ece_of_a_constructed_case():
+    """Two bins, by hand: 4 tokens at .95 of which 3 hit, 6 at .55 of which 3 hit."""
+    calibration = Calibration(bins=10)
+    calibration.add(np.array([0.95, 0.95]), np.array([True, False]))
+    calibration.add(np.array([0.95, 0.95] + [0.55] * 6), np.array([True, True] + [True, False] * 3))
+    assert calibration.ece() == pytest.approx(0.4 * 0.20 + 0.6 * 0.05)
+    assert calibration.table() == [(6, pytest.approx(0.55), 0.5), (4, pytest.approx(0.95), 0.75)]
+
+
+def test_perfect_and_hopeless_calibration():
+    """Confidence 1 belongs into the last bin, not past it."""
+    sure = Calibration()
+    sure.add(np.ones(5), np.ones(5, dtype=bool))
+    assert sure.ece() == 0
+    wrong = Calibration()
+    wrong.add(np.ones(5), np.zeros(5, dtype=bool))
+    assert wrong.ece() == 1 and Calibration().ece() == 0
+
+
+@pytest.mark.parametrize("ids, rate", [([1, 2, 3], 0), ([1, 2, 3, 4, 5], 0), ([7] * 8, 1 - 1 / 5),
+                                       ([1, 2] * 4, 1 - 2 / 5)])
+def test_repetition_by_hand(ids, rate):
+    """A model in a loop must show, a short answer must not."""
+    assert repetition(ids) == pytest.approx(rate)
+
+
+def test_the_front_holds_what_none_beats_in_both():
+    """A slower and worse model on the front would be a choice that nobody should make."""
+    points = [(100, 0.9), (200, 0.8), (150, 0.7), (300, 0.2), (50, 0.9), (250, 0.2)]
+    assert front(points) == [(100, 0.9), (200, 0.8), (300, 0.2)]
