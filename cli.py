@@ -65,6 +65,8 @@ def need_file(path, made_by, folder=False):
     path = Path(path)
     if not path.exists():
         fail(f"{show(path)} does not exist", fix=made_by)
+    if not (path.is_file() or path.is_dir()):
+        fail(f"{show(path)} is no regular file", fix="write it to disk first")
     if path.is_dir() and not folder:
         fail(f"{show(path)} is a folder", expected="a file", fix=made_by)
     if path.is_file() and path.stat().st_size == 0:
@@ -180,7 +182,8 @@ def run(main, config_class):
     try:
         main(parse(config_class, doc=inspect.getmodule(config_class).__doc__))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))  # one line
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `script.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

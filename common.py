@@ -44,7 +44,7 @@ from tokenizer import Tokenizer
 SHARED_FLAGS = dict(steps=1, batch=1, accumulate=1, window=1, context=1, lr=1e-9, clip=1e-9,
                     weight_decay=0, warmup=0, documents=0, eval_every=1, eval_windows=0,
                     save_every=1, log_every=1, seed=0)
-LARGEST = dict(window=2**20, context=2**20, batch=2**20, seed=2**32 - 1)  # else a typing mistake
+LARGEST = dict(window=2**16 - 1, context=2**20, batch=2**20, seed=2**32 - 1)  # else a typing mistake
 
 
 # --- device, precision, seeds, ranks --------------------------------------------------------------
@@ -84,6 +84,7 @@ def check_data_flags(cfg):
     """UserError where the training data are the user's, but the validation data are the default."""
     default = {field.name: field.default for field in dataclasses.fields(cfg)}
     own = os.path.abspath(cfg.data) != str(default["data"])
+    cli.check_apart("--name", OUT / f"{cfg.name}.pt", cfg.init, getattr(cfg, "teacher", ""))
     check(not (own and os.path.abspath(cfg.val) == str(default["val"])), "--val",
           label(cfg.val), "validation text of the same kind as --data: hold some lines back "
           "(a tenth, say), or a file of another source")
@@ -185,6 +186,11 @@ def load(path, made_by="bash speedrun.sh"):
         fail(f"{show(path)} is not a checkpoint of this project",
              sorted(state)[:5] if isinstance(state, dict) else type(state).__name__,
              f"the keys {', '.join(sorted(needed))}", f"make one: {made_by}")
+    kinds = dict(run_config=dict, inputs=dict, tokens=int, model=dict, model_config=dict)
+    wrong = [k for k, kind in kinds.items() if k in state and not isinstance(state[k], kind)]
+    if wrong:
+        fail(f"{show(path)} is not a checkpoint of this project", f"a strange {wrong[0]}",
+             fix=f"make one: {made_by}")
     return state
 
 
@@ -201,6 +207,8 @@ def load_model(path, device="cpu", made_by="bash speedrun.sh"):
             model = Transformer(ModelConfig(**state["model_config"]))
         model.load_state_dict(state.get("best") or state["model"], strict=True)
         tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
+    except cli.UserError as error:
+        raise cli.UserError(f"{show(path)}: {error}") from None
     except (RuntimeError, TypeError, AssertionError, AttributeError, ValueError) as error:
         fail(f"{show(path)}: its weights do not fit its own config",
              (str(error).splitlines() or [""])[-1].strip()[:200],
@@ -211,6 +219,13 @@ def load_model(path, device="cpu", made_by="bash speedrun.sh"):
     if not all(p.isfinite().all() for p in model.parameters()):
         fail(f"{show(path)} holds weights that are no numbers", fix=f"make it again: {made_by}")
     return model.to(device).eval().requires_grad_(False), tokenizer, state
+
+
+def init_inputs(cfg, model, state):
+    """What a run that starts from a checkpoint remembers of it; its shape replaces the flags."""
+    cfg.size, cfg.context = "", model.config.max_seq_len
+    tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
+    return dict(init_fingerprint=weights_fingerprint(model), init_tokens=tokens)
 
 
 def check_config(config):
@@ -239,9 +254,10 @@ def open_run(cfg, env, inputs):
     overwritten unasked. `--fresh` replaces.
     """
     path = OUT / f"{cfg.name}.pt"
-    check(cfg.name == Path(cfg.name).name and cfg.name, "--name", cfg.name, "a plain file name")
+    check(cfg.name == Path(cfg.name).name and cfg.name.strip("."), "--name", cfg.name,
+          "a plain file name")
     if env.rank == 0 and cfg.name not in locks:
-        locks[cfg.name] = lock_run(cfg.name)
+        locks[cfg.name] = lock_file(path)
     if cfg.fresh or not path.exists():
         return None
     state = load(path, made_by="the same command with --fresh")
@@ -252,6 +268,8 @@ def open_run(cfg, env, inputs):
     if differing:
         fail(f"{show(path)} was made by another run: " + ", ".join(differing),
              fix="choose another --name, or replace it with --fresh")
+    check(isinstance(state.get("step"), int) and state["step"] >= 0, "--name", show(path),
+          "the checkpoint of a run, with its step")
     if state["step"] >= cfg.steps:
         say(env, f"{show(path)} is finished ({state['step']} steps); --fresh trains it again")
         finish(env)
@@ -262,25 +280,26 @@ def open_run(cfg, env, inputs):
 locks = {}  # the open files: a lock lasts as long as its file is open
 
 
-def lock_run(name):
-    """Hold out/.NAME.lock as long as this process lives: two runs of one name would mix."""
+def lock_file(path):
+    """Hold .NAME.lock beside a file as long as this is open: two writers of one file would mix."""
     if os.name != "posix":
         return None
     import fcntl
-    OUT.mkdir(parents=True, exist_ok=True)
-    file = open(OUT / f".{name}.lock", "w")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path.with_name(f".{path.name}.lock"), "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        fail(f"another process is training {show(OUT / name)}.pt",
-             fix="wait for it, or choose another --name")
+        fail(f"another process is writing {show(path)}", fix="wait for it, or choose another name")
     return file
 
 
 def comparable(cfg):
     """The flags that make a run what it is, paths alike from every working directory."""
     flags = {k: v for k, v in vars(cfg).items() if k != "fresh"}
-    return {k: cli.label(v) if isinstance(v, str) and os.sep in v else v for k, v in flags.items()}
+    paths = ("data", "val", "tokenizer", "teacher", "init", "input", "out")
+    return {k: label(v) if k in paths and v else v for k, v in flags.items()}
 
 
 def new_progress():
@@ -308,14 +327,18 @@ def restore(state, model, optimizers, env):
     progress = new_progress()
     if state is None:
         return progress
-    model.load_state_dict(state["model"], strict=True)
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    torch.set_rng_state(state["rng"]["torch"])
-    if torch.cuda.is_available() and state["rng"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-    for name in vars(progress):
-        setattr(progress, name, state[name])
+    try:
+        model.load_state_dict(state["model"], strict=True)
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        torch.set_rng_state(state["rng"]["torch"])
+        if torch.cuda.is_available() and state["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        for name in vars(progress):
+            setattr(progress, name, state[name])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        fail("the checkpoint of this run cannot be resumed", f"{type(error).__name__}: {error}",
+             "one that this script saved", "--fresh trains it again")
     say(env, f"resuming after step {progress.step}")
     return progress
 
@@ -409,13 +432,16 @@ def open_log(cfg, env, step):
     path = OUT / f"{cfg.name}.csv"
     if env.rank == 0:
         rows = []
+        if path.exists() and not path.read_bytes().startswith((b"step,", b"")[:1 + (step > 0)]) \
+                and path.stat().st_size:
+            fail(f"{show(path)} is there and no log of this script", fix="choose another --name")
         if step > 0 and path.exists():
-            with open(path, newline="") as file:  # a row cut off by a kill is after the checkpoint
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:  # a row cut off by a kill is after the checkpoint
                 rows = [r for r in csv.DictReader(file) if (r.get("step") or "").isdigit()
                         and r.get("supervised") and int(r["step"]) <= step]
         with cli.atomic_write(path, "w") as file:
             if rows:
-                writer = csv.DictWriter(file, rows[0].keys())
+                writer = csv.DictWriter(file, [k for k in rows[0] if k], extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
     return path

@@ -182,7 +182,18 @@ def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     """
     if max_new_tokens < 1 or not prompts:
         return [[] for _ in prompts]
-    stop_ids, rows = set(stop_ids), [[] for _ in prompts]
+    rows = [[] for _ in prompts]
+    # Rows written together end together, where the longest has filled the context. So only those
+    # with the same room go together: a row's answer must not depend on its neighbours.
+    room = [min(max_new_tokens, model.config.max_seq_len - len(p)) for p in prompts]
+    if min(room) != max(room):
+        for size in sorted(set(room)):
+            chosen = [i for i, r in enumerate(room) if r == size]
+            found = generate(model, [prompts[i] for i in chosen], max_new_tokens, stop_ids, **sampling)
+            for i, row in zip(chosen, found):
+                rows[i] = row
+        return rows
+    stop_ids = set(stop_ids)
     running = set(range(len(prompts)))
     for token in decode_steps(model, prompts, max_new_tokens, **sampling):
         for i, id in enumerate(token.tolist()):

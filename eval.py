@@ -135,10 +135,11 @@ def answer(model, tokenizer, questions, target, cfg):
 def judge(tokenizer, ids, reference, target):
     """Generated ids against the reference turn: what was answered and whether it holds."""
     parsed = parse_response(tokenizer, ids, target)
-    got = parsed["answer"]
-    if got is None:  # a model that was taught no tags: its last number
-        got = extract_answer(parsed["text"])
-    wanted = reference.answer if reference.answer is not None else extract_answer(reference.content)
+    got, wanted = parsed["answer"], reference.answer
+    if wanted is None:
+        wanted = extract_answer(reference.content)
+    if got is None:  # a model that was taught no tags: its last number, or all that it said
+        got = extract_answer(parsed["text"]) if wanted is not None else parsed["text"].strip()
     # The format has a column of its own; here only the answer and its end count.
     return dict(response=tokenizer.decode(ids, show_control=True), answer=got, tokens=len(ids),
                 repeats=repetition(ids), ended=parsed["ended"], well_formed=parsed["well_formed"],
@@ -221,10 +222,10 @@ def table(results):
 def details(results):
     """Calibration, copying, and what the answers look like."""
     return rows_of(
-        ["model", "ECE", "copy", "answer tokens", "repeats", "limit"], results,
+        ["model", "ECE", "copy", "answer tokens", "repeats", "limit", "too long for ce"], results,
         lambda r: [r["model"], number(r, "ece", ".4f"), number(r, "copy", ".1%"),
                    number(r, "answer_tokens", ".1f"), number(r, "repeats", ".1%"),
-                   number(r, "limit", ".1%")])
+                   number(r, "limit", ".1%"), number(r, "too_long", ",d")])
 
 
 def robustness_table(results):
@@ -276,6 +277,16 @@ def tables(results):
     if "p50_ms" in results[0] or "decode1" in results[0]:
         found.append(speed.table([r["model"] for r in results], results))
     return "\n\n".join(found)
+
+
+def check_own_files(cfg):
+    """UserError before the work where an output would replace, or be added to, somebody else's."""
+    for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"'),
+                         (f"{cfg.out}.answers.jsonl", '{"question"'), (cfg.row, '{"recipe"')):
+        if path and Path(path).exists():
+            with open(path, encoding="utf-8", errors="replace") as file:
+                if not file.read(len(begins)) in (begins, ""):
+                    fail(f"{show(path)} is there and not of this script", fix="choose another name")
 
 
 def write_report(cfg, results, answers_text):
@@ -388,7 +399,9 @@ def main(cfg):
                             window=0, top=0).items():
         value = getattr(cfg, flag)
         check(value >= least, "--" + flag.replace("_", "-"), value, f"a whole number from {least}")
-    check(0 <= cfg.temperature < math.inf, "--temperature", cfg.temperature, "0 or more")
+    check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
+          "0 (greedy), or 0.01 to 100")
+    check(cfg.seed < 2**32, "--seed", cfg.seed, "a whole number below 2^32")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if cfg.chat or cfg.prompt or cfg.complete:
         return talk(cfg, device)
@@ -400,16 +413,19 @@ def main(cfg):
     if report:
         print(f"left out: {bad_lines_text(report)}")
     questions = [d for d in documents if not isinstance(d, str)][:cfg.questions]
+    check_own_files(cfg)
     suites = read_suites(cfg.suites) if cfg.suites else {}
     loaded = [common.load_model(path, device) for path in cfg.checkpoints]
     teacher_path = cfg.teacher or cfg.checkpoints[0]
     teacher, teacher_tokenizer, teacher_state = common.load_model(teacher_path, device)
     window = common_window(cfg, [*loaded, (teacher, teacher_tokenizer, teacher_state)])
+    stems = [Path(path).stem for path in cfg.checkpoints]
+    names = {p: s if stems.count(s) == 1 else label(p) for p, s in zip(cfg.checkpoints, stems)}
     results, replies = [], []
     for path, (model, tokenizer, state) in zip(cfg.checkpoints, loaded):
-        result = dict(model=Path(path).stem, teacher=Path(teacher_path).stem,
+        result = dict(model=names[path], teacher=Path(teacher_path).stem,
                       parameters=model.num_parameters(), bytes=Path(path).stat().st_size,
-                      window=window, train_tokens=state.get("tokens", 0))
+                      window=window, train_tokens=state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0))
         target = state.get("run_config", {}).get("target", "cot") if cfg.target == "auto" \
             else cfg.target  # bare answers are compared with bare answers
         data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)

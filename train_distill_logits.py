@@ -77,7 +77,7 @@ def self_kl(teacher, val, cfg, env):
 
 def main(cfg):
     check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
-    check(cfg.temperature > 0, "--temperature", cfg.temperature, "a positive number")
+    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
     env = common.start(cfg)
     common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
@@ -89,8 +89,8 @@ def main(cfg):
                                               made_by="python train_pretrain.py --name teacher")
     inputs = dict(teacher_fingerprint=common.weights_fingerprint(teacher))
     if cfg.init:
-        model, own_tokenizer, _ = common.load_model(cfg.init)
-        inputs["init_fingerprint"] = common.weights_fingerprint(model)
+        model, own_tokenizer, start = common.load_model(cfg.init)
+        inputs |= common.init_inputs(cfg, model, start)
         check_fingerprint(own_tokenizer.fingerprint, tokenizer.fingerprint, cfg.init,
                           "a student made with the teacher's tokenizer")
     else:
@@ -118,6 +118,7 @@ def main(cfg):
     common.print_start(cfg, env, {
         "parameters": f"{model.num_parameters():,}, teacher {teacher.num_parameters():,}",
         "data": f"{train['name']}: {summary(train['meta'])}",
+        "validation": summary(val["meta"]),
         "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
         "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
                        f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing; the teacher's "

@@ -72,7 +72,7 @@ class Config:
 
 
 def main(cfg):
-    check(cfg.tag_weight > 0, "--tag-weight", cfg.tag_weight, "a positive number")
+    check(0 < cfg.tag_weight <= 1e6, "--tag-weight", cfg.tag_weight, "above 0, up to 1,000,000")
     env = common.start(cfg)
     common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
@@ -82,8 +82,9 @@ def main(cfg):
     # the model: its shape and tokenizer come from a checkpoint where there is one
     inputs = {}
     if cfg.init:
-        model, tokenizer, _ = common.load_model(cfg.init)
-        inputs["init_fingerprint"] = common.weights_fingerprint(model)
+        model, tokenizer, start = common.load_model(cfg.init)
+        inputs = common.init_inputs(cfg, model, start)
+        cfg.tokenizer = ""
         check(cfg.window <= model.config.max_seq_len, "--window", cfg.window,
               f"at most the context of {cfg.init}, {model.config.max_seq_len}")
     else:
@@ -110,6 +111,7 @@ def main(cfg):
     common.print_start(cfg, env, {
         "parameters": f"{model.num_parameters():,}",
         "data": f"{train['name']}: {summary(train['meta'])}",
+        "validation": summary(val["meta"]),
         "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
         "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
                        f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing"})

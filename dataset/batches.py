@@ -26,7 +26,7 @@ def open_data(path, tokenizer, window, target="cot", loss_on="response", documen
     path = cli.need_file(path, "bash speedrun.sh makes the default data; or name a file of yours",
                          folder=True)
     if path.is_file():
-        settings = (cli.sha256_file(path), tokenizer.fingerprint, window, target, loss_on,
+        settings = (cli.sha256_file(path), path.suffix.lower() == ".txt", tokenizer.fingerprint, window, target, loss_on,
                     documents, skip_bad_lines)
         key = hash_of(settings)
         folder = cli.OUT / "data" / "windows" / f"{path.stem}-{key}"
@@ -39,7 +39,8 @@ def open_data(path, tokenizer, window, target="cot", loss_on="response", documen
         path = folder
     ids, mask, document, meta = prepare.open_windows(path)
     check_fingerprint(meta["fingerprint"], tokenizer.fingerprint, path, "prepare it again")
-    asked = dict(window=window, target=target, loss_on=loss_on, limit=documents)
+    asked = dict(window=window, target=target, loss_on=loss_on)
+    asked |= dict(limit=documents) if documents else {}  # a folder of some rows may be all
     differing = [f"--{k.replace('limit', 'documents').replace('_', '-')} {meta[k]} there, {v} asked"
                  for k, v in asked.items() if meta[k] != v]
     if differing:

@@ -30,6 +30,7 @@ from tokenizer import check_unicode
 CHUNK = 4 * 2**20     # bytes: the piece of a file that one worker reads, and a .txt document
 MAX_LINE = 8 * 2**20  # bytes: a longer line is a bad line and is never held in memory
 ROLES = ("system", "user", "assistant")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 KEYS = "text, conversations, messages, instruction + output, or question + answer"
 
 
@@ -59,10 +60,7 @@ def parse_row(row):
         if key in row:
             return parse_conversation(row[key])
     if "question" in row and "answer" in row:
-        thought, _, answer = string(row, "answer").rpartition("####")
-        thought = re.sub(r"<<[^<>]*>>", "", thought)  # GSM8K's marks for a calculator: <<48/2=24>>
-        turn = Turn("assistant", "", thought.strip() or None, answer.strip())
-        return checked([Turn("user", string(row, "question")), turn])
+        return checked([Turn("user", string(row, "question")), parse_worked_answer(row)])
     if "instruction" in row and "output" in row:
         extra = string(row, "input") if row.get("input") else ""
         prompt = string(row, "instruction") + ("\n\n" + extra if extra else "")
@@ -72,6 +70,17 @@ def parse_row(row):
             raise BadRow("an empty text", expected="at least one character")
         return row["text"]
     raise BadRow("unknown keys", ", ".join(map(str, list(row)[:8])) or "none", KEYS)
+
+
+def parse_worked_answer(row):
+    """GSM8K's answer: steps, ####, the final answer. Without that mark, all of it is the answer."""
+    thought, mark, answer = string(row, "answer").rpartition("####")
+    if mark and "\n" not in answer.strip():  # else a heading of Markdown: "#### Step 1"
+        thought = re.sub(r"<<[^<>]*=[^<>]*>>", "", thought)  # for a calculator: <<48/2=24>>
+        return Turn("assistant", "", thought.strip() or None, answer.strip())
+    thought = string(row, "reasoning_content") if row.get("reasoning_content") else None
+    turn = parse_response_text(row["answer"], thought)
+    return turn if turn.answer is not None else Turn("assistant", "", None, row["answer"].strip())
 
 
 def parse_conversation(rows):
@@ -101,14 +110,13 @@ def parse_response_text(content, thought=None):
         if match:
             thought, content = match.groups()
     tagged = re.fullmatch(r"(.*?)<answer>(.*?)</answer>\s*", content, re.DOTALL)
-    if content.lstrip().startswith("<think>") or thought is not None and not tagged \
-            and "<answer>" in content:
-        raise BadRow("a tag that is not closed", short(content), "<think>...</think> or "
-                     "<answer>...</answer>: was the answer cut off?")
-    if thought is None and not tagged:
+    if thought is None and not tagged and not content.lstrip().startswith(("<think>", "<answer>")):
         return Turn("assistant", content)
     before, answer = tagged.groups() if tagged else ("", content)
     thought = "\n".join(part.strip() for part in (thought or "", before) if part.strip())
+    if any(tag in part for tag in TAGS for part in (thought, answer)):
+        raise BadRow("a tag that stands alone, twice, or before more text", short(content),
+                     "<think>...</think><answer>...</answer> and no more: was it cut off?")
     return Turn("assistant", "", thought or None, answer.strip())
 
 
@@ -235,7 +243,7 @@ def json_row(text):
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadRow("broken JSON", f"{str(error)[:60]} in {short(text.strip())}",
-                     "one JSON object a line") from None
+                     "one JSON object a line (a file of plain text must end in .txt)") from None
 
 
 def count_bad(report, reason, count, where):

@@ -9,7 +9,6 @@ Writes OUT (the kept rows, ready for train_distill_reason.py) and OUT.all.jsonl 
 its verdict, appended batch by batch: the same command after a stop asks only what is missing).
 """
 import json
-import math
 import os
 import sys
 import time
@@ -23,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 import common
 from cli import OUT, check, fail, show
-from dataset.formats import (Turn, bad_lines_text, parse_response, prompt_ids, read_documents,
-                             turn_row)
+from dataset.formats import (Turn, bad_lines_text, count_bad, parse_response, prompt_ids,
+                             read_documents, turn_row)
 from dataset.verify import extract_answer, verdict
 from decoding import generate
 
@@ -57,8 +56,12 @@ def read_questions(cfg, tokenizer, context):
                  fix="see dataset/formats.py for the formats")
         last = document[-1]
         reference = last.answer if last.answer is not None else extract_answer(last.content)
+        if reference is None and cfg.skip_bad_lines:
+            count_bad(report, "no known answer", 1, [f"{show(cfg.input)}:{line}"])
+            continue
         if reference is None:
-            fail(f"{cfg.input}:{line}: no known answer", last.content[:60], "one to verify against")
+            fail(f"{show(cfg.input)}:{line}: no known answer", last.content[:60],
+                 "one to verify against")
         if len(prompt_ids(tokenizer, document)) >= context:
             too_long += 1
             continue
@@ -113,11 +116,12 @@ def judge(tokenizer, ids, reference):
 def ask(cfg, model, tokenizer, questions, path, device):
     """Append every missing batch of samples to OUT.all.jsonl."""
     jobs = sorted(((q, s) for q in range(len(questions)) for s in range(cfg.samples)),
-                  key=lambda job: len(tokenizer.encode(questions[job[0]][1][0].content)))
+                  key=lambda job: len(prompt_ids(tokenizer, questions[job[0]][1])))
     # sorted: prompts of about equal length together
     batches = [jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch)]
     header = {**common.comparable(cfg), "teacher": common.weights_fingerprint(model),
               "input": cli.sha256_file(cfg.input)}
+    lock = common.lock_file(path)  # held until this function ends  # noqa: F841
     done = done_batches(path, header, cfg.fresh)
     counts, began = Counter(), time.time()
     for number in range(done, len(batches)):
@@ -157,7 +161,9 @@ def keep(cfg, questions, path):
             said.add(key)
             rows.append(row)
     if not rows:
-        fail("no answer of the teacher holds", dict(counts), "some right ones", "a better teacher")
+        fail("no answer of the teacher holds", dict(counts), "some right ones",
+             "a higher --max-new-tokens" if counts["truncated"] > sum(counts.values()) / 2
+             else "a better teacher")
     rows.sort(key=lambda r: (r["question"], r["sample"]))
     with cli.atomic_write(cfg.out, "w") as file:
         for row in rows:
@@ -174,8 +180,9 @@ def main(cfg):
         value = getattr(cfg, flag)
         check(value > 0, "--" + flag.replace("_", "-"), value, "a positive whole number")
     check(cfg.questions >= 0, "--questions", cfg.questions, "a whole number, 0 for all")
-    check(cfg.seed >= 0, "--seed", cfg.seed, "a whole number from 0")
-    check(0 <= cfg.temperature < math.inf, "--temperature", cfg.temperature, "0 or more")
+    check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
+    check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
+          "0 (greedy), or 0.01 to 100")
     check(0 <= cfg.top_p <= 1, "--top-p", cfg.top_p, "a number from 0 to 1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cli.need_file(cfg.input, "python dataset/stories.py")

@@ -45,11 +45,12 @@ from dataset.formats import (bad_lines_text, count_bad, cut, encode_document, re
                              read_lines)
 from tokenizer import Tokenizer
 
-VERSION = 1
+VERSION = 2
 SORTED = 1024        # documents packed at a time, the longest first
 OPEN_WINDOWS = 1024  # windows that may still take a document
 NAMES = ("ids", "mask", "document")
-SETTINGS = ("version", "source_sha256", "fingerprint", "window", "target", "loss_on", "limit")
+SETTINGS = ("version", "source_sha256", "text", "fingerprint", "window", "target", "loss_on",
+            "limit")
 
 
 @dataclass
@@ -221,11 +222,12 @@ def take_rows(path, chunks, limit):
 def prepare(input, out, tokenizer, window, target="cot", loss_on="response", documents=0, workers=0,
             skip_bad_lines=False, fresh=False):
     """Make the folder `out` of windows, or find it made with these settings; returns its meta."""
-    path = need_file(input, "python dataset/stories.py, or name a file of yours").resolve()
+    path = need_file(input, "python dataset/stories.py, or name a file of yours").absolute()
     out = Path(out)
     sha = hashlib.sha256()
     chunks = list(cut(path, sha))
     settings = {"version": VERSION, "source_sha256": sha.hexdigest(),
+                "text": path.suffix.lower() == ".txt",
                 "fingerprint": tokenizer.fingerprint, "window": window, "target": target,
                 "loss_on": loss_on, "limit": documents}
     made = find_made(out, settings, fresh)
@@ -345,9 +347,9 @@ def remove_leftovers(out):
     for path in out.parent.glob(f".{out.name}.*.tmp"):
         try:
             os.kill(int(path.name.split(".")[-2]), 0)  # signal 0: is that process alive?
-        except (ProcessLookupError, ValueError):
+        except ProcessLookupError:
             shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:
+        except (PermissionError, ValueError):  # somebody else's
             pass
 
 
@@ -358,13 +360,16 @@ def open_windows(folder):
     try:
         meta = json.loads(need_file(folder / "meta.json", again).read_text(encoding="utf-8"))
         version, shape = meta["version"], (meta["windows"], meta["window"] + 1)
+        types = {name: np.dtype(meta["dtype"][name]) for name in NAMES}
+        if {t.kind for t in types.values()} != {"u"} or not {*SETTINGS, "too_long"} <= set(meta):
+            raise ValueError("keys or dtypes are missing")
     except (ValueError, KeyError, TypeError) as error:
         fail(f"{show(folder / 'meta.json')} is damaged", error, "what prepare.py wrote", again)
     if version != VERSION:
         fail(f"{show(folder)} has another format", f"version {version}", VERSION, again)
     arrays = []
     for name in NAMES:
-        path, dtype = folder / f"{name}.bin", np.dtype(meta["dtype"][name])
+        path, dtype = folder / f"{name}.bin", types[name]
         size, expected = need_file(path, again).stat().st_size, shape[0] * shape[1] * dtype.itemsize
         if size != expected:
             fail(f"{show(path)} is truncated or changed", f"{size:,} bytes", f"{expected:,}", again)
@@ -373,7 +378,7 @@ def open_windows(folder):
 
 
 def main(cfg):
-    check(cfg.window > 0, "--window", cfg.window, "a positive whole number")
+    check(0 < cfg.window < 2**16, "--window", cfg.window, "1 to 65,535")
     check(cfg.documents >= 0, "--documents", cfg.documents, "a whole number, 0 for all")
     check(cfg.workers >= 0, "--workers", cfg.workers, "a whole number, 0 for one a core")
     prepare(cfg.input, cfg.out, Tokenizer.load(cfg.tokenizer), cfg.window, cfg.target, cfg.loss_on,

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, atomic_write, check, fail, run, show  # noqa: E402
+from cli import OUT, atomic_write, check, fail, run, sha256_file, show  # noqa: E402
 from dataset.story_texts import NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
 
 OPS = ("add", "sub", "mul", "div")
@@ -224,11 +224,18 @@ def already_made(out, names, settings, fresh):
     fix = "--fresh replaces them, --out DIR leaves them"
     if not (out / "about.json").exists():
         fail(f"{show(out)} holds {', '.join(found)} but no about.json", fix=fix)
-    old = json.loads((out / "about.json").read_text(encoding="utf-8"))["settings"]
+    try:
+        about = json.loads((out / "about.json").read_text(encoding="utf-8"))
+        old, hashes = about["settings"], about["sha256"]
+    except (ValueError, KeyError, TypeError):
+        fail(f"{show(out / 'about.json')} is not of this script", fix=fix)
     differ = [f"{key} was {old.get(key)}, now {settings.get(key)}"
               for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
     if differ:
         fail(f"{show(out)} was made with other settings: {'; '.join(differ)}", fix=fix)
+    changed = [n for n in found if sha256_file(out / n) != hashes.get(n.removesuffix(".jsonl"))]
+    if changed:
+        fail(f"{', '.join(changed)} in {show(out)} was changed since", fix=fix)
     return len(found) == len(names)
 
 

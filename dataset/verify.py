@@ -42,7 +42,8 @@ NO_UNIT = set("""hundred thousand lakh million mil mln billion bln trillion cror
     and nor not but than then plus minus over divided multiplied squared cubed sqrt factorial mod
     log sin cos tan above below under zero negative except without instead either neither wrong
     incorrect false was isnt maybe perhaps possibly probably about approximately approx roughly
-    around almost nearly least most""".split())
+    around almost nearly least most less short off pct tenth hundredth thousandth
+    millionth""".split())
 # Chinese: up to eight characters, none of which counts, compares or denies. 千克, 千米 are units.
 UNIT_ZH = re.compile(" ?(?:千[克米瓦])?(?:(?![零一二三四五六七八九十百千万亿两半几多余或和与及到至不没非无"
                      "减加乘除约是对错还少负比打])[\u4e00-\u9fff]){0,8}")

@@ -356,10 +356,10 @@ def test_own_data_need_own_validation_data(script, refused, tiny_world, monkeypa
 def test_two_processes_cannot_train_one_name(script, refused, tiny_world, out_dir, monkeypatch):
     """Their checkpoints and rows would mix without a word."""
     monkeypatch.setattr(common, "locks", {})
-    other = common.lock_run("run")
-    assert "another process is training" in refused(f"train_{script}", *tiny_world.flags(script))
+    other = common.lock_file(out_dir / "run.pt")
+    assert "another process is writing" in refused(f"train_{script}", *tiny_world.flags(script))
     other.close()
-    common.lock_run("run").close()
+    common.lock_file(out_dir / "run.pt").close()
 
 
 @pytest.mark.parametrize("change", [
@@ -399,3 +399,36 @@ def test_a_damaged_cache_is_made_again(call, tiny_world, out_dir):
     for folder in (out_dir / "data/windows").iterdir():
         (folder / "ids.bin").write_bytes(b"x")
     assert call("train_pretrain", *tiny_world.flags("pretrain", name="again")).status == 0
+
+
+def test_reports_rows_and_logs_replace_nothing_of_others(refused, tiny_world, tmp_path, out_dir):
+    """--out notes, where notes.md is one's own; --row model.pt; a CSV that happens to be there."""
+    for name in ("notes.md", "notes.json", "rows.jsonl"):
+        (tmp_path / name).write_text("mine\n", encoding="utf-8")
+    (out_dir / "run.csv").write_text("my,log\n", encoding="utf-8")
+    for flags in (["--out", tmp_path / "notes"],
+                  ["--out", out_dir / "e", "--row", tmp_path / "rows.jsonl"]):
+        said = refused("eval", tiny_world.teacher, f"--data={tiny_world.val}", *flags)
+        assert "is there and not of this script" in said
+    assert "no log of this script" in refused("train_pretrain", *tiny_world.flags("pretrain"))
+    assert (tmp_path / "notes.md").read_text() == (tmp_path / "rows.jsonl").read_text() == "mine\n"
+    assert (out_dir / "run.csv").read_text() == "my,log\n"
+
+
+@all_scripts
+def test_a_run_cannot_replace_what_it_starts_from(script, call, refused, tiny_world, out_dir):
+    """--name x --init out/x.pt --fresh: the checkpoint would be gone after the first save."""
+    (out_dir / "run.pt").write_bytes(tiny_world.init.read_bytes())
+    said = refused(f"train_{script}", *tiny_world.flags(script, init=out_dir / "run.pt"), "--fresh")
+    assert "--name has a wrong value" in said
+
+
+@all_scripts
+def test_a_run_from_a_checkpoint_says_the_truth_about_its_shape(script, call, tiny_world, out_dir):
+    """--size and --context mean nothing then; rows must not repeat what was typed."""
+    common.save(out_dir / "a.pt", common.load(tiny_world.init) | dict(tokens=1000))
+    flags = tiny_world.flags(script, init=out_dir / "a.pt", size="10m", context=4096, steps=1)
+    assert call(f"train_{script}", *flags).status == 0
+    state = common.load(out_dir / "run.pt")
+    assert state["run_config"]["size"] == "" and state["run_config"]["context"] == 160
+    assert state["inputs"]["init_tokens"] == 1000

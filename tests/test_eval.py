@@ -265,3 +265,37 @@ def test_the_likeliest_tokens_are_those_of_a_full_pass(call, tiny_world, tiny_to
         assert line.split(" <- ")[0].strip() == name and f"{name} {best.values[0]:.3f}" in line
         ids.append(token)
     assert len(lines) == 3
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(call, report, tiny_world, tmp_path):
+    """One long question in a batch used up the room of all the others: exact 0 % instead of 90 %."""
+    rows = tiny_world.val.read_text(encoding="utf-8")
+    long = json.dumps({"question": "How many? " * 24, "answer": "#### 5"}) + "\n"
+    path = tmp_path / "test.jsonl"
+    path.write_text(rows + long, encoding="utf-8")
+    replies = []
+    for batch in (1, 16):
+        report([tiny_world.teacher], f"--data={path}", "--questions=7", "--max-new-tokens=60",
+               f"--batch={batch}", "--samples=1")
+        replies.append((tmp_path / "out/report.answers.jsonl").read_text(encoding="utf-8"))
+    assert replies[0] == replies[1]
+
+
+@pytest.mark.parametrize("said, wanted, verdict", [
+    ("Paris", "Paris", "ok"), ("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
+    ("It is 14.", "So 14", "ok")])
+def test_answers_without_tags_are_compared_as_what_they_are(said, wanted, verdict, tiny_tokenizer):
+    """A question of knowledge has no number in its answer: every model would score 0 %."""
+    ids = tiny_tokenizer.encode(said) + [tiny_tokenizer.end]
+    assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
+
+
+def test_two_models_of_one_file_name_are_told_apart(report, tiny_world, tmp_path, out_dir):
+    """a/m.pt and b/m.pt: one of them was missing among the answers."""
+    paths = [tmp_path / "a/m.pt", tmp_path / "b/m.pt"]
+    for path, source in zip(paths, (tiny_world.teacher, tiny_world.init)):
+        path.parent.mkdir()
+        path.write_bytes(source.read_bytes())
+    report(paths)
+    row = json.loads((out_dir / "report.answers.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert len(row["answers"]) == 2

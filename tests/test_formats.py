@@ -95,11 +95,31 @@ def test_tags_of_a_user_stay_text():
     ("2+3=5</think>5", assistant("2+3=5", "5")),   # R1's template puts <think> into the prompt
     ("<think>2+3</think>So:\n<answer>5</answer>", assistant("2+3\nSo:", "5")),
     ("It is 2+3. <answer>5</answer>", assistant("It is 2+3.", "5")),
+    ("Write </answer> or <answer> last.", assistant(content="Write </answer> or <answer> last.")),
     ("<think></think><answer>5</answer>", assistant(None, "5"))])
 def test_traces_as_models_really_write_them(content, turn):
     """A tag left as literal text trains a model to spell it."""
     rows = [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": content}]
     assert parse_row({"messages": rows})[1] == turn
+
+
+@pytest.mark.parametrize("content", [
+    "<think>x</think> try <answer>1</answer>. No: <answer>2</answer>", "<answer>1", "<think>2+3",
+    "<think>a<think>b</think>c</think>5", "<think>a</think><answer>3</answer> Hope this helps!"])
+def test_tags_that_make_no_sense_are_a_bad_line(content):
+    """An answer of "1</answer>. No: <answer>2" would be trained on without a word."""
+    with pytest.raises(BadRow, match="a tag that stands alone, twice, or before more text"):
+        parse_row({"messages": [{"role": "assistant", "content": content}]})
+
+
+@pytest.mark.parametrize("answer, turn", [
+    ("2+3 = <<2+3=5>>5\n#### 5", assistant("2+3 = 5", "5")), ("5", assistant(None, "5")),
+    ("<think>2+3</think><answer>5</answer>", assistant("2+3", "5")),
+    ("cin<<a>>b #### 5", assistant("cin<<a>>b", "5")),
+    ("#### Step 1\nadd\n#### Step 2\nso 5", assistant(None, "#### Step 1\nadd\n#### Step 2\nso 5"))])
+def test_worked_answers(answer, turn):
+    """R1 tags inside a GSM8K row, headings of Markdown, C++: all of them came in some file."""
+    assert parse_row({"question": "2+3?", "answer": answer})[1] == turn
 
 
 def test_a_turn_written_back_reads_as_the_same_turn():
@@ -117,7 +137,7 @@ BAD = {  # line: words of the message
     b"[" * 100_000: "a JSON array",
     b'["text"]': "a JSON array; got .* one JSON object a line",
     b'5': "not a JSON object",
-    b'{"messages": [{"role": "assistant", "content": "<think>x"}]}': "a tag that is not closed",
+    b'{"messages": [{"role": "assistant", "content": "<think>x"}]}': "a tag that stands alone",
     b'{"prompt": "a", "reply": "b"}': "unknown keys; got prompt, reply; expected text, conv",
     b"{}": "unknown keys",
     b'{"text": 5}': "content that is not a string; got text: 5",

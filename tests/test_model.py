@@ -418,7 +418,7 @@ def test_generation_stops_at_the_context(tiny_model):
     assert len(generate(model, [PROMPTS[0]], 1000)[0]) == 16 - len(PROMPTS[0])
     assert len(generate(model, [PROMPTS[1]], 1000)[0]) == 15
     assert len(list(stream(model, PROMPTS[2], 1000))) == 12
-    assert [len(row) for row in generate(model, PROMPTS, 1000)] == [7] * 4
+    assert [len(row) for row in generate(model, PROMPTS, 1000)] == [16 - len(p) for p in PROMPTS]
     assert len(generate(model, [list(range(15))], 1000)[0]) == 1
 
 

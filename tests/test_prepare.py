@@ -269,10 +269,27 @@ def test_damaged_folders_are_refused(tmp_path, tokenizer, source):
         open_windows(out)
     (out / "mask.bin").write_bytes(data)
     for bad, message in ((meta[:40], "meta.json is damaged"), ("[]", "meta.json is damaged"),
-                         (meta.replace('"version": 1', '"version": 99'), "version 99; expected")):
+                         (meta.replace('"version": 2', '"version": 99'), "version 99; expected")):
         (out / "meta.json").write_text(bad, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             open_windows(out)
+
+
+def test_the_same_bytes_as_text_and_as_rows_are_two_data_sets(tmp_path, tokenizer, source):
+    """A .jsonl once misnamed .txt: its raw JSON would be trained on for ever after."""
+    text = tmp_path / "w.txt"
+    text.write_bytes(source.read_bytes())
+    prepare(text, tmp_path / "w", tokenizer, 60)
+    with pytest.raises(UserError, match="text True there, False asked"):
+        prepare(source, tmp_path / "w", tokenizer, 60)
+
+
+def test_a_folder_that_only_looks_like_a_leftover_stays(tmp_path, tokenizer, source):
+    """`.NAME.backup.tmp` is nobody's process: it may be the user's."""
+    mine = tmp_path / ".w.backup.tmp"
+    mine.mkdir()
+    prepare(source, tmp_path / "w", tokenizer, 60)
+    assert mine.exists()
 
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path, tokenizer, source, monkeypatch):
