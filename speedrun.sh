@@ -47,8 +47,8 @@ else
     stage  75 train_pretrain.py --name student-alone --size 0.4m --lr 6e-3
     stage 160 train_distill_logits.py
     stage  60 dataset/generate.py
-    stage  75 train_distill_reason.py
-    stage  75 train_distill_reason.py --name student-answer --target answer
+    stage 100 train_distill_reason.py
+    stage 100 train_distill_reason.py --name student-answer --target answer
     questions=1000
 fi
 stage 40 eval.py "$out"/{teacher,student-alone,student-logits,student-reason,student-answer}.pt \

@@ -65,11 +65,12 @@ done
 N=800; wall=516
 for seed in $seeds; do
     for part in all 3%; do
-        flags="--eval-every 50"; [ $part = all ] || flags="$flags --documents 1200"
-        run stories/$part/alone $seed "$stories/test.jsonl" $alone --lr 6e-3 $flags --steps $N
+        flags="--lr 1e-2 --eval-every 50"; [ $part = all ] || flags="$flags --documents 1200"
+        run stories/$part/alone $seed "$stories/test.jsonl" $alone $flags --steps $N
         for kind in "logits $N" "logits-wall $wall"; do
             set -- $kind
-            run stories/$part/$1 $seed "$stories/test.jsonl" train_distill_logits.py $flags --steps $2
+            run stories/$part/$1 $seed "$stories/test.jsonl" train_distill_logits.py $flags \
+                --alpha 1 --temperature 2 --steps $2
         done
     done
     # chains of thought against bare answers: the same questions, tokens and initialisation
