@@ -219,6 +219,19 @@ def table(results):
                    number(r, "decode1", ",.0f"), number(r, "decode32", ",.0f")])
 
 
+def keeps(results):
+    """A line a model: what it keeps of the first one's accuracy, at what size and speed."""
+    first, lines = results[0], []
+    for r in results[1:]:
+        if not first.get("exact") or "exact" not in r or "decode1" not in r:
+            continue
+        lines.append(f"- {r['model']} keeps {r['exact'] / first['exact']:.1%} of {first['model']}'s "
+                     f"accuracy at {r['parameters'] / first['parameters']:.0%} of its parameters "
+                     f"and {r['decode1'] / first['decode1']:.1f} times its speed at batch 1, "
+                     f"{r['decode32'] / first['decode32']:.1f} at batch 32")
+    return "\n".join(lines)
+
+
 def details(results):
     """Calibration, copying, and what the answers look like."""
     return rows_of(
@@ -271,12 +284,12 @@ def shown_answers(results, questions, replies, count):
 
 def tables(results):
     """Every table that has figures, one under the other."""
-    found = [table(results), details(results)]
+    found = [table(results), keeps(results), details(results)]
     if "suites" in results[0]:
         found.append(robustness_table(results))
     if "p50_ms" in results[0] or "decode1" in results[0]:
         found.append(speed.table([r["model"] for r in results], results))
-    return "\n\n".join(found)
+    return "\n\n".join(filter(None, found))
 
 
 def check_own_files(cfg):

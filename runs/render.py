@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 from cli import ROOT, fail
+from eval import keeps
 from eval import table as eval_table
 from metrics import front, paired_t, wilson
 
@@ -206,7 +207,7 @@ def sweep_table(_):
 def scoreboard(_):
     """The speedrun's own table, from the JSON that eval.py wrote at its end."""
     found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))
-    return eval_table(found["results"])
+    return eval_table(found["results"]) + "\n\n" + keeps(found["results"])
 
 
 def speed_table(_):

@@ -218,6 +218,16 @@ def test_a_question_longer_than_the_context_is_wrong_and_said_so(report, tiny_wo
     assert result["n"] == 7 and result["verdicts"]["prompt too long"] == 1
 
 
+def test_what_a_student_keeps_by_hand():
+    """The line that everybody quotes: of the first model, not of the last."""
+    first = dict(model="teacher", exact=0.8, parameters=1000, decode1=100, decode32=500)
+    other = dict(model="student", exact=0.6, parameters=250, decode1=250, decode32=2000)
+    assert evaluation.keeps([first, other]) == (
+        "- student keeps 75.0% of teacher's accuracy at 25% of its parameters and 2.5 times its "
+        "speed at batch 1, 4.0 at batch 32")
+    assert evaluation.keeps([first | dict(exact=0.0), other]) == evaluation.keeps([first]) == ""
+
+
 def test_tally_counts(tiny_tokenizer):
     """The sums under the table, by hand."""
     replies = [dict(verdict=v, well_formed=w, tokens=t, repeats=0.5) for v, w, t in
