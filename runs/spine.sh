@@ -95,11 +95,11 @@ done
 teacher=$out/trial-prose-teacher-1500-decay-.5-9.pt  # the best of these on validation data
 score prose/teacher 9 "$prose/test.jsonl" trial-prose-teacher-1500-decay-.5-9
 
-N=1000; wall=613  # ratio 1.63: `python bench.py --data out/data/prose/train.jsonl --tokenizer ...`
+N=2000; wall=1227  # ratio 1.63: `python bench.py --data out/data/prose/train.jsonl --tokenizer ...`
 few="--documents 533"  # a quarter, which is all that the students see
 alone="train_pretrain.py $own --size 0.4m $few"
 logits="train_distill_logits.py $files --teacher $teacher --alpha 1 $few"
-trial() { local recipe=$1; shift; run "trial/prose/$recipe" 9 "$prose/val.jsonl" "$@" --steps $N; }
+trial() { local recipe=$1; shift; run "trial/prose/$recipe" 9 "$prose/val.jsonl" "$@" --steps 1000; }
 trial alone/lr-6e-3          $alone --lr 6e-3
 trial alone/lr-3e-3          $alone --lr 3e-3
 trial alone/lr-1e-2          $alone --lr 1e-2
@@ -109,9 +109,11 @@ trial logits/lr-3e-3         $logits --lr 3e-3
 trial logits/lr-1e-2         $logits --lr 1e-2
 trial logits/lr-6e-3-tau-2   $logits --lr 6e-3 --temperature 2
 for seed in $seeds; do
-    run prose/alone $seed "$prose/test.jsonl" $alone --lr 6e-3 --steps $N
-    run prose/logits $seed "$prose/test.jsonl" $logits --lr 6e-3 --steps $N
-    run prose/logits-wall $seed "$prose/test.jsonl" $logits --lr 6e-3 --steps $wall
+    run prose/alone $seed "$prose/test.jsonl" $alone --lr 6e-3 --weight-decay 0.3 --steps $N
+    for kind in "logits $N" "logits-wall $wall"; do
+        set -- $kind
+        run prose/$1 $seed "$prose/test.jsonl" $logits --lr 6e-3 --temperature 2 --steps $2
+    done
 done
 
 # --- Chinese stories: a teacher, its traces, a student
