@@ -48,9 +48,9 @@ trial alone/lr-1e-2          $alone --lr 1e-2
 trial alone/lr-6e-3-decay-.3 $alone --lr 6e-3 --weight-decay 0.3
 trial alone/lr-1e-2-decay-.3 $alone --lr 1e-2 --weight-decay 0.3
 trial alone/lr-1.5e-2        $alone --lr 1.5e-2
-trial logits/alpha-.9        train_distill_logits.py --lr 6e-3
-trial logits/alpha-.5        train_distill_logits.py --lr 6e-3 --alpha 0.5
-trial logits/alpha-1         train_distill_logits.py --lr 6e-3 --alpha 1
+trial logits/alpha-.9        train_distill_logits.py --lr 6e-3 --temperature 1
+trial logits/alpha-.5        train_distill_logits.py --lr 6e-3 --alpha 0.5 --temperature 1
+trial logits/alpha-1         train_distill_logits.py --lr 6e-3 --alpha 1 --temperature 1
 trial logits/alpha-1-tau-2   train_distill_logits.py --lr 6e-3 --alpha 1 --temperature 2
 trial logits/alpha-1-tau-2-lr-1e-2  train_distill_logits.py --lr 1e-2 --alpha 1 --temperature 2
 trial logits/alpha-1-tau-4-lr-1e-2  train_distill_logits.py --lr 1e-2 --alpha 1 --temperature 4
@@ -104,9 +104,9 @@ trial alone/lr-6e-3          $alone --lr 6e-3
 trial alone/lr-3e-3          $alone --lr 3e-3
 trial alone/lr-1e-2          $alone --lr 1e-2
 trial alone/lr-6e-3-decay-.3 $alone --lr 6e-3 --weight-decay 0.3
-trial logits/lr-6e-3         $logits --lr 6e-3
-trial logits/lr-3e-3         $logits --lr 3e-3
-trial logits/lr-1e-2         $logits --lr 1e-2
+trial logits/lr-6e-3         $logits --lr 6e-3 --temperature 1
+trial logits/lr-3e-3         $logits --lr 3e-3 --temperature 1
+trial logits/lr-1e-2         $logits --lr 1e-2 --temperature 1
 trial logits/lr-6e-3-tau-2   $logits --lr 6e-3 --temperature 2
 for seed in $seeds; do
     run prose/alone $seed "$prose/test.jsonl" $alone --lr 6e-3 --weight-decay 0.3 --steps $N
