@@ -149,7 +149,7 @@ if [ -n "${GSM8K:-}" ]; then
     for kind in cot answer; do
         teacher=$out/gsm8k-$kind-0.pt
         run gsm8k/$kind 0 "$gsm/heldout.jsonl" train_distill_reason.py $files --target $kind \
-            --size 0.9m --window 512 --context 768 --lr 4e-3
+            --size 0.9m --window 512 --context 768 --lr 4e-3 --steps 600
     done
 fi
 if [ -z "${ONLY:-}" ]; then $python runs/render.py; fi
