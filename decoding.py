@@ -62,7 +62,7 @@ class Decoder:
     def __init__(self, model, cache):
         c = self.config = model.config
         self.length, self.embedding = cache.length, model.embed_tokens.weight
-        self.head = (model.lm_head.weight * model.norm.weight * c.dim ** 0.5).t()  # (D, V)
+        self.head = by_input(model.lm_head.weight * model.norm.weight * c.dim ** 0.5)  # (D, V)
         self.eps_dim, self.eps_head = (self.embedding.new_tensor((n * c.norm_eps) ** 0.5)
                                        for n in (c.dim, c.head_dim))
         self.bias = None
@@ -91,8 +91,8 @@ class Decoder:
         sign[:half] = -1
         cos = model.cos[:, None] * weight                                 # (S, H + G, C)
         sin = (model.sin * sign)[:, None] * weight.roll(half, -1)         # of x rolled by half
-        return (qkv.t(), a.o_proj.weight.t(), gate_up.t(), m.down_proj.weight.t(), cos, sin,
-                torch.stack([old.k, old.v]))
+        weights = map(by_input, (qkv, a.o_proj.weight, gate_up, m.down_proj.weight))
+        return (*weights, cos, sin, torch.stack([old.k, old.v]))
 
     def step(self, token):
         """Token ids (B,) -> logits (B, V) of what follows."""
@@ -118,6 +118,11 @@ class Decoder:
             x = torch.addmm(x, F.silu(gate) * up, down)
         self.length += 1
         return torch.mm(scaled(x, self.eps_dim), self.head)
+
+
+def by_input(weight):
+    """A matrix (out, in) as (in, out) in that order in memory: one row times it is twice as fast."""
+    return weight.t().contiguous()
 
 
 def scaled(x, eps):

@@ -10,7 +10,8 @@ teacher's soft targets have something to say.
 
 Train, val and test (90/5/5) are split by a hash of the module or topic, so no module stands in two.
 Topics quote each other ("compound" contains all of "if"), hence a paragraph that has been seen
-before is dropped: it would leak from train to test. That costs 16 % of the characters. The text
+before is dropped: it would leak from train to test. That costs 16 % of the characters. The texts
+of a split are shuffled: the first quarter of them is a sample of all. The text
 differs between Python versions: the sha256 printed here belongs into every result.
 """
 import ast
@@ -18,6 +19,7 @@ import hashlib
 import inspect
 import json
 import platform
+import random
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -86,13 +88,15 @@ def collect(sources, min_chars):
         text = "\n\n".join(kept).strip()
         if len(text) >= min_chars:
             rows[split_of(module)].append({"text": text, "module": module})
+    for found in rows.values():  # so that the first N documents are a sample, not the topics alone
+        random.Random(0).shuffle(found)
     return rows
 
 
 def main(cfg):
     check(cfg.min_chars > 0, "--min-chars", cfg.min_chars, "a positive whole number")
     out = Path(cfg.out)
-    settings = {"min_chars": cfg.min_chars, "python": platform.python_version()}
+    settings = {"min_chars": cfg.min_chars, "order": "shuffled", "python": platform.python_version()}
     if already_made(out, [f"{split}.jsonl" for split in SPLITS], settings, cfg.fresh):
         print(f"already made: {show(out)} (--fresh makes it again)")
         print("next: python tokenizer/train.py --help")
