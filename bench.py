@@ -37,7 +37,7 @@ class Config:
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
     batch: int = 8                 # windows in a step
     window: int = 256              # tokens in a window
-    rounds: int = 7                # turns a variant (5 to 20); the first is a warm-up
+    rounds: int = 7                # turns a variant (5 to 20), beside a warm-up
     compile: bool = True           # include torch.compile, which needs a C++ compiler on CPUs
     seed: int = 0                  # of weights and batches
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # of the plain step
@@ -116,7 +116,9 @@ def logits_step(student, teacher, batch, env, dtype, optimizers, keep_counted=Tr
         if teacher_term:
             with torch.no_grad(), precision(env, dtype):
                 teacher_logits = teacher(x, document, keep)
-            values = 0.1 * values + 0.9 * forward_kl(logits, teacher_logits)
+            teacher_ce = cross_entropy(teacher_logits, y[keep])  # for the log
+            values = 0.1 * values + 0.9 * forward_kl(logits, teacher_logits, 2.0)
+            total(teacher_ce, w).item()
         (total(values, w) / w.sum()).backward()
         finish_step(student, optimizers)
     return step

@@ -97,7 +97,7 @@ def catch_signals(env):
 
 
 def fast_bf16(device):
-    """True where bfloat16 matmuls run in hardware: emulated, they are 100 times slower."""
+    """True where bfloat16 matmuls run in hardware: emulated ones are far slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and Path("/proc/cpuinfo").exists():
@@ -382,6 +382,15 @@ def stop_signal(env, cfg):
     sys.exit(130)
 
 
+def next_command(cfg):
+    """What to type after a run: its evaluation, on text of the kind that it was trained on."""
+    words = f"python eval.py {show(OUT / cfg.name)}.pt"
+    default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
+    if os.path.abspath(cfg.val) != default["val"]:
+        words += f" --data {show(cfg.val)}"
+    return words + (f" --teacher {show(cfg.teacher)}" if hasattr(cfg, "teacher") else "")
+
+
 def finish(env):
     """Leave the group of ranks."""
     if env.world > 1:
@@ -432,8 +441,8 @@ def open_log(cfg, env, step):
     path = OUT / f"{cfg.name}.csv"
     if env.rank == 0:
         rows = []
-        if path.exists() and not path.read_bytes().startswith((b"step,", b"")[:1 + (step > 0)]) \
-                and path.stat().st_size:
+        if step == 0 and path.exists() and path.stat().st_size \
+                and not path.read_bytes().startswith(b"step,"):
             fail(f"{show(path)} is there and no log of this script", fix="choose another --name")
         if step > 0 and path.exists():
             with open(path, newline="", encoding="utf-8", errors="replace") as file:  # a row cut off by a kill is after the checkpoint

@@ -3,7 +3,7 @@
 Letters as in model.py: B rows, T tokens, D width, H query heads, G key/value heads, C channels, S
 tokens in the cache. The prompt is read by the model itself, all its tokens at once; from then on
 `Decoder` runs the same layers for one token a row, in few operations: of a small model's time for
-a token, the arithmetic is a tenth and starting operations the rest.
+a token, most goes into starting operations (runs/bench_decode.py).
 """
 import torch
 from torch.nn import functional as F
@@ -63,6 +63,7 @@ class Decoder:
         c = self.config = model.config
         self.length, self.embedding = cache.length, model.embed_tokens.weight
         self.head = by_input(model.lm_head.weight * model.norm.weight * c.dim ** 0.5)  # (D, V)
+        # `scaled` divides by the length, sqrt(D) * rms, so eps becomes sqrt(D * eps)
         self.eps_dim, self.eps_head = (self.embedding.new_tensor((n * c.norm_eps) ** 0.5)
                                        for n in (c.dim, c.head_dim))
         self.bias = None
@@ -75,7 +76,7 @@ class Decoder:
                        for layer, old in zip(model.layers, cache.layers)]
 
     def join(self, model, layer, old):
-        """One layer's joined weights, RoPE tables (S, H + G, C) and cache (2, B, G, S, C)."""
+        """One layer's joined weights, RoPE tables (max, H + G, C) and cache (2, B, G, max, C)."""
         c, a, m = self.config, layer.self_attn, layer.mlp
         qkv = torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])
         gate_up = torch.cat([m.gate_proj.weight, m.up_proj.weight])
@@ -89,8 +90,9 @@ class Decoder:
         half = c.head_dim // 2
         sign = torch.ones_like(model.cos[0])
         sign[:half] = -1
-        cos = model.cos[:, None] * weight                                 # (S, H + G, C)
-        sin = (model.sin * sign)[:, None] * weight.roll(half, -1)         # of x rolled by half
+        room = old.k.shape[2]                                             # max, of this cache
+        cos = model.cos[:room, None] * weight                             # (max, H + G, C)
+        sin = (model.sin[:room] * sign)[:, None] * weight.roll(half, -1)  # of x rolled by half
         weights = map(by_input, (qkv, a.o_proj.weight, gate_up, m.down_proj.weight))
         return (*weights, cos, sin, torch.stack([old.k, old.v]))
 

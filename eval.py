@@ -22,7 +22,7 @@ What the columns mean
                    answers that ran into the limit
     suites         accuracy on each robustness suite (--suites; dataset/suites.py), its difference
                    to the same problems unchanged, and McNemar's p of that difference
-    decode 1, 32   tokens written a second at batch 1 and 32; more in the table of speed.py
+    tok/s          tokens written a second, batch 1 and 32; more in the table of speed.py
 """
 import json
 import math
@@ -163,7 +163,7 @@ def tally(replies):
 def robustness(model, tokenizer, suites, target, cfg):
     """Accuracy on each suite, paired with the same problems unchanged -> a dict.
 
-    suites: {name: dict(n, exact, exact_interval, loss, p)}, loss of accuracy against clean;
+    suites: {name: dict(n, exact, exact_interval, drop, p)}, drop of accuracy against clean;
     mean and worst over IN_MEAN; hostile: how many answers ended, and what was too long to ask.
     """
     right, found = {}, {}
@@ -180,7 +180,7 @@ def robustness(model, tokenizer, suites, target, cfg):
     clean = {row["id"]: ok for row, ok in zip(suites["clean"], right["clean"])}
     for name, oks in right.items():
         unchanged = [clean[row["source"]] for row in suites[name]]
-        found[name] |= dict(loss=(sum(unchanged) - sum(oks)) / len(oks), p=mcnemar(unchanged, oks))
+        found[name] |= dict(drop=(sum(unchanged) - sum(oks)) / len(oks), p=mcnemar(unchanged, oks))
     counted = {name: found[name]["exact"] for name in IN_MEAN if name in found}
     worst = min(counted, key=counted.get)
     return dict(suites=found, suite_mean=sum(counted.values()) / len(counted), worst_suite=worst,
@@ -212,11 +212,18 @@ def table(results):
     """The scoreboard; a cell without a figure is a dash."""
     return rows_of(
         ["model", "parameters", "train tokens", "ce", "bits/byte", "KL", "agree", "exact", "format",
-         "decode 1", "decode 32"], results,
+         "tok/s batch 1", "batch 32"], results,
         lambda r: [r["model"], f"{r['parameters']:,}", number(r, "train_tokens", ",d"),
                    number(r, "ce", ".4f"), number(r, "bits_per_byte", ".3f"),
-                   number(r, "kl", ".4f"), number(r, "agreement", ".1%"), proportion(r), number(r, "format", ".1%"),
+                   *against_teacher(r), proportion(r), number(r, "format", ".1%"),
                    number(r, "decode1", ",.0f"), number(r, "decode32", ",.0f")])
+
+
+def against_teacher(r):
+    """KL and agreement; dashes for the teacher itself, whose 0 and 100 % say nothing."""
+    if r["model"] == r["teacher"]:
+        return "-", "-"
+    return number(r, "kl", ".4f"), number(r, "agreement", ".1%")
 
 
 def keeps(results):
@@ -245,7 +252,7 @@ def robustness_table(results):
     """A line a suite, a column a model: accuracy, points lost against clean, McNemar's p."""
     def cells(name):
         found = [r["suites"][name] for r in results]
-        return [name] + [f"{100 * f['exact']:.1f} ({-100 * f['loss']:+.1f}, p {f['p']:.2g})"
+        return [name] + [f"{100 * f['exact']:.1f} ({-100 * f['drop']:+.1f}, p {f['p']:.2g})"
                          for f in found]
     names = [n for n in results[0]["suites"] if n != "hostile"]
     lines = rows_of(["suite (difference to clean)", *(r["model"] for r in results)], names, cells)

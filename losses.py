@@ -5,8 +5,8 @@ or (N, V) -> (N,). Nothing is averaged here. A script sums the values of the tok
 divides once by their number in the whole optimizer step (`n_valid`), where it can be seen: most
 public distillation bugs are a second, hidden, or wrong normaliser.
 
-float16 and bfloat16 logits are raised to float32 before any softmax (bf16 has 8 bits: a sum of
-1,024 of its probabilities is off by percents); float64 stays float64, for tests.
+float16 and bfloat16 logits are raised to float32 before any softmax (bf16 keeps 8 bits: each
+probability is rounded by up to 0.4 %, small KLs come out negative); float64 stays, for tests.
 """
 import torch
 
@@ -32,7 +32,7 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
 
     Gradient by the student's logits: tau * (q - p). Without tau^2 it would shrink by about 1/tau^2
     (one 1/tau from the chain rule, one from the softened difference), and alpha would mean
-    something else at every temperature (Hinton, Vinyals & Dean 2015, section 2).
+    something else at every temperature; with it the size is roughly kept (Hinton, Vinyals & Dean 2015, section 2).
     Not symmetric: forward KL punishes the student where the teacher has mass and it has none.
     Raises ValueError where the vocabularies differ: padding or slicing would invent probability.
     """

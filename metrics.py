@@ -27,7 +27,7 @@ def wilson(successes, n, z=1.959964):
 def paired_t(differences):
     """Mean of paired differences and the half width of its 95 % interval (Student's t).
 
-    For values that differ by seed: the same seed with and without a teacher. At least two.
+    For values that differ by seed: the same seed with and without a teacher. 2 to 20 of them.
     """
     n = len(differences)
     half = T95[n - 1] * statistics.stdev(differences) / math.sqrt(n)
@@ -35,7 +35,8 @@ def paired_t(differences):
 
 
 def mcnemar(first, second):
-    """Two-sided exact p of McNemar's test: are two models right equally often on these questions?
+    """Two-sided exact p of McNemar's test: two models (or one, on two versions of the questions)
+    are right equally often?
 
     first, second: sequences of bool, one a question. Only the questions on which they differ count:
     of these, each side should win half (McNemar 1947; the exact binomial form).

@@ -161,7 +161,7 @@ def pareto(cfg, plt):
 
 
 def sweep(cfg, plt):
-    """Validation cross-entropy, or accuracy, of each temperature and alpha."""
+    """Accuracy on validation problems of each temperature and alpha."""
     if not Path(cfg.sweep).exists():
         return None
     rows = read_rows(cfg.sweep)

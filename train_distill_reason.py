@@ -11,7 +11,7 @@ more: nothing of it is read but text, in the format of R1-style files, so your o
 
 One CPU command (2 minutes):        python train_distill_reason.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_reason.py --size 2m
-The last line:                      out/student-reason.pt: validation ce ... nats a token ...
+The last line but one:              out/student-reason.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
 1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 fine-tune pretrained students; here a
@@ -170,7 +170,7 @@ def main(cfg):
 
     common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
                     f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-                    f"next: python eval.py {show(OUT / cfg.name)}.pt")
+                    f"next: {common.next_command(cfg)}")
     common.finish(env)
 
 

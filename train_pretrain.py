@@ -4,7 +4,7 @@
 
 One CPU command (2 to 4 minutes):   python train_pretrain.py
 One GPU command:                    torchrun --nproc-per-node 1 train_pretrain.py --size 10m
-The last line:                      out/teacher.pt: validation ce ... nats a token ...
+The last line but one:              out/teacher.pt: validation ce ... nats a token ...
 
 How it differs from the usual recipes:
 1. Which tokens count is decided when the data are prepared: in conversations the assistant's turns,
@@ -47,7 +47,7 @@ class Config:
     batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
     accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
     steps: int = 600               # optimizer steps (300 to 5,000)
-    lr: float = 4e-3               # peak learning rate (1e-3 to 1e-2 for these small models)
+    lr: float = 4e-3               # peak learning rate (2m: 4e-3, smaller ones 6e-3 to 1e-2)
     warmup: int = 30               # steps of linear warmup (10 to 200)
     weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
     clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
@@ -158,7 +158,7 @@ def main(cfg):
 
     common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
                     f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-                    f"next: python eval.py {show(OUT / cfg.name)}.pt")
+                    f"next: {common.next_command(cfg)}")
     common.finish(env)
 
 

@@ -2,7 +2,7 @@
 
     python dataset/prose.py        # about 1.6 M characters, CPU, about 10 s
 
-Last line: next: python tokenizer/train.py --help
+Last line: next: python tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model
 
 Two sources: the help topics of `pydoc` and the docstrings of the standard library, read with
 `ast` (no module is imported). Where arithmetic has one right next token, prose has many: here the
@@ -99,7 +99,7 @@ def main(cfg):
     settings = {"min_chars": cfg.min_chars, "order": "shuffled", "python": platform.python_version()}
     if already_made(out, [f"{split}.jsonl" for split in SPLITS], settings, cfg.fresh):
         print(f"already made: {show(out)} (--fresh makes it again)")
-        print("next: python tokenizer/train.py --help")
+        print(f"next: python tokenizer/train.py {show(out / 'train.jsonl')} --out out/prose.model")
         return
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     rows = collect([*topics(), *docstrings(stdlib)], cfg.min_chars)
@@ -122,7 +122,7 @@ def main(cfg):
     with atomic_write(out / "about.json", "w") as file:
         file.write(json.dumps(about, indent=2) + "\n")
     print(f"Python {settings['python']}; whole hashes in {show(out / 'about.json')}")
-    print("next: python tokenizer/train.py --help")
+    print(f"next: python tokenizer/train.py {show(out / 'train.jsonl')} --out out/prose.model")
 
 
 if __name__ == "__main__":

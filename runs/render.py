@@ -66,15 +66,18 @@ def paired(a, b):
 
 
 def verdict(a, b, better):
-    """Is b better than a? better: +1 higher, -1 lower. Inconclusive: the interval contains 0."""
+    """Is b better than a? better: +1 higher, -1 lower.
+
+    INCONCLUSIVE where the interval contains 0; DOES NOT BEAT is significantly worse.
+    """
     mean, half = paired(a, b)
     if abs(mean) <= half:
         return "INCONCLUSIVE"
-    return "BEATS" if mean * better > 0 else "DOES NOT BEAT: worse"
+    return "BEATS" if mean * better > 0 else "DOES NOT BEAT"
 
 
 def exact_match(rows, recipe):
-    """One seed: with Wilson's interval. Several: each seed's, and mean ± standard deviation.
+    """One seed: with Wilson's interval. Several: mean ± standard deviation.
 
     All seeds answer the same questions, so pooling them would make the interval too narrow.
     """
@@ -94,8 +97,8 @@ def logits_table(rows, group, teacher):
                  f"no row of {recipe}", fix="bash runs/spine.sh")
     has_exact = "exact" in next(iter(rows[alone].values()))["metrics"]
     teacher_ce = statistics.mean(values(rows, teacher, "ce").values())
-    lines = ["| student | steps | tokens | test ce | exact | gap closed | ce - alone | verdict |",
-             "|---|---:|---:|---:|---:|---:|---:|---|",
+    lines = ["| student | steps | best step | tokens | test ce | exact | gap closed | ce - alone | "
+             "verdict |", "|---|---:|---:|---:|---:|---:|---:|---:|---|",
              line(rows, teacher, "teacher", has_exact, "-", "-", "-")]
     for recipe, name in ((alone, "without a teacher"), (tokens, "logits, equal tokens"),
                          (wall, "logits, equal wall-clock")):
@@ -114,22 +117,24 @@ def line(rows, recipe, name, has_exact, closed, difference, judged):
     """One line of logits_table."""
     row = next(iter(rows[recipe].values()))
     exact = exact_match(rows, recipe) if has_exact else "-"
-    return (f"| {name} | {row['config']['steps']} | {row['tokens']:,} | "
+    best = statistics.mean(r["best_step"] for r in rows[recipe].values())
+    return (f"| {name} | {row['config']['steps']} | {best:.0f} | {row['tokens']:,} | "
             f"{spread(values(rows, recipe, 'ce'), '.4f')} | {exact} | {closed} | {difference} | "
             f"{judged} |")
 
 
 def reason_table(rows):
     """Chains of thought against bare answers of the same questions at equal tokens."""
-    lines = ["| trained on | steps | tokens | exact | nearest seeds | format | tokens an answer |",
-             "|---|---:|---:|---:|---:|---:|---:|"]
+    lines = ["| trained on | steps | tokens | supervised | exact | nearest seed | format | "
+             "tokens an answer |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
     for recipe, name, nearest in (
             ("stories/reason/cot", "the teacher's verified chains of thought", min),
-            ("stories/reason/answer", "bare answers of the same questions", max)):
+            ("stories/reason/answer", "bare answers of the same questions", max),
+            ("stories/reason/gold", "the stories' own worked steps, as many, other questions", min)):
         row = next(iter(rows[recipe].values()))
         near = nearest(rows[recipe].values(), key=lambda r: r["metrics"]["exact"])
         lines.append(f"| {name} | {row['config']['steps']} | {row['tokens']:,} | "
-                     f"{exact_match(rows, recipe)} | {exact_match({0: {0: near}}, 0)} | "
+                     f"{row['supervised']:,} | {exact_match(rows, recipe)} | {exact_match({0: {0: near}}, 0)} | "
                      f"{spread(values(rows, recipe, 'format'), '.1%')} | "
                      f"{spread(values(rows, recipe, 'answer_tokens'), '.1f')} |")
     return "\n".join(lines)
@@ -162,7 +167,7 @@ def trials_table(rows):
 
 def more_rows(name):
     """The rows of results/NAME.jsonl."""
-    path = cli.need_file(ROOT / f"results/{name}.jsonl", f"bash runs/{name}.sh")
+    path = cli.need_file(ROOT / f"results/{name}.jsonl", "bash runs/students.sh or runs/sweep.sh")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -218,7 +223,8 @@ def speed_table(_):
 def file_map(_):
     """Every file that a reader opens, its lines, and the first sentence of its own docstring."""
     lines = ["| file | lines | what it is |", "|---|---:|---|"]
-    for pattern in ("*.py", "dataset/*.py", "tokenizer/*.py", "runs/*", "*.sh", "tests/mutants.py"):
+    for pattern in ("*.py", "dataset/*.py", "tokenizer/*.py", "runs/*.py", "runs/*.sh",
+                    "*.sh", "tests/mutants.py"):
         for path in sorted(ROOT.glob(pattern)):
             text = path.read_text(encoding="utf-8")
             if not text.strip():

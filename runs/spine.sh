@@ -76,6 +76,9 @@ for seed in $seeds; do
     # chains of thought against bare answers: the same questions, tokens and initialisation
     run stories/reason/cot $seed "$stories/test.jsonl" train_distill_reason.py
     run stories/reason/answer $seed "$stories/test.jsonl" train_distill_reason.py --target answer
+    # control: as many documents with the generator's own steps, which the teacher nearly always writes
+    run stories/reason/gold $seed "$stories/test.jsonl" train_distill_reason.py \
+        --data "$stories/train.jsonl" --val "$stories/val.jsonl" --documents 7756
 done
 
 # --- prose: Python's own documentation; a text with entropy, where a teacher has more to say
@@ -90,7 +93,7 @@ run prose/teacher 0 "$prose/test.jsonl" train_pretrain.py $own --lr 3e-3 --steps
 teacher=$out/prose-teacher-0.pt
 
 # N steps with a teacher; without one the student overfits long before: its steps are chosen, too.
-N=2000; wall=1227  # ratio 1.63: `python bench.py --data out/data/prose/train.jsonl --tokenizer ...`
+N=2000; wall=1140  # ratio 1.75, of the seconds of earlier runs; bench.py on this text says 1.63
 few="--documents 533"  # a quarter, which is all that the students see
 alone="train_pretrain.py $own --size 0.4m --lr 6e-3 $few"
 logits="train_distill_logits.py $files --teacher $teacher --alpha 1 $few"

@@ -49,6 +49,8 @@ def test_every_command_in_the_documents_has_known_flags(name):
     found = commands((ROOT / name).read_text(encoding="utf-8"))
     for command in found:
         words = shlex.split(command.split("#")[0])[1:]
+        if words[0].startswith("tests/"):  # mutants.py has its own test
+            continue
         module = importlib.import_module(words[0][:-3].replace("/", "."))
         cli.parse(module.Config, words[1:])
     assert found or name == "RESULTS.md"
@@ -63,7 +65,7 @@ def test_every_link_leads_to_a_file(name):
 
 
 def row(recipe, seed, ce, steps=10):
-    return dict(recipe=recipe, seed=seed, config=dict(steps=steps), tokens=1,
+    return dict(recipe=recipe, seed=seed, config=dict(steps=steps), tokens=1, best_step=steps,
                 metrics=dict(ce=ce, exact=0.5, n=10))
 
 

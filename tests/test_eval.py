@@ -135,10 +135,10 @@ def test_suites_are_paired_with_their_own_clean_problems(tiny_world, tiny_tokeni
     cfg = evaluation.Config()
     model = common.load_model(tiny_world.teacher)[0]
     found = evaluation.robustness(model, tiny_tokenizer, suites, "cot", cfg)
-    assert found["suites"]["clean"] | {"exact_interval": 0} == dict(n=3, exact=2 / 3, loss=0, p=1.0,
+    assert found["suites"]["clean"] | {"exact_interval": 0} == dict(n=3, exact=2 / 3, drop=0, p=1.0,
                                                                     exact_interval=0)
-    assert (found["suites"]["typos"]["loss"], found["suites"]["typos"]["p"]) == (0, 1.0)
-    assert (found["suites"]["names"]["loss"], found["suites"]["names"]["p"]) == (1, 0.5)
+    assert (found["suites"]["typos"]["drop"], found["suites"]["typos"]["p"]) == (0, 1.0)
+    assert (found["suites"]["names"]["drop"], found["suites"]["names"]["p"]) == (1, 0.5)
     assert found["suites"]["hostile"] == dict(n=2, ended=0, refused=2)
     assert (found["worst_suite"], found["suite_worst"], found["suite_mean"]) == ("names", 0, 0.25)
 

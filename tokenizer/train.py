@@ -113,7 +113,8 @@ def main(cfg):
     print(f"{show(out)}: {tokenizer.vocab_size:,} pieces | {size / 1e6:.1f} MB of text = "
           f"{tokens:,} tokens, {size / tokens:.2f} bytes a token | "
           f"fingerprint {tokenizer.fingerprint}")
-    print("next: python train_pretrain.py")
+    own = f" --tokenizer {show(out)} --data {show(paths[0])} --val ..." if cfg.input else ""
+    print(f"next: python train_pretrain.py{own}")
 
 
 if __name__ == "__main__":
