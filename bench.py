@@ -239,7 +239,8 @@ def main(cfg):
     data = open_data(cfg.data, tokenizer, cfg.window)
     cli.check(cfg.rounds > 0, "--rounds", cfg.rounds, "a positive whole number")
     cli.check(cfg.window <= 512, "--window", cfg.window, "at most 512, the context")
-    cli.check(cfg.batch <= len(data["ids"]), "--batch", cfg.batch, f"at most {len(data['ids']):,} windows")
+    windows = len(data["ids"])
+    cli.check(0 < cfg.batch <= windows, "--batch", cfg.batch, f"1 to {windows:,}, what --data has")
     numbers = np.random.default_rng(cfg.seed).permutation(len(data["ids"]))[:cfg.batch]
     batch = tensors(data, numbers, env.device)
     shares = share_of_peak(cfg, env, batch, tokenizer.vocab_size)

@@ -44,7 +44,7 @@ from tokenizer import Tokenizer
 SHARED_FLAGS = dict(steps=1, batch=1, accumulate=1, window=1, context=1, lr=1e-9, clip=1e-9,
                     weight_decay=0, warmup=0, documents=0, eval_every=1, eval_windows=0,
                     save_every=1, log_every=1, seed=0)
-LARGEST = dict(window=2**16 - 1, context=2**20, batch=2**20, seed=2**32 - 1)  # else a typing mistake
+LARGEST = dict(window=2**16 - 1, context=2**20, batch=2**20, seed=2**32 - 1)  # more: a mistake
 
 
 # --- device, precision, seeds, ranks --------------------------------------------------------------
@@ -445,7 +445,8 @@ def open_log(cfg, env, step):
                 and not path.read_bytes().startswith(b"step,"):
             fail(f"{show(path)} is there and no log of this script", fix="choose another --name")
         if step > 0 and path.exists():
-            with open(path, newline="", encoding="utf-8", errors="replace") as file:  # a row cut off by a kill is after the checkpoint
+            # a row cut off by a kill is after the checkpoint
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
                 rows = [r for r in csv.DictReader(file) if (r.get("step") or "").isdigit()
                         and r.get("supervised") and int(r["step"]) <= step]
         with cli.atomic_write(path, "w") as file:

@@ -55,8 +55,8 @@ class Decoder:
     """The model's layers for one new token a row: weights joined, norms folded into them.
 
     h = x / rms(x) * weight, then W h, is (W * weight) (x / rms(x)): one matrix for q, k and v, one
-    for gate and up. QK-norm's weights and the softmax scale go into the tables of RoPE. Made anew for
-    each answer, so it cannot be older than the weights; a test holds it to the full forward pass.
+    for gate and up. QK-norm's weights and the softmax scale go into the tables of RoPE. Made anew
+    for each answer, so it cannot be older than the weights; a test holds it to the full forward pass.
     """
 
     def __init__(self, model, cache):
@@ -123,7 +123,7 @@ class Decoder:
 
 
 def by_input(weight):
-    """A matrix (out, in) as (in, out) in that order in memory: one row times it is twice as fast."""
+    """A matrix (out, in) as (in, out), in memory, too: one row times it is twice as fast."""
     return weight.t().contiguous()
 
 
@@ -196,7 +196,8 @@ def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     if min(room) != max(room):
         for size in sorted(set(room)):
             chosen = [i for i, r in enumerate(room) if r == size]
-            found = generate(model, [prompts[i] for i in chosen], max_new_tokens, stop_ids, **sampling)
+            some = [prompts[i] for i in chosen]
+            found = generate(model, some, max_new_tokens, stop_ids, **sampling)
             for i, row in zip(chosen, found):
                 rows[i] = row
         return rows

@@ -232,8 +232,8 @@ def keeps(results):
     for r in results[1:]:
         if not first.get("exact") or "exact" not in r or "decode1" not in r:
             continue
-        lines.append(f"- {r['model']} keeps {r['exact'] / first['exact']:.1%} of {first['model']}'s "
-                     f"accuracy at {r['parameters'] / first['parameters']:.0%} of its parameters "
+        lines.append(f"- {r['model']} keeps {r['exact'] / first['exact']:.1%} of "
+                     f"{first['model']}'s accuracy at {r['parameters'] / first['parameters']:.0%} of its parameters "
                      f"and {r['decode1'] / first['decode1']:.1f} times its speed at batch 1, "
                      f"{r['decode32'] / first['decode32']:.1f} at batch 32")
     return "\n".join(lines)
@@ -413,65 +413,84 @@ def talk(cfg, device):
             print(f"error: {error}")
 
 
-def main(cfg):
-    cfg.checkpoints = cfg.checkpoints or [str(OUT / "teacher.pt")]
+def check_flags(cfg):
+    """UserError for a value that cannot be, and for an output that would replace another's file."""
     for flag, least in dict(questions=0, samples=0, batch=1, max_new_tokens=1, seed=0,
                             window=0, top=0).items():
         value = getattr(cfg, flag)
-        check(value >= least, "--" + flag.replace("_", "-"), value, f"a whole number from {least}")
+        check(least <= value < 2**32, "--" + flag.replace("_", "-"), value,
+              f"a whole number from {least}")
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
           "0 (greedy), or 0.01 to 100")
-    check(cfg.seed < 2**32, "--seed", cfg.seed, "a whole number below 2^32")
+    if not (cfg.chat or cfg.prompt or cfg.complete):
+        cli.need_file(cfg.data, "bash speedrun.sh, or --data with a file of yours")
+        for written in (f"{cfg.out}.md", f"{cfg.out}.json", f"{cfg.out}.answers.jsonl", cfg.row):
+            cli.check_apart("--row" if written == cfg.row else "--out", written, cfg.data)
+        check_own_files(cfg)
+
+
+def conversations(cfg):
+    """The test set's conversations; what was left out is said."""
+    report = {}
+    found = [d for _, d in read_documents(cfg.data, cfg.skip_bad_lines, report)
+             if not isinstance(d, str)]
+    if report:
+        print(f"left out: {bad_lines_text(report)}")
+    return found
+
+
+def evaluate(cfg, loaded, teacher, window, questions, suites, device):
+    """Everything but speed about one model -> (result, its answers)."""
+    model, tokenizer, state = loaded
+    tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
+    result = dict(parameters=model.num_parameters(), window=window, train_tokens=tokens)
+    target = cfg.target  # bare answers are compared with bare answers
+    if target == "auto":
+        target = state.get("run_config", {}).get("target", "cot")
+    data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
+    same = tokenizer.fingerprint == teacher[1].fingerprint
+    result |= score(model, tokenizer, teacher[0] if same else None, data, cfg, device)
+    result["copy"] = copy_probe(model, data)
+    result["too_long"] = data["meta"]["too_long"]  # left out of ce; all are answered
+    replies = answer(model, tokenizer, questions, target, cfg)
+    if questions:
+        result |= tally(replies)
+    if suites:
+        result |= robustness(model, tokenizer, suites, target, cfg)
+    return result, replies
+
+
+def main(cfg):
+    cfg.checkpoints = cfg.checkpoints or [str(OUT / "teacher.pt")]
+    check_flags(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if cfg.chat or cfg.prompt or cfg.complete:
         return talk(cfg, device)
-    cli.need_file(cfg.data, "bash speedrun.sh, or --data with a file of yours")
-    for written in (f"{cfg.out}.md", f"{cfg.out}.json", f"{cfg.out}.answers.jsonl", cfg.row):
-        cli.check_apart("--row" if written == cfg.row else "--out", written, cfg.data)
-    report = {}
-    documents = [d for _, d in read_documents(cfg.data, cfg.skip_bad_lines, report)]
-    if report:
-        print(f"left out: {bad_lines_text(report)}")
-    questions = [d for d in documents if not isinstance(d, str)][:cfg.questions]
-    check_own_files(cfg)
-    suites = read_suites(cfg.suites) if cfg.suites else {}
+    asked, suites = conversations(cfg), read_suites(cfg.suites) if cfg.suites else {}
+    questions = asked[:cfg.questions]
     loaded = [common.load_model(path, device) for path in cfg.checkpoints]
     teacher_path = cfg.teacher or cfg.checkpoints[0]
-    teacher, teacher_tokenizer, teacher_state = common.load_model(teacher_path, device)
-    window = common_window(cfg, [*loaded, (teacher, teacher_tokenizer, teacher_state)])
+    teacher = common.load_model(teacher_path, device)
+    window = common_window(cfg, [*loaded, teacher])
     stems = [Path(path).stem for path in cfg.checkpoints]
     names = {p: s if stems.count(s) == 1 else label(p) for p, s in zip(cfg.checkpoints, stems)}
     results, replies = [], []
-    for path, (model, tokenizer, state) in zip(cfg.checkpoints, loaded):
-        result = dict(model=names[path], teacher=Path(teacher_path).stem,
-                      parameters=model.num_parameters(), bytes=Path(path).stat().st_size,
-                      window=window, train_tokens=state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0))
-        target = state.get("run_config", {}).get("target", "cot") if cfg.target == "auto" \
-            else cfg.target  # bare answers are compared with bare answers
-        data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
-        same = tokenizer.fingerprint == teacher_tokenizer.fingerprint
-        result |= score(model, tokenizer, teacher if same else None, data, cfg, device)
-        result["copy"] = copy_probe(model, data)
-        result["too_long"] = data["meta"]["too_long"]  # left out of ce; all are answered
-        if questions:
-            replies.append(answer(model, tokenizer, questions, target, cfg))
-            result |= tally(replies[-1])
-        if suites:
-            result |= robustness(model, tokenizer, suites, target, cfg)
-        results.append(result)
+    for path, one in zip(cfg.checkpoints, loaded):
+        result, answers = evaluate(cfg, one, teacher, window, questions, suites, device)
+        results.append(dict(model=names[path], teacher=names.get(teacher_path,
+                                                                 Path(teacher_path).stem)) | result)
+        replies.append(answers)
         print(table(results[-1:]).splitlines()[-1])
     if cfg.speed:
-        asked = [d for d in documents if not isinstance(d, str)][:20]
-        for result, measured in zip(results, speed.measure(cfg.checkpoints, asked)):
+        for result, measured in zip(results, speed.measure(cfg.checkpoints, asked[:20])):
             result |= measured
     print("\n" + tables(results) + "\n")
-    answers = shown_answers(results, questions, replies, cfg.samples) if questions else ""
-    write_report(cfg, results, answers)
+    write_report(cfg, results, shown_answers(results, questions, replies, cfg.samples))
     if questions:
         write_answers(cfg, results, questions, replies)
     print(f"written: {show(cfg.out)}.md, .json" + (", .answers.jsonl" if questions else ""))
     if cfg.row:
-        for path, result, (_, _, state) in zip(cfg.checkpoints, results, loaded):
+        for result, (_, _, state) in zip(results, loaded):
             append_row(cfg, result, state)
 
 

@@ -32,7 +32,8 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
 
     Gradient by the student's logits: tau * (q - p). Without tau^2 it would shrink by about 1/tau^2
     (one 1/tau from the chain rule, one from the softened difference), and alpha would mean
-    something else at every temperature; with it the size is roughly kept (Hinton, Vinyals & Dean 2015, section 2).
+    something else at every temperature; with it the size is roughly kept (Hinton, Vinyals & Dean
+    2015, section 2).
     Not symmetric: forward KL punishes the student where the teacher has mass and it has none.
     Raises ValueError where the vocabularies differ: padding or slicing would invent probability.
     """

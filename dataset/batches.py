@@ -26,8 +26,8 @@ def open_data(path, tokenizer, window, target="cot", loss_on="response", documen
     path = cli.need_file(path, "bash speedrun.sh makes the default data; or name a file of yours",
                          folder=True)
     if path.is_file():
-        settings = (cli.sha256_file(path), path.suffix.lower() == ".txt", tokenizer.fingerprint, window, target, loss_on,
-                    documents, skip_bad_lines)
+        settings = (cli.sha256_file(path), path.suffix.lower() == ".txt", tokenizer.fingerprint,
+                    window, target, loss_on, documents, skip_bad_lines)
         key = hash_of(settings)
         folder = cli.OUT / "data" / "windows" / f"{path.stem}-{key}"
         try:

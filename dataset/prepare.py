@@ -383,8 +383,8 @@ def main(cfg):
     check(cfg.workers >= 0, "--workers", cfg.workers, "a whole number, 0 for one a core")
     prepare(cfg.input, cfg.out, Tokenizer.load(cfg.tokenizer), cfg.window, cfg.target, cfg.loss_on,
             cfg.documents, cfg.workers, cfg.skip_bad_lines, cfg.fresh)
-    print(f"next: python train_pretrain.py --tokenizer {show(cfg.tokenizer)} --data {show(cfg.out)} "
-          "--val ...")
+    print(f"next: python train_pretrain.py --tokenizer {show(cfg.tokenizer)} "
+          f"--data {show(cfg.out)} --val ...")
 
 
 if __name__ == "__main__":

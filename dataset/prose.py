@@ -96,7 +96,8 @@ def collect(sources, min_chars):
 def main(cfg):
     check(cfg.min_chars > 0, "--min-chars", cfg.min_chars, "a positive whole number")
     out = Path(cfg.out)
-    settings = {"min_chars": cfg.min_chars, "order": "shuffled", "python": platform.python_version()}
+    settings = {"min_chars": cfg.min_chars, "order": "shuffled",
+                "python": platform.python_version()}
     if already_made(out, [f"{split}.jsonl" for split in SPLITS], settings, cfg.fresh):
         print(f"already made: {show(out)} (--fresh makes it again)")
         print(f"next: python tokenizer/train.py {show(out / 'train.jsonl')} --out out/prose.model")

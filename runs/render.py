@@ -130,11 +130,12 @@ def reason_table(rows):
     for recipe, name, nearest in (
             ("stories/reason/cot", "the teacher's verified chains of thought", min),
             ("stories/reason/answer", "bare answers of the same questions", max),
-            ("stories/reason/gold", "the stories' own worked steps, as many, other questions", min)):
+            ("stories/reason/gold", "the stories' own steps, as many, other questions", min)):
         row = next(iter(rows[recipe].values()))
         near = nearest(rows[recipe].values(), key=lambda r: r["metrics"]["exact"])
         lines.append(f"| {name} | {row['config']['steps']} | {row['tokens']:,} | "
-                     f"{row['supervised']:,} | {exact_match(rows, recipe)} | {exact_match({0: {0: near}}, 0)} | "
+                     f"{row['supervised']:,} | {exact_match(rows, recipe)} | "
+                     f"{exact_match({0: {0: near}}, 0)} | "
                      f"{spread(values(rows, recipe, 'format'), '.1%')} | "
                      f"{spread(values(rows, recipe, 'answer_tokens'), '.1f')} |")
     return "\n".join(lines)
