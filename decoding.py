@@ -55,14 +55,14 @@ class Decoder:
     """The model's layers for one new token a row: weights joined, norms folded into them.
 
     h = x / rms(x) * weight, then W h, is (W * weight) (x / rms(x)): one matrix for q, k and v, one
-    for gate and up. QK-norm's weights and the softmax scale go into the tables of RoPE. Made anew
-    for each answer, so it cannot be older than the weights; a test holds it to the full forward pass.
+    for gate and up. QK-norm's weights and the softmax scale go into the tables of RoPE. A test holds
+    it to the full forward pass.
     """
 
     def __init__(self, model, cache):
         c = self.config = model.config
         self.length, self.embedding = cache.length, model.embed_tokens.weight
-        self.head = by_input(model.lm_head.weight * model.norm.weight * c.dim ** 0.5)  # (D, V)
+        self.head, weights = joined_weights(model)  # (D, V), and four matrices a layer
         # `scaled` divides by the length, sqrt(D) * rms, so eps becomes sqrt(D * eps)
         self.eps_dim, self.eps_head = (self.embedding.new_tensor((n * c.norm_eps) ** 0.5)
                                        for n in (c.dim, c.head_dim))
@@ -72,16 +72,13 @@ class Decoder:
             hidden = column < cache.padding[:, None]  # (B, S)
             bias = torch.zeros(hidden.shape, device=column.device).masked_fill_(hidden, -torch.inf)
             self.bias = bias.repeat_interleave(c.n_kv_heads, 0)[:, None]
-        self.layers = [self.join(model, layer, old)
-                       for layer, old in zip(model.layers, cache.layers)]
+        self.layers = [(*matrices, *self.tables(model, layer.self_attn, old),
+                        torch.stack([old.k, old.v]))  # (2, B, G, max, C)
+                       for matrices, layer, old in zip(weights, model.layers, cache.layers)]
 
-    def join(self, model, layer, old):
-        """One layer's joined weights, RoPE tables (max, H + G, C) and cache (2, B, G, max, C)."""
-        c, a, m = self.config, layer.self_attn, layer.mlp
-        qkv = torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])
-        gate_up = torch.cat([m.gate_proj.weight, m.up_proj.weight])
-        qkv, gate_up = (w * norm.weight * c.dim ** 0.5 for w, norm in (
-            (qkv, layer.input_layernorm), (gate_up, layer.post_attention_layernorm)))
+    def tables(self, model, a, old):
+        """RoPE's cosines and sines for q and k of one layer, two (max, H + G, C)."""
+        c = self.config
         q, k = ((a.q_norm.weight, a.k_norm.weight) if c.qk_norm
                 else (torch.ones_like(model.cos[0]),) * 2)
         size = c.head_dim ** 0.5 if c.qk_norm else 1.0  # rms is the length / sqrt(C)
@@ -93,8 +90,7 @@ class Decoder:
         room = old.k.shape[2]                                             # max, of this cache
         cos = model.cos[:room, None] * weight                             # (max, H + G, C)
         sin = (model.sin[:room] * sign)[:, None] * weight.roll(half, -1)  # of x rolled by half
-        weights = map(by_input, (qkv, a.o_proj.weight, gate_up, m.down_proj.weight))
-        return (*weights, cos, sin, torch.stack([old.k, old.v]))
+        return cos, sin
 
     def step(self, token):
         """Token ids (B,) -> logits (B, V) of what follows."""
@@ -120,6 +116,27 @@ class Decoder:
             x = torch.addmm(x, F.silu(gate) * up, down)
         self.length += 1
         return torch.mm(scaled(x, self.eps_dim), self.head)
+
+
+def joined_weights(model):
+    """(head, [(qkv, out, gate and up, down) of each layer]), kept with the model until it changes.
+
+    torch counts the changes of every tensor (an optimizer's step, a load): the key holds them all.
+    """
+    key = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
+    kept = vars(model).get("_joined")
+    if kept is None or kept[0] != key:
+        size, layers = model.config.dim ** 0.5, []
+        for layer in model.layers:
+            a, m = layer.self_attn, layer.mlp
+            qkv = torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])
+            gate_up = torch.cat([m.gate_proj.weight, m.up_proj.weight])
+            layers.append([by_input(w) for w in (
+                qkv * layer.input_layernorm.weight * size, a.o_proj.weight,
+                gate_up * layer.post_attention_layernorm.weight * size, m.down_proj.weight)])
+        head = by_input(model.lm_head.weight * model.norm.weight * size)
+        kept = vars(model)["_joined"] = key, head, layers
+    return kept[1:]
 
 
 def by_input(weight):

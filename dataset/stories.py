@@ -14,7 +14,8 @@ Four splits, train / val / test / distill. A story's split is a hash of its skel
 in their order) and its numbers, so no question stands in two splits under other names, whatever
 the seed. distill's rows carry a question and an answer, no worked steps: the teacher writes them.
 
-Never in the default splits, kept for the robustness suites (`make_story` makes them): the last quarter of all templates, names and objects, totals above 99, operands above 20, and chains of
+Never in the default splits, kept for the robustness suites (`make_story` makes them): the
+last quarter of all templates, names and objects, totals above 99, operands above 20, and chains of
 5 or 6 operations.
 """
 import contextlib

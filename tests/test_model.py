@@ -326,6 +326,19 @@ def test_the_cache_hides_left_padding(tiny_model, blocks):
 
 # --- generation -----------------------------------------------------------------------------------
 
+def test_a_changed_weight_changes_what_is_written(tiny_model):
+    """Joined weights that outlive a training step write with the model of yesterday."""
+    model, other = tiny_model(seed=0), tiny_model(seed=1)
+    before = generate(model, PROMPTS, 6)
+    model.load_state_dict(other.state_dict())
+    assert generate(model, PROMPTS, 6) == generate(other, PROMPTS, 6) != before
+    with torch.no_grad():
+        model.embed_tokens.weight.mul_(-1)
+    assert generate(model, PROMPTS, 6) != generate(other, PROMPTS, 6)
+    model.load_state_dict(tiny_model(seed=0).state_dict())
+    assert generate(model, PROMPTS, 6) == before
+
+
 @pytest.mark.parametrize("changes", [{}, dict(qk_norm=False), dict(tie_embeddings=False),
                                      dict(n_heads=4, n_kv_heads=4), dict(n_heads=4, n_kv_heads=1)],
                          ids=str)
