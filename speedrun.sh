@@ -44,7 +44,7 @@ else
     stage   6 dataset/stories.py --lang en --ops 1-4
     stage   5 tokenizer/train.py
     stage 230 train_pretrain.py
-    stage 100 train_pretrain.py --name student-alone --size 0.4m --lr 6e-3 --steps 800
+    stage 100 train_pretrain.py --name student-alone --size 0.4m --lr 1e-2 --steps 800
     stage 210 train_distill_logits.py
     stage  60 dataset/generate.py
     stage 100 train_distill_reason.py

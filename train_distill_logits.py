@@ -52,7 +52,7 @@ class Config:
     batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
     accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
     steps: int = 800               # optimizer steps (300 to 5,000)
-    lr: float = 6e-3               # peak learning rate (1e-3 to 1e-2 for these small models)
+    lr: float = 1e-2               # peak learning rate (1e-3 to 1e-2 for these small models)
     warmup: int = 30               # steps of linear warmup (10 to 200)
     weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
     clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)

@@ -96,7 +96,7 @@ teacher=$out/prose-teacher-0.pt
 N=2000; wall=1140  # ratio 1.75, of the seconds of earlier runs; bench.py on this text says 1.63
 few="--documents 533"  # a quarter, which is all that the students see
 alone="train_pretrain.py $own --size 0.4m --lr 6e-3 $few"
-logits="train_distill_logits.py $files --teacher $teacher --alpha 1 $few"
+logits="train_distill_logits.py $files --teacher $teacher --alpha 1 --lr 6e-3 $few"
 trial() { local recipe=$1; shift; run "trial/prose/$recipe" 9 "$prose/val.jsonl" "$@"; }
 trial alone/700-decay-.3       $alone --steps 700 --weight-decay 0.3
 trial alone/1000-decay-.3      $alone --steps 1000 --weight-decay 0.3
