@@ -107,7 +107,7 @@ trial logits/tau-2             $logits --steps 1000 --temperature 2
 trial logits/tau-4             $logits --steps 1000 --temperature 4
 trial logits/tau-2-decay-.3    $logits --steps 1000 --temperature 2 --weight-decay 0.3
 for seed in $seeds; do
-    run prose/alone $seed "$prose/test.jsonl" $alone --weight-decay 0.3 --steps 1000
+    run prose/alone $seed "$prose/test.jsonl" $alone --weight-decay 0.6 --steps 1000
     for kind in "logits $N" "logits-wall $wall"; do
         set -- $kind
         run prose/$1 $seed "$prose/test.jsonl" $logits --temperature 2 --steps $2
