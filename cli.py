@@ -170,6 +170,7 @@ def parse(config_class, argv=None, doc=None):
     config = config_class(**values)
     for name, value in vars(config).items():  # default paths are Paths, flags are strings: one type
         setattr(config, name, str(value) if isinstance(value, Path) else value)
+    config.given = frozenset(values)  # what was typed; no field, so not part of a run's config
     return config
 
 

@@ -81,13 +81,13 @@ def start(cfg):
 
 
 def check_data_flags(cfg):
-    """UserError where the training data are the user's, but the validation data are the default."""
+    """UserError for one's own training data with nobody's validation data, and for a run that would
+    replace what it starts from."""
     default = {field.name: field.default for field in dataclasses.fields(cfg)}
     own = os.path.abspath(cfg.data) != str(default["data"])
+    check("val" in cfg.given or not own, "--val", label(cfg.val), "validation text of the same kind "
+          "as --data: hold some lines back (a tenth, say), or a file of another source")
     cli.check_apart("--name", OUT / f"{cfg.name}.pt", cfg.init, getattr(cfg, "teacher", ""))
-    check(not (own and os.path.abspath(cfg.val) == str(default["val"])), "--val",
-          label(cfg.val), "validation text of the same kind as --data: hold some lines back "
-          "(a tenth, say), or a file of another source")
 
 
 def catch_signals(env):
@@ -297,7 +297,7 @@ def lock_file(path):
 
 def comparable(cfg):
     """The flags that make a run what it is, paths alike from every working directory."""
-    flags = {k: v for k, v in vars(cfg).items() if k != "fresh"}
+    flags = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "fresh"}
     paths = ("data", "val", "tokenizer", "teacher", "init", "input", "out")
     return {k: label(v) if k in paths and v else v for k, v in flags.items()}
 
