@@ -13,6 +13,7 @@ warm-up. Read the ratios: they repeat within some percent, the absolute numbers 
     MB of weights, MB peak   float32; resident memory of the process (or of the GPU) at its largest
 """
 import multiprocessing
+import re
 import statistics
 import sys
 import time
@@ -85,7 +86,12 @@ def worker(path, questions, new_tokens, seed, pipe):
 
 
 def peak_memory():
-    """Largest resident memory of this process in bytes; 0 where the system does not say."""
+    """Largest resident memory of this process in bytes; 0 where the system does not say.
+
+    Not ru_maxrss where there is another way: on Linux a child inherits its parent's.
+    """
+    if Path("/proc/self/status").exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

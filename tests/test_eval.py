@@ -248,6 +248,13 @@ def test_speed_is_measured_for_every_model_in_a_process_of_its_own(tiny_world):
     assert found[0]["p50_ms"] <= found[0]["p95_ms"]
 
 
+def test_peak_memory_is_a_models_own(tiny_world):
+    """A child inherits its parent's ru_maxrss: every model would show what eval.py itself had used."""
+    ballast = torch.ones(400 * 2**20 // 4)  # 400 MB in this process
+    [found] = speed.measure([tiny_world.teacher], [], rounds=1, new_tokens=2)
+    assert 50 < found["peak_mb"] < 1e-6 * speed.peak_memory() - 200 and len(ballast)
+
+
 # --- talking --------------------------------------------------------------------------------------
 
 def test_prompt_answers_once_and_chat_goes_on_after_a_long_question(call, tiny_world, monkeypatch):
