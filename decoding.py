@@ -55,8 +55,8 @@ class Decoder:
     """The model's layers for one new token a row: weights joined, norms folded into them.
 
     h = x / rms(x) * weight, then W h, is (W * weight) (x / rms(x)): one matrix for q, k and v, one
-    for gate and up. QK-norm's weights and the softmax scale go into the tables of RoPE. A test holds
-    it to the full forward pass.
+    for gate and up. QK-norm's weights and the softmax scale go into the tables of RoPE. A test
+    holds it to the full forward pass.
     """
 
     def __init__(self, model, cache):

@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 from cli import ROOT, fail
-from eval import keeps
-from eval import table as eval_table
 from metrics import front, paired_t, wilson
+from report import keeps
+from report import table as eval_table
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md")
 

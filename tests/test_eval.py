@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import common
 import eval as evaluation
+import report as report_tables
 import speed
 from dataset.batches import open_data
 from dataset.formats import Turn, encode_document, read_documents
@@ -222,10 +223,10 @@ def test_what_a_student_keeps_by_hand():
     """The line that everybody quotes: of the first model, not of the last."""
     first = dict(model="teacher", exact=0.8, parameters=1000, decode1=100, decode32=500)
     other = dict(model="student", exact=0.6, parameters=250, decode1=250, decode32=2000)
-    assert evaluation.keeps([first, other]) == (
+    assert report_tables.keeps([first, other]) == (
         "- student keeps 75.0% of teacher's accuracy at 25% of its parameters and 2.5 times its "
         "speed at batch 1, 4.0 at batch 32")
-    assert evaluation.keeps([first | dict(exact=0.0), other]) == evaluation.keeps([first]) == ""
+    assert report_tables.keeps([first | dict(exact=0.0), other]) == report_tables.keeps([first]) == ""
 
 
 def test_tally_counts(tiny_tokenizer):

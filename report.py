@@ -1,0 +1,105 @@
+"""The tables of eval.py, as Markdown: from the results of evaluate() to text, and nothing else."""
+import speed
+
+
+def rows_of(heads, results, cells):
+    """A Markdown table: the heads, and cells(result) of each."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(cells(r)) + " |" for r in results])
+
+
+def table(results):
+    """The scoreboard; a cell without a figure is a dash."""
+    return rows_of(
+        ["model", "parameters", "train tokens", "ce", "bits/byte", "KL", "agree", "exact", "format",
+         "tok/s batch 1", "batch 32"], results,
+        lambda r: [r["model"], f"{r['parameters']:,}", number(r, "train_tokens", ",d"),
+                   number(r, "ce", ".4f"), number(r, "bits_per_byte", ".3f"),
+                   *against_teacher(r), proportion(r), number(r, "format", ".1%"),
+                   number(r, "decode1", ",.0f"), number(r, "decode32", ",.0f")])
+
+
+def against_teacher(r):
+    """KL and agreement; dashes for the teacher itself, whose 0 and 100 % say nothing."""
+    if r["model"] == r["teacher"]:
+        return "-", "-"
+    return number(r, "kl", ".4f"), number(r, "agreement", ".1%")
+
+
+def keeps(results):
+    """A line a model: what it keeps of the first one's accuracy, at what size and speed."""
+    first, lines = results[0], []
+    for r in results[1:]:
+        if not first.get("exact") or "exact" not in r or "decode1" not in r:
+            continue
+        lines.append(f"- {r['model']} keeps {r['exact'] / first['exact']:.1%} of "
+                     f"{first['model']}'s accuracy at "
+                     f"{r['parameters'] / first['parameters']:.0%} of its parameters "
+                     f"and {r['decode1'] / first['decode1']:.1f} times its speed at batch 1, "
+                     f"{r['decode32'] / first['decode32']:.1f} at batch 32")
+    return "\n".join(lines)
+
+
+def details(results):
+    """Calibration, copying, and what the answers look like."""
+    return rows_of(
+        ["model", "ECE", "copy", "answer tokens", "repeats", "limit", "too long for ce"], results,
+        lambda r: [r["model"], number(r, "ece", ".4f"), number(r, "copy", ".1%"),
+                   number(r, "answer_tokens", ".1f"), number(r, "repeats", ".1%"),
+                   number(r, "limit", ".1%"), number(r, "too_long", ",d")])
+
+
+def robustness_table(results):
+    """A line a suite, a column a model: accuracy, points lost against clean, McNemar's p."""
+    def cells(name):
+        found = [r["suites"][name] for r in results]
+        return [name] + [f"{100 * f['exact']:.1f} ({-100 * f['drop']:+.1f}, p {f['p']:.2g})"
+                         for f in found]
+    names = [n for n in results[0]["suites"] if n != "hostile"]
+    lines = rows_of(["suite (difference to clean)", *(r["model"] for r in results)], names, cells)
+    mean = "| **mean** | " + " | ".join(f"{r['suite_mean']:.1%}" for r in results) + " |"
+    worst = "| **worst** | " + " | ".join(f"{r['suite_worst']:.1%} {r['worst_suite']}"
+                                          for r in results) + " |"
+    return "\n".join([lines, mean, worst])
+
+
+def proportion(r):
+    """Exact match with its interval, or a dash."""
+    if "exact" not in r:
+        return "-"
+    low, high = r["exact_interval"]
+    return f"{r['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def number(result, key, form):
+    """A figure as text, or a dash."""
+    return format(result[key], form) if key in result else "-"
+
+
+def right_answer(turns):
+    """The reference of a question."""
+    return turns[-1].answer if turns[-1].answer is not None else turns[-1].content
+
+
+def shown_answers(results, questions, replies, count):
+    """The first questions with every model's full answer, control pieces by name."""
+    lines = []
+    for i, turns in enumerate(questions[:count]):
+        asked = " ".join(t.content for t in turns[:-1])
+        lines += [f"### Question {i + 1}", "", asked, "",
+                  f"Right answer: **{right_answer(turns)}**", ""]
+        for r, answers in zip(results, replies):
+            text = " ".join(answers[i]["response"].split("\n"))
+            lines.append(f"- {r['model']} ({answers[i]['verdict']}): `{text}`")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def tables(results):
+    """Every table that has figures, one under the other."""
+    found = [table(results), keeps(results), details(results)]
+    if "suites" in results[0]:
+        found.append(robustness_table(results))
+    if "p50_ms" in results[0] or "decode1" in results[0]:
+        found.append(speed.table([r["model"] for r in results], results))
+    return "\n\n".join(filter(None, found))
