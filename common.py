@@ -392,8 +392,9 @@ def next_command(cfg):
 
 
 def finish(env):
-    """Leave the group of ranks."""
+    """Leave the group of ranks, all together: who leaves first tears the others' connections."""
     if env.world > 1:
+        dist.barrier()
         dist.destroy_process_group()
 
 
