@@ -1,4 +1,4 @@
-"""The tables of eval.py, as Markdown: from the results of evaluate() to text, and nothing else."""
+"""The tables of eval.py as Markdown: from results to text, and nothing else."""
 import speed
 
 
@@ -53,7 +53,7 @@ def robustness_table(results):
     """A line a suite, a column a model: accuracy, points lost against clean, McNemar's p."""
     def cells(name):
         found = [r["suites"][name] for r in results]
-        return [name] + [f"{100 * f['exact']:.1f} ({-100 * f['drop']:+.1f}, p {f['p']:.2g})"
+        return [name] + [f"{100 * f['exact']:.1f} ({100 * (0 - f['drop']):+.1f}, p {f['p']:.2g})"
                          for f in found]
     names = [n for n in results[0]["suites"] if n != "hostile"]
     lines = rows_of(["suite (difference to clean)", *(r["model"] for r in results)], names, cells)
