@@ -86,7 +86,8 @@ def check_data_flags(cfg):
     default = {field.name: field.default for field in dataclasses.fields(cfg)}
     own = os.path.abspath(cfg.data) != str(default["data"])
     check("val" in cfg.given or not own, "--val", label(cfg.val),
-          "validation text of the same kind as --data: hold some lines back (a tenth, say), or a file of another source")
+          "validation text of the same kind as --data: hold some lines back (a tenth, say), "
+          "or a file of another source")
     cli.check_apart("--name", OUT / f"{cfg.name}.pt", cfg.init, getattr(cfg, "teacher", ""))
 
 

@@ -93,7 +93,7 @@ run prose/teacher 0 "$prose/test.jsonl" train_pretrain.py $own --lr 3e-3 --steps
 teacher=$out/prose-teacher-0.pt
 
 # N steps with a teacher; without one the student overfits long before: its steps are chosen, too.
-N=2000; wall=1140  # ratio 1.75, of the seconds of earlier runs; bench.py on this text says 1.63
+N=2000; wall=1140  # ratio 1.75, of earlier runs' seconds; bench.py on this text says 1.63
 few="--documents 533"  # a quarter, which is all that the students see
 alone="train_pretrain.py $own --size 0.4m --lr 6e-3 $few"
 logits="train_distill_logits.py $files --teacher $teacher --alpha 1 --lr 6e-3 $few"
