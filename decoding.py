@@ -2,8 +2,8 @@
 
 Letters as in model.py: B rows, T tokens, D width, H query heads, G key/value heads, C channels, S
 tokens in the cache. The prompt is read by the model itself, all its tokens at once; from then on
-`Decoder` runs the same layers for one token a row, in few operations: of a small model's time for
-a token, most goes into starting operations (runs/bench_decode.py).
+`Decoder` runs the same layers for one token a row, in fewer operations (runs/bench_decode.py times
+it against transformers).
 """
 import torch
 from torch.nn import functional as F
@@ -140,7 +140,7 @@ def joined_weights(model):
 
 
 def by_input(weight):
-    """A matrix (out, in) as (in, out), in memory, too: one row times it is twice as fast."""
+    """A matrix (out, in) as (in, out), in memory, too: faster for one row."""
     return weight.t().contiguous()
 
 

@@ -328,16 +328,18 @@ def replace_folder(folder, out):
     """Put the finished folder where `out` is, which is moved away first and removed last."""
     old = out.parent / f".{out.name}.old.{os.getpid()}.tmp"
     for attempts_left in (2, 1, 0):  # another process may put its own there between two lines
+        if out.exists():
+            os.rename(out, old)
         try:
-            if out.exists():
-                os.rename(out, old)
             os.rename(folder, out)
             break
         except OSError as error:
+            if old.exists() and not out.exists():
+                os.rename(old, out)  # as it was
+            shutil.rmtree(old, ignore_errors=True)  # another process has replaced it
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not attempts_left:
                 raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(out):

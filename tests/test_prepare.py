@@ -284,6 +284,23 @@ def test_the_same_bytes_as_text_and_as_rows_are_two_data_sets(tmp_path, tokenize
         prepare(source, tmp_path / "w", tokenizer, 60)
 
 
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, tokenizer, source, monkeypatch):
+    """Between moving the old data away and the new ones in: whatever happens there costs neither."""
+    out, rename = tmp_path / "w", os.rename
+    prepare(source, out, tokenizer, 60)
+    before = (out / "ids.bin").read_bytes()
+
+    def failing(a, b):
+        if Path(b) == out and ".old." not in Path(a).name:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(a, b)
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError):
+        prepare(source, out, tokenizer, 61, fresh=True)
+    assert (out / "ids.bin").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
+
+
 def test_a_folder_that_only_looks_like_a_leftover_stays(tmp_path, tokenizer, source):
     """`.NAME.backup.tmp` is nobody's process: it may be the user's."""
     mine = tmp_path / ".w.backup.tmp"
