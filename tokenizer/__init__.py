@@ -52,8 +52,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
+        data = need_file(path, "python tokenizer/train.py").read_bytes()
         try:
-            return cls(need_file(path, "python tokenizer/train.py").read_bytes())
+            return cls(data)
         except UserError as error:
             raise UserError(f"{show(path)}: {error}") from None
 
