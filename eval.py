@@ -185,7 +185,15 @@ def robustness(model, tokenizer, suites, target, cfg):
     counted = {name: found[name]["exact"] for name in IN_MEAN if name in found}
     worst = min(counted, key=counted.get)
     return dict(suites=found, suite_mean=sum(counted.values()) / len(counted), worst_suite=worst,
-                suite_worst=counted[worst], suites_right=right)
+                suite_worst=counted[worst],
+                suites_right={name: marks(suites["clean"], suites[name], right[name])
+                              for name in ("clean", *counted)})
+
+
+def marks(clean, rows, right):
+    """"10-1...": a character a clean problem, right, wrong, or not in this suite (points_lost)."""
+    said = {row["source"]: "01"[ok] for row, ok in zip(rows, right)}
+    return "".join(said.get(row["id"], "-") for row in clean)
 
 
 # --- report ---------------------------------------------------------------------------------------
@@ -246,7 +254,7 @@ def append_row(cfg, result, state):
                supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
                best_step=state.get("best_step"),
                metrics={k: v for k, v in result.items()
-                        if k not in ("model", "teacher", "reliability", "suites_right")})
+                        if k not in ("model", "teacher", "reliability")})
     Path(cfg.row).parent.mkdir(parents=True, exist_ok=True)
     with cli.append(cfg.row) as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -59,6 +59,22 @@ def bootstrap(differences, rounds=10_000, seed=0):
     return float(d.mean()), float(low), float(high)
 
 
+def points_lost(right):
+    """What a model loses from clean to the mean of the suites, as one value a problem -> (n,).
+
+    right: {suite: "10-1..."}, a character a problem of "clean": 1 right, 0 wrong, - not in this
+    suite. The mean of the values is clean accuracy minus the mean of the suites' accuracies, so
+    `bootstrap` of the difference of two models is paired problem by problem.
+    """
+    value = np.array([float(c) for c in right["clean"]])
+    suites = [name for name in right if name != "clean"]
+    for name in suites:
+        there = np.array([c != "-" for c in right[name]])
+        hits = np.array([c == "1" for c in right[name]])
+        value -= hits * (len(there) / there.sum()) / len(suites)
+    return value
+
+
 class Calibration:
     """Does a model that says 80 % hit 80 %? Token by token, its likeliest token against the text.
 

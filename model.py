@@ -44,6 +44,7 @@ SIZES = {
     "0.4m-wide": dict(dim=160, n_layers=1, n_heads=5, n_kv_heads=1, head_dim=32, ffn_dim=352),
     "0.9m": dict(dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=352),
     "2m": dict(dim=192, n_layers=4, n_heads=6, n_kv_heads=3, head_dim=32, ffn_dim=512),
+    "2m-deep": dict(dim=128, n_layers=9, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=384),
     "5m": dict(dim=256, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=704),
     "10m": dict(dim=384, n_layers=6, n_heads=6, n_kv_heads=3, head_dim=64, ffn_dim=1024),
     "30m": dict(dim=512, n_layers=10, n_heads=8, n_kv_heads=4, head_dim=64, ffn_dim=1408),
