@@ -16,6 +16,7 @@ import csv
 import dataclasses
 import hashlib
 import itertools
+import json
 import math
 import os
 import platform
@@ -426,6 +427,19 @@ def cpu_name():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), name)
     return f"{name}, {os.cpu_count()} cores"
+
+
+def append_row(path, row):
+    """Add a finished run to a .jsonl file as one line, written whole and never changed after."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with cli.append(path) as file:
+        file.write(json.dumps({**row, "digest": digest(row)}, ensure_ascii=False) + "\n")
+
+
+def digest(row):
+    """16 hex digits of a row, its own "digest" left out: a figure changed by hand no longer fits."""
+    rest = {key: value for key, value in row.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def print_start(cfg, env, facts):

@@ -57,7 +57,7 @@ class Config:
     target: Literal["auto", "cot", "answer"] = "auto"  # form of the answers; auto: as trained
     questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
     max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
-    batch: int = 64                # questions answered together, windows scored together
+    batch: int = 32                # questions answered together, windows scored together
     suites: str = ""               # folder of robustness suites, such as out/data/suites
     samples: int = 5               # questions whose full answers go into the report
     speed: bool = True             # measure speed, latency and memory
@@ -245,7 +245,7 @@ def write_answers(cfg, results, questions, replies):
 
 
 def append_row(cfg, result, state):
-    """One finished run as one JSON line; a line is written whole, and none is ever changed."""
+    """One finished run as a row of --row."""
     run = state.get("run_config", {})
     row = dict(recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run,
                inputs=state.get("inputs", {}), test_data=label(cfg.data),
@@ -255,9 +255,7 @@ def append_row(cfg, result, state):
                best_step=state.get("best_step"),
                metrics={k: v for k, v in result.items()
                         if k not in ("model", "teacher", "reliability")})
-    Path(cfg.row).parent.mkdir(parents=True, exist_ok=True)
-    with cli.append(cfg.row) as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    common.append_row(cfg.row, row)
 
 
 # --- talking --------------------------------------------------------------------------------------

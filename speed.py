@@ -24,7 +24,7 @@ import torch
 
 import cli
 import common
-from cli import OUT, check
+from cli import OUT, check, label
 from dataset.formats import prompt_ids, read_documents
 from decoding import decode_steps, generate
 
@@ -42,6 +42,8 @@ class Config:
     rounds: int = 5                # turns a model (3 to 20), beside the warm-up
     new_tokens: int = 64           # tokens of a decode measurement
     seed: int = 0                  # of the random prompts
+    row: str = ""                  # append a row for each checkpoint to this .jsonl
+    recipe: str = "speed"          # the rows are called RECIPE/1, RECIPE/2, ... in their order
 
 
 def timed(function):
@@ -152,6 +154,11 @@ def main(cfg):
     questions = [d for _, d in read_documents(cfg.data) if not isinstance(d, str)][:cfg.questions]
     results = measure(paths, questions, cfg.rounds, cfg.new_tokens, cfg.seed)
     print(table([Path(path).stem for path in paths], results))
+    if cfg.row:
+        for number, (path, result) in enumerate(zip(paths, results), 1):
+            common.append_row(cfg.row, dict(
+                recipe=f"{cfg.recipe}/{number}", seed=cfg.seed, checkpoint=label(path),
+                versions=common.versions(), metrics=result))
 
 
 if __name__ == "__main__":

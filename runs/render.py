@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
-from cli import ROOT, fail
-from metrics import front, paired_t, wilson
+from cli import ROOT, check, fail
+from metrics import bootstrap, front, paired_t, points_lost, wilson
 from report import keeps
 from report import table as eval_table
 
@@ -27,20 +27,27 @@ FILES = ("RESULTS.md", "README.md", "README.zh.md")
 @dataclass
 class Config:
     check: bool = False            # compare instead of writing; status 2 where they differ
-    rows: str = ROOT / "results/spine.jsonl"  # the rows
+    show: str = ""                 # print these tables of --rows instead; commas between
+    rows: str = ROOT / "results/scoreboard.jsonl"    # of --show
 
 
-def read_rows(path):
-    """{recipe: {seed: row}}; the same recipe and seed twice is refused."""
+def read_rows(*paths):
+    """{recipe: {seed: row}} of the files; the same recipe and seed twice is refused."""
     found = {}
-    text = cli.need_file(path, "bash runs/spine.sh").read_text(encoding="utf-8")
-    for number, line in enumerate(text.splitlines(), 1):
-        row = json.loads(line)
-        seeds = found.setdefault(row["recipe"], {})
-        if row["seed"] in seeds:
-            fail(f"{path}:{number}: {row['recipe']} seed {row['seed']} stands twice")
-        seeds[row["seed"]] = row
+    for path in paths:
+        text = cli.need_file(path, "bash runs/results.sh").read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines(), 1):
+            row = json.loads(line)
+            seeds = found.setdefault(row["recipe"], {})
+            if row["seed"] in seeds:
+                fail(f"{path}:{number}: {row['recipe']} seed {row['seed']} stands twice")
+            seeds[row["seed"]] = row
     return found
+
+
+def all_rows():
+    """The rows of the two files whose recipes are compared over seeds."""
+    return read_rows(ROOT / "results/spine.jsonl", ROOT / "results/scoreboard.jsonl")
 
 
 def values(rows, recipe, metric):
@@ -88,39 +95,128 @@ def exact_match(rows, recipe):
     return spread({i: m["exact"] for i, m in enumerate(found)}, ".1%")
 
 
-def logits_table(rows, group, teacher):
-    """The student alone against logits distillation on both axes."""
-    alone, tokens, wall = (f"{group}/{kind}" for kind in ("alone", "logits", "logits-wall"))
-    for recipe in (alone, tokens, wall):
-        if recipe not in rows:
-            fail(f"{group}: a comparison needs both axes, equal tokens and equal wall-clock",
-                 f"no row of {recipe}", fix="bash runs/spine.sh")
-    has_exact = "exact" in next(iter(rows[alone].values()))["metrics"]
-    teacher_ce = statistics.mean(values(rows, teacher, "ce").values())
-    lines = ["| student | steps | best step | tokens | test ce | exact | gap closed | ce - alone | "
-             "verdict |", "|---|---:|---:|---:|---:|---:|---:|---:|---|",
-             line(rows, teacher, "teacher", has_exact, "-", "-", "-")]
-    for recipe, name in ((alone, "without a teacher"), (tokens, "logits, equal tokens"),
-                         (wall, "logits, equal wall-clock")):
-        ce, base = values(rows, recipe, "ce"), values(rows, alone, "ce")
-        closed = difference = judged = "-"
-        if recipe != alone:
-            mean, half = paired(base, ce)
-            gap = statistics.mean(base.values()) - teacher_ce
-            closed = f"{-mean / gap:.0%}" if gap >= 0.15 else f"gap only {gap:.3f}"
-            difference, judged = f"{mean:+.4f} ± {half:.4f}", verdict(base, ce, -1)
-        lines.append(line(rows, recipe, name, has_exact, closed, difference, judged))
+def modes_table(rows, group):
+    """Every mode of a group against the student without a teacher, on both axes.
+
+    The difference is of accuracy where answers can be right or wrong, else of cross-entropy. A mode
+    is any recipe GROUP/MODE; one without a GROUP/MODE-wall is refused.
+    """
+    metric, better, form, scale = ("exact", 1, "+.1f", 100) if "exact" in \
+        first(rows, f"{group}/alone")["metrics"] else ("ce", -1, "+.4f", 1)
+    lines = ["| student | steps | best step | tokens | test ce | exact | gap closed | "
+             f"{'points' if scale > 1 else 'ce'} against alone | verdict |",
+             "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+             line(rows, teacher_of(rows, group), "teacher", "-", "-", "-"),
+             line(rows, f"{group}/alone", "without a teacher", "-", "-", "-")]
+    teacher_ce = first(rows, teacher_of(rows, group))["metrics"]["ce"]
+    base_ce, base = values(rows, f"{group}/alone", "ce"), values(rows, f"{group}/alone", metric)
+    for mode in modes(rows, group):
+        for recipe, axis in ((mode, "tokens"), (f"{mode}-wall", "wall-clock")):
+            ce, found = values(rows, recipe, "ce"), values(rows, recipe, metric)
+            gap = statistics.mean(base_ce.values()) - teacher_ce
+            closed = f"{-paired(base_ce, ce)[0] / gap:.0%}" if gap >= 0.15 else f"gap {gap:.3f}"
+            mean, half = (scale * x for x in paired(base, found))
+            lines.append(line(rows, recipe, f"{mode.split('/')[-1]}, equal {axis}", closed,
+                              f"{mean:{form}} ± {half:{form[1:]}}", verdict(base, found, better)))
     return "\n".join(lines)
 
 
-def line(rows, recipe, name, has_exact, closed, difference, judged):
-    """One line of logits_table."""
-    row = next(iter(rows[recipe].values()))
-    exact = exact_match(rows, recipe) if has_exact else "-"
+def teacher_of(rows, group):
+    """The recipe of a group's teacher: of the group itself, or of the one that it belongs to."""
+    own = f"{group}/teacher"
+    return own if own in rows or "/" not in group else teacher_of(rows, group.rsplit("/", 1)[0])
+
+
+def first(rows, recipe):
+    """The row of the first seed, or UserError."""
+    return rows[recipe][min(rows[recipe])] if recipe in rows else \
+        fail(f"no row of {recipe}", fix="bash runs/results.sh")
+
+
+def modes(rows, group):
+    """GROUP/MODE of every mode, as the rows have them; UserError for a mode with one axis alone."""
+    of_group = [r for r in rows if r.rsplit("/", 1)[0] == group and
+                not r.endswith(("/teacher", "/alone"))]
+    for recipe in of_group:
+        other = recipe.removesuffix("-wall") if recipe.endswith("-wall") else f"{recipe}-wall"
+        if other not in rows:
+            fail(f"{recipe}: a comparison needs both axes, equal tokens and equal wall-clock",
+                 f"no row of {other}", fix="bash runs/results.sh")
+    return [r for r in of_group if not r.endswith("-wall")]
+
+
+def line(rows, recipe, name, closed, difference, judged):
+    """One line of modes_table."""
+    row = first(rows, recipe)
+    exact = exact_match(rows, recipe) if "exact" in row["metrics"] else "-"
     best = statistics.mean(r["best_step"] for r in rows[recipe].values())
-    return (f"| {name} | {row['config']['steps']} | {best:.0f} | {row['tokens']:,} | "
+    return (f"| {name} | {row['config']['steps']:,} | {best:,.0f} | {row['tokens']:,} | "
             f"{spread(values(rows, recipe, 'ce'), '.4f')} | {exact} | {closed} | {difference} | "
             f"{judged} |")
+
+
+# No question of any student was changed in these ways (dataset/prompts.py has the others).
+UNSEEN = ("paraphrase", "distractor", "large", "longer", "upper")
+
+
+def robust_table(rows, group):
+    """What each model loses from clean to the mean of the suites, against what its teacher loses:
+    a paired bootstrap over problems, each value the mean over seeds."""
+    lines = ["| model | clean | mean of the suites | of the five unseen | worst suite | points lost "
+             "| more than the teacher (95 %) |", "|---|---:|---:|---:|---|---:|---:|"]
+    taught = points_lost(first(rows, f"{group}/teacher")["metrics"]["suites_right"])
+    for recipe in (f"{group}/teacher", f"{group}/alone", *modes(rows, group)):
+        metrics = [r["metrics"] for _, r in sorted(rows[recipe].items())]
+        lost = statistics.fmean(100 * points_lost(m["suites_right"]).mean() for m in metrics)
+        clean, mean, unseen = (
+            spread(dict(enumerate(found)), ".1%") for found in (
+                [m["suites"]["clean"]["exact"] for m in metrics],
+                [m["suite_mean"] for m in metrics],
+                [statistics.fmean(m["suites"][s]["exact"] for s in UNSEEN) for m in metrics]))
+        accuracy = {s: statistics.fmean(m["suites"][s]["exact"] for m in metrics)
+                    for s in metrics[0]["suites_right"]}
+        worst = min(accuracy, key=accuracy.get)
+        more = "-"
+        if recipe != f"{group}/teacher":
+            each = sum(points_lost(m["suites_right"]) for m in metrics) / len(metrics)
+            more = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in bootstrap(each - taught)))
+        lines.append(f"| {recipe.split('/')[-1]} | {clean} | {mean} | {unseen} | "
+                     f"{worst}, {accuracy[worst]:.1%} | {lost:.1f} | {more} |")
+    return "\n".join(lines)
+
+
+def suites_table(rows, group):
+    """Accuracy on each suite, mean over seeds, of the models that results.sh trains."""
+    recipes = [f"{group}/teacher", f"{group}/alone", *modes(rows, group)]
+    lines = ["| suite | " + " | ".join(r.split("/")[-1] for r in recipes) + " |",
+             "|---" + "|---:" * len(recipes) + "|"]
+    for suite in first(rows, recipes[0])["metrics"]["suites"]:
+        if suite != "hostile":
+            cells = [spread({s: r["metrics"]["suites"][suite]["exact"]
+                             for s, r in rows[recipe].items()}, ".1%") for recipe in recipes]
+            lines.append(f"| {suite.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def keeps_lines(rows, group):
+    """The line of each student, the one without a teacher first: accuracy, size, speed kept."""
+    speeds = [[rows[f"{group}/speed/{which}"][turn]["metrics"] for turn in (1, 2)]
+              for which in (1, 2)]  # the teacher's, a student's
+    one, many = (" and ".join(f"{b[key] / a[key]:.2f}" for a, b in zip(*speeds))
+                 for key in ("decode1", "decode32"))
+    whole = statistics.fmean(values(rows, f"{group}/teacher", "exact").values())
+    size = first(rows, f"{group}/alone")["metrics"]["parameters"] / \
+        first(rows, f"{group}/teacher")["metrics"]["parameters"]
+    lines = []
+    for recipe in (f"{group}/alone", *modes(rows, group)):
+        kept = [x / whole for x in values(rows, recipe, "exact").values()]
+        judged = "" if recipe.endswith("/alone") else ", " + verdict(
+            values(rows, f"{group}/alone", "exact"), values(rows, recipe, "exact"), 1)
+        lines.append(f"- {recipe.split('/')[-1]} keeps {statistics.fmean(kept):.1%} "
+                     f"({min(kept):.1%} to {max(kept):.1%}) of the teacher's accuracy{judged}")
+    return "\n".join(lines) + (
+        f"\n\nEach at {size:.1%} of the teacher's parameters and, measured twice, {one} "
+        f"times its speed at batch 1 and {many} times at batch 32.")
 
 
 def reason_table(rows):
@@ -244,9 +340,12 @@ TABLES = {
     "scoreboard": scoreboard,
     "speed": speed_table,
     "map": file_map,
-    "logits-all": lambda rows: logits_table(rows, "stories/all", "stories/teacher"),
-    "logits-few": lambda rows: logits_table(rows, "stories/3%", "stories/teacher"),
-    "prose": lambda rows: logits_table(rows, "prose", "prose/teacher"),
+    "modes": lambda rows: modes_table(rows, "few"),
+    "keeps": lambda rows: keeps_lines(rows, "few"),
+    "robust": lambda rows: robust_table(rows, "few"),
+    "suites": lambda rows: suites_table(rows, "few"),
+    "logits-all": lambda rows: modes_table(rows, "stories/all"),
+    "prose": lambda rows: modes_table(rows, "prose"),
     "reason": reason_table,
     "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
                                              "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
@@ -269,7 +368,13 @@ def rendered(text, rows):
 
 
 def main(cfg):
-    rows = read_rows(cfg.rows)
+    if cfg.show:
+        rows = read_rows(cfg.rows)
+        for name in cfg.show.split(","):
+            check(name in TABLES, "--show", name, "some of " + ",".join(TABLES))
+            print(f"\n{TABLES[name](rows)}")
+        return
+    rows = all_rows()
     for name in FILES:
         path = ROOT / name
         if not path.exists():

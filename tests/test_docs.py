@@ -1,5 +1,6 @@
 """The words around the code: twins agree, figures come from rows, commands exist."""
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -7,7 +8,9 @@ import sys
 import pytest
 
 import cli
+import common
 from cli import ROOT
+from metrics import points_lost, wilson
 from runs import render
 
 READMES = ("README.md", "README.zh.md")
@@ -37,7 +40,7 @@ def test_the_readmes_have_the_same_headings_code_and_tables():
 
 def test_every_table_equals_its_rows():
     """A figure edited by hand, or a row changed without its table."""
-    rows = render.read_rows(ROOT / "results/spine.jsonl")
+    rows = render.all_rows()
     for name in render.FILES:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert render.rendered(text, rows) == text, f"{name}: python runs/render.py"
@@ -64,9 +67,40 @@ def test_every_link_leads_to_a_file(name):
         assert ((ROOT / name).parent / target).exists(), target
 
 
-def row(recipe, seed, ce, steps=10):
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.jsonl")), ids=lambda p: p.name)
+def test_every_row_is_as_its_run_wrote_it(path):
+    """A falsified figure: the digest no longer fits, or the parts contradict each other."""
+    for text in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(text)
+        assert row["digest"] == common.digest(row), row["recipe"]
+        m = row["metrics"]
+        if "exact" in m:
+            right = m["verdicts"].get("ok", 0)
+            assert m["exact"] == right / m["n"] and sum(m["verdicts"].values()) == m["n"]
+            assert m["exact_interval"] == pytest.approx(wilson(right, m["n"]))
+        if "suites_right" in m:
+            for suite, marks in m["suites_right"].items():
+                told = m["suites"][suite]
+                assert told["n"] == len(marks) - marks.count("-")
+                assert told["exact"] == marks.count("1") / told["n"]
+            lost = m["suites"]["clean"]["exact"] - m["suite_mean"]
+            assert points_lost(m["suites_right"]).mean() == pytest.approx(lost)
+
+
+def test_a_changed_figure_no_longer_fits_its_digest(tmp_path):
+    """The digest must depend on every figure, and on nothing that JSON does not keep."""
+    path = tmp_path / "new/rows.jsonl"
+    common.append_row(path, dict(recipe="a", seed=1, metrics=dict(ce=0.1 + 0.2, exact=1 / 3)))
+    common.append_row(path, dict(recipe="b", seed=1, metrics=dict(ce=1.0)))
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert first["digest"] == common.digest(first) != second["digest"]
+    first["metrics"]["exact"] += 1e-9
+    assert first["digest"] != common.digest(first)
+
+
+def row(recipe, seed, ce, exact=0.5, steps=10, **metrics):
     return dict(recipe=recipe, seed=seed, config=dict(steps=steps), tokens=1, best_step=steps,
-                metrics=dict(ce=ce, exact=0.5, n=10))
+                metrics=dict(ce=ce, exact=exact, n=10, parameters=100) | metrics)
 
 
 def table_of(*rows):
@@ -76,14 +110,74 @@ def table_of(*rows):
     return found
 
 
+def group(*more):
+    """A teacher and two seeds of a student without one, and of other rows."""
+    return table_of(row("g/teacher", 0, 1.0, 0.9), row("g/alone", 1, 2.0, 0.5),
+                    row("g/alone", 2, 2.0, 0.6), *more)
+
+
 def test_a_claim_with_one_axis_is_refused():
     """TRAPS 28: judged at equal tokens alone, a teacher looks free; at equal wall-clock it lost."""
-    rows = table_of(row("g/teacher", 0, 1.0), row("g/alone", 1, 2.0), row("g/alone", 2, 2.0),
-                    row("g/logits", 1, 1.5), row("g/logits", 2, 1.49))
-    with pytest.raises(cli.UserError, match="both axes"):
-        render.logits_table(rows, "g", "g/teacher")
-    wall = table_of(row("g/logits-wall", 1, 2.1), row("g/logits-wall", 2, 2.2))
-    assert "BEATS" in render.logits_table({**rows, **wall}, "g", "g/teacher")
+    tokens = [row("g/logits", 1, 1.5, 0.7), row("g/logits", 2, 1.49, 0.8)]
+    wall = [row("g/logits-wall", 1, 2.1, 0.3), row("g/logits-wall", 2, 2.2, 0.41)]
+    for some in (tokens, wall):
+        with pytest.raises(cli.UserError, match="both axes"):
+            render.modes_table(group(*some), "g")
+    table = render.modes_table(group(*tokens, *wall), "g").splitlines()
+    assert table[-2].endswith("| 50% | +20.0 ± 0.0 | BEATS |")  # (2 - 1.495) / (2 - 1), 51 or 50
+    assert table[-1].endswith("| -15% | -19.5 ± 6.4 | DOES NOT BEAT |")
+
+
+def test_what_a_group_without_questions_is_judged_on():
+    """Prose has no right answers: its verdict is on cross-entropy, where less is better."""
+    rows = group(row("g/kd", 1, 1.5), row("g/kd", 2, 1.51), row("g/kd-wall", 1, 2.5),
+                 row("g/kd-wall", 2, 2.51))
+    for seeds in rows.values():
+        for r in seeds.values():
+            del r["metrics"]["exact"]
+    table = render.modes_table(rows, "g").splitlines()
+    assert "| 50% | -0.4950 ± 0.0635 | BEATS |" in table[-2]
+    assert "| +0.5050 ± 0.0635 | DOES NOT BEAT |" in table[-1]
+
+
+def test_a_mode_enters_the_tables_by_its_rows_alone():
+    """A list of names to be kept in step would forget the newest."""
+    rows = group(row("g/new", 1, 1.5), row("g/new-wall", 1, 1.5), row("g/sub/alone", 1, 1.0))
+    assert render.modes(rows, "g") == ["g/new"]
+    assert render.teacher_of(rows, "g/sub") == "g/teacher"
+
+
+def test_points_lost_more_than_the_teacher_by_hand():
+    """Clean 3 of 4 and suites 1 of 4 and 1 of 2: 75 - 37.5 points; the teacher 100 - 50."""
+    own = dict(clean="1110", typos="1000", large="-1-0")
+    theirs = dict(clean="1111", typos="1100", large="-1-0")
+    assert points_lost(own).mean() == pytest.approx(0.375)
+    assert points_lost(theirs).mean() == pytest.approx(0.5)
+
+    def with_suites(recipe, seed, marks):
+        suites = {k: dict(exact=v.count("1") / (4 - v.count("-"))) for k, v in marks.items()}
+        mean = (suites["typos"]["exact"] + suites["large"]["exact"]) / 2
+        suites |= {name: dict(exact=0.25) for name in render.UNSEEN if name not in suites}
+        return row(recipe, seed, 1.0, suites=suites, suite_mean=mean, suites_right=marks)
+
+    rows = table_of(with_suites("g/teacher", 0, theirs), with_suites("g/alone", 1, own))
+    teacher, alone = render.robust_table(rows, "g").splitlines()[-2:]
+    assert teacher == "| teacher | 100.0% | 50.0% | 30.0% | typos, 50.0% | 50.0 | - |"
+    assert alone.startswith("| alone | 75.0% | 37.5% | 30.0% | typos, 25.0% | 37.5 | -12.5 (")
+
+
+def test_what_is_kept_stands_beside_the_student_without_a_teacher():
+    """97 % kept says nothing where the student without a teacher keeps 96 %."""
+    def speed(which, seed, one, many):
+        return row(f"g/speed/{which}", seed, 0, decode1=one, decode32=many)
+    rows = group(row("g/kd", 1, 1, 0.81), row("g/kd", 2, 1, 0.9), row("g/kd-wall", 1, 1),
+                 row("g/kd-wall", 2, 1), speed(1, 1, 100, 1000), speed(1, 2, 110, 1000),
+                 speed(2, 1, 250, 3000), speed(2, 2, 275, 2500))
+    lines = render.keeps_lines(rows, "g").splitlines()
+    assert lines[0] == "- alone keeps 61.1% (55.6% to 66.7%) of the teacher's accuracy"
+    assert lines[1] == "- kd keeps 95.0% (90.0% to 100.0%) of the teacher's accuracy, BEATS"
+    assert "100.0% of the teacher's parameters and, measured twice, 2.50 and 2.50 times its " \
+           "speed at batch 1 and 3.00 and 2.50 times" in lines[-1]
 
 
 def test_paired_t_is_the_hand_computed_one():

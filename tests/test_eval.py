@@ -142,6 +142,7 @@ def test_suites_are_paired_with_their_own_clean_problems(tiny_world, tiny_tokeni
     assert (found["suites"]["names"]["drop"], found["suites"]["names"]["p"]) == (1, 0.5)
     assert found["suites"]["hostile"] == dict(n=2, ended=0, refused=2)
     assert (found["worst_suite"], found["suite_worst"], found["suite_mean"]) == ("names", 0, 0.25)
+    assert found["suites_right"] == dict(clean="110", typos="0-1", names="00-")
 
 
 def test_the_copy_probe_knows_a_copier_from_a_parrot(tiny_world, tiny_tokenizer):

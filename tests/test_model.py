@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+import decoding
 import model as model_module
 from decoding import Decoder, KVCache, generate, sample, stream
 from losses import cross_entropy
@@ -376,6 +377,17 @@ def test_generate_equals_reading_everything_again(tiny_model):
     model = tiny_model()
     for prompt in PROMPTS:
         assert generate(model, [prompt], 20) == [greedy_oracle(model, prompt, 20)]
+
+
+@pytest.mark.parametrize("changes", [{}, dict(qk_norm=False, n_kv_heads=1)], ids=str)
+def test_the_model_itself_writes_what_the_decoder_writes(tiny_model, changes, monkeypatch):
+    """Many rows, or a GPU: the model goes on with its cache, and must write the same."""
+    model = tiny_model(**changes)
+    before = generate(model, PROMPTS, 24)
+    monkeypatch.setattr(decoding, "NUMPY_ROWS", 0)
+    monkeypatch.setattr(Decoder, "step", None)  # not to be called
+    assert generate(model, PROMPTS, 24) == before
+    assert list(stream(model, PROMPTS[0], 24)) == before[0]
 
 
 @pytest.mark.parametrize("sampling", [

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# The scoreboard: every way to distil against the student without a teacher, at equal tokens and equal wall-clock.
+#   bash runs/results.sh            four seeds; about 90 minutes on 2 cores; rows in results/scoreboard.jsonl
+#   bash runs/results.sh --quick    the stories alone, a third of the steps, two seeds: under 20 minutes, in out/quick
+#   SEEDS="1 2" bash runs/results.sh    some of the seeds
+# A finished run is a row, and a row that is there is skipped: stop it and start it as you like. A new
+# way to distil is one line that begins with "mode". For the last minutes, the speeds, leave the machine idle.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case "${1:-}" in ""|--quick) ;; *) echo "error: got $1; expected nothing or --quick" >&2; exit 2 ;; esac
+python=.venv/bin/python
+if [ ! -x $python ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
+rows=results/scoreboard.jsonl seeds=${SEEDS:-1 2 3 4} scale=1 problems=1000
+if [ "${1:-}" = --quick ]; then
+    export MINIDISTILL_OUT="${MINIDISTILL_OUT:-out}/quick"
+    rows=$MINIDISTILL_OUT/scoreboard.jsonl seeds=${SEEDS:-1 2} scale=3
+    problems=300
+fi
+out=${MINIDISTILL_OUT:-out}
+mkdir -p results "$out/data"
+
+# run RECIPE SEED SCRIPT FLAGS...: train one model, score it on $test, append its row, unless it is there
+run() {
+    local recipe=$1 seed=$2 name=${1//\//-}-$2; shift 2
+    if grep -qsF "{\"recipe\": \"$recipe\", \"seed\": $seed," "$rows"; then return 0; fi
+    echo "== $recipe, seed $seed"
+    $python "$@" --name "$name" --seed "$seed"
+    $python eval.py "$out/$name.pt" --teacher "$teacher" --data "$test" --questions $problems \
+        --out "$out/$name" --speed false --row "$rows" --recipe "$recipe" $suites
+}
+
+# alone SCRIPT FLAGS...: the student without a teacher.   mode NAME WALL SCRIPT FLAGS...: one with; N steps
+# (equal tokens), and WALL steps, which take the time of N steps alone, the teacher's work counted.
+alone() { run "$group/alone" "$seed" "$@" --steps $((N / scale)); }
+mode() {
+    local name=$1 wall=$2; shift 2
+    run "$group/$name" "$seed" "$@" --steps $((N / scale))
+    run "$group/$name-wall" "$seed" "$@" --steps $((wall / scale))
+}
+
+# --- stories: labels for 3 % of what the teacher learned from, and 8,000 questions without worked steps
+group=few stories=$out/data/stories test=$out/data/stories/test.jsonl teacher=$out/few-teacher-0.pt
+suites="--suites $out/data/suites"
+$python dataset/stories.py --out "$stories"
+if [ ! -e "$out/tokenizer.model" ]; then $python tokenizer/train.py; fi
+$python dataset/suites.py --data "$test" --problems $problems --out "$out/data/suites"
+run few/teacher 0 train_pretrain.py --size 2m-deep --steps $((1000 / scale))
+few=$out/data/few.jsonl
+head -1200 "$stories/train.jsonl" > "$few"
+# the teacher's verified solutions: of the questions as they are, and of questions half of which are disturbed
+$python dataset/prompts.py --out "$out/data/prompts.jsonl"
+for kind in plain rich; do
+    questions=$stories/distill.jsonl; if [ $kind = rich ]; then questions=$out/data/prompts.jsonl; fi
+    $python dataset/generate.py --teacher "$teacher" --input "$questions" --out "$out/data/traces-$kind.jsonl"
+    cat "$few" "$out/data/traces-$kind.jsonl" > "$out/data/few-$kind.jsonl"
+done
+small="--size 0.4m --lr 1e-2 --val $stories/val.jsonl"
+logits="train_distill_logits.py --teacher $teacher --alpha 1 --temperature 2 $small"
+N=1600
+for seed in $seeds; do
+    alone                 train_pretrain.py $small --data "$few" --eval-every 50
+    mode logits      900  $logits --data "$few" --eval-every 50
+    mode reason      900  train_distill_reason.py $small --data "$out/data/few-plain.jsonl"
+    mode reason-rich 900  train_distill_reason.py $small --data "$out/data/few-rich.jsonl"
+    mode logits-rich 500  $logits --data "$out/data/few-rich.jsonl"
+done
+
+# --- prose: Python's own documentation; the students see a quarter of the teacher's documents
+if [ $scale = 1 ]; then
+    group=prose prose=$out/data/prose test=$out/data/prose/test.jsonl teacher=$out/prose-teacher-0.pt suites=""
+    if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
+    if [ ! -e "$out/prose.model" ]; then $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"; fi
+    files="--data $prose/train.jsonl --val $prose/val.jsonl --eval-windows 0"
+    run prose/teacher 0 train_pretrain.py $files --tokenizer "$out/prose.model" --lr 3e-3 --steps 1500 \
+        --weight-decay 0.5
+    small="$files --size 0.4m --lr 6e-3 --documents 533"
+    N=1000
+    for seed in $seeds; do
+        alone           train_pretrain.py $small --tokenizer "$out/prose.model" --weight-decay 0.6
+        mode logits 600 train_distill_logits.py $small --teacher "$teacher" --alpha 1 --temperature 2
+    done
+fi
+
+# --- speed of the stories' teacher and a student, twice: do the ratios repeat?
+for turn in 1 2; do
+    if grep -qsF "{\"recipe\": \"few/speed/1\", \"seed\": $turn," "$rows"; then continue; fi
+    $python speed.py "$out/few-teacher-0.pt" "$out/few-reason-rich-1.pt" --seed $turn --row "$rows" \
+        --recipe few/speed
+done
+if [ $scale = 1 ]; then $python runs/render.py; else $python runs/render.py --rows "$rows" --show modes,robust,keeps; fi
