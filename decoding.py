@@ -2,9 +2,11 @@
 
 Letters as in model.py: B rows, T tokens, D width, H query heads, G key/value heads, C channels, S
 tokens in the cache, F the width of SwiGLU. The prompt is read by the model itself, all its tokens at
-once; from then on, for few rows on a CPU, `Decoder` runs the same layers in fewer and cheaper
-operations (runs/bench_decode.py times it against transformers).
+once. From then on it is asked one token a row; a single row on a CPU goes through `Decoder`, the same
+layers in fewer and cheaper operations (runs/bench_decode.py times it against transformers).
 """
+import math
+
 import numpy as np
 import torch
 
@@ -52,9 +54,9 @@ class KVCache:
 
 
 class Decoder:
-    """The model's layers for one new token a row, in plain numpy: a step without a framework.
+    """The model's layers for one new token of one row, in plain numpy: a step without a framework.
 
-    A few rows of a small model are so little arithmetic that torch's own work a call is half of the
+    One row of a small model is so little arithmetic that torch's own work a call is half of the
     time; numpy's is a third of it, on a CPU. Weights are joined and norms folded into them:
     h = x / rms(x) * weight, then W h, is (W * weight) (x / rms(x)): one matrix for q, k and v, one
     for gate and up. RoPE turns pairs of channels as complex numbers. A test holds it to the model.
@@ -63,50 +65,47 @@ class Decoder:
     def __init__(self, model, cache):
         c = self.config = model.config
         self.length, self.embedding = cache.length, model.embed_tokens.weight.detach().numpy()
-        dtype = self.embedding.dtype
         self.head, weights = joined_weights(model)  # (D, V), and five arrays a layer
-        # `unit` divides by the length, sqrt(D) * rms, so eps becomes D * eps
-        self.eps_dim, self.eps_head = (np.array([n * c.norm_eps], dtype)
-                                       for n in (c.dim, c.head_dim))
+        # dividing by the length, sqrt(D) * rms, makes eps D * eps
+        self.eps_dim, self.eps_head = c.dim * c.norm_eps, np.float32(c.head_dim * c.norm_eps)
         half, room = c.head_dim // 2, cache.layers[0].k.shape[2]
         self.turns = torch.complex(model.cos, model.sin)[:room, :half].numpy()  # e^(i angle)
-        self.bias = None
-        if cache.padding is not None:  # (B, 1, 1, max) minus infinity where a row has no text
-            hidden = np.arange(room) < cache.padding.numpy()[:, None]  # (B, max)
-            self.bias = np.where(hidden, -np.inf, 0)[:, None, None].astype(dtype)
         order = channel_pairs(c.head_dim)
-        self.layers = [(*some, torch.stack([old.k[..., order], old.v], 1).numpy())
-                       for some, old in zip(weights, cache.layers)]  # (B, 2, G, max, C)
+        self.layers = [(*some, torch.cat([old.k[..., order], old.v]).numpy())  # (2, G, max, C)
+                       for some, old in zip(weights, cache.layers)]
 
     def step(self, token):
-        """Token ids (B,) -> logits (B, V) of what follows."""
-        c, t, B = self.config, self.length, len(token)
+        """A token id -> logits (V,) of what follows."""
+        c, t = self.config, self.length
         H, G, C = c.n_heads, c.n_kv_heads, c.head_dim
-        x = self.embedding[token.numpy()]                             # (B, D)
+        x = self.embedding[token].copy()                                # (D,)
         for qkv, out, gate_up, down, scale, cache in self.layers:
-            heads = (unit(x, self.eps_dim) @ qkv).reshape(B, -1, C)   # (B, H + 2G, C)
-            qk = heads[:, :H + G]                                     # a view: changed in place
+            heads = self.normed(x).dot(qkv).reshape(-1, C)              # (H + 2G, C)
+            qk = heads[:H + G]                                          # a view: changed in place
             if c.qk_norm:
-                qk /= length(qk, self.eps_head)
-            qk *= scale                                               # (H + G, C)
-            pairs = qk.view(self.turns.dtype)                         # (B, H + G, C/2), complex
+                qk /= np.sqrt(np.vecdot(qk, qk) + self.eps_head)[:, None]
+            qk *= scale                                                 # (H + G, C)
+            pairs = qk.view(np.complex64)                               # (H + G, C/2)
             pairs *= self.turns[t]
-            cache[:, :, :, t] = heads[:, H:].reshape(B, 2, G, C)      # k and v of this token
-            keys, values = cache[:, 0, :, :t + 1], cache[:, 1, :, :t + 1]  # (B, G, S, C)
-            q = heads[:, :H].reshape(B, G, -1, C)                     # (B, G, H/G, C)
-            scores = q @ keys.swapaxes(-1, -2)                        # (B, G, H/G, S)
-            if self.bias is not None:
-                scores += self.bias[..., :t + 1]
-            scores -= np.maximum.reduce(scores, -1, keepdims=True)
+            cache[:, :, t] = heads[H:].reshape(2, G, C)                 # k and v of this token
+            keys, values = cache[:, :, :t + 1]                          # (G, S, C) each
+            scores = heads[:H].reshape(G, -1, C) @ keys.swapaxes(1, 2)  # (G, H/G, S)
+            scores -= np.maximum.reduce(scores, -1, keepdims=True)      # softmax, undivided:
             np.exp(scores, out=scores)
-            mixed = scores @ values                                   # (B, G, H/G, C)
-            mixed /= np.add.reduce(scores, -1, keepdims=True)
-            x += mixed.reshape(B, -1) @ out
-            both = unit(x, self.eps_dim) @ gate_up                    # (B, 2F)
-            gate, up = both[:, :c.ffn_dim], both[:, c.ffn_dim:]
-            x += (gate * up / (1 + np.exp(-gate))) @ down
+            mixed = scores @ values                                     # (G, H/G, C)
+            mixed /= np.add.reduce(scores, -1, keepdims=True)           # divided here, C < S
+            x += mixed.reshape(-1).dot(out)
+            both = self.normed(x).dot(gate_up)                          # (2F,)
+            gate, up = both[:c.ffn_dim], both[c.ffn_dim:]
+            up *= gate                                                  # swiglu: up * silu(gate)
+            up /= 1 + np.exp(-gate)
+            x += up.dot(down)
         self.length += 1
-        return torch.from_numpy(unit(x, self.eps_dim) @ self.head)
+        return self.normed(x).dot(self.head)
+
+    def normed(self, x):
+        """x / sqrt(|x|^2 + eps): RMSNorm but for a factor sqrt(D). (`dot` costs less a call than @.)"""
+        return x / math.sqrt(x.dot(x) + self.eps_dim)
 
 
 def joined_weights(model):
@@ -153,24 +152,12 @@ def head_scale(c, attention):
     return scale.detach()[:, channel_pairs(c.head_dim)].numpy()
 
 
-def length(x, eps):
-    """sqrt(|x|^2 + eps), over the last dimension, which stays."""
-    return np.sqrt(np.vecdot(x, x)[..., None] + eps)
-
-
-def unit(x, eps):
-    """x / sqrt(|x|^2 + eps): RMSNorm but for a factor sqrt(D)."""
-    return x / length(x, eps)
-
-
-NUMPY_ROWS = 32  # with more, torch's own work a call no longer matters
-
-
 def next_token_logits(model, cache):
     """A function: token ids (B,) -> logits (B, V) of what follows, step by step."""
-    weight, rows = model.embed_tokens.weight, len(cache.layers[0].k)
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and rows <= NUMPY_ROWS:
-        return Decoder(model, cache).step
+    weight = model.embed_tokens.weight
+    if len(cache.layers[0].k) == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        step = Decoder(model, cache).step
+        return lambda token: torch.from_numpy(step(token.item())[None])
     return lambda token: model.lm_head(model.hidden_states(token[:, None], cache=cache)[:, -1])
 
 

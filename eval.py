@@ -57,7 +57,7 @@ class Config:
     target: Literal["auto", "cot", "answer"] = "auto"  # form of the answers; auto: as trained
     questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
     max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
-    batch: int = 32                # questions answered together, windows scored together
+    batch: int = 64                # questions answered together, windows scored together
     suites: str = ""               # folder of robustness suites, such as out/data/suites
     samples: int = 5               # questions whose full answers go into the report
     speed: bool = True             # measure speed, latency and memory
@@ -254,7 +254,7 @@ def append_row(cfg, result, state):
                supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
                best_step=state.get("best_step"),
                metrics={k: v for k, v in result.items()
-                        if k not in ("model", "teacher", "reliability")})
+                        if k not in ("model", "teacher")})
     common.append_row(cfg.row, row)
 
 

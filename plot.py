@@ -5,8 +5,8 @@
 
     curves.png        validation cross-entropy against step, of the CSV files
     soft-targets.png  the teacher's next-token distribution at temperatures 1, 2 and 4
-    reliability.png   confidence against accuracy          (out/report.json, of eval.py)
-    robustness.png    accuracy on each suite               (out/report.json, eval.py --suites)
+    reliability.png   confidence against accuracy          (results/scoreboard.jsonl, or a report)
+    robustness.png    accuracy on each suite               (the same; of eval.py --suites)
     pareto.png        accuracy against decode speed        (results/students.jsonl)
     sweep.png         temperature x alpha                  (results/sweep.jsonl)
 """
@@ -14,6 +14,7 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -28,7 +29,7 @@ from metrics import front
 @dataclass
 class Config:
     logs: list = None              # CSV files of runs; none: those of the speedrun's students
-    report: str = OUT / "report.json"  # of eval.py
+    report: str = ROOT / "results/scoreboard.jsonl"  # rows of runs/results.sh, or a report of eval.py
     teacher: str = OUT / "teacher.pt"  # whose soft targets are drawn
     question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # it is asked
     students: str = ROOT / "results/students.jsonl"  # rows of runs/students.sh
@@ -101,11 +102,25 @@ def soft_targets(cfg, plt):
 
 
 def report_results(cfg, key):
-    """The results of a report that have this key."""
-    if not Path(cfg.report).exists():
+    """The results that have this key: of a report of eval.py, or of rows: one a recipe few/MODE at
+    equal tokens; accuracy on a suite is the mean over seeds, all else the first seed's."""
+    path = Path(cfg.report)
+    if not path.exists():
         return []
-    found = json.loads(Path(cfg.report).read_text(encoding="utf-8"))["results"]
-    return [r for r in found if key in r]
+    if path.suffix == ".json":
+        found = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return [r for r in found if key in r]
+    found = {}
+    for row in read_rows(path):
+        group, _, model = row["recipe"].partition("/")
+        if group == "few" and key in row["metrics"] and not model.endswith("-wall"):
+            found.setdefault(model, []).append(dict(row["metrics"], model=model))
+    for seeds in found.values():
+        for name in seeds[0].get("suites", {}):
+            if name != "hostile":
+                seeds[0]["suites"][name] = dict(
+                    exact=fmean(r["suites"][name]["exact"] for r in seeds))
+    return [seeds[0] for seeds in found.values()]
 
 
 def reliability(cfg, plt):

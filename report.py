@@ -60,7 +60,10 @@ def robustness_table(results):
     mean = "| **mean** | " + " | ".join(f"{r['suite_mean']:.1%}" for r in results) + " |"
     worst = "| **worst** | " + " | ".join(f"{r['suite_worst']:.1%} {r['worst_suite']}"
                                           for r in results) + " |"
-    return "\n".join([lines, mean, worst])
+    hostile = [r["suites"].get("hostile") for r in results]
+    ended = ["| hostile texts: ended, refused as too long | " + " | ".join(
+        f"{h['ended']} of {h['n']}, {h['refused']}" for h in hostile) + " |"] if all(hostile) else []
+    return "\n".join([lines, mean, worst, *ended])
 
 
 def proportion(r):

@@ -2,7 +2,7 @@
 # The scoreboard: every way to distil against the student without a teacher, at equal tokens and equal wall-clock.
 #   bash runs/results.sh            four seeds; about 90 minutes on 2 cores; rows in results/scoreboard.jsonl
 #   bash runs/results.sh --quick    the stories alone, a third of the steps, two seeds: under 20 minutes, in out/quick
-#   SEEDS="1 2" bash runs/results.sh    some of the seeds
+#   SEEDS="1 2" ONLY="few/*" bash runs/results.sh    some of the seeds, the recipes that fit a pattern
 # A finished run is a row, and a row that is there is skipped: stop it and start it as you like. A new
 # way to distil is one line that begins with "mode". For the last minutes, the speeds, leave the machine idle.
 set -euo pipefail
@@ -10,22 +10,28 @@ cd "$(dirname "$0")/.."
 case "${1:-}" in ""|--quick) ;; *) echo "error: got $1; expected nothing or --quick" >&2; exit 2 ;; esac
 python=.venv/bin/python
 if [ ! -x $python ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
-rows=results/scoreboard.jsonl seeds=${SEEDS:-1 2 3 4} scale=1 problems=1000
+rows=results/scoreboard.jsonl seeds=${SEEDS:-1 2 3 4} scale=1 questions=1000 problems=500
 if [ "${1:-}" = --quick ]; then
     export MINIDISTILL_OUT="${MINIDISTILL_OUT:-out}/quick"
     rows=$MINIDISTILL_OUT/scoreboard.jsonl seeds=${SEEDS:-1 2} scale=3
-    problems=300
+    questions=300 problems=200
 fi
 out=${MINIDISTILL_OUT:-out}
 mkdir -p results "$out/data"
 
+# missing RECIPE SEED: is this row wanted, and not there yet?
+missing() {
+    case "$1" in ${ONLY:-*}) ;; *) return 1 ;; esac
+    ! grep -qsF "{\"recipe\": \"$1\", \"seed\": $2," "$rows"
+}
+
 # run RECIPE SEED SCRIPT FLAGS...: train one model, score it on $test, append its row, unless it is there
 run() {
     local recipe=$1 seed=$2 name=${1//\//-}-$2; shift 2
-    if grep -qsF "{\"recipe\": \"$recipe\", \"seed\": $seed," "$rows"; then return 0; fi
+    if ! missing "$recipe" "$seed"; then return 0; fi
     echo "== $recipe, seed $seed"
     $python "$@" --name "$name" --seed "$seed"
-    $python eval.py "$out/$name.pt" --teacher "$teacher" --data "$test" --questions $problems \
+    $python eval.py "$out/$name.pt" --teacher "$teacher" --data "$test" --questions $questions \
         --out "$out/$name" --speed false --row "$rows" --recipe "$recipe" $suites
 }
 
@@ -38,53 +44,84 @@ mode() {
     run "$group/$name-wall" "$seed" "$@" --steps $((wall / scale))
 }
 
+# trial NAME SCRIPT FLAGS...: a setting tried at a seed that no table uses, scored on validation data
+trial() {
+    local name=$1 test=$val suites=""; shift
+    if [ $scale = 1 ]; then run "trial/$group/$name" 9 "$@" --steps $N; fi
+}
+
 # --- stories: labels for 3 % of what the teacher learned from, and 8,000 questions without worked steps
-group=few stories=$out/data/stories test=$out/data/stories/test.jsonl teacher=$out/few-teacher-0.pt
+group=few stories=$out/data/stories test=$out/data/stories/test.jsonl val=$out/data/stories/val.jsonl
+teacher=$out/few-teacher-0.pt
 suites="--suites $out/data/suites"
 $python dataset/stories.py --out "$stories"
 if [ ! -e "$out/tokenizer.model" ]; then $python tokenizer/train.py; fi
 $python dataset/suites.py --data "$test" --problems $problems --out "$out/data/suites"
 run few/teacher 0 train_pretrain.py --size 2m-deep --steps $((1000 / scale))
 few=$out/data/few.jsonl
-head -1200 "$stories/train.jsonl" > "$few"
+if [ ! -e "$few" ]; then head -1200 "$stories/train.jsonl" > "$few"; fi
 # the teacher's verified solutions: of the questions as they are, and of questions half of which are disturbed
 $python dataset/prompts.py --out "$out/data/prompts.jsonl"
 for kind in plain rich; do
-    questions=$stories/distill.jsonl; if [ $kind = rich ]; then questions=$out/data/prompts.jsonl; fi
-    $python dataset/generate.py --teacher "$teacher" --input "$questions" --out "$out/data/traces-$kind.jsonl"
-    cat "$few" "$out/data/traces-$kind.jsonl" > "$out/data/few-$kind.jsonl"
+    if [ -e "$out/data/few-$kind.jsonl" ]; then continue; fi
+    asked=$stories/distill.jsonl; if [ $kind = rich ]; then asked=$out/data/prompts.jsonl; fi
+    $python dataset/generate.py --teacher "$teacher" --input "$asked" --out "$out/data/traces-$kind.jsonl"
+    cat "$few" "$out/data/traces-$kind.jsonl" > "$out/data/few-$kind.tmp"
+    mv "$out/data/few-$kind.tmp" "$out/data/few-$kind.jsonl"
 done
-small="--size 0.4m --lr 1e-2 --val $stories/val.jsonl"
-logits="train_distill_logits.py --teacher $teacher --alpha 1 --temperature 2 $small"
+small="--size 0.4m --val $val"
+logits="train_distill_logits.py --teacher $teacher --alpha 1 $small"
 N=1600
+for lr in 6e-3 1e-2 1.5e-2; do
+    trial alone/lr-$lr  train_pretrain.py $small --data "$few" --eval-every 50 --lr $lr
+    trial reason/lr-$lr train_distill_reason.py $small --data "$out/data/few-plain.jsonl" --lr $lr
+done
+trial alone/decay-.3    train_pretrain.py $small --data "$few" --eval-every 50 --lr 1e-2 --weight-decay 0.3
+trial reason/decay-.3   train_distill_reason.py $small --data "$out/data/few-plain.jsonl" --lr 1e-2 --weight-decay 0.3
+for tau in 1 2 4; do
+    trial logits/tau-$tau $logits --data "$few" --eval-every 50 --lr 1e-2 --temperature $tau
+done
+trial logits/lr-1.5e-2  $logits --data "$few" --eval-every 50 --lr 1.5e-2 --temperature 2
+small="$small --lr 1e-2" logits="$logits --lr 1e-2 --temperature 2"
 for seed in $seeds; do
     alone                 train_pretrain.py $small --data "$few" --eval-every 50
-    mode logits      900  $logits --data "$few" --eval-every 50
-    mode reason      900  train_distill_reason.py $small --data "$out/data/few-plain.jsonl"
-    mode reason-rich 900  train_distill_reason.py $small --data "$out/data/few-rich.jsonl"
-    mode logits-rich 500  $logits --data "$out/data/few-rich.jsonl"
+    mode logits      780  $logits --data "$few" --eval-every 50
+    mode reason      770  train_distill_reason.py $small --data "$out/data/few-plain.jsonl"
+    mode reason-rich 770  train_distill_reason.py $small --data "$out/data/few-rich.jsonl"
+    mode logits-rich 380  $logits --data "$out/data/few-rich.jsonl"
 done
 
 # --- prose: Python's own documentation; the students see a quarter of the teacher's documents
 if [ $scale = 1 ]; then
-    group=prose prose=$out/data/prose test=$out/data/prose/test.jsonl teacher=$out/prose-teacher-0.pt suites=""
+    group=prose prose=$out/data/prose test=$out/data/prose/test.jsonl val=$out/data/prose/val.jsonl
+    teacher=$out/prose-teacher-0.pt suites=""
     if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
     if [ ! -e "$out/prose.model" ]; then $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"; fi
-    files="--data $prose/train.jsonl --val $prose/val.jsonl --eval-windows 0"
+    files="--data $prose/train.jsonl --val $val --eval-windows 0"
     run prose/teacher 0 train_pretrain.py $files --tokenizer "$out/prose.model" --lr 3e-3 --steps 1500 \
         --weight-decay 0.5
     small="$files --size 0.4m --lr 6e-3 --documents 533"
-    N=1000
+    alone="train_pretrain.py $small --tokenizer $out/prose.model"
+    logits="train_distill_logits.py $small --teacher $teacher --alpha 1"
+    N=700;  trial alone/700-decay-.3     $alone --weight-decay 0.3
+    N=2000; trial alone/2000-decay-.6    $alone --weight-decay 0.6
+    N=1000; trial alone/1000-decay-.3    $alone --weight-decay 0.3
+    trial alone/1000-decay-.6    $alone --weight-decay 0.6
+    trial logits/tau-1           $logits --temperature 1
+    trial logits/tau-2           $logits --temperature 2
+    trial logits/tau-4           $logits --temperature 4
+    trial logits/tau-2-decay-.3  $logits --temperature 2 --weight-decay 0.3
     for seed in $seeds; do
-        alone           train_pretrain.py $small --tokenizer "$out/prose.model" --weight-decay 0.6
-        mode logits 600 train_distill_logits.py $small --teacher "$teacher" --alpha 1 --temperature 2
+        alone            $alone --weight-decay 0.6
+        mode logits 490  $logits --temperature 2
     done
 fi
 
 # --- speed of the stories' teacher and a student, twice: do the ratios repeat?
 for turn in 1 2; do
-    if grep -qsF "{\"recipe\": \"few/speed/1\", \"seed\": $turn," "$rows"; then continue; fi
+    if ! missing few/speed/1 $turn; then continue; fi
     $python speed.py "$out/few-teacher-0.pt" "$out/few-reason-rich-1.pt" --seed $turn --row "$rows" \
         --recipe few/speed
 done
+if [ -n "${ONLY:-}" ]; then exit 0; fi
 if [ $scale = 1 ]; then $python runs/render.py; else $python runs/render.py --rows "$rows" --show modes,robust,keeps; fi

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes the figures of RESULTS.md, one row of results/spine.jsonl a finished run. Rows that are there
+# The figures of RESULTS.md that are not the scoreboard's (runs/results.sh), one row of results/spine.jsonl a finished run. Rows that are there
 # are skipped, so stop it whenever you like and start it again.
-#   bash runs/spine.sh                      everything (about 2 hours on 2 cores)
-#   ONLY=prose SEEDS=1 bash runs/spine.sh   only recipes whose name contains "prose", one seed
+#   bash runs/spine.sh                      everything (about an hour on 2 cores)
+#   ONLY=reason SEEDS=1 bash runs/spine.sh  only recipes whose name contains "reason", one seed
 #   GSM8K=path/gsm8k_train.jsonl bash runs/spine.sh    the run on real word problems, too
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -64,14 +64,12 @@ done
 # (equal wall-clock): N / ratio of the lines "plain" and "no teacher" of `python bench.py`, 1.55.
 N=800; wall=516
 for seed in $seeds; do
-    for part in all 3%; do
-        flags="--lr 1e-2 --eval-every 50"; [ $part = all ] || flags="$flags --documents 1200"
-        run stories/$part/alone $seed "$stories/test.jsonl" $alone $flags --steps $N
-        for kind in "logits $N" "logits-wall $wall"; do
-            set -- $kind
-            run stories/$part/$1 $seed "$stories/test.jsonl" train_distill_logits.py $flags \
-                --alpha 1 --temperature 2 --steps $2
-        done
+    flags="--lr 1e-2 --eval-every 50"
+    run stories/all/alone $seed "$stories/test.jsonl" $alone $flags --steps $N
+    for kind in "logits $N" "logits-wall $wall"; do
+        set -- $kind
+        run stories/all/$1 $seed "$stories/test.jsonl" train_distill_logits.py $flags \
+            --alpha 1 --temperature 2 --steps $2
     done
     # chains of thought against bare answers: the same questions, tokens and initialisation
     run stories/reason/cot $seed "$stories/test.jsonl" train_distill_reason.py
@@ -79,39 +77,6 @@ for seed in $seeds; do
     # control: as many documents with the generator's own steps, which the teacher nearly always writes
     run stories/reason/gold $seed "$stories/test.jsonl" train_distill_reason.py \
         --data "$stories/train.jsonl" --val "$stories/val.jsonl" --documents 7756
-done
-
-# --- prose: Python's own documentation; a text with entropy, where a teacher has more to say
-prose=$out/data/prose
-if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
-if [ ! -e "$out/prose.model" ]; then
-    $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
-fi
-files="--data $prose/train.jsonl --val $prose/val.jsonl --eval-windows 0"
-own="$files --tokenizer $out/prose.model"
-run prose/teacher 0 "$prose/test.jsonl" train_pretrain.py $own --lr 3e-3 --steps 1500 --weight-decay 0.5
-teacher=$out/prose-teacher-0.pt
-
-# N steps with a teacher; without one the student overfits long before: its steps are chosen, too.
-N=2000; wall=1140  # ratio 1.75, of earlier runs' seconds; bench.py on this text says 1.63
-few="--documents 533"  # a quarter, which is all that the students see
-alone="train_pretrain.py $own --size 0.4m --lr 6e-3 $few"
-logits="train_distill_logits.py $files --teacher $teacher --alpha 1 --lr 6e-3 $few"
-trial() { local recipe=$1; shift; run "trial/prose/$recipe" 9 "$prose/val.jsonl" "$@"; }
-trial alone/700-decay-.3       $alone --steps 700 --weight-decay 0.3
-trial alone/1000-decay-.3      $alone --steps 1000 --weight-decay 0.3
-trial alone/1000-decay-.6      $alone --steps 1000 --weight-decay 0.6
-trial alone/2000-decay-.6      $alone --steps 2000 --weight-decay 0.6
-trial logits/tau-1             $logits --steps 1000 --temperature 1
-trial logits/tau-2             $logits --steps 1000 --temperature 2
-trial logits/tau-4             $logits --steps 1000 --temperature 4
-trial logits/tau-2-decay-.3    $logits --steps 1000 --temperature 2 --weight-decay 0.3
-for seed in $seeds; do
-    run prose/alone $seed "$prose/test.jsonl" $alone --weight-decay 0.6 --steps 1000
-    for kind in "logits $N" "logits-wall $wall"; do
-        set -- $kind
-        run prose/$1 $seed "$prose/test.jsonl" $logits --temperature 2 --steps $2
-    done
 done
 
 # --- Chinese stories: a teacher, its traces, a student

@@ -1,0 +1,80 @@
+"""Claims about plot.py: every figure is drawn from files, shows its numbers, and none is faked."""
+import json
+
+import pytest
+
+import plot
+
+
+def row(recipe, seed, exact, **config):
+    suites = {name: dict(exact=exact) for name in ("clean", "typos", "other_language")}
+    metrics = dict(exact=exact, ece=0.1, reliability=[(5, 0.4, 0.2), (9, 0.9, 0.8)], suites=suites,
+                   decode1=1000 * seed, decode32=9e3, parameters=10 ** 5)
+    return json.dumps(dict(recipe=recipe, seed=seed, config=config, metrics=metrics)) + "\n"
+
+
+@pytest.fixture
+def flags(tmp_path, tiny_world, out_dir):
+    """Files of every kind that plot.py reads, as flags."""
+    files = dict(
+        report=row("few/alone", 1, 0.5) + row("few/alone", 2, 0.7) + row("few/kd", 1, 0.9) +
+        row("few/kd-wall", 1, 0.3) + row("prose/alone", 1, 0.1) + row("trial/few/alone", 9, 0.1),
+        students="".join(row(f"size-{n}", n, n / 10) for n in (1, 2, 3)),
+        sweep="".join(row(f"s{t}{a}", 1, t * a / 10, temperature=t, alpha=a)
+                      for t in (1, 2) for a in (0.5, 1)))
+    for name, text in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    for name in ("alone", "logits"):
+        (out_dir / f"student-{name}.csv").write_text("step,val_ce\n1,\n2,3.5\n4,2.5\n")
+    return [f"--teacher={tiny_world.teacher}", f"--out={tmp_path / 'figures'}",
+            "--question=2 + 3?", *(f"--{name}={tmp_path / name}.jsonl" for name in files)]
+
+
+NAMES = ["curves", "pareto", "reliability", "robustness", "soft-targets", "sweep"]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What each figure showed when it was saved: {file name: (labels of the legend, axes)}."""
+    pyplot = plot.pyplot()
+    found, save = {}, pyplot.savefig
+    monkeypatch.setattr(plot, "pyplot", lambda: pyplot)
+    monkeypatch.setattr(pyplot, "savefig", lambda path, **k: (
+        found.setdefault(path.name, pyplot.gca()), save(path, **k)))
+    return found
+
+
+def test_one_command_draws_every_figure(call, flags, tmp_path, drawn):
+    """A figure that silently stays the old one."""
+    assert call("plot", *flags).status == 0
+    assert sorted(p.stem for p in (tmp_path / "figures").iterdir()) == NAMES
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (tmp_path / "figures").iterdir())
+
+
+def test_the_figures_show_the_rows(call, flags, drawn):
+    """Bars of the wrong model, of the wall-clock runs, or of one seed alone."""
+    call("plot", *flags)
+    robust = drawn["robustness.png"]
+    assert [t.get_text() for t in robust.get_legend().get_texts()] == ["alone", "kd"]
+    heights = [bar.get_height() for bars in robust.containers for bar in bars]
+    assert heights == pytest.approx([0.6] * 3 + [0.9] * 3)  # the mean of 0.5 and 0.7
+    sweep = drawn["sweep.png"]
+    assert sweep.images[0].get_array().tolist() == [[0.05, 0.1], [0.1, 0.2]]  # tau down, alpha across
+    pareto = drawn["pareto.png"]
+    assert pareto.lines[0].get_xydata().tolist() == [[3000, 0.3]]  # it beats the others in both
+
+
+def test_a_report_of_eval_is_drawn_as_well(call, flags, tmp_path, drawn):
+    """A user's own models are in no row."""
+    results = [dict(model="mine", reliability=[(5, 0.4, 0.2)], ece=0.2, suites={"typos": dict(exact=0.25)})]
+    (tmp_path / "report.json").write_text(json.dumps(dict(results=results)))
+    assert call("plot", *flags, f"--report={tmp_path / 'report.json'}").status == 0
+    assert [bar.get_height() for bar in drawn["robustness.png"].containers[0]] == [0.25]
+
+
+def test_what_is_missing_is_said_and_the_rest_drawn(call, flags, tmp_path):
+    """One missing file must not cost the other figures."""
+    done = call("plot", *flags, f"--sweep={tmp_path / 'no.jsonl'}")
+    assert done.status == 0 and "sweep: its data are not there yet" in done.out
+    assert not (tmp_path / "figures/sweep.png").exists()
+    assert (tmp_path / "figures/pareto.png").exists()
