@@ -7,7 +7,27 @@ public distillation bugs are a second, hidden, or wrong normaliser.
 
 float16 and bfloat16 logits are raised to float32 before any softmax (bf16 keeps 8 bits: each
 probability is rounded by up to 0.4 %, small KLs come out negative); float64 stays, for tests.
+
+The divergences, of the student's q and the teacher's p, both softened by the temperature tau:
+
+    forward_kl         KL(p || q)                 q must be wherever p is: it covers
+    reverse_kl         KL(q || p)                 q must not be where p is not: it chooses
+    jsd                b KL(p || m) + (1-b) KL(q || m),  m = b p + (1-b) q       between the two
+    skew_forward_kl    KL(p || s p + (1-s) q)     forward, but never larger than -ln s
+    skew_reverse_kl    KL(q || (1-s) p + s q)     reverse, the same
+    total_variation    1/2 sum |p - q|            bounded by 1
+
+`DIVERGENCES[name](log_q, log_p, mix)` has them by name: values of log-probabilities, whatever the
+outcomes are (a vocabulary, or the buckets of dataset/cache_teacher.py), no temperature in them.
+`divergence(name, student_logits, teacher_logits, temperature, mix)` softens and scales.
+
+Scale. A gradient by the logits has one 1/tau from the chain rule, and for the KL family another one
+from the softened difference p - q; tau^2 gives both back (Hinton, Vinyals & Dean 2015, section 2).
+Total variation's has only the first: its derivative by q is a sign, which does not shrink. So it
+gets tau. Then alpha means about the same at every temperature.
 """
+import math
+
 import torch
 
 
@@ -25,24 +45,104 @@ def cross_entropy(logits, targets):
     return -log_softmax(logits).gather(-1, targets[..., None])[..., 0]
 
 
-def forward_kl(student_logits, teacher_logits, temperature=1.0):
-    """tau^2 * KL(p_teacher || q_student), both softened by tau: two (..., V) -> (...) nats.
+# --- divergences of log-probabilities (..., V) -> (...) -------------------------------------------
 
-        KL = sum_v p_v (ln p_v - ln q_v),   p = softmax(z_teacher/tau), q = softmax(z_student/tau)
+def kl(log_a, log_b):
+    """KL(a || b) = sum_v a_v (ln a_v - ln b_v). An outcome with a_v = 0 adds nothing: 0 ln 0 = 0."""
+    difference = torch.where(log_a > -math.inf, log_a - log_b, 0.0)
+    return (log_a.exp() * difference).sum(-1)
 
-    Gradient by the student's logits: tau * (q - p). Without tau^2 it would shrink by about 1/tau^2
-    (one 1/tau from the chain rule, one from the softened difference), and alpha would mean
-    something else at every temperature; with it the size is roughly kept (Hinton, Vinyals & Dean
-    2015, section 2).
-    Not symmetric: forward KL punishes the student where the teacher has mass and it has none.
-    Raises ValueError where the vocabularies differ: padding or slicing would invent probability.
+
+def mixture(log_a, log_b, share):
+    """ln(share a + (1 - share) b), without leaving the logarithm."""
+    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
+
+
+def forward_kl_of(log_q, log_p, mix=None):
+    """KL(p || q). Punishes the student where the teacher has mass and it has none.
+
+    Gradient by the student's logits, softened by tau and scaled by tau^2: tau (q - p).
+    Source: Hinton, Vinyals & Dean 2015, section 2; their eq. 2 is this gradient.
+    """
+    return kl(log_p, log_q)
+
+
+def reverse_kl_of(log_q, log_p, mix=None):
+    """KL(q || p). Punishes the student where it has mass and the teacher has none.
+
+    Gradient: tau q (ln(q/p) - KL(q || p)).   Source: Gu et al. 2024 (MiniLLM), eq. 1.
+    """
+    return kl(log_q, log_p)
+
+
+def jsd_of(log_q, log_p, mix=0.5):
+    """Generalised Jensen-Shannon divergence, mix = b in [0, 1]: b KL(p || m) + (1-b) KL(q || m).
+
+    At the ends the formula is 0 for every q. Near them JSD/b tends to KL(p || q) (b to 0) and
+    JSD/(1-b) to KL(q || p) (b to 1); so b = 0 is *defined* as forward and b = 1 as reverse KL,
+    and the value jumps there: JSD(0.001) is about a thousandth of JSD(0).
+    Gradient: tau (1-b) q (ln(q/m) - KL(q || m)).   Source: Agarwal et al. 2024 (GKD), eq. 1.
+    """
+    if mix in (0, 1):
+        return (reverse_kl_of if mix else forward_kl_of)(log_q, log_p)
+    log_m = mixture(log_p, log_q, mix)  # (..., V)
+    return mix * kl(log_p, log_m) + (1 - mix) * kl(log_q, log_m)
+
+
+def skew_forward_kl_of(log_q, log_p, mix=0.1):
+    """KL(p || m), m = s p + (1-s) q, mix = s in [0, 1): finite where the student has no mass.
+
+    Gradient: tau (1-s) q (sum_u q_u p_u/m_u - p/m).   Source: Ko et al. 2024 (DistiLLM), section 3.
+    """
+    return kl(log_p, mixture(log_p, log_q, mix) if mix else log_q)
+
+
+def skew_reverse_kl_of(log_q, log_p, mix=0.1):
+    """KL(q || m), m = (1-s) p + s q, mix = s in [0, 1): finite where the teacher has no mass.
+
+    Gradient: tau q (g - sum_u q_u g_u), g = ln(q/m) - s q/m.   Source: Ko et al. 2024, section 3.
+    """
+    return kl(log_q, mixture(log_q, log_p, mix) if mix else log_p)
+
+
+def total_variation_of(log_q, log_p, mix=None):
+    """1/2 sum |p - q|: the largest difference that the two can have about any event.
+
+    Gradient (scaled by tau): q (h - sum_u q_u h_u), h = sign(q - p) / 2.
+    Source: Wen et al. 2023 (f-divergence distillation), section 3.
+    """
+    return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+
+
+DIVERGENCES = dict(forward_kl=forward_kl_of, reverse_kl=reverse_kl_of, jsd=jsd_of,
+                   skew_forward_kl=skew_forward_kl_of, skew_reverse_kl=skew_reverse_kl_of,
+                   total_variation=total_variation_of)
+
+
+# --- of logits ------------------------------------------------------------------------------------
+
+def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=0.5):
+    """A divergence of DIVERGENCES, softened and scaled: two (..., V) -> (...) float32 nats.
+
+    mix: b of jsd, s of the skewed ones; the others do not read it. Raises ValueError where the
+    vocabularies differ: padding or slicing would invent probability.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"student logits are {tuple(student_logits.shape)}, teacher logits "
                          f"{tuple(teacher_logits.shape)}: use one tokenizer and the same tokens")
     log_q = log_softmax(student_logits, temperature)  # (..., V)
     log_p = log_softmax(teacher_logits, temperature)  # (..., V)
-    return temperature ** 2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    return scale(name, temperature) * DIVERGENCES[name](log_q, log_p, mix)
+
+
+def scale(name, temperature):
+    """What keeps the gradient's size at any temperature: tau^2, of total variation tau."""
+    return temperature if name == "total_variation" else temperature ** 2
+
+
+def forward_kl(student_logits, teacher_logits, temperature=1.0):
+    """tau^2 KL(p || q), the plain one: what eval.py reports, at tau = 1, as KL."""
+    return divergence("forward_kl", student_logits, teacher_logits, temperature)
 
 
 def total(values, weights):

@@ -78,17 +78,12 @@ for lr in 6e-3 1e-2 1.5e-2; do
 done
 trial alone/decay-.3    train_pretrain.py $small --data "$few" --eval-every 50 --lr 1e-2 --weight-decay 0.3
 trial reason/decay-.3   train_distill_reason.py $small --data "$out/data/few-plain.jsonl" --lr 1e-2 --weight-decay 0.3
-for tau in 1 2 4; do
-    trial logits/tau-$tau $logits --data "$few" --eval-every 50 --lr 1e-2 --temperature $tau
-done
-trial logits/lr-1.5e-2  $logits --data "$few" --eval-every 50 --lr 1.5e-2 --temperature 2
 small="$small --lr 1e-2" logits="$logits --lr 1e-2 --temperature 2"
 for seed in $seeds; do
     alone                 train_pretrain.py $small --data "$few" --eval-every 50
     mode logits      780  $logits --data "$few" --eval-every 50
     mode reason      770  train_distill_reason.py $small --data "$out/data/few-plain.jsonl"
     mode reason-rich 770  train_distill_reason.py $small --data "$out/data/few-rich.jsonl"
-    mode logits-rich 380  $logits --data "$out/data/few-rich.jsonl"
 done
 
 # --- prose: Python's own documentation; the students see a quarter of the teacher's documents

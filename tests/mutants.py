@@ -35,7 +35,7 @@ SPAN = "test_formats.py::test_the_learned_span_runs_from_the_first_response_toke
 
 MUTANTS = [
     # 1: a mean over the vocabulary, or over the batch
-    (1, "losses.py", "(log_p - log_q)).sum(-1)", "(log_p - log_q)).mean(-1)",
+    (1, "losses.py", "(log_a.exp() * difference).sum(-1)", "(log_a.exp() * difference).mean(-1)",
      "test_losses.py::test_forward_kl_equals_an_explicit_double_loop[1.0]"),
     (1, "losses.py", "targets[..., None])[..., 0]", "targets[..., None])[..., 0] / len(targets)",
      "test_losses.py::test_flat_tokens_have_the_same_losses_as_batches"),
@@ -45,7 +45,7 @@ MUTANTS = [
     (2, "train_distill_logits.py", "loss = total(values, weight[keep]) / n_valid",
      "loss = total(values, weight[keep]) / n_valid / keep.sum()", FORMULA + "[distill_logits]"),
     # 3: without tau squared
-    (3, "losses.py", "return temperature ** 2 * ", "return ",
+    (3, "losses.py", "return scale(name, temperature) * ", "return ",
      "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
     # 4: dead knobs
     (4, "train_distill_logits.py", "teacher_logits, cfg.temperature)", "teacher_logits)",
@@ -53,7 +53,7 @@ MUTANTS = [
     (4, "train_distill_logits.py", "(1 - cfg.alpha) * ce + cfg.alpha * kd   #", "kd   #",
      "test_train.py::test_alpha_0_is_pretraining"),
     # 5: the other direction
-    (5, "losses.py", "(log_p.exp() * (log_p - log_q))", "(log_q.exp() * (log_q - log_p))",
+    (5, "losses.py", "    return kl(log_p, log_q)", "    return kl(log_q, log_p)",
      "test_losses.py::test_forward_kl_is_the_teachers_expectation"),
     (5, "train_distill_logits.py", "forward_kl(logits, teacher_logits, ",
      "forward_kl(teacher_logits, logits, ", FORMULA + "[distill_logits]"),
