@@ -54,7 +54,9 @@ def kl(log_a, log_b):
 
 
 def mixture(log_a, log_b, share):
-    """ln(share a + (1 - share) b), without leaving the logarithm."""
+    """ln(share a + (1 - share) b), without leaving the logarithm. Where both are 0 logaddexp's
+    gradient is NaN, so ln 0 is -10,000 here: its exponential is 0 as well."""
+    log_a, log_b = log_a.clamp(min=-1e4), log_b.clamp(min=-1e4)
     return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
 
 

@@ -1,0 +1,180 @@
+"""Claims about the divergences of losses.py: six formulas, each against plain Python and its closed form."""
+import math
+
+import pytest
+import torch
+
+from losses import DIVERGENCES, divergence, scale
+from test_losses import B, T, TEMPERATURES, V, draw, kl_by_hand, softmax_by_hand
+
+# (name, mix): every divergence, those with a parameter at several, ends included
+CASES = [("forward_kl", 0), ("reverse_kl", 0), ("total_variation", 0), ("jsd", 0), ("jsd", 0.1),
+         ("jsd", 0.5), ("jsd", 0.9), ("jsd", 1), ("skew_forward_kl", 0.1), ("skew_forward_kl", 0),
+         ("skew_reverse_kl", 0.1), ("skew_reverse_kl", 0)]
+every = pytest.mark.parametrize("name, mix", CASES)
+
+
+def mixed(a, b, share):
+    return [share * x + (1 - share) * y for x, y in zip(a, b)]
+
+
+def by_hand(name, mix, q, p):
+    """The definition, of two lists of probabilities."""
+    if name == "jsd" and 0 < mix < 1:
+        m = mixed(p, q, mix)
+        return mix * kl_by_hand(p, m) + (1 - mix) * kl_by_hand(q, m)
+    return {"forward_kl": lambda: kl_by_hand(p, q), "reverse_kl": lambda: kl_by_hand(q, p),
+            "jsd": lambda: kl_by_hand(q, p) if mix else kl_by_hand(p, q),
+            "skew_forward_kl": lambda: kl_by_hand(p, mixed(p, q, mix)),
+            "skew_reverse_kl": lambda: kl_by_hand(q, mixed(q, p, mix)),
+            "total_variation": lambda: sum(abs(a - b) for a, b in zip(p, q)) / 2}[name]()
+
+
+def test_every_divergence_is_tested():
+    """A new one without a case would pass everything below."""
+    assert {name for name, _ in CASES} == set(DIVERGENCES)
+
+
+@every
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_values_equal_an_explicit_double_loop(name, mix, temperature):
+    """TRAPS 1, 5: a mean over V, or the other direction, under the right name."""
+    student, teacher = draw(B, T, V, seed=1), draw(B, T, V, seed=2)
+    values = divergence(name, student, teacher, temperature, mix)
+    assert values.shape == (B, T)
+    factor = temperature if name == "total_variation" else temperature ** 2
+    for b in range(B):
+        for t in range(T):
+            q, p = (softmax_by_hand(z[b, t].tolist(), temperature) for z in (student, teacher))
+            assert abs(values[b, t].item() - factor * by_hand(name, mix, q, p)) <= 1e-10
+
+
+def closed_form(name, mix, q, p):
+    """The gradient by the student's logits that each docstring promises, tau left out."""
+    s, total = mix, lambda x: x.sum(-1, keepdim=True)
+    if name == "forward_kl" or (name, mix) in (("jsd", 0), ("skew_forward_kl", 0)):
+        return q - p
+    if name == "reverse_kl" or (name, mix) in (("jsd", 1), ("skew_reverse_kl", 0)):
+        return q * ((q / p).log() - total(q * (q / p).log()))
+    if name == "jsd":
+        m = s * p + (1 - s) * q
+        return (1 - s) * q * ((q / m).log() - total(q * (q / m).log()))
+    if name == "skew_forward_kl":
+        m = s * p + (1 - s) * q
+        return (1 - s) * q * (total(q * p / m) - p / m)
+    if name == "skew_reverse_kl":
+        m = (1 - s) * p + s * q
+        g = (q / m).log() - s * q / m
+        return q * (g - total(q * g))
+    h = (q - p).sign() / 2
+    return q * (h - total(q * h))
+
+
+@every
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_gradients_equal_the_closed_form(name, mix, temperature):
+    """TRAPS 3, 21: a detach, a lost term through the mixture, or one tau too few."""
+    student, teacher = draw(B, T, V, seed=1).requires_grad_(), draw(B, T, V, seed=2)
+    divergence(name, student, teacher, temperature, mix).sum().backward()
+    q, p = ((z.detach() / temperature).softmax(-1) for z in (student, teacher))
+    tau = 1.0 if name == "total_variation" else temperature  # tau * 1/tau, tau^2 * 1/tau
+    torch.testing.assert_close(student.grad, tau * closed_form(name, mix, q, p), rtol=0, atol=1e-12)
+
+
+@every
+def test_gradients_agree_with_finite_differences(name, mix):
+    """The closed form and the code could share one author's mistake."""
+    student, teacher = draw(B, T, V, seed=1).requires_grad_(), draw(B, T, V, seed=2)
+    assert torch.autograd.gradcheck(lambda z: divergence(name, z, teacher, 2.0, mix), student)
+
+
+@every
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_teacher_itself_costs_nothing_and_pulls_nowhere(name, mix, temperature):
+    """TRAPS 6: a path that rounds one side differently does not end at 0."""
+    teacher = draw(B, T, V, seed=2)
+    student = teacher.clone().requires_grad_()
+    values = divergence(name, student, teacher, temperature, mix)
+    values.sum().backward()
+    assert values.abs().max() <= 1e-14 and student.grad.abs().max() <= 1e-14
+
+
+@every
+@pytest.mark.parametrize("spread", [1e-4, 0.1, 1.0, 10.0])
+def test_no_divergence_is_negative_beyond_rounding_and_none_is_clamped(name, mix, spread):
+    """TRAPS 13: a negative one has a side that is no distribution; a clamp kills gradients."""
+    teacher = draw(1000, V, seed=3, scale=max(spread, 1.0), dtype=torch.float32)
+    student = (teacher + draw(1000, V, seed=4, scale=spread, dtype=torch.float32)).requires_grad_()
+    values = divergence(name, student, teacher, 1.0, mix)
+    assert values.min() >= -1e-6
+    values.sum().backward()
+    assert (student.grad.norm(dim=-1) > 0).float().mean() > 0.99  # a clamp at 0 leaves about half
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_of_80_are_finite_and_near_float64(name, mix, dtype):
+    """TRAPS 20: probabilities underflow, logarithms of 0 follow, 0 * inf is NaN."""
+    signs = draw(2, B, T, 1024, seed=6).sign()
+    student, teacher = (80 * signs + draw(2, B, T, 1024, seed=7)).to(dtype)
+    student = student.requires_grad_()
+    values = divergence(name, student, teacher, 1.0, mix)
+    values.sum().backward()
+    exact = divergence(name, student.detach().double(), teacher.double(), 1.0, mix)
+    assert values.dtype == torch.float32 and exact.dtype == torch.float64
+    assert values.isfinite().all() and student.grad.isfinite().all() and (values >= -1e-6).all()
+    torch.testing.assert_close(values.detach().double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@every
+def test_an_impossible_token_costs_nothing_where_nobody_believes_in_it(name, mix):
+    """Logits of minus infinity (a masked token): 0 ln 0 is 0, and no NaN reaches a gradient."""
+    student, teacher = draw(T, V, seed=1), draw(T, V, seed=2)
+    student[:, 3] = teacher[:, 3] = -math.inf
+    student.requires_grad_()
+    values = divergence(name, student, teacher, 2.0, mix)
+    values.sum().backward()
+    rest = [0, 1, 2, 4, 5, 6]
+    expected = divergence(name, student.detach()[:, rest], teacher[:, rest], 2.0, mix)
+    torch.testing.assert_close(values.detach(), expected)
+    assert student.grad.isfinite().all() and (student.grad[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("name, mix", [("skew_forward_kl", 0.1), ("skew_reverse_kl", 0.1), ("jsd", 0.5),
+                                       ("total_variation", 0)])
+def test_the_bounded_ones_are_bounded(name, mix):
+    """What they are chosen for: two that share no token cost -ln s (ln 2, 1), not infinity."""
+    student, teacher = torch.tensor([0.0, -200.0]).double(), torch.tensor([-200.0, 0.0]).double()
+    bound = {"jsd": math.log(2), "total_variation": 1.0}.get(name, -math.log(mix or 1))
+    assert divergence(name, student, teacher, 1.0, mix).item() == pytest.approx(bound, rel=1e-12)
+    assert divergence("forward_kl", student, teacher).item() == pytest.approx(200)
+
+
+def test_the_ends_of_jsd_are_the_kls_by_definition_and_the_value_jumps():
+    """GKD's formula is 0 at both ends: taken literally, beta 0 trains nothing."""
+    student, teacher = draw(T, V, seed=1), draw(T, V, seed=2)
+    for end, near, other in ((0, 1e-6, "forward_kl"), (1, 1 - 1e-6, "reverse_kl")):
+        whole = divergence("jsd", student, teacher, 1.0, end)
+        torch.testing.assert_close(whole, divergence(other, student, teacher), rtol=0, atol=0)
+        beside = divergence("jsd", student, teacher, 1.0, near)
+        assert (beside < 1e-5 * whole).all()
+        torch.testing.assert_close(beside / 1e-6, whole, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_gradients_keep_their_size_at_every_temperature(name):
+    """TRAPS 3: tau^2 for the KL family, tau for total variation; the wrong one is 2 to 4 times off."""
+    norms = []
+    for temperature in (1.0, 2.0, 4.0):
+        student = draw(B, T, V, seed=1, scale=0.3).requires_grad_()
+        divergence(name, student, draw(B, T, V, seed=2, scale=0.3), temperature).sum().backward()
+        norms.append(student.grad.norm().item())
+    assert max(norms) / min(norms) < 1.2
+    assert scale(name, 4.0) == (4.0 if name == "total_variation" else 16.0)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_different_vocabularies_are_refused_by_each(name):
+    """TRAPS 18: padding, slicing or broadcasting the logits invents probability without a word."""
+    with pytest.raises(ValueError, match="one tokenizer"):
+        divergence(name, draw(B, T, V), draw(B, T, V + 1))
