@@ -61,24 +61,28 @@ def start(cfg):
         check(math.isfinite(value) and at_least <= value <= at_most,
               "--" + flag.replace("_", "-"), value, f"a number of at least {at_least}" +
               (f" and at most {at_most:,}" if at_most < math.inf else ""))
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    cuda = torch.cuda.is_available()
-    if cuda:
+    env = device_and_dtype(cfg)
+    env.world, env.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    env.stop, env.began = False, time.time()
+    if env.world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if env.device.type == "cuda" else "gloo")
+    random.seed(cfg.seed)
+    np.random.seed(cfg.seed)
+    torch.manual_seed(cfg.seed)  # CPU and all GPUs
+    return env
+
+
+def device_and_dtype(cfg):
+    """What was found, or asked for with --dtype: device, dtype (its name), autocast."""
+    if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     else:
         device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
     dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if fast_bf16(device) else "float32"
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if dtype == "bf16" \
         else contextlib.nullcontext
-    random.seed(cfg.seed)
-    np.random.seed(cfg.seed)
-    torch.manual_seed(cfg.seed)  # CPU and all GPUs
-    env = SimpleNamespace(device=device, dtype=dtype, autocast=autocast, rank=rank, world=world,
-                          stop=False, began=time.time())
-    return env
+    return SimpleNamespace(device=device, dtype=dtype, autocast=autocast)
 
 
 def check_data_flags(cfg):
@@ -300,7 +304,7 @@ def lock_file(path):
 def comparable(cfg):
     """The flags that make a run what it is, paths alike from every working directory."""
     flags = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "fresh"}
-    paths = ("data", "val", "tokenizer", "teacher", "init", "input", "out")
+    paths = ("data", "val", "tokenizer", "teacher", "init", "input", "out", "cache")
     return {k: label(v) if k in paths and v else v for k, v in flags.items()}
 
 

@@ -147,6 +147,37 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
     return divergence("forward_kl", student_logits, teacher_logits, temperature)
 
 
+# --- of what a cache keeps of the teacher (dataset/cache_teacher.py) -------------------------------
+
+def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=0.5):
+    """A divergence on k + 1 outcomes: the teacher's k likeliest tokens, and all the others as one.
+
+    student_logits (N, V); ids (N, k); log_p (N, k + 1), the last one the bucket's, or (N, k) where
+    k = V and there is no bucket -> (N,) nats, between 0 and the divergence on the vocabulary
+    (merging outcomes cannot tell two distributions apart better), which k = V equals. log_p, maybe
+    rounded to float16, is made to sum to 1 again: that is not the renormalisation of the k, which
+    would move the bucket's mass to them.
+    """
+    log_q = log_softmax(student_logits, temperature)                          # (N, V)
+    kept = log_q.gather(-1, ids)                                              # (N, k)
+    if log_p.shape[-1] > ids.shape[-1]:
+        rest = log_q.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)  # (N, 1)
+        kept = torch.cat([kept, rest], -1)                                    # (N, k + 1)
+    return scale(name, temperature) * DIVERGENCES[name](kept, log_softmax(log_p), mix)
+
+
+def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
+    """tau^2 KL(p || q), estimated from tokens that were drawn from the softened p: ids (N, k),
+    negentropy (N,) = sum p ln p -> (N,) nats.
+
+    Its mean over draws is the KL, and so is its gradient's, tau (q - counts/k): the draws stand in
+    an expectation over p that does not depend on the student. A single value may be negative.
+    Source: Anshumann et al. 2025, section 3.
+    """
+    log_q = log_softmax(student_logits, temperature)                          # (N, V)
+    return temperature ** 2 * (negentropy - log_q.gather(-1, ids).mean(-1))
+
+
 def total(values, weights):
     """Sum of values (...) where weights (...) is not 0, each times its weight.
 

@@ -2,7 +2,7 @@
 
     loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * KL(p_teacher || q_student)
     (Hinton, Vinyals & Dean 2015, section 2), both distributions of the KL softened by tau;
-    summed over counted tokens, divided once by n_valid
+    summed over counted tokens, divided once by n_valid. --divergence: other ones than forward KL
 
 One CPU command (2 minutes):        python train_distill_logits.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_logits.py --size 2m
@@ -12,8 +12,8 @@ How it differs from the paper:
 1. A token's distribution over the vocabulary stands where the paper has an example's over classes.
 2. The paper tried temperatures from 1 to 20; here 2 is the default: better than 1 in the trials of
    RESULTS.md, on stories and on prose.
-3. The teacher runs beside the student, once a step, on the same windows. `diff train_pretrain.py
-   train_distill_logits.py`: the loop differs in the teacher's lines alone.
+3. The teacher runs beside the student, once a step, on the same windows; with --cache, it ran once
+   before. `diff train_pretrain.py train_distill_logits.py`: the teacher's lines, not much more.
 """
 import math
 import time
@@ -26,8 +26,10 @@ import cli
 import common
 from cli import OUT, check, show
 from dataset.batches import eval_batches, open_data, step_batches
+from dataset.cache_teacher import (cached_divergence, cached_tokenizer, open_cache, read_about,
+                                   rows_of)
 from dataset.prepare import summary
-from losses import cross_entropy, forward_kl, total
+from losses import DIVERGENCES, cross_entropy, divergence, forward_kl, total
 from model import SIZES, build
 from optim import get_lr, make_optimizers
 from tokenizer import check_fingerprint
@@ -39,6 +41,9 @@ class Config:
     teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher; its tokenizer is the student's
     alpha: float = 0.9             # weight of the teacher's term; the labels get 1 - alpha (0 to 1)
     temperature: float = 2.0       # tau, softens both distributions (1 to 4)
+    divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
+    mix: float = 0.5               # jsd: weight of the teacher in the mixture; skew_*: skew (.1, say)
+    cache: str = ""                # folder of dataset/cache_teacher.py: the teacher need not run
     data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
@@ -67,6 +72,42 @@ class Config:
     fresh: bool = False            # start again and replace out/NAME.pt
 
 
+def load_teacher(cfg, env):
+    """(teacher or None, tokenizer, what the run remembers of it); with a cache no teacher is run."""
+    made_by = "python train_pretrain.py --name teacher"
+    if not cfg.cache:
+        teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device, made_by)
+        return teacher, tokenizer, dict(teacher_fingerprint=common.weights_fingerprint(teacher))
+    made = read_about(cfg.cache)["teacher_fingerprint"]
+    if "teacher" in cfg.given:
+        other = common.weights_fingerprint(common.load_model(cfg.teacher, "cpu", made_by)[0])
+        check(other == made, "--teacher", cfg.teacher, f"the one that made {cfg.cache}: {made}")
+    return None, cached_tokenizer(cfg.cache), dict(teacher_fingerprint=made)
+
+
+def from_teacher(teacher, x, y, document, keep, env, name, logits, temperature, mix):
+    """(divergence, teacher's ce), each (N,): the teacher reads the same windows as the student."""
+    with torch.no_grad(), env.autocast():
+        teacher_logits = teacher(x, document, keep)          # (N, V)
+    return (divergence(name, logits, teacher_logits, temperature, mix),
+            cross_entropy(teacher_logits, y[keep]))
+
+
+def from_cache(cache, windows, name, logits, temperature, mix):
+    """The same from what the teacher said of these windows when it ran."""
+    rows = rows_of(cache, windows, logits.device)            # each (N, ...)
+    return cached_divergence(cache, rows, name, logits, temperature, mix), rows["label_ce"]
+
+
+def teacher_facts(cfg, env, teacher, cache, val):
+    """Lines of the self-check about the teacher."""
+    if cache:
+        about = cache["about"]
+        return {"cache": f"{cfg.cache}: {about['kind']}, k {about['k']}, {about['tokens']:,} tokens"}
+    return {"teacher's ce": f"{common.validation_ce(teacher, val, cfg, env):.3f} nats",
+            "KL(teacher||teacher)": f"{self_kl(teacher, val, cfg, env):.1e} must be 0"}
+
+
 @torch.no_grad()
 def self_kl(teacher, val, cfg, env):
     """Mean KL between two passes of the teacher: 0, or it is not deterministic (train mode)."""
@@ -78,16 +119,16 @@ def self_kl(teacher, val, cfg, env):
 def main(cfg):
     check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
     check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
+    check(0 <= cfg.mix <= 1 and (cfg.mix < 1 or "skew" not in cfg.divergence), "--mix", cfg.mix,
+          "0 to 1, below 1 for the skewed ones")
     env = common.start(cfg)
     common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
           "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
     check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
 
-    # the teacher: frozen, in eval mode; the student speaks its tokenizer
-    teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device,
-                                              made_by="python train_pretrain.py --name teacher")
-    inputs = dict(teacher_fingerprint=common.weights_fingerprint(teacher))
+    # the teacher: frozen, in eval mode, or a cache; the student speaks its tokenizer
+    teacher, tokenizer, inputs = load_teacher(cfg, env)
     if cfg.init:
         model, own_tokenizer, start = common.load_model(cfg.init)
         inputs |= common.init_inputs(cfg, model, start)
@@ -95,7 +136,7 @@ def main(cfg):
                           "a student made with the teacher's tokenizer")
     else:
         model = build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context)
-    room = min(teacher.config.max_seq_len, model.config.max_seq_len)
+    room = min(m.config.max_seq_len for m in (teacher, model) if m)
     check(cfg.window <= room, "--window", cfg.window, f"at most the context of both models, {room}")
     model.to(env.device).train().requires_grad_(True)
 
@@ -106,6 +147,7 @@ def main(cfg):
                 open_data(cfg.val, tokenizer, **options))
 
     train, val = common.first_rank_first(env, open_both)
+    cache = open_cache(cfg.cache, train, cfg) if cfg.cache else None
     inputs |= dict(data_sha256=train["meta"]["source_sha256"],
                    val_sha256=val["meta"]["source_sha256"],
                    tokenizer_fingerprint=tokenizer.fingerprint)
@@ -116,14 +158,14 @@ def main(cfg):
     run_model = torch.compile(model) if cfg.compile else model
 
     common.print_start(cfg, env, {
-        "parameters": f"{model.num_parameters():,}, teacher {teacher.num_parameters():,}",
+        "parameters": f"{model.num_parameters():,}" +
+                      (f", teacher {teacher.num_parameters():,}" if teacher else ""),
         "data": f"{train['name']}: {summary(train['meta'])}",
         "validation": summary(val["meta"]),
         "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
         "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
-                       f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing; the teacher's "
-                       f"{common.validation_ce(teacher, val, cfg, env):.3f}",
-        "KL(teacher||teacher)": f"{self_kl(teacher, val, cfg, env):.1e} must be 0"})
+                       f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing",
+        **teacher_facts(cfg, env, teacher, cache, val)})
     log_file = common.open_log(cfg, env, progress.step)
     common.catch_signals(env)
 
@@ -138,18 +180,17 @@ def main(cfg):
         # 2) forward, backward
         batches, n_valid, counts = step_batches(train, step, cfg, env)
         sums = [0.0, 0.0, 0.0]                               # ce, kd, teacher's ce
-        for x, y, document, weight in batches:               # each (B, T)
+        for x, y, document, weight, windows in batches:      # each (B, T); their numbers (B,)
             keep = weight > 0                                # (B, T) the N tokens that count
-            with torch.no_grad(), env.autocast():
-                teacher_logits = teacher(x, document, keep)  # (N, V)
             with env.autocast():
                 logits = run_model(x, document, keep)        # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
-            kd = forward_kl(logits, teacher_logits, cfg.temperature)  # (N,) tau^2 is in it
+            soften = (cfg.divergence, logits, cfg.temperature, cfg.mix)
+            kd, teacher_ce = from_cache(cache, windows, *soften) if cache else \
+                from_teacher(teacher, x, y, document, keep, env, *soften)  # (N,) tau^2 is in kd
             values = (1 - cfg.alpha) * ce + cfg.alpha * kd   # (N,)
             loss = total(values, weight[keep]) / n_valid     # the one normaliser
             loss.backward()
-            teacher_ce = cross_entropy(teacher_logits, y[keep])
             for i, term in enumerate((ce, kd, teacher_ce)):
                 sums[i] += total(term.detach(), weight[keep]).item() / n_valid
 

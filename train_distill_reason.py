@@ -130,7 +130,7 @@ def main(cfg):
         batches, n_valid, counts = step_batches(train, step, cfg, env, tokenizer.tag_ids,
                                                 cfg.tag_weight)
         sums = [0.0, 0.0]                                    # loss, ce
-        for x, y, document, weight in batches:               # each (B, T)
+        for x, y, document, weight, _ in batches:            # each (B, T)
             keep = weight > 0                                # (B, T) the N response tokens
             with env.autocast():
                 logits = run_model(x, document, keep)        # (N, V)

@@ -119,7 +119,7 @@ def main(cfg):
         # 2) forward, backward
         batches, n_valid, counts = step_batches(train, step, cfg, env)
         step_ce = 0.0
-        for x, y, document, weight in batches:               # each (B, T)
+        for x, y, document, weight, _ in batches:            # each (B, T)
             keep = weight > 0                                # (B, T) the N tokens that count
             with env.autocast():
                 logits = run_model(x, document, keep)        # (N, V)

@@ -77,7 +77,8 @@ def tensors(data, numbers, device="cpu"):
 
 
 def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
-    """One optimizer step's micro-batches of this rank; n_valid and counts over ALL of the step.
+    """One optimizer step's micro-batches of this rank, each x, y, document, weight and the numbers
+    of its windows; n_valid and counts over ALL of the step.
 
     Every rank sees which windows belong to the step and how much weight they carry, so n_valid
     needs no communication: a loss divided by it and summed is right under accumulation and across
@@ -98,7 +99,7 @@ def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
     for i in range(env.rank, parts, env.world):
         rows = slice(i * cfg.batch // parts, (i + 1) * cfg.batch // parts)
         batches.append([None if t is None else t[rows].to(env.device, non_blocking=True)
-                        for t in (x, y, document, weight)])
+                        for t in (x, y, document, weight)] + [numbers[rows]])
     return batches, n_valid, counts
 
 

@@ -1,0 +1,329 @@
+"""What the teacher says of every token, written down once: a teacher that need not run any more.
+
+    python dataset/cache_teacher.py --teacher out/teacher.pt        # the default stories, top 32
+    python train_distill_logits.py --cache out/data/cache
+
+Last line: next: python train_distill_logits.py --cache ...
+
+Three kinds, for the counted tokens alone (numbers for V <= 65,536 and a float16 payload):
+
+    topk      the k likeliest tokens with their log-probabilities, and one bucket for all the others:
+              any divergence, on k + 1 outcomes, which never exceeds the whole one (data processing
+              inequality). Without the bucket the k would be renormalised, and the student taught to be
+              too sure (TRAPS 13). k = V has no bucket. 4k + 6 bytes a token
+    sampled   k draws from the teacher's distribution: the gradient of forward KL, without bias
+              (Anshumann et al. 2025, "sparse logit sampling", at proposal temperature 1). 2k + 8 bytes
+    hidden    the last hidden state, and the output matrix once: everything, at any temperature.
+              2D + 4 bytes; exact with --payload float32
+
+topk and sampled are of one temperature, which the training must share: the normaliser of another one
+is not in them. Everything is keyed by window, in the order of the prepared data: shuffling, a second
+epoch and accumulation find the same row. A checksum of each window's tokens is compared when it is
+read. A stop loses nothing: the same command goes on.
+"""
+import json
+import os
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cli
+import common
+from cli import OUT, check, fail, show
+from dataset.batches import open_data, tensors
+from losses import cross_entropy, divergence, log_softmax, sampled_forward_kl, topk_divergence
+from tokenizer import Tokenizer
+
+
+@dataclass
+class Config:
+    teacher: str = OUT / "teacher.pt"  # checkpoint that is asked
+    data: str = OUT / "data/stories/train.jsonl"  # what the student will train on
+    out: str = OUT / "data/cache"  # folder of the cache
+    kind: Literal["topk", "sampled", "hidden"] = "topk"  # what is kept of a distribution
+    k: int = 32                    # tokens kept, or drawn (8 to 64); topk: up to the vocabulary
+    temperature: float = 1.0       # tau of topk and sampled: that of the training (1 to 4)
+    payload: Literal["float16", "float32"] = "float16"  # of the numbers
+    window: int = 256              # as in the training
+    loss_on: Literal["response", "all"] = "response"  # as in the training
+    target: Literal["cot", "answer"] = "cot"          # as in the training
+    documents: int = 0             # as in the training: only the first N documents; 0: all
+    skip_bad_lines: bool = False   # count bad lines of the data and go on
+    batch: int = 32                # windows read together
+    seed: int = 0                  # of sampled
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # of the teacher's forward pass
+    fresh: bool = False            # replace what is there
+
+
+SAME = ("window", "loss_on", "target", "documents")  # flags that training and cache must share
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+def layout(about):
+    """{file: (dtype, shape of one row)} of a cache; a row is a counted token, in reading order."""
+    index = "uint16" if about["vocab_size"] <= 2**16 else "uint32"
+    k, number = about["k"], about["payload"]
+    return {"topk": {"ids": (index, (k,)), "log_p": (number, (k + (k < about["vocab_size"]),))},
+            "sampled": {"ids": (index, (k,)), "negentropy": ("float32", ())},
+            "hidden": {"hidden": (number, (about["dim"],))},
+            }[about["kind"]] | {"label_ce": ("float32", ())}
+
+
+def row_bytes(about):
+    """Bytes a counted token."""
+    return sum(np.dtype(d).itemsize * int(np.prod(s)) for d, s in layout(about).values())
+
+
+def checksums(ids):
+    """(windows,) uint32: one for the tokens of each window (windows, window + 1)."""
+    return np.array([zlib.crc32(np.ascontiguousarray(row, dtype=np.uint32)) for row in ids],
+                    dtype=np.uint32)
+
+
+def first_rows(mask):
+    """(windows + 1,): the number of counted tokens before each window."""
+    return np.concatenate([[0], np.cumsum((mask[:, 1:] > 0).sum(1))])
+
+
+def open_arrays(folder, about, mode):
+    """{file: memory map (tokens, ...)}; UserError where one has another size than it must have."""
+    found = {}
+    for name, (dtype, shape) in layout(about).items():
+        path, size = folder / f"{name}.bin", about["tokens"] * int(np.prod(shape))
+        size *= np.dtype(dtype).itemsize
+        if mode == "w":
+            with open(path, "wb") as file:
+                file.truncate(size)
+        have = path.stat().st_size if path.exists() else 0
+        if have != size:
+            fail(f"{show(path)} is cut short or changed", f"{have:,} bytes", f"{size:,}",
+                 "make the cache again with --fresh")
+        found[name] = np.memmap(path, dtype=dtype, mode="r+" if mode == "w" else mode,
+                                shape=(about["tokens"], *shape))
+    return found
+
+
+# --- making ---------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def ask(teacher, batch, about, env, generator):
+    """One batch of windows -> {file: array (tokens, ...)} of its counted tokens."""
+    x, y, document, weight = batch
+    keep, tau = weight > 0, about["temperature"]
+    with env.autocast():
+        hidden = teacher.hidden_states(x, document)[keep]      # (N, D)
+        logits = teacher.lm_head(hidden)                       # (N, V)
+    if not logits.isfinite().all():
+        fail("the teacher's logits are not finite", fix="another --teacher, or --dtype float32")
+    found = dict(label_ce=cross_entropy(logits, y[keep]))
+    if about["kind"] == "hidden":
+        return {name: value.cpu() for name, value in (found | dict(hidden=hidden)).items()}
+    log_p = log_softmax(logits, tau)                           # (N, V) float32
+    if about["kind"] == "sampled":
+        draws = torch.multinomial(log_p.exp(), about["k"], replacement=True, generator=generator)
+        found |= dict(ids=draws, negentropy=(log_p.exp() * log_p).sum(-1))
+    else:
+        best = log_p.topk(about["k"])
+        kept = best.values                                     # (N, k)
+        if about["k"] < about["vocab_size"]:
+            rest = log_p.scatter(-1, best.indices, -torch.inf).logsumexp(-1, keepdim=True)
+            kept = torch.cat([kept, rest], -1)                 # (N, k + 1)
+        found |= dict(ids=best.indices, log_p=kept)
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def write(cfg, teacher, data, about, folder, env):
+    """All windows that are still missing, batch by batch; what is done is noted after each."""
+    progress, windows, began = folder / "progress.json", len(data["ids"]), time.time()
+    done = start(progress, about, cfg.fresh)
+    arrays = open_arrays(folder, about, "r+" if done else "w")
+    rows = first_rows(data["mask"])
+    for first in range(done, windows, cfg.batch):
+        last = min(first + cfg.batch, windows)
+        x, y, document, weight = tensors(data, np.arange(first, last), env.device)
+        generator = torch.Generator(env.device).manual_seed(cfg.seed * 1_000_003 + first)
+        found = ask(teacher, (x, y, document, weight), about, env, generator)
+        for name, value in found.items():
+            value = value.numpy() if value.dtype != torch.bfloat16 else value.float().numpy()
+            arrays[name][rows[first]:rows[last]] = value.astype(arrays[name].dtype)
+            arrays[name].flush()
+        with cli.atomic_write(progress, "w") as file:
+            json.dump(dict(about=about, windows=last), file)
+        if first // cfg.batch % 20 == 19 or last == windows:
+            rate = (last - done) / (time.time() - began)
+            print(f"window {last:>7,}/{windows:,} | {rate:.0f} windows/s | {rows[last]:,} tokens, "
+                  f"{row_bytes(about)} bytes each | eta {(windows - last) / rate:.0f} s")
+
+
+def start(progress, about, fresh):
+    """How many windows an unfinished cache holds; UserError where it is another one's."""
+    if fresh or not progress.exists():
+        return 0
+    found = json.loads(progress.read_text(encoding="utf-8"))
+    refuse_others(progress.parent, found["about"], about)
+    return found["windows"]
+
+
+def refuse_others(folder, old, new):
+    """UserError with what differs between the cache that is there and the one that is asked for."""
+    differing = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new})
+                 if old.get(key) != new.get(key)]
+    if differing:
+        fail(f"{show(folder)} is another cache: " + ", ".join(differing),
+             fix="choose another --out, or replace it with --fresh")
+
+
+def describe(cfg, teacher, tokenizer, data, env):
+    """What a cache is, as a plain dict: all that a training must agree with."""
+    c, meta = teacher.config, data["meta"]
+    topk = cfg.kind == "topk"
+    k = min(cfg.k, c.vocab_size) if topk else cfg.k if cfg.kind == "sampled" else 0
+    return dict(
+        kind=cfg.kind, k=k, temperature=cfg.temperature if cfg.kind != "hidden" else None,
+        payload=cfg.payload, dim=c.dim, vocab_size=c.vocab_size, seed=cfg.seed, dtype=env.dtype,
+        teacher_fingerprint=common.weights_fingerprint(teacher),
+        tokenizer_fingerprint=tokenizer.fingerprint, data_sha256=meta["source_sha256"],
+        windows=len(data["ids"]), tokens=int((data["mask"][:, 1:] > 0).sum()),
+        **{name: getattr(cfg, name) for name in SAME})
+
+
+def check_flags(cfg):
+    check(1 <= cfg.k, "--k", cfg.k, "a whole number from 1")
+    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
+    check(0 < cfg.window < 2**16, "--window", cfg.window, "1 to 65,535")
+    check(0 < cfg.batch <= 2**16, "--batch", cfg.batch, "1 to 65,536")
+    check(cfg.documents >= 0, "--documents", cfg.documents, "a whole number, 0 for all")
+    check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
+
+
+def main(cfg):
+    check_flags(cfg)
+    env, folder = common.device_and_dtype(cfg), Path(cfg.out)
+    check(not folder.exists() or folder.is_dir(), "--out", show(folder), "a folder, or a new name")
+    teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device, "python train_pretrain.py")
+    check(cfg.window <= teacher.config.max_seq_len, "--window", cfg.window,
+          f"at most the teacher's context, {teacher.config.max_seq_len}")
+    data = open_data(cfg.data, tokenizer, cfg.window, cfg.target, cfg.loss_on, cfg.documents,
+                     cfg.skip_bad_lines)
+    about = describe(cfg, teacher, tokenizer, data, env)
+    check(about["tokens"] > 0, "--data", cfg.data, "text with at least one counted token")
+    lock = common.lock_file(folder)  # held until this function ends  # noqa: F841
+    finished = folder / "about.json"
+    if finished.exists() and not cfg.fresh:
+        refuse_others(folder, json.loads(finished.read_text(encoding="utf-8")), about)
+        print(f"already made: {show(folder)} (--fresh makes it again)")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not {"progress.json", "about.json"} & set(os.listdir(folder)):
+            fail(f"{show(folder)} holds other files", fix="choose another --out")
+        finished.unlink(missing_ok=True)
+        if cfg.fresh:
+            for old in (*folder.glob("*.bin"), folder / "progress.json"):
+                old.unlink(missing_ok=True)
+        write(cfg, teacher, data, about, folder, env)
+        tokenizer.save(folder / "tokenizer.model")
+        with cli.atomic_write(folder / "windows.bin") as file:
+            file.write(checksums(data["ids"]).tobytes())
+        if cfg.kind == "hidden":
+            with cli.atomic_write(folder / "head.bin") as file:
+                file.write(teacher.lm_head.weight.float().cpu().numpy().tobytes())
+        with cli.atomic_write(finished, "w") as file:  # written last: without it, not finished
+            json.dump(about, file, indent=1)
+        (folder / "progress.json").unlink()
+    total = about["tokens"] * row_bytes(about)
+    print(f"{show(folder)}: {about['tokens']:,} tokens, {row_bytes(about)} bytes each, "
+          f"{total / 1e6:,.1f} MB\nnext: python train_distill_logits.py --cache {show(folder)}")
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+def read_about(path):
+    """The description of a finished cache, or UserError."""
+    folder = cli.need_file(path, "python dataset/cache_teacher.py", folder=True)
+    if (folder / "progress.json").exists() and not (folder / "about.json").exists():
+        fail(f"{show(folder)} is not finished", fix="the command that began it goes on")
+    file = cli.need_file(folder / "about.json", "python dataset/cache_teacher.py")
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        layout(about)
+        return about
+    except (ValueError, KeyError, TypeError):
+        fail(f"{show(file)} is damaged", fix="make the cache again with --fresh")
+
+
+def cached_tokenizer(path):
+    """The tokenizer of a cache: with it, no file of the teacher is needed."""
+    return Tokenizer.load(Path(path) / "tokenizer.model")
+
+
+def open_cache(path, data, cfg):
+    """A cache for these windows and this training -> dict: arrays, first_rows, checksums, about.
+
+    UserError for other data, another temperature, or a divergence that the cache cannot give.
+    """
+    folder, about = Path(path), read_about(path)
+    now = dict(data_sha256=data["meta"]["source_sha256"], windows=len(data["ids"]),
+               tokens=int((data["mask"][:, 1:] > 0).sum()),
+               **{name: getattr(cfg, name) for name in SAME})
+    differing = [f"{key} {about.get(key)} there, {value} here" for key, value in now.items()
+                 if about.get(key) != value]
+    if differing:
+        fail(f"{show(folder)} was made from other data: " + ", ".join(differing),
+             fix="the same flags for both, or python dataset/cache_teacher.py with these")
+    tau = about["temperature"]
+    if tau is not None and tau != cfg.temperature:
+        fail(f"{show(folder)} holds distributions at another temperature", f"{cfg.temperature}", tau,
+             f"--temperature {tau}, or --kind hidden, which has every temperature")
+    if about["kind"] == "sampled" and cfg.divergence != "forward_kl":
+        fail("a sampled cache has forward KL alone", cfg.divergence, "forward_kl",
+             "--kind topk, or hidden")
+    found = dict(open_arrays(folder, about, "r"), about=about, folder=folder,
+                 first_rows=first_rows(data["mask"]), ids_of=data["ids"])
+    for name, count in (("windows", about["windows"]),
+                        *([("head", about["vocab_size"] * about["dim"])] * (tau is None))):
+        size = cli.need_file(folder / f"{name}.bin", "--fresh makes it again").stat().st_size
+        check(size == 4 * count, "--cache", f"{show(folder / name)}.bin of {size:,} bytes", 4 * count)
+    found["checksums"] = np.fromfile(folder / "windows.bin", dtype=np.uint32)
+    if about["kind"] == "hidden":
+        head = np.fromfile(folder / "head.bin", dtype=np.float32)
+        found["head"] = torch.from_numpy(head.reshape(about["vocab_size"], about["dim"]))
+    return found
+
+
+def rows_of(cache, numbers, device):
+    """What is cached of some windows (their numbers, in a batch's order) -> {file: (N, ...) tensor}."""
+    wrong = numbers[checksums(cache["ids_of"][numbers]) != cache["checksums"][numbers]]
+    if len(wrong):
+        fail(f"{show(cache['folder'])}: window {wrong[0]} has other tokens than when it was cached",
+             fix="python dataset/cache_teacher.py --fresh")
+    begin, end = cache["first_rows"][numbers], cache["first_rows"][numbers + 1]
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end)])
+    found = {}
+    for name in layout(cache["about"]):
+        value = torch.from_numpy(cache[name][rows].astype(
+            np.int64 if name == "ids" else np.float32)).to(device, non_blocking=True)
+        found[name] = value
+    return found
+
+
+def cached_divergence(cache, rows, name, logits, temperature, mix):
+    """A divergence of the student's logits (N, V) from what is cached of these tokens -> (N,)."""
+    kind = cache["about"]["kind"]
+    if kind == "hidden":
+        teacher_logits = rows["hidden"] @ cache["head"].to(logits.device).T  # (N, V)
+        return divergence(name, logits, teacher_logits, temperature, mix)
+    if kind == "sampled":
+        return sampled_forward_kl(logits, rows["ids"], rows["negentropy"], temperature)
+    return topk_divergence(name, logits, rows["ids"], rows["log_p"], temperature, mix)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

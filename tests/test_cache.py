@@ -1,0 +1,332 @@
+"""Claims about dataset/cache_teacher.py: a cache says what the teacher says, of the right tokens."""
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import common
+from cli import UserError
+from dataset import cache_teacher
+from dataset.batches import open_data, step_batches, tensors
+from dataset.cache_teacher import (cached_divergence, open_cache, read_about, row_bytes, rows_of)
+from losses import (DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl, scale,
+                    topk_divergence)
+from test_divergences import CASES
+from test_losses import V, draw
+
+every = pytest.mark.parametrize("name, mix", CASES)
+N = 5
+
+
+# --- top-k and samples as losses ------------------------------------------------------------------
+
+def top(teacher, k, temperature=1.0):
+    """What a cache would keep of these logits: ids (N, k), log_p (N, k + 1) or (N, k)."""
+    log_p = log_softmax(teacher, temperature)
+    best = log_p.topk(k)
+    rest = log_p.scatter(-1, best.indices, -torch.inf).logsumexp(-1, keepdim=True)
+    return best.indices, torch.cat([best.values, rest][:1 + (k < V)], -1)
+
+
+@every
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_topk_of_the_whole_vocabulary_is_the_divergence(name, mix, temperature):
+    """TRAPS 14: a bucket for nothing is ln 0; every loss after it is NaN or wrong."""
+    student, teacher = draw(N, V, seed=1).requires_grad_(), draw(N, V, seed=2)
+    values = topk_divergence(name, student, *top(teacher, V, temperature), temperature, mix)
+    values.sum().backward()
+    gradient, student.grad = student.grad, None
+    whole = divergence(name, student, teacher, temperature, mix)
+    whole.sum().backward()
+    torch.testing.assert_close(values, whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, student.grad, rtol=0, atol=1e-12)
+
+
+@every
+def test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k(name, mix):
+    """TRAPS 13: renormalised, the k can cost more than the whole vocabulary, or less than nothing."""
+    student, teacher = draw(200, V, seed=1), draw(200, V, seed=2)
+    whole = divergence(name, student, teacher, 1.0, mix)
+    before = torch.full_like(whole, -1e-12)
+    for k in range(1, V + 1):
+        values = topk_divergence(name, student, *top(teacher, k), 1.0, mix)
+        assert (values >= before - 1e-12).all() and (values <= whole + 1e-12).all()
+        before = values
+    assert (before - whole).abs().max() < 1e-12
+
+
+def test_a_renormalised_topk_teaches_to_be_too_sure():
+    """TRAPS 13, made visible: its best student has no tail; with the bucket the teacher's own is best."""
+    teacher = draw(N, V, seed=2)
+    ids, log_p = top(teacher, 3)
+    renormalised = torch.full_like(teacher, -60.0).scatter(-1, ids, log_p[:, :3])
+    wrong = divergence("forward_kl", renormalised, renormalised)  # 0: it is its own best student
+    assert wrong.abs().max() < 1e-12
+    tail = 1 - log_p[:, :3].exp().sum(-1)
+    assert (tail > 0.04).all()
+    with_bucket = topk_divergence("forward_kl", renormalised, ids, log_p)
+    assert (with_bucket > tail).all()  # the missing tail costs
+    assert topk_divergence("forward_kl", teacher, ids, log_p).abs().max() < 1e-12
+
+
+def test_a_tail_that_rounds_to_nothing_leaves_finite_values_and_gradients():
+    """A sure teacher: in float32 its tail is 1e-30, and 1 - sum would be 0 or below."""
+    teacher = torch.full((1, V), -70.0).index_fill(1, torch.tensor([2]), 70.0)
+    for seed in range(20):
+        student = draw(1, V, seed=seed, scale=20, dtype=torch.float32).requires_grad_()
+        for name, mix in CASES:
+            value = topk_divergence(name, student, *top(teacher, 2), 1.0, mix)
+            [gradient] = torch.autograd.grad(value.sum(), student)
+            assert value.isfinite().all() and gradient.isfinite().all() and value >= -1e-6
+
+
+def test_the_sampled_loss_and_its_gradient_are_unbiased():
+    """Counts of draws are an estimate of p; renormalised or deduplicated they would not be."""
+    student, teacher, draws, tau = draw(1, V, seed=1).requires_grad_(), draw(1, V, seed=2), 20_000, 2.0
+    log_p = log_softmax(teacher, tau)
+    ids = torch.multinomial(log_p.exp().expand(draws, -1), 4, replacement=True,
+                            generator=torch.Generator().manual_seed(0))  # (draws, k)
+    negentropy = (log_p.exp() * log_p).sum(-1).expand(draws)
+    many = student.expand(draws, -1)
+    values = sampled_forward_kl(many, ids, negentropy, tau)  # (draws,)
+    whole = divergence("forward_kl", student, teacher, tau)
+    error = values.std() / draws ** 0.5
+    assert (values.mean() - whole.item()).abs() < 4 * error
+    [gradient] = torch.autograd.grad(values.mean(), student)
+    [expected] = torch.autograd.grad(whole.sum(), student)
+    counts = torch.stack([(ids == v).double().mean(1) for v in range(V)], 1)  # (draws, V)
+    assert ((gradient - expected).abs() < 4 * tau * counts.std(0) / draws ** 0.5 + 1e-12).all()
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+@pytest.fixture
+def make(tiny_world, call, out_dir):
+    """A function: `make(kind="hidden")` -> folder of a cache of the tiny world's training data."""
+    def run(status=0, **changes):
+        flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, out=out_dir / "cache",
+                     window=143, payload="float32", dtype="float32", k=8, batch=3) | changes
+        done = call("dataset.cache_teacher", *(f"--{k}={v}" for k, v in flags.items()))
+        assert done.status == status, done.err
+        run.said = done.out + done.err
+        return out_dir / "cache" if "out" not in changes else changes["out"]
+    return run
+
+
+@pytest.fixture
+def opened(tiny_world, tiny_tokenizer, out_dir):
+    """A function: folder -> (cache, data, teacher), as a training opens them."""
+    def run(folder, **changes):
+        cfg = SimpleNamespace(**dict(window=143, loss_on="response", target="cot", documents=0,
+                                     temperature=1.0, divergence="forward_kl") | changes)
+        data = open_data(tiny_world.train, tiny_tokenizer, cfg.window, loss_on=cfg.loss_on)
+        return open_cache(folder, data, cfg), data, common.load_model(tiny_world.teacher)[0]
+    return run
+
+
+KINDS = [("topk", dict(k=320)), ("hidden", {})]  # those that are exact
+
+
+@pytest.mark.parametrize("kind, flags", KINDS)
+@every
+@torch.no_grad()
+def test_a_whole_cache_in_float32_is_the_teacher(kind, flags, name, mix, make, opened):
+    """TRAPS 7, 16: of other tokens, other windows, or one place off, and it still "learns"."""
+    cache, data, teacher = opened(make(kind=kind, **flags), divergence=name)
+    for numbers in (np.array([3, 0, 15]), np.array([7]), np.arange(16)[::-1]):
+        x, y, document, weight = tensors(data, numbers)
+        keep = weight > 0
+        rows = rows_of(cache, numbers, "cpu")
+        student = draw(int(keep.sum()), 320, seed=1, dtype=torch.float32)
+        values = cached_divergence(cache, rows, name, student, 1.0, mix)
+        teacher_logits = teacher(x, document, keep)
+        torch.testing.assert_close(values, divergence(name, student, teacher_logits, 1.0, mix),
+                                   rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(rows["label_ce"], cross_entropy(teacher_logits, y[keep]),
+                                   rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hidden_states_give_every_temperature(make, opened):
+    """What topk and samples cannot: their normaliser is of one temperature."""
+    folder = make(kind="hidden")
+    for tau in (0.5, 3.0):
+        cache, data, teacher = opened(folder, temperature=tau)
+        x, y, document, weight = tensors(data, np.arange(4))
+        student = draw(int((weight > 0).sum()), 320, seed=1, dtype=torch.float32)
+        values = cached_divergence(cache, rows_of(cache, np.arange(4), "cpu"), "jsd", student, tau, 0.3)
+        expected = divergence("jsd", student, teacher(x, document, weight > 0), tau, 0.3)
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_float16_is_as_near_as_the_docstring_of_the_test_says(make, opened):
+    """float16 has 11 bits: log-probabilities of about -10 are rounded by up to 0.004; KL by less."""
+    for kind in ("topk", "hidden"):
+        exact, data, _ = opened(make(kind=kind, k=320, fresh="true"))
+        rows = rows_of(exact, np.arange(16), "cpu")
+        student = draw(len(rows["label_ce"]), 320, seed=1, dtype=torch.float32)
+        whole = cached_divergence(exact, rows, "forward_kl", student, 1.0, 0)
+        half, _, _ = opened(make(kind=kind, k=320, payload="float16", fresh="true"))
+        values = cached_divergence(half, rows_of(half, np.arange(16), "cpu"), "forward_kl", student, 1.0, 0)
+        assert 0 < (values - whole).abs().max() < 4e-3
+
+
+@pytest.mark.parametrize("vocab_size, bound", [(1024, 160), (65_536, 160)])
+def test_32_tokens_of_a_16_bit_vocabulary_take_at_most_160_bytes(vocab_size, bound):
+    """int64 ids and float32 numbers would be 400."""
+    about = dict(kind="topk", k=32, payload="float16", vocab_size=vocab_size, dim=1)
+    assert row_bytes(about) <= bound
+    assert row_bytes(about | dict(kind="sampled")) <= bound
+
+
+@pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
+def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, tiny_world, call, out_dir):
+    """Shuffled, over two epochs, with accumulation: each window finds its own rows (TRAPS 16)."""
+    folder = make(kind=kind, k=320 if kind == "topk" else 64)
+    ce = {}
+    for run, more in (("online", {}), ("cached", dict(cache=folder)),
+                      ("parts", dict(cache=folder, accumulate=4))):
+        flags = dict(name=run, steps=4, alpha=1, temperature=1, seed=3) | more  # 2 steps an epoch
+        done = call("train_distill_logits", *tiny_world.flags("distill_logits", **flags))
+        assert done.status == 0, done.err
+        ce[run] = common.load(out_dir / f"{run}.pt")["model"]
+    for name, weights in ce["online"].items():
+        for run in ("cached", "parts"):
+            difference = (ce[run][name] - weights).norm() / weights.norm()
+            assert difference < (1e-4 if kind != "sampled" else 0.2), (run, name)
+    if kind == "sampled":  # not the same, or nothing was sampled
+        assert any(not torch.equal(ce["cached"][n], w) for n, w in ce["online"].items())
+
+
+def test_a_training_from_the_cache_needs_no_teacher(make, tiny_world, call, out_dir):
+    """The point of it: the teacher may be gone, or private."""
+    folder = make()
+    flags = [f for f in tiny_world.flags("distill_logits", cache=folder, temperature=1)
+             if not f.startswith("--teacher")]
+    done = call("train_distill_logits", *flags)
+    assert done.status == 0 and "cache" in done.out, done.err
+    state = common.load(out_dir / "run.pt")
+    teacher = common.weights_fingerprint(common.load_model(tiny_world.teacher)[0])
+    assert state["inputs"]["teacher_fingerprint"] == teacher
+
+
+def test_an_unfinished_cache_goes_on_to_the_same_bytes(make, monkeypatch, out_dir):
+    """A kill in the middle costs a batch; drawing anew would give the second half another stream."""
+    whole = {}
+    for kind in ("sampled", "topk"):
+        folder = make(kind=kind, fresh="true")
+        whole[kind] = {p.name: p.read_bytes() for p in folder.iterdir()}
+        shutil.rmtree(folder)
+        calls, ask = [], cache_teacher.ask
+
+        def stop(*args):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return ask(*args)
+        monkeypatch.setattr(cache_teacher, "ask", stop)
+        make(status=130, kind=kind)
+        assert not (folder / "about.json").exists()
+        with pytest.raises(UserError, match="not finished"):
+            read_about(folder)
+        monkeypatch.setattr(cache_teacher, "ask", lambda *a: (calls.append(1), ask(*a))[1])
+        make(kind=kind)
+        assert len(calls) == 4 + 3  # of 6 batches 3 were there
+        monkeypatch.setattr(cache_teacher, "ask", ask)
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == whole[kind]
+        make(kind=kind)
+        assert "already made" in make.said
+
+
+def test_another_cache_under_the_same_name_is_refused(make):
+    """Overwritten unasked, a run that trains from it reads two teachers."""
+    make()
+    make(status=2, k=9)
+    assert "k was 8, is 9" in make.said and "--fresh" in make.said
+    make(k=9, fresh="true")
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(temperature=2.0), "another temperature; got 2.0; expected 1.0"),
+    (dict(window=140), "window 143 there, 140 here"),
+    (dict(loss_on="all"), "loss_on response there, all here")])
+def test_another_training_is_refused(make, opened, changes, words):
+    """TRAPS 15, 17: a cached list at another temperature, or of other tokens, is another teacher."""
+    folder = make()
+    with pytest.raises(UserError, match=words):
+        opened(folder, **changes)
+
+
+def test_a_sampled_cache_gives_forward_kl_alone(make, opened):
+    """The draws are from p: an expectation over q, or a mixture, cannot be had from them."""
+    folder = make(kind="sampled")
+    for name in DIVERGENCES:
+        if name == "forward_kl":
+            opened(folder, divergence=name)
+        else:
+            with pytest.raises(UserError, match="forward KL alone"):
+                opened(folder, divergence=name)
+
+
+def test_other_tokens_in_a_window_are_noticed(make, opened):
+    """TRAPS 17: the same number of windows and tokens, but of a file prepared otherwise."""
+    cache, data, _ = opened(make())
+    ids = np.array(data["ids"])
+    ids[5, 20] += 1
+    cache["ids_of"] = ids
+    rows_of(cache, np.array([4, 6]), "cpu")
+    with pytest.raises(UserError, match="window 5 has other tokens"):
+        rows_of(cache, np.array([4, 5]), "cpu")
+
+
+@pytest.mark.parametrize("name", ["ids.bin", "log_p.bin", "label_ce.bin", "windows.bin", "about.json",
+                                  "tokenizer.model"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "garbage"])
+def test_a_damaged_cache_is_one_line(make, tiny_world, call, name, damage):
+    """Cut short, a memory map ends in a bus error or in another token's row."""
+    folder = make()
+    path, whole = folder / name, (folder / name).read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-3] if damage == "cut" else b"{}" * 7)
+    done = call("train_distill_logits", *tiny_world.flags("distill_logits", cache=folder, temperature=1))
+    assert done.status == 2 and done.err.count("\n") == 1 and done.err.startswith("error: "), done.err
+
+
+def test_another_teacher_than_the_caches_is_refused(make, tiny_world, call):
+    """TRAPS 17: --teacher beside --cache names who should have made it."""
+    folder = make()
+    flags = dict(cache=folder, temperature=1)
+    assert call("train_distill_logits", *tiny_world.flags("distill_logits", **flags)).status == 0
+    done = call("train_distill_logits", *tiny_world.flags("distill_logits", name="b", **flags,
+                                                         teacher=tiny_world.init))
+    assert done.status == 2 and "--teacher" in done.err
+
+
+def test_a_teacher_that_is_not_finite_is_refused_and_a_foreign_folder_left_alone(
+        make, tiny_world, tmp_path, monkeypatch):
+    """NaN would be cached, trained on, and found at the first loss; somebody's files replaced."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("x")
+    make(status=2, out=folder)
+    assert "holds other files" in make.said and (folder / "thesis.txt").exists()
+    monkeypatch.setattr(cache_teacher, "log_softmax", log_softmax)
+    real = torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: real(self, x) * float("nan"))
+    make(status=2)
+    assert "not finite" in make.said
+
+
+@pytest.mark.parametrize("flags, words", [(dict(k=0), "--k"), (dict(temperature=0), "--temperature"),
+                                          (dict(window=0), "--window"), (dict(window=500), "context"),
+                                          (dict(batch=0), "--batch"), (dict(kind="top"), "--kind")])
+def test_wrong_flags_are_one_line(make, flags, words):
+    """A traceback, or a cache of nothing."""
+    make(status=2, **flags)
+    assert words in make.said
