@@ -45,7 +45,7 @@ MUTANTS = [
     (2, "train_distill_logits.py", "loss = total(values, weight[keep]) / n_valid",
      "loss = total(values, weight[keep]) / n_valid / keep.sum()", FORMULA + "[distill_logits]"),
     # 3: without tau squared
-    (3, "losses.py", "return scale(name, temperature) * ", "return ",
+    (3, "losses.py", "scale(name, temperature) * DIVERGENCES[name](log_q", "DIVERGENCES[name](log_q",
      "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
     # 4: dead knobs
     (4, "train_distill_logits.py", "teacher_logits, cfg.temperature)", "teacher_logits)",
@@ -141,7 +141,7 @@ MUTANTS = [
     (27, "train_distill_logits.py", "forward_kl(logits, teacher_logits, ",
      "forward_kl(logits.detach(), teacher_logits, ", FORMULA + "[distill_logits]"),
     # 28: one axis
-    (28, "runs/render.py", "for recipe in (alone, tokens, wall):", "for recipe in (alone, tokens):",
+    (28, "runs/render.py", "        if other not in rows:", "        if False:",
      "test_docs.py::test_a_claim_with_one_axis_is_refused"),
 ]
 
