@@ -48,15 +48,15 @@ MUTANTS = [
     (3, "losses.py", "scale(name, temperature) * DIVERGENCES[name](log_q", "DIVERGENCES[name](log_q",
      "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
     # 4: dead knobs
-    (4, "train_distill_logits.py", "teacher_logits, cfg.temperature)", "teacher_logits)",
+    (4, "train_distill_logits.py", "logits, cfg.temperature, cfg.mix)", "logits, 1.0, cfg.mix)",
      "test_train.py::test_alpha_and_temperature_change_the_training"),
     (4, "train_distill_logits.py", "(1 - cfg.alpha) * ce + cfg.alpha * kd   #", "kd   #",
      "test_train.py::test_alpha_0_is_pretraining"),
     # 5: the other direction
     (5, "losses.py", "    return kl(log_p, log_q)", "    return kl(log_q, log_p)",
      "test_losses.py::test_forward_kl_is_the_teachers_expectation"),
-    (5, "train_distill_logits.py", "forward_kl(logits, teacher_logits, ",
-     "forward_kl(teacher_logits, logits, ", FORMULA + "[distill_logits]"),
+    (5, "train_distill_logits.py", "divergence(name, logits, teacher_logits, ",
+     "divergence(name, teacher_logits, logits, ", FORMULA + "[distill_logits]"),
     # 7: not shifted alike
     (7, "train_distill_logits.py", "teacher_logits = teacher(x, ", "teacher_logits = teacher(y, ",
      "test_train.py::test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax"),
@@ -88,6 +88,27 @@ MUTANTS = [
     # 12: some gradients that nobody adds up
     (12, "train_distill_reason.py", "common.sum_gradients(model.parameters(), env)",
      "common.sum_gradients(model.layers.parameters(), env)", RANKS + "[distill_reason]"),
+    # 13: the tail thrown away, the rest renormalised
+    (13, "losses.py", "    if log_p.shape[-1] > ids.shape[-1]:",
+     "    log_p = log_p[..., :ids.shape[-1]]\n    if False:",
+     "test_cache.py::test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k[forward_kl-0]"),
+    (13, "losses.py", "    return (log_a.exp() * difference).sum(-1)",
+     "    return (log_a.exp() * difference).sum(-1).clamp(min=0)",
+     "test_losses.py::test_kl_is_never_clamped"),
+    # 14: a bucket for nothing
+    (14, "losses.py", "    if log_p.shape[-1] > ids.shape[-1]:",
+     "    log_p = torch.cat([log_p, log_p[..., :1] - 99], -1)\n    if True:",
+     "test_cache.py::test_topk_of_the_whole_vocabulary_is_the_divergence[1.0-forward_kl-0]"),
+    # 15: a list of another temperature
+    (15, "dataset/cache_teacher.py", "if tau is not None and tau != cfg.temperature:", "if False:",
+     "test_cache.py::test_another_training_is_refused[changes0-another temperature; got 2.0; expected 1.0]"),
+    # 16: read in the order of the steps
+    (16, "dataset/cache_teacher.py", "np.concatenate([np.arange(a, b) for a, b in zip(begin, end)])",
+     "np.arange((end - begin).sum())",
+     "test_cache.py::test_a_whole_cache_in_float32_is_the_teacher[forward_kl-0-topk-flags0]"),
+    # 17: a cache of other tokens
+    (17, "dataset/cache_teacher.py", "    if len(wrong):", "    if False:",
+     "test_cache.py::test_other_tokens_in_a_window_are_noticed"),
     # 17: data of another tokenizer
     (17, "tokenizer/__init__.py", "if have != want:", "if len(have) != len(want):",
      "test_bad_input.py::test_windows_of_another_tokenizer_are_refused_with_both_fingerprints[pretrain]"),
@@ -135,11 +156,11 @@ MUTANTS = [
      "step_windows(len(data[\"ids\"]), next(data.setdefault(\"cursor\", iter(range(99)))), ",
      RESUME + "[distill_reason]"),
     # 27: the teacher on both sides
-    (27, "train_distill_logits.py", "forward_kl(logits, teacher_logits, ",
-     "forward_kl(teacher_logits, teacher_logits, ",
+    (27, "train_distill_logits.py", "divergence(name, logits, teacher_logits, ",
+     "divergence(name, teacher_logits, teacher_logits, ",
      "test_train.py::test_the_loss_follows_the_student"),
-    (27, "train_distill_logits.py", "forward_kl(logits, teacher_logits, ",
-     "forward_kl(logits.detach(), teacher_logits, ", FORMULA + "[distill_logits]"),
+    (27, "train_distill_logits.py", "divergence(name, logits, teacher_logits, ",
+     "divergence(name, logits.detach(), teacher_logits, ", FORMULA + "[distill_logits]"),
     # 28: one axis
     (28, "runs/render.py", "        if other not in rows:", "        if False:",
      "test_docs.py::test_a_claim_with_one_axis_is_refused"),
