@@ -314,8 +314,9 @@ def new_progress():
                            train_seconds=0.0, tokens=0, supervised=0)
 
 
-def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs):
-    """Write out/NAME.pt: all that a resume and an evaluation need (see the top of this file)."""
+def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more):
+    """Write out/NAME.pt: all that a resume and an evaluation need (see the top of this file), and
+    `more`: what else a script wants back when it resumes."""
     if env.rank != 0:
         return
     now = time.time()
@@ -324,7 +325,7 @@ def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs):
                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
     save(OUT / f"{cfg.name}.pt", dict(
         model=model.state_dict(), **vars(progress), optimizers=[o.state_dict() for o in optimizers],
-        rng=rng, model_config=config_dict(model), run_config=comparable(cfg), inputs=inputs,
+        rng=rng, model_config=config_dict(model), run_config=comparable(cfg), inputs=inputs, **more,
         tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)))
 
 

@@ -178,6 +178,49 @@ def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
     return temperature ** 2 * (negentropy - log_q.gather(-1, ids).mean(-1))
 
 
+# --- features: what two networks think on the way (train_distill_features.py) ---------------------
+
+def hidden_mse(student, teacher):
+    """Mean over channels of (h_student - h_teacher)^2: two (..., D) -> (...).
+
+    Source: Romero et al. 2015 (FitNets), eq. 3; Jiao et al. 2020 (TinyBERT), eq. 8.
+    """
+    return (student.float() - teacher.float()).square().mean(-1)
+
+
+def hidden_cosine(student, teacher):
+    """1 - cos of the two vectors, 0 to 2: two (..., D) -> (...). Blind to length.
+
+    Source: Sanh et al. 2019 (DistilBERT), section 3.
+    """
+    return 1 - torch.cosine_similarity(student.float(), teacher.float(), dim=-1)
+
+
+def relations(vectors, heads, mask):
+    """(B, T, W) -> (B, R, T, S) log-probabilities: how each token t sees the tokens s, in R heads.
+
+    softmax over s of a_t·a_s / sqrt(W/R), with both from the same vectors (queries, keys or
+    values), where mask (B, 1, T, S) is True.
+    """
+    a = vectors.float().unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, R, T, W/R)
+    scores = a @ a.mT * a.shape[-1] ** -0.5                         # (B, R, T, S)
+    return torch.log_softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
+
+
+def relation_kl(student, teacher, heads, document=None):
+    """KL(teacher's relations || student's), mean over heads: (B, T, W), (B, T, W') -> (B, T) nats.
+
+    Their widths may differ, their heads too: only the R heads into which both are split must be
+    alike. A token looks at itself and at what stands before it in its own document (B, T), which
+    leaves padding, document 0, out.   Source: Wang et al. 2021 (MiniLMv2), eq. 4 to 6.
+    """
+    B, T, _ = student.shape
+    mask = torch.ones(B, 1, T, T, dtype=torch.bool, device=student.device).tril()
+    if document is not None:
+        mask &= document[:, None, :, None] == document[:, None, None, :]
+    return kl(relations(teacher, heads, mask), relations(student, heads, mask)).mean(1)
+
+
 def total(values, weights):
     """Sum of values (...) where weights (...) is not 0, each times its weight.
 

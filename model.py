@@ -95,12 +95,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
 
-    def forward(self, x, cos, sin, mask, cache=None):
+    def forward(self, x, cos, sin, mask, cache=None, features=None):
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, C)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, C)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, C)
         q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))  # (B, ., T, C)
+        if features is not None:  # before RoPE: relations of what was read, not of where
+            features.update(q=q, k=k, v=v)  # (B, H or G, T, C)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, C)
@@ -133,8 +135,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.dim, c.norm_eps)
         self.mlp = SwiGLU(c)
 
-    def forward(self, x, cos, sin, mask, cache=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+    def forward(self, x, cos, sin, mask, cache=None, features=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, features)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -175,8 +177,10 @@ class Transformer(nn.Module):
         """Parameters, embeddings included, tied ones once."""
         return sum(p.numel() for p in self.parameters())
 
-    def hidden_states(self, ids, document=None, cache=None):
+    def hidden_states(self, ids, document=None, cache=None, features=None):
         """ids (B, T) -> (B, T, D), the final norm's output.
+
+        features: a list that gets a dict a block: its output `hidden` (B, T, D), and q, k, v.
 
         document (B, T): a token sees the tokens before it with its own document number. None: it
         sees all before it (and in the cache, but for the left padding that the cache knows of).
@@ -195,7 +199,10 @@ class Transformer(nn.Module):
         cos = self.cos[start:start + T].to(x.dtype)  # (T, C)
         sin = self.sin[start:start + T].to(x.dtype)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, mask, cache.layers[i] if cache else None)  # (B, T, D)
+            seen = None if features is None else {}
+            x = layer(x, cos, sin, mask, cache.layers[i] if cache else None, seen)  # (B, T, D)
+            if features is not None:
+                features.append({**seen, "hidden": x})
         if cache is not None:
             cache.length += T
         return self.norm(x)

@@ -1,0 +1,279 @@
+"""Feature distillation, white box: the student also learns what the teacher thinks on the way.
+
+    loss = (1 - alpha) * CE + alpha * tau^2 * KL(p || q)              as in train_distill_logits.py
+         + hidden_weight   * mean over layer pairs of d(P h_student, h_teacher)
+         + relation_weight * mean over layer pairs and q, k, v of KL(R_teacher || R_student)
+    d is MSE or 1 - cosine; P a learned projection where the widths differ; R = softmax(a a^T/sqrt(c))
+    says how similar the tokens are to each other, by their queries, keys or values (MiniLMv2)
+
+One CPU command (3 minutes):        python train_distill_features.py
+One GPU command:                    torchrun --nproc-per-node 1 train_distill_features.py --size 2m
+The last line but one:              out/student-features.pt: validation ce ... nats a token ...
+
+How it differs from the papers:
+1. TinyBERT (Jiao et al. 2020) and MiniLMv2 (Wang et al. 2021) distil encoders: here a token sees only
+   the tokens before it, in its own document, and only the counted tokens add to the loss.
+2. MiniLMv2 takes one layer and no logits; here any pairs of layers, and logits beside them.
+3. Queries and keys are taken after QK-norm, before RoPE.
+4. The projections are trained with AdamW, kept for a resume, and dropped from the finished checkpoint.
+"""
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+import cli
+import common
+from cli import OUT, check, show
+from dataset.batches import open_data, step_batches
+from dataset.prepare import summary
+from losses import (DIVERGENCES, cross_entropy, divergence, hidden_cosine, hidden_mse, relation_kl,
+                    total)
+from model import SIZES, build
+from optim import get_lr, make_optimizers
+from tokenizer import check_fingerprint
+
+
+@dataclass
+class Config:
+    name: str = "student-features"  # the run: writes out/NAME.pt and out/NAME.csv
+    teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher; its tokenizer is the student's
+    hidden_weight: float = 1.0     # weight of the hidden states (0: none; 0.1 to 10)
+    hidden_loss: Literal["mse", "cosine"] = "mse"  # how two hidden states are compared
+    hidden_layers: str = "uniform"  # last, uniform, or pairs of block outputs, such as 1:2,3:4
+    relation_weight: float = 0.0   # weight of the relations (0: none; 0.1 to 10)
+    relation_heads: int = 6        # into which queries, keys and values are split (3 to 48)
+    relation_layers: str = "last"  # as --hidden-layers
+    alpha: float = 0.9             # of the rest, the weight of the teacher's distribution (0 to 1)
+    temperature: float = 2.0       # tau, softens both distributions (1 to 4)
+    divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
+    mix: float = 0.5               # jsd: weight of the teacher in the mixture; skew_*: skew (.1, say)
+    data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
+    val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
+    size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
+    init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
+    window: int = 256              # tokens in a training window (128 to 1,024), up to the context
+    context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
+    loss_on: Literal["response", "all"] = "response"  # which tokens of a conversation count
+    target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
+    documents: int = 0             # use only the first N documents; 0: all
+    skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
+    batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
+    accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
+    steps: int = 800               # optimizer steps (300 to 5,000)
+    lr: float = 1e-2               # peak learning rate (1e-3 to 1e-2 for these small models)
+    warmup: int = 30               # steps of linear warmup (10 to 200)
+    weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
+    clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
+    eval_every: int = 100          # steps between validations (20 to 500)
+    eval_windows: int = 64         # validation windows; 0: all
+    save_every: int = 100          # steps between checkpoints (20 to 1,000)
+    log_every: int = 20            # steps between log lines
+    seed: int = 0                  # of the weights and of the order of the windows
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    fresh: bool = False            # start again and replace out/NAME.pt
+
+
+def layer_pairs(rule, student_layers, teacher_layers, flag):
+    """[(student's block, teacher's block)], counted from 1: a block's output, never the embedding.
+
+    last: the two last ones. uniform: the student's i of n is the teacher's i/n of the way.
+    """
+    if rule == "last":
+        return [(student_layers, teacher_layers)]
+    if rule == "uniform":
+        return [(i, max(1, round(i * teacher_layers / student_layers)))
+                for i in range(1, student_layers + 1)]
+    try:
+        pairs = [tuple(map(int, pair.split(":"))) for pair in rule.split(",")]
+        ok = all(1 <= s <= student_layers and 1 <= t <= teacher_layers for s, t in pairs)
+    except ValueError:
+        ok = False
+    check(ok, flag, rule, f"last, uniform, or pairs such as 1:2, student's block 1 to "
+          f"{student_layers}, teacher's 1 to {teacher_layers}")
+    return pairs
+
+
+def make_projections(cfg, student, teacher, pairs):
+    """One matrix (D_student -> D_teacher) a pair where the widths differ, else none."""
+    if not cfg.hidden_weight or student.dim == teacher.dim:
+        return nn.ModuleList()
+    return nn.ModuleList(nn.Linear(student.dim, teacher.dim, bias=False) for _ in pairs)
+
+
+def hidden_term(cfg, pairs, projections, student, teacher, keep):
+    """Mean over the pairs of the distance of the hidden states -> (N,)."""
+    compare, values = dict(mse=hidden_mse, cosine=hidden_cosine)[cfg.hidden_loss], []
+    for i, (s, t) in enumerate(pairs):
+        hidden = student[s - 1]["hidden"][keep]                         # (N, D_student)
+        hidden = projections[i](hidden) if len(projections) else hidden  # (N, D_teacher)
+        values.append(compare(hidden, teacher[t - 1]["hidden"][keep]))  # (N,)
+    return sum(values) / len(values)
+
+
+def relation_term(cfg, pairs, student, teacher, document, keep):
+    """Mean over the pairs and over q, k, v of the KL of the relations -> (N,)."""
+    values = []
+    for s, t in pairs:
+        for which in "qkv":
+            a, b = (f[which].transpose(1, 2).flatten(2) for f in (student[s - 1], teacher[t - 1]))
+            values.append(relation_kl(a, b, cfg.relation_heads, document)[keep])  # (B, T) -> (N,)
+    return sum(values) / len(values)
+
+
+def check_flags(cfg):
+    check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
+    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
+    check(0 <= cfg.mix <= 1 and (cfg.mix < 1 or "skew" not in cfg.divergence), "--mix", cfg.mix,
+          "0 to 1, below 1 for the skewed ones")
+    for flag in ("hidden_weight", "relation_weight"):
+        check(0 <= getattr(cfg, flag) <= 1e6, "--" + flag.replace("_", "-"), getattr(cfg, flag),
+              "0 to 1,000,000")
+    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
+
+
+def check_heads(cfg, *models):
+    """UserError where queries, keys and values cannot be split into --relation-heads."""
+    for c in (m.config for m in models):
+        for heads in (c.n_heads, c.n_kv_heads):
+            check(cfg.relation_heads > 0 and heads * c.head_dim % cfg.relation_heads == 0,
+                  "--relation-heads", cfg.relation_heads,
+                  f"a divisor of {heads * c.head_dim} = {heads} heads of {c.head_dim}")
+
+
+def main(cfg):
+    check_flags(cfg)
+    env = common.start(cfg)
+    common.check_data_flags(cfg)
+    check(cfg.batch % (cfg.accumulate * env.world) == 0,
+          "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
+
+    # the teacher: frozen, in eval mode; the student speaks its tokenizer
+    teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device,
+                                              made_by="python train_pretrain.py --name teacher")
+    inputs = dict(teacher_fingerprint=common.weights_fingerprint(teacher))
+    if cfg.init:
+        model, own_tokenizer, start = common.load_model(cfg.init)
+        inputs |= common.init_inputs(cfg, model, start)
+        check_fingerprint(own_tokenizer.fingerprint, tokenizer.fingerprint, cfg.init,
+                          "a student made with the teacher's tokenizer")
+    else:
+        model = build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context)
+    room = min(teacher.config.max_seq_len, model.config.max_seq_len)
+    check(cfg.window <= room, "--window", cfg.window, f"at most the context of both models, {room}")
+    layers = model.config.n_layers, teacher.config.n_layers
+    hidden_pairs = layer_pairs(cfg.hidden_layers, *layers, "--hidden-layers")
+    relation_pairs = layer_pairs(cfg.relation_layers, *layers, "--relation-layers")
+    if cfg.relation_weight:
+        check_heads(cfg, model, teacher)
+    projections = make_projections(cfg, model.config, teacher.config, hidden_pairs).to(env.device)
+    model.to(env.device).train().requires_grad_(True)
+
+    def open_both():
+        options = dict(window=cfg.window, target=cfg.target, loss_on=cfg.loss_on,
+                       skip_bad_lines=cfg.skip_bad_lines)
+        return (open_data(cfg.data, tokenizer, documents=cfg.documents, **options),
+                open_data(cfg.val, tokenizer, **options))
+
+    train, val = common.first_rank_first(env, open_both)
+    inputs |= dict(data_sha256=train["meta"]["source_sha256"],
+                   val_sha256=val["meta"]["source_sha256"],
+                   tokenizer_fingerprint=tokenizer.fingerprint)
+    state = common.open_run(cfg, env, inputs)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
+                                 bf16=env.dtype == "bf16")
+    if len(projections):
+        optimizers += make_optimizers(projections, "adamw", cfg.lr, cfg.weight_decay)
+    progress = common.restore(state, model, optimizers, env)
+    if state and len(projections):
+        projections.load_state_dict(state["projections"])
+    trained = [*model.parameters(), *projections.parameters()]
+
+    common.print_start(cfg, env, {
+        "parameters": f"{model.num_parameters():,}, teacher {teacher.num_parameters():,}, "
+                      f"projections {sum(p.numel() for p in projections.parameters()):,}",
+        "layers": f"hidden {hidden_pairs}, relations {relation_pairs} (student, teacher)",
+        "data": f"{train['name']}: {summary(train['meta'])}",
+        "validation": summary(val["meta"]),
+        "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
+        "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats",
+        "teacher's ce": f"{common.validation_ce(teacher, val, cfg, env):.3f} nats"})
+    log_file = common.open_log(cfg, env, progress.step)
+    common.catch_signals(env)
+
+    for step in range(progress.step, cfg.steps):
+        began = time.time()
+        # 1) learning rate
+        lr = get_lr(step, cfg.steps, cfg.lr, cfg.warmup)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+        # 2) forward, backward
+        batches, n_valid, counts = step_batches(train, step, cfg, env)
+        sums = [0.0] * 5                                     # ce, kd, hidden, relations, teacher's ce
+        for x, y, document, weight, _ in batches:            # each (B, T)
+            keep, theirs, ours = weight > 0, [], []          # (B, T) the N tokens that count
+            with torch.no_grad(), env.autocast():
+                teacher_logits = teacher.lm_head(
+                    teacher.hidden_states(x, document, features=theirs)[keep])  # (N, V)
+            with env.autocast():
+                logits = model.lm_head(model.hidden_states(x, document, features=ours)[keep])
+            ce = cross_entropy(logits, y[keep])              # (N,) float32
+            kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, cfg.mix)
+            hidden = relation = torch.zeros_like(ce)
+            if cfg.hidden_weight:
+                hidden = hidden_term(cfg, hidden_pairs, projections, ours, theirs, keep)    # (N,)
+            if cfg.relation_weight:
+                relation = relation_term(cfg, relation_pairs, ours, theirs, document, keep)  # (N,)
+            values = (1 - cfg.alpha) * ce + cfg.alpha * kd + cfg.hidden_weight * hidden \
+                + cfg.relation_weight * relation             # (N,)
+            loss = total(values, weight[keep]) / n_valid     # the one normaliser
+            loss.backward()
+            terms = ce, kd, hidden, relation, cross_entropy(teacher_logits, y[keep])
+            for i, term in enumerate(terms):
+                sums[i] += total(term.detach(), weight[keep]).item() / n_valid
+
+        # 3) clip, step
+        common.sum_gradients(trained, env)
+        norm = torch.nn.utils.clip_grad_norm_(trained, cfg.clip).item()
+        ce, kd, hidden, relation, teacher_ce = common.sum_over_ranks(sums, env)
+        loss = (1 - cfg.alpha) * ce + cfg.alpha * kd + cfg.hidden_weight * hidden \
+            + cfg.relation_weight * relation                 # of all ranks, for the log
+        common.check_finite(loss, norm, step, cfg)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        # 4) evaluate
+        seconds, val_ce = time.time() - began, None
+        common.advance(progress, counts, seconds)
+        last = progress.step == cfg.steps
+        if last or progress.step % cfg.eval_every == 0:
+            val_ce = common.validation_ce(model, val, cfg, env)
+            common.keep_best(progress, model, val_ce)
+
+        # 5) log
+        terms = {"loss": loss, "ce": ce, "kd": kd, "hidden": hidden, "relation": relation,
+                 "teacher ce": teacher_ce, "norm": norm, "lr": lr}
+        common.log(log_file, env, cfg, progress.step, terms, val_ce, seconds, counts)
+
+        # 6) save, stop
+        stopped = common.should_stop(env)
+        if last or stopped or progress.step % cfg.save_every == 0:
+            more = {} if last else dict(projections=projections.state_dict())
+            common.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more)
+        if stopped and not last:
+            common.stop_signal(env, cfg)
+
+    common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
+                    f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
+                    f"next: {common.next_command(cfg)}")
+    common.finish(env)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
