@@ -415,9 +415,9 @@ def should_stop(env):
 def versions():
     """What a result depends on: Python, torch, numpy, threads, commit, machine."""
     try:
-        git = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
-                             capture_output=True, text=True)
-        commit = git.stdout.strip() or "unknown"
+        git = [subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+               for words in (["describe", "--always"], ["diff", "HEAD", "--quiet", "--", "*.py"])]
+        commit = git[0].stdout.strip() + "-dirty" * (git[1].returncode == 1) or "unknown"
     except OSError:  # no git on this machine
         commit = "unknown"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
@@ -436,9 +436,18 @@ def cpu_name():
 
 def append_row(path, row):
     """Add a finished run to a .jsonl file as one line, written whole and never changed after."""
+    check_rows_file(path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with cli.append(path) as file:
         file.write(json.dumps({**row, "digest": digest(row)}, ensure_ascii=False) + "\n")
+
+
+def check_rows_file(path):
+    """UserError where a row would be added to a file of another kind."""
+    if Path(path).exists():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if file.read(10) not in ('{"recipe":', ""):
+                fail(f"{show(path)} is there and holds no rows", fix="choose another --row")
 
 
 def digest(row):

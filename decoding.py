@@ -71,8 +71,8 @@ class Decoder:
         half, room = c.head_dim // 2, cache.layers[0].k.shape[2]
         self.turns = torch.complex(model.cos, model.sin)[:room, :half].numpy()  # e^(i angle)
         order = channel_pairs(c.head_dim)
-        self.layers = [(*some, torch.cat([old.k[..., order], old.v]).numpy())  # (2, G, max, C)
-                       for some, old in zip(weights, cache.layers)]
+        self.layers = [(*some, torch.cat([old.k[..., order], old.v]).detach().numpy())
+                       for some, old in zip(weights, cache.layers)]  # the last: (2, G, max, C)
 
     def step(self, token):
         """A token id -> logits (V,) of what follows."""
@@ -97,8 +97,8 @@ class Decoder:
             x += mixed.reshape(-1).dot(out)
             both = self.normed(x).dot(gate_up)                          # (2F,)
             gate, up = both[:c.ffn_dim], both[c.ffn_dim:]
-            up *= gate                                                  # swiglu: up * silu(gate)
-            up /= 1 + np.exp(-gate)
+            gate *= 0.5                                    # silu(g) = g/2 (1 + tanh(g/2)): where
+            up *= gate * (1 + np.tanh(gate))               # exp would overflow, tanh is 1
             x += up.dot(down)
         self.length += 1
         return self.normed(x).dot(self.head)
@@ -110,7 +110,8 @@ class Decoder:
 
 def joined_weights(model):
     """(head, [(qkv, out, gate and up, down, scale of q and k) of each layer]) as numpy arrays,
-    kept with the model until it changes: torch counts the changes of every tensor.
+    kept with the model until it changes: torch counts the changes of a parameter, though not
+    those made through `.data`.
     """
     key = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
     kept = vars(model).get("_joined")

@@ -49,8 +49,9 @@ def cross_entropy(logits, targets):
 
 def kl(log_a, log_b):
     """KL(a || b) = sum_v a_v (ln a_v - ln b_v). An outcome with a_v = 0 adds nothing: 0 ln 0 = 0."""
-    difference = torch.where(log_a > -math.inf, log_a - log_b, 0.0)
-    return (log_a.exp() * difference).sum(-1)
+    a = log_a.exp()
+    difference = torch.where(a > 0, log_a - log_b, 0.0)
+    return (a * difference).sum(-1)
 
 
 def mixture(log_a, log_b, share):
@@ -123,18 +124,27 @@ DIVERGENCES = dict(forward_kl=forward_kl_of, reverse_kl=reverse_kl_of, jsd=jsd_o
 
 # --- of logits ------------------------------------------------------------------------------------
 
-def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=0.5):
-    """A divergence of DIVERGENCES, softened and scaled: two (..., V) -> (...) float32 nats.
+def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
+    """A divergence of DIVERGENCES, softened and scaled: two (..., V) -> (...) float32, in nats but
+    for total variation, which has no unit.
 
-    mix: b of jsd, s of the skewed ones; the others do not read it. Raises ValueError where the
-    vocabularies differ: padding or slicing would invent probability.
+    mix: b of jsd (None: 0.5), s of the skewed ones (None: 0.1); the others do not read it. Raises
+    ValueError where the vocabularies differ, since padding or slicing would invent probability,
+    and for a mix that is no share.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"student logits are {tuple(student_logits.shape)}, teacher logits "
                          f"{tuple(teacher_logits.shape)}: use one tokenizer and the same tokens")
     log_q = log_softmax(student_logits, temperature)  # (..., V)
     log_p = log_softmax(teacher_logits, temperature)  # (..., V)
-    return scale(name, temperature) * DIVERGENCES[name](log_q, log_p, mix)
+    return scale(name, temperature) * of_log_probabilities(name, log_q, log_p, mix)
+
+
+def of_log_probabilities(name, log_q, log_p, mix=None):
+    """DIVERGENCES[name] with its own mix, or its default."""
+    if mix is not None and not (0 <= mix <= 1 and (mix < 1 or "skew" not in name)):
+        raise ValueError(f"mix is {mix}; a share from 0 to 1, below 1 for the skewed ones")
+    return DIVERGENCES[name](log_q, log_p, *(() if mix is None else (mix,)))
 
 
 def scale(name, temperature):
@@ -149,7 +159,7 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
 
 # --- of what a cache keeps of the teacher (dataset/cache_teacher.py) -------------------------------
 
-def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=0.5):
+def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None):
     """A divergence on k + 1 outcomes: the teacher's k likeliest tokens, and all the others as one.
 
     student_logits (N, V); ids (N, k); log_p (N, k + 1), the last one the bucket's, or (N, k) where
@@ -163,7 +173,7 @@ def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=0.5):
     if log_p.shape[-1] > ids.shape[-1]:
         rest = log_q.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)  # (N, 1)
         kept = torch.cat([kept, rest], -1)                                    # (N, k + 1)
-    return scale(name, temperature) * DIVERGENCES[name](kept, log_softmax(log_p), mix)
+    return scale(name, temperature) * of_log_probabilities(name, kept, log_softmax(log_p), mix)
 
 
 def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):

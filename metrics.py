@@ -27,9 +27,12 @@ def wilson(successes, n, z=1.959964):
 def paired_t(differences):
     """Mean of paired differences and the half width of its 95 % interval (Student's t).
 
-    For values that differ by seed: the same seed with and without a teacher. 2 to 20 of them.
+    For values that differ by seed: the same seed with and without a teacher. ValueError unless
+    there are 2 to 20 of them.
     """
     n = len(differences)
+    if n - 1 not in T95:
+        raise ValueError(f"{n} differences; 2 to 20 are needed")
     half = T95[n - 1] * statistics.stdev(differences) / math.sqrt(n)
     return statistics.mean(differences), half
 
@@ -59,20 +62,27 @@ def bootstrap(differences, rounds=10_000, seed=0):
     return float(d.mean()), float(low), float(high)
 
 
-def points_lost(right):
-    """What a model loses from clean to the mean of the suites, as one value a problem -> (n,).
+def suite_values(right):
+    """The mean accuracy on the suites as one value a problem -> (n,), so that `bootstrap` of the
+    difference of two models is paired problem by problem.
 
     right: {suite: "10-1..."}, a character a problem of "clean": 1 right, 0 wrong, - not in this
-    suite. The mean of the values is clean accuracy minus the mean of the suites' accuracies, so
-    `bootstrap` of the difference of two models is paired problem by problem.
+    suite. The mean of the values is the mean of the suites' accuracies.
     """
-    value = np.array([float(c) for c in right["clean"]])
-    suites = [name for name in right if name != "clean"]
+    value, suites = np.zeros(len(right["clean"])), [name for name in right if name != "clean"]
     for name in suites:
         there = np.array([c != "-" for c in right[name]])
         hits = np.array([c == "1" for c in right[name]])
-        value -= hits * (len(there) / there.sum()) / len(suites)
+        value += hits * (len(there) / there.sum()) / len(suites)
     return value
+
+
+def points_lost(right):
+    """What a model loses from clean to the mean of the suites, as one value a problem -> (n,).
+
+    To be read beside the mean itself: who is wrong from the start has nothing to lose.
+    """
+    return np.array([float(c) for c in right["clean"]]) - suite_values(right)
 
 
 class Calibration:

@@ -20,7 +20,7 @@ import torch
 
 import cli
 import common
-from cli import OUT, ROOT, fail, show
+from cli import OUT, ROOT, check, fail, show
 from dataset.formats import Turn, prompt_ids
 from decoding import generate
 from metrics import front
@@ -53,7 +53,14 @@ def pyplot():
 
 def read_rows(path):
     """The rows of a .jsonl file."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["recipe"], rows[-1]["metrics"]
+        except (ValueError, TypeError, KeyError):
+            fail(f"{show(path)}:{number} is no row of eval.py", fix="delete the line")
+    return rows
 
 
 def curves(cfg, plt):
@@ -82,6 +89,8 @@ def soft_targets(cfg, plt):
         return None
     model, tokenizer, _ = common.load_model(cfg.teacher)
     ids = prompt_ids(tokenizer, [Turn("user", cfg.question)])
+    room = model.config.max_seq_len
+    check(len(ids) < room, "--question", f"{len(ids)} tokens", f"fewer than the context, {room}")
     new = generate(model, [ids], 100, {tokenizer.end})[0]
     logits = model(torch.tensor([ids + new]))[0, len(ids) - 1:-1]  # (new, V)
     entropy = torch.distributions.Categorical(logits=logits).entropy()
@@ -108,14 +117,17 @@ def report_results(cfg, key):
     if not path.exists():
         return []
     if path.suffix == ".json":
-        found = json.loads(path.read_text(encoding="utf-8"))["results"]
-        return [r for r in found if key in r]
+        report = json.loads(path.read_text(encoding="utf-8"))
+        check("results" in report, "--report", show(path), "a report of eval.py, or rows")
+        return [r for r in report["results"] if key in r]
     found = {}
     for row in read_rows(path):
         group, _, model = row["recipe"].partition("/")
         if group == "few" and key in row["metrics"] and not model.endswith("-wall"):
-            found.setdefault(model, []).append(dict(row["metrics"], model=model))
+            found.setdefault(model, []).append(
+                dict(row["metrics"], model=model, seed=row["seed"]))
     for seeds in found.values():
+        seeds.sort(key=lambda r: r["seed"])
         for name in seeds[0].get("suites", {}):
             if name != "hostile":
                 seeds[0]["suites"][name] = dict(
@@ -162,6 +174,8 @@ def pareto(cfg, plt):
     if not Path(cfg.students).exists():
         return None
     rows = [r for r in read_rows(cfg.students) if "decode1" in r["metrics"]]
+    if not rows:
+        return None
     points = [(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows]
     plt.plot(*zip(*front(points)), color="gray", linestyle="--", label="Pareto front")
     for row, (speed, accuracy) in zip(rows, points):
@@ -180,6 +194,8 @@ def sweep(cfg, plt):
     if not Path(cfg.sweep).exists():
         return None
     rows = read_rows(cfg.sweep)
+    if not rows:
+        return None
     taus = sorted({r["config"]["temperature"] for r in rows})
     alphas = sorted({r["config"]["alpha"] for r in rows})
     grid = [[float("nan")] * len(alphas) for _ in taus]

@@ -138,8 +138,8 @@ def table(names, results):
     lines = ["| model | " + " | ".join(COLUMNS.values()) + " |",
              "|---" + "|---:" * len(COLUMNS) + "|"]
     for name, r in zip(names, results):
-        cells = [f"{r[c]:,.1f}" if c.endswith(("ms", "mb")) else f"{r[c]:,.0f}"
-                 for c in COLUMNS if c in r]
+        cells = ["-" if c not in r else f"{r[c]:,.1f}" if c.endswith(("ms", "mb")) else
+                 f"{r[c]:,.0f}" for c in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

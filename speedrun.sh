@@ -12,7 +12,7 @@ case "${1:-}" in ""|--fast) ;; *) echo "error: got $1; expected nothing or --fas
 # Python 3.10+ in an environment of its own
 if [ ! -x .venv/bin/python ]; then python3 -m venv .venv; fi
 python=.venv/bin/python
-if ! $python -c "import torch, numpy, sentencepiece" 2> /dev/null; then
+if ! $python -c "import torch, sentencepiece; from numpy import vecdot" 2> /dev/null; then
     echo "installing torch, numpy and sentencepiece into .venv (once)"
     $python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 fi

@@ -22,15 +22,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
 import cli
 import common
 from cli import OUT, check, show
 from dataset.batches import open_data, step_batches
 from dataset.prepare import summary
-from losses import (DIVERGENCES, cross_entropy, divergence, hidden_cosine, hidden_mse, relation_kl,
-                    total)
+from features import check_heads, hidden_term, layer_pairs, make_projections, relation_term
+from losses import DIVERGENCES, cross_entropy, divergence, total
 from model import SIZES, build
 from optim import get_lr, make_optimizers
 from tokenizer import check_fingerprint
@@ -49,7 +48,8 @@ class Config:
     alpha: float = 0.9             # of the rest, the weight of the teacher's distribution (0 to 1)
     temperature: float = 2.0       # tau, softens both distributions (1 to 4)
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
-    mix: float = 0.5               # jsd: weight of the teacher in the mixture; skew_*: skew (.1, say)
+    beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
+    skew: float = 0.1              # of skew_*: the other side's share in the mixture (0 to 0.5)
     data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
@@ -77,75 +77,20 @@ class Config:
     fresh: bool = False            # start again and replace out/NAME.pt
 
 
-def layer_pairs(rule, student_layers, teacher_layers, flag):
-    """[(student's block, teacher's block)], counted from 1: a block's output, never the embedding.
-
-    last: the two last ones. uniform: the student's i of n is the teacher's i/n of the way.
-    """
-    if rule == "last":
-        return [(student_layers, teacher_layers)]
-    if rule == "uniform":
-        return [(i, max(1, round(i * teacher_layers / student_layers)))
-                for i in range(1, student_layers + 1)]
-    try:
-        pairs = [tuple(map(int, pair.split(":"))) for pair in rule.split(",")]
-        ok = all(1 <= s <= student_layers and 1 <= t <= teacher_layers for s, t in pairs)
-    except ValueError:
-        ok = False
-    check(ok, flag, rule, f"last, uniform, or pairs such as 1:2, student's block 1 to "
-          f"{student_layers}, teacher's 1 to {teacher_layers}")
-    return pairs
-
-
-def make_projections(cfg, student, teacher, pairs):
-    """One matrix (D_student -> D_teacher) a pair where the widths differ, else none."""
-    if not cfg.hidden_weight or student.dim == teacher.dim:
-        return nn.ModuleList()
-    return nn.ModuleList(nn.Linear(student.dim, teacher.dim, bias=False) for _ in pairs)
-
-
-def hidden_term(cfg, pairs, projections, student, teacher, keep):
-    """Mean over the pairs of the distance of the hidden states -> (N,)."""
-    compare, values = dict(mse=hidden_mse, cosine=hidden_cosine)[cfg.hidden_loss], []
-    for i, (s, t) in enumerate(pairs):
-        hidden = student[s - 1]["hidden"][keep]                         # (N, D_student)
-        hidden = projections[i](hidden) if len(projections) else hidden  # (N, D_teacher)
-        values.append(compare(hidden, teacher[t - 1]["hidden"][keep]))  # (N,)
-    return sum(values) / len(values)
-
-
-def relation_term(cfg, pairs, student, teacher, document, keep):
-    """Mean over the pairs and over q, k, v of the KL of the relations -> (N,)."""
-    values = []
-    for s, t in pairs:
-        for which in "qkv":
-            a, b = (f[which].transpose(1, 2).flatten(2) for f in (student[s - 1], teacher[t - 1]))
-            values.append(relation_kl(a, b, cfg.relation_heads, document)[keep])  # (B, T) -> (N,)
-    return sum(values) / len(values)
-
-
 def check_flags(cfg):
     check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
     check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
-    check(0 <= cfg.mix <= 1 and (cfg.mix < 1 or "skew" not in cfg.divergence), "--mix", cfg.mix,
-          "0 to 1, below 1 for the skewed ones")
+    check(0 <= cfg.beta <= 1, "--beta", cfg.beta, "a number from 0 to 1")
+    check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
     for flag in ("hidden_weight", "relation_weight"):
         check(0 <= getattr(cfg, flag) <= 1e6, "--" + flag.replace("_", "-"), getattr(cfg, flag),
               "0 to 1,000,000")
     check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
 
 
-def check_heads(cfg, *models):
-    """UserError where queries, keys and values cannot be split into --relation-heads."""
-    for c in (m.config for m in models):
-        for heads in (c.n_heads, c.n_kv_heads):
-            check(cfg.relation_heads > 0 and heads * c.head_dim % cfg.relation_heads == 0,
-                  "--relation-heads", cfg.relation_heads,
-                  f"a divisor of {heads * c.head_dim} = {heads} heads of {c.head_dim}")
-
-
 def main(cfg):
     check_flags(cfg)
+    mix = cfg.beta if cfg.divergence == "jsd" else cfg.skew
     env = common.start(cfg)
     common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
@@ -223,7 +168,7 @@ def main(cfg):
             with env.autocast():
                 logits = model.lm_head(model.hidden_states(x, document, features=ours)[keep])
             ce = cross_entropy(logits, y[keep])              # (N,) float32
-            kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, cfg.mix)
+            kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)
             hidden = relation = torch.zeros_like(ce)
             if cfg.hidden_weight:
                 hidden = hidden_term(cfg, hidden_pairs, projections, ours, theirs, keep)    # (N,)

@@ -42,7 +42,8 @@ class Config:
     alpha: float = 0.9             # weight of the teacher's term; the labels get 1 - alpha (0 to 1)
     temperature: float = 2.0       # tau, softens both distributions (1 to 4)
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
-    mix: float = 0.5               # jsd: weight of the teacher in the mixture; skew_*: skew (.1, say)
+    beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
+    skew: float = 0.1              # of skew_*: the other side's share in the mixture (0 to 0.5)
     cache: str = ""                # folder of dataset/cache_teacher.py: the teacher need not run
     data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
@@ -119,8 +120,9 @@ def self_kl(teacher, val, cfg, env):
 def main(cfg):
     check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
     check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
-    check(0 <= cfg.mix <= 1 and (cfg.mix < 1 or "skew" not in cfg.divergence), "--mix", cfg.mix,
-          "0 to 1, below 1 for the skewed ones")
+    check(0 <= cfg.beta <= 1, "--beta", cfg.beta, "a number from 0 to 1")
+    check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
+    mix = cfg.beta if cfg.divergence == "jsd" else cfg.skew
     env = common.start(cfg)
     common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
@@ -185,9 +187,9 @@ def main(cfg):
             with env.autocast():
                 logits = run_model(x, document, keep)        # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
-            soften = (cfg.divergence, logits, cfg.temperature, cfg.mix)
-            kd, teacher_ce = from_cache(cache, windows, *soften) if cache else \
-                from_teacher(teacher, x, y, document, keep, env, *soften)  # (N,) tau^2 is in kd
+            how = (cfg.divergence, logits, cfg.temperature, mix)
+            kd, teacher_ce = from_cache(cache, windows, *how) if cache else \
+                from_teacher(teacher, x, y, document, keep, env, *how)  # (N,) tau^2 is in kd
             values = (1 - cfg.alpha) * ce + cfg.alpha * kd   # (N,)
             loss = total(values, weight[keep]) / n_valid     # the one normaliser
             loss.backward()

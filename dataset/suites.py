@@ -53,7 +53,7 @@ def read_clean(path, count):
         try:
             row = json.loads(line)
             story = drawn(row) if stories.split_of(row) == "test" and row["ops"] <= 4 else None
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             story = None
         if story is None:
             fail(f"{show(path)}:{number}: no test problem of 1 to 4 operations",
@@ -268,10 +268,13 @@ def make_suites(clean, seed):
 def read_suites(folder):
     """{suite: rows}; UserError where a file is missing or is not the one of about.json."""
     about = need_file(Path(folder) / "about.json", "python dataset/suites.py")
-    hashes, found = json.loads(about.read_text(encoding="utf-8"))["sha256"], {}
+    try:
+        hashes, found = dict(json.loads(about.read_text(encoding="utf-8"))["sha256"]), {}
+    except (ValueError, TypeError, LookupError):
+        fail(f"{show(about)} is damaged", fix="python dataset/suites.py --fresh")
     for suite in SUITES:
         path = Path(folder) / f"{suite}.jsonl"
-        if not path.exists() or sha256_file(path) != hashes[suite]:
+        if not path.exists() or sha256_file(path) != hashes.get(suite):
             fail(f"{show(path)} is not as it was made", fix="python dataset/suites.py --fresh")
         with open(path, encoding="utf-8") as file:
             found[suite] = [json.loads(line) for line in file]

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 from cli import ROOT, check, fail
-from metrics import bootstrap, front, paired_t, points_lost, wilson
+from metrics import bootstrap, front, paired_t, points_lost, suite_values, wilson
 from report import keeps
 from report import table as eval_table
 
@@ -37,8 +37,11 @@ def read_rows(*paths):
     for path in paths:
         text = cli.need_file(path, "bash runs/results.sh").read_text(encoding="utf-8")
         for number, line in enumerate(text.splitlines(), 1):
-            row = json.loads(line)
-            seeds = found.setdefault(row["recipe"], {})
+            try:
+                row = json.loads(line)
+                seeds = found.setdefault(row["recipe"], {})
+            except (ValueError, TypeError, KeyError):
+                fail(f"{path}:{number} is no row", fix="delete the line")
             if row["seed"] in seeds:
                 fail(f"{path}:{number}: {row['recipe']} seed {row['seed']} stands twice")
             seeds[row["seed"]] = row
@@ -50,11 +53,23 @@ def all_rows():
     return read_rows(ROOT / "results/spine.jsonl", ROOT / "results/scoreboard.jsonl")
 
 
+def seeds_of(rows, recipe):
+    """{seed: row} of a recipe; UserError where there is none, or where the runs were not alike."""
+    if recipe not in rows:
+        fail(f"no row of {recipe}", fix="bash runs/results.sh, or runs/spine.sh")
+    alike = [{k: v for k, v in row.get("config", {}).items() if k not in ("name", "seed", "fresh")}
+             for row in rows[recipe].values()]
+    for other in alike[1:]:
+        differing = [k for k in {*other, *alike[0]} if other.get(k) != alike[0].get(k)]
+        if differing:
+            fail(f"{recipe}: its rows were made with other flags", ", ".join(sorted(differing)),
+                 fix="delete the old rows and make them again")
+    return dict(sorted(rows[recipe].items()))
+
+
 def values(rows, recipe, metric):
     """{seed: value} of a metric over the seeds of a recipe."""
-    if recipe not in rows:
-        fail(f"no row of {recipe}", fix="bash runs/spine.sh")
-    return {seed: row["metrics"][metric] for seed, row in rows[recipe].items()}
+    return {seed: row["metrics"][metric] for seed, row in seeds_of(rows, recipe).items()}
 
 
 def spread(found, form):
@@ -65,11 +80,14 @@ def spread(found, form):
 
 
 def paired(a, b):
-    """Mean of b - a over common seeds and the half width of its 95 % interval (paired t)."""
-    d = [b[s] - a[s] for s in sorted(set(a) & set(b))]
-    if len(d) < 2:
-        fail("a comparison needs at least two common seeds", len(d))
-    return paired_t(d)
+    """Mean of b - a over the seeds and the half width of its 95 % interval (paired t).
+
+    UserError where one side has a seed more: a run that is left out is a choice.
+    """
+    if set(a) != set(b) or len(a) < 2:
+        fail("a comparison needs the same seeds on both sides, two at least",
+             f"{sorted(a)} and {sorted(b)}", fix="bash runs/results.sh makes what is missing")
+    return paired_t([b[s] - a[s] for s in sorted(a)])
 
 
 def verdict(a, b, better):
@@ -129,8 +147,7 @@ def teacher_of(rows, group):
 
 def first(rows, recipe):
     """The row of the first seed, or UserError."""
-    return rows[recipe][min(rows[recipe])] if recipe in rows else \
-        fail(f"no row of {recipe}", fix="bash runs/results.sh")
+    return next(iter(seeds_of(rows, recipe).values()))
 
 
 def modes(rows, group):
@@ -160,13 +177,14 @@ UNSEEN = ("paraphrase", "distractor", "large", "longer", "upper")
 
 
 def robust_table(rows, group):
-    """What each model loses from clean to the mean of the suites, against what its teacher loses:
-    a paired bootstrap over problems, each value the mean over seeds."""
-    lines = ["| model | clean | mean of the suites | of the five unseen | worst suite | points lost "
-             "| more than the teacher (95 %) |", "|---|---:|---:|---:|---|---:|---:|"]
-    taught = points_lost(first(rows, f"{group}/teacher")["metrics"]["suites_right"])
+    """Accuracy on the suites, and what each model loses from clean to their mean, both against the
+    teacher: paired bootstraps over problems, each value the mean over seeds."""
+    lines = ["| model | clean | mean of the suites | against the teacher (95 %) | of the five unseen | "
+             "worst suite | points lost | more than the teacher (95 %) |",
+             "|---|---:|---:|---:|---:|---|---:|---:|"]
+    theirs = first(rows, f"{group}/teacher")["metrics"]["suites_right"]
     for recipe in (f"{group}/teacher", f"{group}/alone", *modes(rows, group)):
-        metrics = [r["metrics"] for _, r in sorted(rows[recipe].items())]
+        metrics = [r["metrics"] for r in seeds_of(rows, recipe).values()]
         lost = statistics.fmean(100 * points_lost(m["suites_right"]).mean() for m in metrics)
         clean, mean, unseen = (
             spread(dict(enumerate(found)), ".1%") for found in (
@@ -176,12 +194,14 @@ def robust_table(rows, group):
         accuracy = {s: statistics.fmean(m["suites"][s]["exact"] for m in metrics)
                     for s in metrics[0]["suites_right"]}
         worst = min(accuracy, key=accuracy.get)
-        more = "-"
+        against = ["-", "-"]
         if recipe != f"{group}/teacher":
-            each = sum(points_lost(m["suites_right"]) for m in metrics) / len(metrics)
-            more = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in bootstrap(each - taught)))
-        lines.append(f"| {recipe.split('/')[-1]} | {clean} | {mean} | {unseen} | "
-                     f"{worst}, {accuracy[worst]:.1%} | {lost:.1f} | {more} |")
+            for i, value in enumerate((suite_values, points_lost)):
+                each = sum(value(m["suites_right"]) for m in metrics) / len(metrics)
+                found = bootstrap(each - value(theirs))
+                against[i] = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in found))
+        lines.append(f"| {recipe.split('/')[-1]} | {clean} | {mean} | {against[0]} | {unseen} | "
+                     f"{worst}, {accuracy[worst]:.1%} | {lost:.1f} | {against[1]} |")
     return "\n".join(lines)
 
 
@@ -193,15 +213,16 @@ def suites_table(rows, group):
     for suite in first(rows, recipes[0])["metrics"]["suites"]:
         if suite != "hostile":
             cells = [spread({s: r["metrics"]["suites"][suite]["exact"]
-                             for s, r in rows[recipe].items()}, ".1%") for recipe in recipes]
+                             for s, r in seeds_of(rows, recipe).items()}, ".1%")
+                     for recipe in recipes]
             lines.append(f"| {suite.replace('_', ' ')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def keeps_lines(rows, group):
     """The line of each student, the one without a teacher first: accuracy, size, speed kept."""
-    speeds = [[rows[f"{group}/speed/{which}"][turn]["metrics"] for turn in (1, 2)]
-              for which in (1, 2)]  # the teacher's, a student's
+    speeds = [[row["metrics"] for row in seeds_of(rows, f"{group}/speed/{which}").values()]
+              for which in (1, 2)]  # the teacher's, a student's; as often as they were measured
     one, many = (" and ".join(f"{b[key] / a[key]:.2f}" for a, b in zip(*speeds))
                  for key in ("decode1", "decode32"))
     whole = statistics.fmean(values(rows, f"{group}/teacher", "exact").values())
@@ -210,13 +231,16 @@ def keeps_lines(rows, group):
     lines = []
     for recipe in (f"{group}/alone", *modes(rows, group)):
         kept = [x / whole for x in values(rows, recipe, "exact").values()]
-        judged = "" if recipe.endswith("/alone") else ", " + verdict(
-            values(rows, f"{group}/alone", "exact"), values(rows, recipe, "exact"), 1)
-        lines.append(f"- {recipe.split('/')[-1]} keeps {statistics.fmean(kept):.1%} "
+        tokens, wall = (verdict(values(rows, f"{group}/alone", "exact"),
+                                values(rows, r, "exact"), 1) if r in rows else None
+                        for r in (recipe, f"{recipe}-wall"))
+        verb, judged = ("reaches", "") if recipe.endswith("/alone") else (
+            "keeps", f"; against alone: {tokens} at equal tokens, {wall} at equal wall-clock")
+        lines.append(f"- {recipe.split('/')[-1]} {verb} {statistics.fmean(kept):.1%} "
                      f"({min(kept):.1%} to {max(kept):.1%}) of the teacher's accuracy{judged}")
     return "\n".join(lines) + (
-        f"\n\nEach at {size:.1%} of the teacher's parameters and, measured twice, {one} "
-        f"times its speed at batch 1 and {many} times at batch 32.")
+        f"\n\nEach at {size:.1%} of the teacher's parameters and, measured {len(speeds[0])} times, "
+        f"{one} times its speed at batch 1 and {many} times at batch 32.")
 
 
 def reason_table(rows):

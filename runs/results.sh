@@ -25,10 +25,13 @@ missing() {
     ! grep -qsF "{\"recipe\": \"$1\", \"seed\": $2," "$rows"
 }
 
-# run RECIPE SEED SCRIPT FLAGS...: train one model, score it on $test, append its row, unless it is there
+# run RECIPE SEED SCRIPT FLAGS...: train one model, score it on $test, append its row, unless it is there.
+# What a group's runs need, its prepare_GROUP makes once, before the first of them.
+prepared=""
 run() {
     local recipe=$1 seed=$2 name=${1//\//-}-$2; shift 2
     if ! missing "$recipe" "$seed"; then return 0; fi
+    if [ "$prepared" != $group ]; then prepare_$group; prepared=$group; fi
     echo "== $recipe, seed $seed"
     $python "$@" --name "$name" --seed "$seed"
     $python eval.py "$out/$name.pt" --teacher "$teacher" --data "$test" --questions $questions \
@@ -52,23 +55,27 @@ trial() {
 
 # --- stories: labels for 3 % of what the teacher learned from, and 8,000 questions without worked steps
 group=few stories=$out/data/stories test=$out/data/stories/test.jsonl val=$out/data/stories/val.jsonl
-teacher=$out/few-teacher-0.pt
+teacher=$out/few-teacher-0.pt few=$out/data/few.jsonl
 suites="--suites $out/data/suites"
-$python dataset/stories.py --out "$stories"
-if [ ! -e "$out/tokenizer.model" ]; then $python tokenizer/train.py; fi
-$python dataset/suites.py --data "$test" --problems $problems --out "$out/data/suites"
-run few/teacher 0 train_pretrain.py --size 2m-deep --steps $((1000 / scale))
-few=$out/data/few.jsonl
-if [ ! -e "$few" ]; then head -1200 "$stories/train.jsonl" > "$few"; fi
-# the teacher's verified solutions: of the questions as they are, and of questions half of which are disturbed
-$python dataset/prompts.py --out "$out/data/prompts.jsonl"
-for kind in plain rich; do
-    if [ -e "$out/data/few-$kind.jsonl" ]; then continue; fi
-    asked=$stories/distill.jsonl; if [ $kind = rich ]; then asked=$out/data/prompts.jsonl; fi
-    $python dataset/generate.py --teacher "$teacher" --input "$asked" --out "$out/data/traces-$kind.jsonl"
-    cat "$few" "$out/data/traces-$kind.jsonl" > "$out/data/few-$kind.tmp"
-    mv "$out/data/few-$kind.tmp" "$out/data/few-$kind.jsonl"
-done
+pretrain_few="train_pretrain.py --size 2m-deep --steps $((1000 / scale))"
+prepare_few() {
+    $python dataset/stories.py --out "$stories"
+    if [ ! -e "$out/tokenizer.model" ]; then $python tokenizer/train.py; fi
+    $python dataset/suites.py --data "$stories/test.jsonl" --problems $problems --out "$out/data/suites"
+    $python $pretrain_few --name few-teacher-0 --seed 0
+    together "$few" <(head -1200 "$stories/train.jsonl")
+    # the teacher's verified solutions: of the questions as they are, and of half of them disturbed
+    $python dataset/prompts.py --out "$out/data/prompts.jsonl"
+    local kind asked
+    for kind in plain rich; do
+        asked=$stories/distill.jsonl; if [ $kind = rich ]; then asked=$out/data/prompts.jsonl; fi
+        $python dataset/generate.py --teacher "$teacher" --input "$asked" \
+            --questions $((8000 / scale)) --out "$out/data/traces-$kind.jsonl"
+        together "$out/data/few-$kind.jsonl" "$few" "$out/data/traces-$kind.jsonl"
+    done
+}
+together() { local made=$1; shift; cat "$@" > "$made.tmp"; mv "$made.tmp" "$made"; }
+run few/teacher 0 $pretrain_few
 small="--size 0.4m --val $val"
 logits="train_distill_logits.py --teacher $teacher --alpha 1 $small"
 N=1600
@@ -79,22 +86,28 @@ done
 trial alone/decay-.3    train_pretrain.py $small --data "$few" --eval-every 50 --lr 1e-2 --weight-decay 0.3
 trial reason/decay-.3   train_distill_reason.py $small --data "$out/data/few-plain.jsonl" --lr 1e-2 --weight-decay 0.3
 small="$small --lr 1e-2" logits="$logits --lr 1e-2 --temperature 2"
+rich="train_distill_reason.py $small --data $out/data/few-rich.jsonl" teacher_few=$teacher
 for seed in $seeds; do
     alone                 train_pretrain.py $small --data "$few" --eval-every 50
     mode logits      780  $logits --data "$few" --eval-every 50
     mode reason      770  train_distill_reason.py $small --data "$out/data/few-plain.jsonl"
-    mode reason-rich 770  train_distill_reason.py $small --data "$out/data/few-rich.jsonl"
+    mode reason-rich 770  $rich
 done
 
 # --- prose: Python's own documentation; the students see a quarter of the teacher's documents
 if [ $scale = 1 ]; then
     group=prose prose=$out/data/prose test=$out/data/prose/test.jsonl val=$out/data/prose/val.jsonl
     teacher=$out/prose-teacher-0.pt suites=""
-    if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
-    if [ ! -e "$out/prose.model" ]; then $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"; fi
     files="--data $prose/train.jsonl --val $val --eval-windows 0"
-    run prose/teacher 0 train_pretrain.py $files --tokenizer "$out/prose.model" --lr 3e-3 --steps 1500 \
-        --weight-decay 0.5
+    pretrain_prose="train_pretrain.py $files --tokenizer $out/prose.model --lr 3e-3 --steps 1500 --weight-decay 0.5"
+    prepare_prose() {
+        if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
+        if [ ! -e "$out/prose.model" ]; then
+            $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
+        fi
+        $python $pretrain_prose --name prose-teacher-0 --seed 0
+    }
+    run prose/teacher 0 $pretrain_prose
     small="$files --size 0.4m --lr 6e-3 --documents 533"
     alone="train_pretrain.py $small --tokenizer $out/prose.model"
     logits="train_distill_logits.py $small --teacher $teacher --alpha 1"
@@ -115,7 +128,10 @@ fi
 # --- speed of the stories' teacher and a student, twice: do the ratios repeat?
 for turn in 1 2; do
     if ! missing few/speed/1 $turn; then continue; fi
-    $python speed.py "$out/few-teacher-0.pt" "$out/few-reason-rich-1.pt" --seed $turn --row "$rows" \
+    group=few
+    if [ "$prepared" != few ] && [ ! -e "$teacher_few" ]; then prepare_few; fi
+    $python $rich --steps $((1600 / scale)) --name few-reason-rich-1 --seed 1  # unless it is there
+    $python speed.py "$teacher_few" "$out/few-reason-rich-1.pt" --seed $turn --row "$rows" \
         --recipe few/speed
 done
 if [ -n "${ONLY:-}" ]; then exit 0; fi

@@ -81,7 +81,7 @@ done
 
 # --- Chinese stories: a teacher, its traces, a student
 zh=$out/data/stories-zh
-if wanted stories-zh; then
+if wanted stories-zh/teacher || wanted stories-zh/cot || wanted stories-zh/answer; then
     if [ ! -e "$zh/about.json" ]; then $python dataset/stories.py --lang zh --out "$zh"; fi
     if [ ! -e "$out/zh.model" ]; then
         $python tokenizer/train.py "$zh/train.jsonl" --vocab-size 2048 --out "$out/zh.model"

@@ -2,12 +2,13 @@
 # Which student? Seven shapes on one teacher's traces, and three teachers for one student.
 #   bash runs/students.sh      about 25 minutes on 2 cores, after bash speedrun.sh; writes
 #                              results/students.jsonl, results/teachers.jsonl; python plot.py draws them
-# Models that are there are not trained again. The models of a table are timed side by side, in one
+# Models and rows that are there are not made again. The models of a table are timed side by side, in one
 # call, so do not use the machine for anything else in its last minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 out=${MINIDISTILL_OUT:-out}
+if [ -e results/students.jsonl ] && [ -e results/teachers.jsonl ]; then echo "both tables are there"; exit; fi
 if [ ! -e "$out/data/traces.jsonl" ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
 
 # students: chains of thought of the same teacher, equal tokens

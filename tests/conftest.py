@@ -167,7 +167,9 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
                       batch=8, steps=4, warmup=2, lr=3e-3, eval_every=2, eval_windows=4, save_every=2,
                       log_every=1, dtype="float32")
         values |= {"pretrain": dict(tokenizer=world.tokenizer), "distill_logits": dict(
-            teacher=world.teacher), "distill_reason": dict(tokenizer=world.tokenizer)}[script]
+            teacher=world.teacher), "distill_reason": dict(tokenizer=world.tokenizer),
+                   "distill_features": dict(teacher=world.teacher, hidden_weight=0.5, relation_weight=2,
+                                            relation_heads=2)}[script]
         values |= changes
         return [f"--{k.replace('_', '-')}={v}" for k, v in values.items()]
 

@@ -14,7 +14,7 @@ from model import build, config_dict
 from tokenizer import Tokenizer
 from tokenizer.train import train
 
-SCRIPTS = ("pretrain", "distill_logits", "distill_reason")
+SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features")
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 
 
@@ -73,7 +73,9 @@ def test_a_wrong_flag_or_value_is_named(script, flag, words, refused, tiny_world
 @pytest.mark.parametrize("script, flag", [
     ("distill_logits", "--alpha=1.5"), ("distill_logits", "--alpha=-0.1"),
     ("distill_logits", "--temperature=0"), ("distill_logits", "--temperature=nan"),
-    ("distill_logits", "--alpha=nan"), ("distill_reason", "--tag-weight=0"),
+    ("distill_logits", "--alpha=nan"), ("distill_logits", "--beta=1.1"), ("distill_logits", "--skew=1"),
+    ("distill_features", "--hidden-weight=-1"), ("distill_features", "--relation-weight=nan"),
+    ("distill_reason", "--tag-weight=0"),
     ("distill_reason", "--tag-weight=-2")])
 def test_a_wrong_value_of_a_knob_of_distillation_is_named(script, flag, refused, tiny_world):
     """An alpha over 1 pushes away from the labels; a temperature of 0 divides by it."""

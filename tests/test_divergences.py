@@ -178,3 +178,21 @@ def test_different_vocabularies_are_refused_by_each(name):
     """TRAPS 18: padding, slicing or broadcasting the logits invents probability without a word."""
     with pytest.raises(ValueError, match="one tokenizer"):
         divergence(name, draw(B, T, V), draw(B, T, V + 1))
+
+
+def test_a_mix_that_is_no_share_is_refused_and_each_has_its_own_default():
+    """beta 0.5 is JSD itself; a skew of 0.5 would be another loss than the papers'."""
+    student, teacher = draw(T, V, seed=1), draw(T, V, seed=2)
+    for name, default in (("jsd", 0.5), ("skew_forward_kl", 0.1), ("skew_reverse_kl", 0.1)):
+        torch.testing.assert_close(divergence(name, student, teacher),
+                                   divergence(name, student, teacher, 1.0, default), rtol=0, atol=0)
+        for wrong in (-0.1, 1.5, math.nan, 1.0)[:3 if name == "jsd" else 4]:
+            with pytest.raises(ValueError, match="a share"):
+                divergence(name, student, teacher, 1.0, wrong)
+
+
+def test_no_mass_costs_nothing_even_where_the_other_side_is_impossible():
+    """A teacher's e^-150 is 0 in float32: times ln 0 of a masked student it would be NaN."""
+    student, teacher = torch.tensor([0.0, -math.inf]), torch.tensor([0.0, -150.0])
+    assert divergence("forward_kl", student, teacher) == 0
+    assert divergence("forward_kl", student, torch.zeros(2)) == math.inf  # true, and not hidden

@@ -10,7 +10,7 @@ import pytest
 import cli
 import common
 from cli import ROOT
-from metrics import points_lost, wilson
+from metrics import mcnemar, points_lost, suite_values, wilson
 from runs import render
 
 READMES = ("README.md", "README.zh.md")
@@ -74,6 +74,8 @@ def test_every_row_is_as_its_run_wrote_it(path):
         row = json.loads(text)
         assert row["digest"] == common.digest(row), row["recipe"]
         m = row["metrics"]
+        if "config" in row:
+            assert row["seed"] == row["config"]["seed"] and row["best_step"] <= row["config"]["steps"]
         if "exact" in m:
             right = m["verdicts"].get("ok", 0)
             assert m["exact"] == right / m["n"] and sum(m["verdicts"].values()) == m["n"]
@@ -83,6 +85,14 @@ def test_every_row_is_as_its_run_wrote_it(path):
                 told = m["suites"][suite]
                 assert told["n"] == len(marks) - marks.count("-")
                 assert told["exact"] == marks.count("1") / told["n"]
+                pairs = [(a == "1", b == "1") for a, b in zip(m["suites_right"]["clean"], marks)
+                         if b != "-"]
+                assert told["p"] == pytest.approx(mcnemar(*zip(*pairs)))
+                assert told["drop"] == pytest.approx(sum(a - b for a, b in pairs) / len(pairs))
+                assert told["exact_interval"] == pytest.approx(wilson(marks.count("1"), told["n"]))
+            worst = min((s for s in m["suites_right"] if s != "clean"),
+                        key=lambda s: m["suites"][s]["exact"])
+            assert m["suite_worst"] == m["suites"][worst]["exact"]
             lost = m["suites"]["clean"]["exact"] - m["suite_mean"]
             assert points_lost(m["suites_right"]).mean() == pytest.approx(lost)
 
@@ -162,8 +172,10 @@ def test_points_lost_more_than_the_teacher_by_hand():
 
     rows = table_of(with_suites("g/teacher", 0, theirs), with_suites("g/alone", 1, own))
     teacher, alone = render.robust_table(rows, "g").splitlines()[-2:]
-    assert teacher == "| teacher | 100.0% | 50.0% | 30.0% | typos, 50.0% | 50.0 | - |"
-    assert alone.startswith("| alone | 75.0% | 37.5% | 30.0% | typos, 25.0% | 37.5 | -12.5 (")
+    assert teacher == "| teacher | 100.0% | 50.0% | - | 30.0% | typos, 50.0% | 50.0 | - |"
+    assert alone.startswith("| alone | 75.0% | 37.5% | -12.5 (")
+    assert "| 30.0% | typos, 25.0% | 37.5 | -12.5 (" in alone
+    assert suite_values(own).mean() == pytest.approx(0.375)
 
 
 def test_what_is_kept_stands_beside_the_student_without_a_teacher():
@@ -174,9 +186,10 @@ def test_what_is_kept_stands_beside_the_student_without_a_teacher():
                  row("g/kd-wall", 2, 1), speed(1, 1, 100, 1000), speed(1, 2, 110, 1000),
                  speed(2, 1, 250, 3000), speed(2, 2, 275, 2500))
     lines = render.keeps_lines(rows, "g").splitlines()
-    assert lines[0] == "- alone keeps 61.1% (55.6% to 66.7%) of the teacher's accuracy"
-    assert lines[1] == "- kd keeps 95.0% (90.0% to 100.0%) of the teacher's accuracy, BEATS"
-    assert "100.0% of the teacher's parameters and, measured twice, 2.50 and 2.50 times its " \
+    assert lines[0] == "- alone reaches 61.1% (55.6% to 66.7%) of the teacher's accuracy"
+    assert lines[1] == "- kd keeps 95.0% (90.0% to 100.0%) of the teacher's accuracy; against " \
+                       "alone: BEATS at equal tokens, INCONCLUSIVE at equal wall-clock"
+    assert "100.0% of the teacher's parameters and, measured 2 times, 2.50 and 2.50 times its " \
            "speed at batch 1 and 3.00 and 2.50 times" in lines[-1]
 
 
@@ -187,6 +200,20 @@ def test_paired_t_is_the_hand_computed_one():
     assert render.verdict({1: 0, 2: 0, 3: 0}, {1: 1, 2: 2, 3: 3}, +1) == "INCONCLUSIVE"
     assert render.verdict({1: 0, 2: 0, 3: 0}, {1: 2, 2: 2.1, 3: 1.9}, +1) == "BEATS"
     assert render.verdict({1: 0, 2: 0, 3: 0}, {1: 2, 2: 2.1, 3: 1.9}, -1) == "DOES NOT BEAT"
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda rows: rows["g/kd"].pop(2), "same seeds"),
+    (lambda rows: rows["g/alone"].pop(1), "same seeds"),
+    (lambda rows: rows["g/kd"][2]["config"].update(steps=9999), "other flags; got steps"),
+    (lambda rows: rows["g/kd-wall"][1]["config"].update(lr=1), "other flags; got lr")])
+def test_a_run_left_out_or_made_otherwise_is_refused(change, words):
+    """Without its worst seed a mode is better; old rows beside new ones are two recipes."""
+    rows = group(*(row(f"g/{r}", s, 1.5) for r in ("kd", "kd-wall") for s in (1, 2)))
+    render.modes_table(rows, "g")
+    change(rows)
+    with pytest.raises(cli.UserError, match=words):
+        render.modes_table(rows, "g")
 
 
 def test_the_same_run_twice_is_refused(tmp_path):

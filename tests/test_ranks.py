@@ -19,9 +19,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("pretrain", "distill_logits", "distill_reason")
+SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features")
 KNOBS = {"pretrain": {}, "distill_logits": dict(alpha=0.7, temperature=2),
-         "distill_reason": dict(tag_weight=3)}
+         "distill_reason": dict(tag_weight=3), "distill_features": dict(hidden_loss="cosine")}
 
 
 def worker(script, folder, stop_at, *flags):

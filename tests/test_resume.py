@@ -17,7 +17,7 @@ import cli
 import common
 from cli import ROOT
 
-SCRIPTS = ("pretrain", "distill_logits", "distill_reason")
+SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features")
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 CLOCKS = {"seconds", "train_seconds"}  # what two equal runs may differ in
 

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 import common
+import train_distill_features
 import train_distill_logits
 import train_distill_reason
 import train_pretrain
@@ -22,12 +23,13 @@ from dataset.formats import encode_document, read_documents
 from optim import get_lr
 
 SCRIPTS = {"pretrain": train_pretrain, "distill_logits": train_distill_logits,
-           "distill_reason": train_distill_reason}
+           "distill_reason": train_distill_reason, "distill_features": train_distill_features}
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 ENV = type("Env", (), dict(rank=0, world=1, device="cpu"))
 ALPHA, TEMPERATURE, TAG_WEIGHT = 0.7, 2.0, 3.0
 KNOBS = {"pretrain": {}, "distill_logits": dict(alpha=ALPHA, temperature=TEMPERATURE),
-         "distill_reason": dict(tag_weight=TAG_WEIGHT)}
+         "distill_reason": dict(tag_weight=TAG_WEIGHT),
+         "distill_features": dict(alpha=ALPHA, temperature=TEMPERATURE)}
 
 
 @pytest.fixture
@@ -80,6 +82,33 @@ def config(**values):
 
 # --- the gradient ---------------------------------------------------------------------------------
 
+def watched(model, ids):
+    """The last block's output (T, D), and its queries, keys and values (T, W) before RoPE."""
+    seen, block = {}, model.layers[-1]
+    parts = dict(hidden=block, q=block.self_attn.q_norm, k=block.self_attn.k_norm,
+                 v=block.self_attn.v_proj)
+    hooks = [part.register_forward_hook(lambda m, i, out, name=name: seen.update({name: out[0]}))
+             for name, part in parts.items()]
+    model(ids)
+    for hook in hooks:
+        hook.remove()
+    return {name: value.flatten(1) for name, value in seen.items()}
+
+
+def features_by_hand(model, teacher, ids, hidden_weight, relation_weight):
+    """The feature terms of one document (T,), two relation heads, PyTorch's own losses."""
+    ours, theirs = watched(model, ids), watched(teacher, ids)
+    hidden = F.mse_loss(ours["hidden"], theirs["hidden"], reduction="none").mean(-1)
+    relation = 0.0
+    for which in "qkv":
+        for a, b in zip(ours[which].chunk(2, -1), theirs[which].chunk(2, -1)):
+            log_q, log_p = (
+                F.log_softmax((x @ x.T / x.shape[1] ** 0.5 + torch.full((len(x),) * 2, -1e9).triu(1)), -1)
+                for x in (a, b))
+            relation += F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1) / 6
+    return hidden_weight * hidden + relation_weight * relation
+
+
 def expected_gradient(script, world, tokenizer):
     """The gradient of the formula over all documents of the file, one by one."""
     model = common.load_model(world.init)[0].requires_grad_(True)
@@ -91,11 +120,13 @@ def expected_gradient(script, world, tokenizer):
         labels = torch.tensor(ids[1:])                                            # (T,)
         logits = model(torch.tensor([ids[:-1]]))[0]                               # (T, V)
         values = F.cross_entropy(logits, labels, reduction="none")                # (T,)
-        if script == "distill_logits":
+        if script in ("distill_logits", "distill_features"):
             log_p = F.log_softmax(teacher(torch.tensor([ids[:-1]]))[0] / TEMPERATURE, -1)
             log_q = F.log_softmax(logits / TEMPERATURE, -1)
             kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
             values = (1 - ALPHA) * values + ALPHA * TEMPERATURE ** 2 * kl
+        if script == "distill_features":  # weights as in conftest.py
+            values = values + features_by_hand(model, teacher, torch.tensor([ids[:-1]]), 0.5, 2)
         if script == "distill_reason":  # ids 6 to 9: <think> </think> <answer> </answer>
             weights = weights * torch.where((labels >= 6) & (labels <= 9), TAG_WEIGHT, 1.0)
         loss, n_valid = loss + (values * weights).sum(), n_valid + weights.sum()

@@ -1,0 +1,223 @@
+"""Claims about features.py and train_distill_features.py: the right layers, the right tokens, nothing
+left over in the student."""
+import math
+
+import pytest
+import torch
+
+import common
+from cli import UserError
+from features import check_heads, hidden_term, layer_pairs, make_projections, relation_term
+from losses import hidden_cosine, hidden_mse, relation_kl
+from model import SIZES
+from train_distill_features import Config
+
+B, T = 2, 6
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- layer maps -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rule, layers, pairs", [
+    ("last", (3, 9), [(3, 9)]), ("last", (4, 4), [(4, 4)]),
+    ("uniform", (3, 9), [(1, 3), (2, 6), (3, 9)]), ("uniform", (4, 4), [(1, 1), (2, 2), (3, 3), (4, 4)]),
+    ("uniform", (2, 1), [(1, 1), (2, 1)]), ("uniform", (3, 4), [(1, 1), (2, 3), (3, 4)]),
+    ("1:2,3:9", (3, 9), [(1, 2), (3, 9)])])
+def test_maps_name_block_outputs(rule, layers, pairs):
+    """TRAPS 22: with the embedding counted as layer 0 every pair is off by one."""
+    assert layer_pairs(rule, *layers, "--x") == pairs
+
+
+@pytest.mark.parametrize("rule", ["first", "0:1", "1:0", "4:1", "1:10", "1-2", "1:2:3", "1:", ",", "",
+                                  "1.5:2", "-1:2"])
+def test_a_layer_that_does_not_exist_is_refused(rule):
+    """Python's index -1 would quietly take the last one."""
+    with pytest.raises(UserError, match="--hidden-layers.*student's block 1 to 3, teacher's 1 to 9"):
+        layer_pairs(rule, 3, 9, "--hidden-layers")
+
+
+def recorded(model, ids, document=None):
+    features = []
+    model.hidden_states(ids, document, features=features)
+    return features
+
+
+@pytest.mark.parametrize("rule", ["last", "uniform", "2:2", "1:1,3:3"])
+@torch.no_grad()
+def test_identical_networks_cost_nothing_under_every_map(rule, tiny_model):
+    """TRAPS 22: comparing before a block with after it, or student's and teacher's other sides."""
+    model = tiny_model(n_layers=3)
+    ids = torch.randint(0, 300, (B, T), generator=torch.Generator().manual_seed(1))
+    document = torch.tensor([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]])
+    keep, seen = document > 0, recorded(model, ids, document)
+    pairs = layer_pairs(rule, 3, 3, "--x")
+    for loss in ("mse", "cosine"):
+        value = hidden_term(Config(hidden_loss=loss), pairs, [], seen, seen, keep)
+        assert value.shape == (10,) and value.abs().max() < 1e-6
+    value = relation_term(Config(relation_heads=2), pairs, seen, seen, document, keep)
+    assert value.shape == (10,) and value.abs().max() < 1e-6
+    other = recorded(tiny_model(n_layers=3, seed=9), ids, document)
+    assert hidden_term(Config(), pairs, [], other, seen, keep).min() > 0.1
+    assert (relation_term(Config(relation_heads=2), pairs, other, seen, document, keep) > -1e-6).all()
+
+
+@torch.no_grad()
+def test_what_is_recorded_are_the_blocks_outputs_and_qkv_before_rope(tiny_model):
+    """The final norm's output is no block's; rotated queries of equal tokens would differ by place."""
+    model, ids = tiny_model(n_layers=3), torch.full((1, T), 7)
+    seen = recorded(model, ids)
+    assert len(seen) == 3 and seen[0]["hidden"].shape == (1, T, 32)
+    torch.testing.assert_close(model.norm(seen[-1]["hidden"]), model.hidden_states(ids))
+    first = seen[0]  # every position holds the same token: before RoPE the same vectors
+    assert first["q"].shape == (1, 4, T, 8) and first["k"].shape == first["v"].shape == (1, 2, T, 8)
+    for which in "qkv":
+        torch.testing.assert_close(first[which], first[which][:, :, :1].expand_as(first[which]))
+
+
+# --- the distances --------------------------------------------------------------------------------
+
+def test_hidden_distances_by_hand():
+    """Summed instead of averaged, a wider teacher would weigh more."""
+    a, b = torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    assert hidden_mse(a, b).item() == pytest.approx(8 / 3)
+    assert hidden_cosine(a, b).item() == pytest.approx(1 - 1 / 3)
+    assert hidden_cosine(5 * a, b).item() == pytest.approx(1 - 1 / 3)  # blind to length
+
+
+def relation_by_hand(student, teacher, heads, document):
+    """Loops over batch, head, t and s, in plain Python."""
+    values = [[0.0] * T for _ in range(B)]
+    for b in range(B):
+        for t in range(T):
+            see = [s for s in range(t + 1) if document[b][s] == document[b][t]]
+            for h in range(heads):
+                rows = []
+                for x in (student, teacher):
+                    w = x.shape[-1] // heads
+                    part = x[b, :, h * w:(h + 1) * w].tolist()
+                    scores = [sum(i * j for i, j in zip(part[t], part[s])) / math.sqrt(w) for s in see]
+                    weights = [math.exp(v) for v in scores]
+                    rows.append([v / sum(weights) for v in weights])
+                q, p = rows
+                values[b][t] += sum(x * math.log(x / y) for x, y in zip(p, q)) / heads
+    return values
+
+
+def test_relations_equal_explicit_loops_over_pairs_of_one_document():
+    """Another document, the future, or padding that takes part; a scale by the wrong width."""
+    document = [[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]]
+    student, teacher = draw(B, T, 8, seed=1), draw(B, T, 12, seed=2)
+    values = relation_kl(student, teacher, 4, torch.tensor(document))
+    expected = torch.tensor(relation_by_hand(student, teacher, 4, document))
+    torch.testing.assert_close(values.double(), expected.double(), rtol=0, atol=1e-6)
+    free = relation_kl(student, teacher, 4)
+    torch.testing.assert_close(
+        free.double(), torch.tensor(relation_by_hand(student, teacher, 4, [[1] * T] * 2)).double(),
+        rtol=0, atol=1e-6)
+
+
+def test_relation_gradients_are_finite_with_documents_and_padding():
+    """Masked scores are minus infinity: 0 times infinity is one careless line away."""
+    student = draw(B, T, 8, seed=1).float().requires_grad_()
+    relation_kl(student, draw(B, T, 8, seed=2).float(), 2,
+                torch.tensor([[1, 1, 2, 2, 0, 0], [0] * 6])).sum().backward()
+    assert student.grad.isfinite().all() and student.grad.abs().sum() > 0
+
+
+def test_relation_heads_that_do_not_divide_are_refused(tiny_model):
+    """12 channels in 5 heads: a traceback, or channels left out."""
+    student, teacher = tiny_model(), tiny_model(n_heads=3, n_kv_heads=3)  # 32, 16; 24, 24
+    check_heads(Config(relation_heads=8), student, teacher)
+    for heads, width in ((5, 32), (16, 24), (0, 32), (-1, 32)):
+        with pytest.raises(UserError, match=f"--relation-heads.*a divisor of {width}"):
+            check_heads(Config(relation_heads=heads), student, teacher)
+
+
+# --- the script -----------------------------------------------------------------------------------
+
+@pytest.fixture
+def train(call, tiny_world, out_dir):
+    """A function: `train(size="0.2m", steps=1)` -> checkpoint."""
+    def run(status=0, **changes):
+        done = call("train_distill_features", *tiny_world.flags("distill_features", **changes))
+        assert done.status == status, done.err
+        run.said = done.out + done.err
+        return common.load(out_dir / f"{changes.get('name', 'run')}.pt") if not status else None
+    return run
+
+
+WIDER = dict(size="0.9m", relation_heads=2)  # 128 wide, the teacher 64
+
+
+def test_projections_bridge_widths_and_are_dropped_from_the_student(train, tiny_world, out_dir):
+    """A student with keys of its own is refused by every other script (strict=True)."""
+    state = train(**WIDER)
+    assert "projections 32,768" in train.said  # four pairs of 128 x 64
+    assert "projections" not in state and not any("proj" in k and "layers" not in k for k in state["model"])
+    model, _, _ = common.load_model(out_dir / "run.pt")
+    assert model.num_parameters() == sum(v.numel() for k, v in state["model"].items()
+                                         if k != "lm_head.weight")
+
+
+def test_projections_are_trained_and_resumed(train, call, tiny_world, monkeypatch, out_dir):
+    """Left at their random start they are noise; drawn anew at a resume, the loss jumps."""
+    seen, real = [], torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: (
+        seen.append([p.detach().clone() for p in parameters][-1]), real(parameters, *rest))[1])
+    whole = train(name="whole", steps=4, **WIDER)
+    assert len(seen) == 4 and all(p.shape == (64, 128) for p in seen)
+    assert not torch.equal(seen[0], seen[3])
+    undisturbed = [p.clone() for p in seen]
+    seen.clear()
+    advance = common.advance
+
+    def stop(progress, *rest):
+        advance(progress, *rest)
+        if progress.step == 3:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(common, "advance", stop)
+    train(status=130, name="parts", steps=4, **WIDER)
+    assert "projections" in common.load(out_dir / "parts.pt")  # of step 2
+    monkeypatch.setattr(common, "advance", advance)
+    parts = train(name="parts", steps=4, **WIDER)
+    assert torch.equal(seen[-1], undisturbed[-1])
+    assert all(torch.equal(v, whole["model"][k]) for k, v in parts["model"].items())
+
+
+def test_weights_of_zero_leave_logits_distillation(train, call, tiny_world, out_dir):
+    """A term that stays in the gradient although its weight is 0."""
+    features = train(hidden_weight=0, relation_weight=0)
+    done = call("train_distill_logits", *tiny_world.flags("distill_logits", name="logits"))
+    assert done.status == 0
+    logits = common.load(out_dir / "logits.pt")
+    assert all(torch.equal(v, features["model"][k]) for k, v in logits["model"].items())
+
+
+@pytest.mark.parametrize("flags", [dict(hidden_weight=0), dict(relation_weight=0),
+                                   dict(hidden_loss="cosine"), dict(hidden_layers="1:1"),
+                                   dict(hidden_weight=2), dict(divergence="jsd", beta=0.9)], ids=str)
+def test_every_knob_changes_the_training(train, flags):
+    """TRAPS 4: a dead knob."""
+    changed = train(name="b", size="0.2m", **flags)
+    base = train(name="a", size="0.2m")
+    assert any(not torch.equal(v, changed["model"][k]) for k, v in base["model"].items())
+
+
+@pytest.mark.parametrize("flags, words", [
+    (dict(hidden_layers="1:2"), "--hidden-layers"), (dict(relation_layers="2:1"), "--relation-layers"),
+    (dict(relation_heads=5), "--relation-heads")], ids=str)
+def test_wrong_layers_and_heads_are_one_line(train, flags, words):
+    """The error of a user, before the data are read."""
+    train(status=2, **flags)
+    assert words in train.said and train.said.count("\n") == 1
+
+
+def test_no_projection_where_the_widths_are_equal():
+    """A random matrix between equal spaces only hides what could be compared at once."""
+    shape = lambda size: type("C", (), SIZES[size])
+    assert len(make_projections(Config(), shape("0.2m"), shape("0.1m"), [(1, 1)])) == 0
+    assert len(make_projections(Config(), shape("0.9m"), shape("0.1m"), [(1, 1)] * 3)) == 3
+    assert len(make_projections(Config(hidden_weight=0), shape("0.9m"), shape("0.1m"), [(1, 1)])) == 0
