@@ -37,8 +37,8 @@ import cli
 from cli import OUT, ROOT, check, fail, label, show
 from dataset.batches import eval_batches
 from losses import cross_entropy
-from model import ModelConfig, Transformer, config_dict
-from tokenizer import Tokenizer
+from model import ModelConfig, Transformer, build, config_dict, with_layers
+from tokenizer import Tokenizer, check_fingerprint
 
 
 # smallest sensible values; 1e-9 stands for "more than 0"
@@ -232,6 +232,39 @@ def init_inputs(cfg, model, state):
     cfg.size, cfg.context = "", model.config.max_seq_len
     tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
     return dict(init_fingerprint=weights_fingerprint(model), init_tokens=tokens)
+
+
+def make_student(cfg, teacher, tokenizer):
+    """(model, what the run remembers of its start): of --init, --init-from-teacher, or --size."""
+    check(not (cfg.init and cfg.init_from_teacher), "--init", cfg.init, "no --init-from-teacher")
+    if cfg.init:
+        model, own_tokenizer, start = load_model(cfg.init)
+        check_fingerprint(own_tokenizer.fingerprint, tokenizer.fingerprint, cfg.init,
+                          "a student made with the teacher's tokenizer")
+        return model, init_inputs(cfg, model, start)
+    if not cfg.init_from_teacher:
+        return build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context), {}
+    check(teacher is not None, "--init-from-teacher", cfg.init_from_teacher,
+          "no --cache: the layers are in the teacher's file")
+    layers = teacher.config.n_layers
+    numbers = teacher_layers(cfg.init_from_teacher, layers)
+    check(numbers, "--init-from-teacher", cfg.init_from_teacher,
+          f"every-other, or some of its blocks in order, such as 1,3 (it has 1 to {layers})")
+    cfg.size, cfg.context = "", teacher.config.max_seq_len
+    return with_layers(teacher, numbers), {}
+
+
+def teacher_layers(rule, layers):
+    """The blocks that --init-from-teacher names, or None. every-other: the last, and every second
+    one before it."""
+    if rule == "every-other":
+        return list(range(2 - layers % 2, layers + 1, 2))
+    try:
+        numbers = [int(word) for word in rule.split(",")]
+    except ValueError:
+        return None
+    rising = all(a < b for a, b in zip(numbers, numbers[1:]))
+    return numbers if rising and 1 <= numbers[0] and numbers[-1] <= layers else None
 
 
 def check_config(config):

@@ -222,6 +222,21 @@ def build(size, vocab_size, **changes):
     return Transformer(ModelConfig(vocab_size=vocab_size, **{**SIZES[size], **changes}))
 
 
+def with_layers(model, numbers):
+    """A new Transformer with some of a model's blocks (counted from 1), embeddings, norm and head:
+    a student that starts as half of its teacher (Sanh et al. 2019, section 3)."""
+    student = Transformer(dataclasses.replace(model.config, n_layers=len(numbers)))
+    source = model.state_dict()
+
+    def there(name):  # layers.0.mlp... of the student is layers.4.mlp... of the model
+        if not name.startswith("layers."):
+            return name
+        _, number, rest = name.split(".", 2)
+        return f"layers.{numbers[int(number)] - 1}.{rest}"
+    student.load_state_dict({name: source[there(name)] for name in student.state_dict()})
+    return student
+
+
 def config_dict(model):
     """The model's config as a plain dict, as checkpoints keep it."""
     return dataclasses.asdict(model.config)

@@ -30,9 +30,8 @@ from dataset.cache_teacher import (cached_divergence, cached_tokenizer, open_cac
                                    rows_of)
 from dataset.prepare import summary
 from losses import DIVERGENCES, cross_entropy, divergence, forward_kl, total
-from model import SIZES, build
+from model import SIZES
 from optim import get_lr, make_optimizers
-from tokenizer import check_fingerprint
 
 
 @dataclass
@@ -49,6 +48,7 @@ class Config:
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
+    init_from_teacher: str = ""    # start as every-other block of the teacher, or as blocks 1,3,4
     window: int = 256              # tokens in a training window (128 to 1,024), up to the context
     context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
     loss_on: Literal["response", "all"] = "response"  # which tokens of a conversation count
@@ -131,13 +131,8 @@ def main(cfg):
 
     # the teacher: frozen, in eval mode, or a cache; the student speaks its tokenizer
     teacher, tokenizer, inputs = load_teacher(cfg, env)
-    if cfg.init:
-        model, own_tokenizer, start = common.load_model(cfg.init)
-        inputs |= common.init_inputs(cfg, model, start)
-        check_fingerprint(own_tokenizer.fingerprint, tokenizer.fingerprint, cfg.init,
-                          "a student made with the teacher's tokenizer")
-    else:
-        model = build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context)
+    model, start = common.make_student(cfg, teacher, tokenizer)
+    inputs |= start
     room = min(m.config.max_seq_len for m in (teacher, model) if m)
     check(cfg.window <= room, "--window", cfg.window, f"at most the context of both models, {room}")
     model.to(env.device).train().requires_grad_(True)

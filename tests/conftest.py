@@ -169,7 +169,8 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
         values |= {"pretrain": dict(tokenizer=world.tokenizer), "distill_logits": dict(
             teacher=world.teacher), "distill_reason": dict(tokenizer=world.tokenizer),
                    "distill_features": dict(teacher=world.teacher, hidden_weight=0.5, relation_weight=2,
-                                            relation_heads=2)}[script]
+                                            relation_heads=2),
+                   "distill_onpolicy": dict(teacher=world.teacher, max_new_tokens=20)}[script]
         values |= changes
         return [f"--{k.replace('_', '-')}={v}" for k, v in values.items()]
 

@@ -115,7 +115,7 @@ MUTANTS = [
     # 18: vocabularies that do not fit
     (18, "losses.py", "if student_logits.shape != teacher_logits.shape:", "if False:",
      "test_losses.py::test_different_vocabularies_or_shapes_are_refused[wrong1]"),
-    (18, "train_distill_logits.py", "check_fingerprint(own_tokenizer.fingerprint, ",
+    (18, "common.py", "check_fingerprint(own_tokenizer.fingerprint, ",
      "check_fingerprint(tokenizer.fingerprint, ",
      "test_bad_input.py::test_a_student_of_another_tokenizer_is_refused_with_both_fingerprints"),
     # 19: a teacher that is not frozen

@@ -14,7 +14,8 @@ from model import build, config_dict
 from tokenizer import Tokenizer
 from tokenizer.train import train
 
-SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features")
+SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
+           "distill_onpolicy")
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 
 
@@ -74,7 +75,8 @@ def test_a_wrong_flag_or_value_is_named(script, flag, words, refused, tiny_world
     ("distill_logits", "--alpha=1.5"), ("distill_logits", "--alpha=-0.1"),
     ("distill_logits", "--temperature=0"), ("distill_logits", "--temperature=nan"),
     ("distill_logits", "--alpha=nan"), ("distill_logits", "--beta=1.1"), ("distill_logits", "--skew=1"),
-    ("distill_features", "--hidden-weight=-1"), ("distill_features", "--relation-weight=nan"),
+    ("distill_onpolicy", "--on-policy-share=1.1"), ("distill_onpolicy", "--max-new-tokens=0"),
+    ("distill_onpolicy", "--sample-temperature=-1"), ("distill_features", "--hidden-weight=-1"), ("distill_features", "--relation-weight=nan"),
     ("distill_reason", "--tag-weight=0"),
     ("distill_reason", "--tag-weight=-2")])
 def test_a_wrong_value_of_a_knob_of_distillation_is_named(script, flag, refused, tiny_world):

@@ -330,3 +330,39 @@ def test_wrong_flags_are_one_line(make, flags, words):
     """A traceback, or a cache of nothing."""
     make(status=2, **flags)
     assert words in make.said
+
+
+# --- starting from the teacher --------------------------------------------------------------------
+
+@pytest.mark.parametrize("rule, layers, numbers", [
+    ("every-other", 9, [1, 3, 5, 7, 9]), ("every-other", 4, [2, 4]), ("every-other", 1, [1]),
+    ("1,3,4", 4, [1, 3, 4]), ("2", 2, [2]), ("0,1", 4, None), ("1,5", 4, None), ("3,1", 4, None),
+    ("1,1", 4, None), ("x", 4, None), ("1,", 4, None)])
+def test_layers_of_the_teacher_are_named_from_1(rule, layers, numbers):
+    """Layer 0, the same one twice or a wrong order: a network that was never trained so."""
+    assert common.teacher_layers(rule, layers) == numbers
+
+
+@pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])
+def test_a_student_starts_as_its_teacher(script, tiny_world, call, out_dir, make):
+    """With all layers and no step yet it is the teacher: the first KL is 0."""
+    flags = tiny_world.flags(script, init_from_teacher="1", steps=1, lr=1e-9, warmup=0,
+                             weight_decay=0, **({"relation_weight": 0} if "features" in script else {}))
+    done = call(f"train_{script}", *flags)
+    assert done.status == 0, done.err
+    student, teacher = common.load_model(out_dir / "run.pt")[0], common.load_model(tiny_world.teacher)[0]
+    for (name, a), b in zip(student.named_parameters(), teacher.parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7), name
+    done = call(f"train_{script}", *tiny_world.flags(script, name="b", init_from_teacher="2"))
+    assert done.status == 2 and "it has 1 to 1" in done.err
+    done = call(f"train_{script}", *tiny_world.flags(script, name="b", init_from_teacher="1",
+                                                     init=tiny_world.init))
+    assert done.status == 2 and "--init" in done.err
+
+
+def test_layers_of_a_teacher_that_is_not_there_are_refused(tiny_world, call, make):
+    """A cache has no weights of the teacher."""
+    folder = make()
+    done = call("train_distill_logits", *tiny_world.flags("distill_logits", cache=folder, temperature=1,
+                                                         init_from_teacher="1"))
+    assert done.status == 2 and "--init-from-teacher" in done.err

@@ -324,6 +324,21 @@ def test_the_cache_hides_left_padding(tiny_model, blocks):
         assert_close(row[12 - len(text):], model(text[None])[0])
 
 
+# --- a student out of its teacher's layers --------------------------------------------------------
+
+@torch.no_grad()
+def test_a_student_of_some_blocks_is_the_teacher_without_the_others(tiny_model):
+    """TRAPS 26: loaded by wrong names, some weights stay random and nobody is told."""
+    teacher, ids = tiny_model(n_layers=5, tie_embeddings=False), draw_ids(2, 9)
+    student = model_module.with_layers(teacher, [2, 5])
+    assert student.config.n_layers == 2
+    teacher.layers = torch.nn.ModuleList([teacher.layers[1], teacher.layers[4]])
+    assert_close(student(ids), teacher(ids))
+    assert all(a.data_ptr() != b.data_ptr() for a, b in zip(student.parameters(), teacher.parameters()))
+    whole = tiny_model(n_layers=3)
+    assert_close(model_module.with_layers(whole, [1, 2, 3])(ids), whole(ids))
+
+
 # --- generation -----------------------------------------------------------------------------------
 
 def test_a_changed_weight_changes_what_is_written(tiny_model):

@@ -17,7 +17,8 @@ import cli
 import common
 from cli import ROOT
 
-SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features")
+SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
+           "distill_onpolicy")
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 CLOCKS = {"seconds", "train_seconds"}  # what two equal runs may differ in
 

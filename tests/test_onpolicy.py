@@ -1,0 +1,193 @@
+"""Claims about train_distill_onpolicy.py: the student's own words, corrected exactly, and nothing else."""
+import numpy as np
+import pytest
+import torch
+
+import common
+import train_distill_onpolicy
+from dataset import rewrite
+from dataset.batches import open_data, step_batches, step_windows
+from dataset.rewrite import pack, prompts_of, student_writes
+from losses import divergence, log_softmax
+from test_losses import draw
+from types import SimpleNamespace
+
+
+@pytest.fixture
+def train(call, tiny_world, out_dir):
+    """A function: `train("distill_onpolicy", on_policy_share=0)` -> checkpoint."""
+    def run(script="distill_onpolicy", status=0, **changes):
+        done = call(f"train_{script}", *tiny_world.flags(script, **changes))
+        assert done.status == status, done.err
+        run.said = done.out + done.err
+        return common.load(out_dir / f"{changes.get('name', 'run')}.pt")
+    return run
+
+
+@pytest.mark.parametrize("flags", [dict(), dict(accumulate=2), dict(divergence="jsd", beta=0.1),
+                                   dict(dtype="bf16")], ids=str)
+def test_share_0_is_logits_distillation_to_the_bit(train, flags):
+    """Another reader, order, random stream or normaliser, and the comparison is of two things."""
+    flags = dict(divergence="reverse_kl") | flags
+    off = train("distill_logits", name="off", steps=5, **flags)
+    on = train(name="on", steps=5, on_policy_share=0, **flags)
+    assert all(torch.equal(v, on["model"][k]) for k, v in off["model"].items())
+    assert (off["tokens"], off["supervised"]) == (on["tokens"], on["supervised"])
+    other = train(name="other", steps=5, on_policy_share=0.5, **flags)
+    assert any(not torch.equal(v, other["model"][k]) for k, v in off["model"].items())
+
+
+@pytest.fixture
+def data(tiny_world, tiny_tokenizer, out_dir):
+    return open_data(tiny_world.train, tiny_tokenizer, 143)
+
+
+def test_prompts_are_what_stands_before_the_responses(data, tiny_tokenizer):
+    """A prompt that holds a token of the answer gives it away; one that is cut asks something else."""
+    for number in range(4):
+        prompts = prompts_of(data, number, 143)
+        assert len(prompts) == data["document"][number].max() - data["document"][number][0] + 1
+        for prompt in prompts:
+            text = tiny_tokenizer.decode(prompt, show_control=True)
+            assert text.startswith("<user>Mia has") and text.endswith("now?<end><assistant>")
+
+
+def test_plain_text_is_asked_for_its_second_half():
+    """No prompt: everything counts, but for the first token, which nothing foretells."""
+    text = dict(ids=np.arange(9)[None], mask=np.array([[0] + [1] * 8]), document=np.ones((1, 9), int))
+    assert prompts_of(text, 0, 8) == [[0, 1, 2, 3]]
+
+
+def test_packed_windows_hold_each_pair_once_and_count_the_responses_alone():
+    """TRAPS 9: counted prompts; TRAPS 8: counted padding; a pair cut at the window's edge."""
+    pairs = [([1, 2, 3], [4, 5]), ([6], [7, 8, 9]), ([10, 11], [12] * 8), ([13], [14])]
+    packed = pack(pairs, 9, 0)
+    assert packed["ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 0], [10, 11] + [12] * 8,
+                                      [13, 14] + [0] * 8]
+    assert packed["mask"].tolist() == [[0, 0, 0, 1, 1, 0, 1, 1, 1, 0], [0, 0] + [1] * 8,
+                                       [0, 1] + [0] * 8]
+    assert packed["document"].tolist() == [[1] * 5 + [2] * 4 + [0], [3] * 10, [4, 4] + [0] * 8]
+
+
+def config(**changes):
+    return SimpleNamespace(**dict(batch=8, accumulate=1, seed=0, window=143, on_policy_share=0.5,
+                                  max_new_tokens=20, sample_temperature=1.0) | changes)
+
+
+def environment(rank=0, world=1):
+    return SimpleNamespace(rank=rank, world=world, device=torch.device("cpu"), autocast=torch.enable_grad)
+
+
+@pytest.mark.parametrize("share, rewritten", [(0.25, 2), (0.5, 4), (1, 8)])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, rewritten, accumulate, data,
+                                                              tiny_model, tiny_tokenizer, monkeypatch):
+    """A share that drifts with the batch's cut, or a window both rewritten and kept."""
+    cfg, env = config(on_policy_share=share, accumulate=accumulate), environment()
+    end = tiny_tokenizer.end
+    monkeypatch.setattr(rewrite, "generate", lambda model, prompts, *a, **k: [[50, 51, end] for _ in prompts])
+    before, _, _ = step_batches(data, 1, cfg, env)
+    batches, n_valid, counts, _ = student_writes(cfg, env, None, tiny_tokenizer, data, 1, before)
+    chosen = step_windows(16, 1, 8, 0)[:rewritten]
+    prompts = [p for n in chosen for p in prompts_of(data, n, 143)]
+    own = [b for b in batches if b[4] is True]
+    kept = [b for b in batches if b[4] is False]
+    assert sum(int((b[3] > 0).sum()) for b in own) == 3 * len(prompts)
+    rows = {tuple(row) for b in kept for row in b[0].tolist()}
+    assert rows == {tuple(data["ids"][n][:-1].tolist()) for n in step_windows(16, 1, 8, 0)[rewritten:]}
+    assert n_valid == counts["supervised"] == sum(int((b[3] > 0).sum()) for b in batches)
+    for x, y, document, weight, _ in own:  # the counted ones are the written ones
+        assert set(y[weight > 0].tolist()) == {50, 51, end}
+
+
+def test_writing_depends_on_seed_and_step_alone(data, tiny_model, tiny_tokenizer):
+    """A resumed run must write what the undisturbed one wrote."""
+    model, env = tiny_model(vocab_size=320, max_seq_len=160), environment()
+
+    def written(step, **changes):
+        cfg = config(**changes)
+        batches, *_ = student_writes(cfg, env, model, tiny_tokenizer, data, step,
+                                     step_batches(data, step, cfg, env)[0])
+        return [b[0].tolist() for b in batches if b[4] is True]
+    first = written(3)
+    torch.manual_seed(99)
+    assert written(3) == first != written(3, seed=1) and written(4) != first
+
+
+def test_nothing_counts_after_the_first_end_and_no_gradient_flows_through_the_writing(
+        train, monkeypatch):
+    """What comes after the end is no answer; a graph through the sampling would hold every step."""
+    seen, real = [], rewrite.generate
+
+    def watch(model, prompts, count, stop, **how):
+        rows = real(model, prompts, count, stop, **how)
+        seen.append([r for r in rows])
+        assert not torch.is_inference_mode_enabled()
+        return rows
+    monkeypatch.setattr(rewrite, "generate", watch)
+    train(on_policy_share=1, steps=2)
+    assert len(seen) == 2
+    for row in seen[0]:
+        assert 2 not in row[:-1]  # <end> is id 2
+
+
+def test_its_own_words_are_no_labels(train):
+    """With cross-entropy on its own samples a student would only grow surer of itself."""
+    a = train(name="a", on_policy_share=1, alpha=0.2, steps=3)
+    b = train(name="b", on_policy_share=1, alpha=0.9, steps=3)
+    assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
+    c = train(name="c", on_policy_share=0.5, alpha=0.2, steps=3)
+    d = train(name="d", on_policy_share=0.5, alpha=0.9, steps=3)
+    assert any(not torch.equal(v, d["model"][k]) for k, v in c["model"].items())
+
+
+def test_share_and_divergence_are_two_knobs(train):
+    """GKD's point: on-policy with forward KL, or off-policy with reverse KL, are both possible."""
+    states = [train(name=f"{share}-{name}", on_policy_share=share, divergence=name, steps=2)["model"]
+              for share in (0, 1) for name in ("forward_kl", "reverse_kl")]
+    flat = [torch.cat([v.flatten() for v in state.values()]) for state in states]
+    assert all(not torch.equal(a, b) for i, a in enumerate(flat) for b in flat[:i])
+
+
+def test_the_share_of_time_spent_on_writing_is_logged(train, out_dir):
+    """Without it nobody sees that most of a step is sampling."""
+    train(on_policy_share=1, steps=2)
+    rows = (out_dir / "run.csv").read_text().splitlines()
+    assert "writing" in rows[0]
+    share = float(rows[1].split(",")[rows[0].split(",").index("writing")])
+    assert 0 < share < 1 and "writing" in train.said
+
+
+def test_the_exact_reverse_kl_gradient_is_the_mean_of_the_score_function_estimate():
+    """TRAPS 21: KL(q || p) differentiated through one sampled token has the gradient 0, or another.
+
+    With the prefix fixed, the gradient is E_{v~q}[(ln q_v - ln p_v) d ln q_v]: 200,000 draws.
+    """
+    student, teacher, draws = draw(1, 7, seed=1).requires_grad_(), draw(1, 7, seed=2), 200_000
+    [exact] = torch.autograd.grad(divergence("reverse_kl", student, teacher).sum(), student)
+    log_q, log_p = log_softmax(student.detach())[0], log_softmax(teacher)[0]
+    v = torch.multinomial(log_q.exp(), draws, replacement=True,
+                          generator=torch.Generator().manual_seed(0))
+    score = torch.nn.functional.one_hot(v, 7) - log_q.exp()           # d ln q_v / dz
+    estimates = (log_q - log_p)[v][:, None] * score                   # (draws, V)
+    z = (estimates.mean(0) - exact[0]) / (estimates.std(0) / draws ** 0.5)
+    assert z.abs().max() <= 5
+    wrong = log_q.exp() * 0  # what a detached sample would give: nothing
+    assert ((estimates.mean(0) - wrong) / (estimates.std(0) / draws ** 0.5)).abs().max() > 5
+
+
+def test_a_run_on_two_halves_of_the_windows_counts_all_of_them(data, tiny_model, tiny_tokenizer,
+                                                              monkeypatch):
+    """TRAPS 11: each rank writes its own part; n_valid is of all of them."""
+    end = tiny_tokenizer.end
+    monkeypatch.setattr(rewrite, "generate", lambda m, prompts, *a, **k: [[50, 51, end] for _ in prompts])
+    cfg, seen = config(), []
+    monkeypatch.setattr(common, "sum_over_ranks", lambda values, env: seen.append(values) or values)
+    for rank in range(2):
+        env = environment(rank, 2)
+        student_writes(cfg, env, None, tiny_tokenizer, data, 1, step_batches(data, 1, cfg, env)[0])
+    together = np.sum(seen, axis=0).tolist()
+    seen.clear()
+    env = environment()
+    student_writes(cfg, env, None, tiny_tokenizer, data, 1, step_batches(data, 1, cfg, env)[0])
+    assert seen == [together]

@@ -1,0 +1,202 @@
+"""On-policy distillation, white box: the student writes, the teacher corrects.
+
+    loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * D(p_teacher, q_student)   on the data's text
+    loss = tau^2 * D(p_teacher, q_student)                         on text that the student wrote itself
+    D exact, over the vocabulary, at every token of a response; no gradient through the writing
+    (Agarwal et al. 2024, GKD, algorithm 1)
+
+A student that learns from the data alone has never seen its own mistakes (exposure bias). Here a share
+of each step's windows (--on-policy-share) keeps its prompts, and the student writes the responses; the
+divergence is a choice of its own. Share 0 is train_distill_logits.py, to the bit.
+
+One CPU command (6 minutes):        python train_distill_onpolicy.py
+One GPU command:                    torchrun --nproc-per-node 1 train_distill_onpolicy.py --size 2m
+The last line but one:              out/student-onpolicy.pt: validation ce ... nats a token ...
+
+How it differs from the paper:
+1. The paper draws for each batch whether the student writes it; here the same share of every step.
+2. The paper starts from a student that was fine-tuned before: so does --init. From random weights the
+   first texts are babble, and the teacher says what it thinks of babble.
+3. Plain text has no prompt: the first half of a window stands for one.
+"""
+import math
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+import cli
+import common
+from cli import OUT, check, show
+from dataset.batches import open_data, step_batches
+from dataset.prepare import summary
+from dataset.rewrite import student_writes
+from losses import DIVERGENCES, cross_entropy, divergence, total
+from model import SIZES
+from optim import get_lr, make_optimizers
+
+
+@dataclass
+class Config:
+    name: str = "student-onpolicy" # the run: writes out/NAME.pt and out/NAME.csv
+    teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher; its tokenizer is the student's
+    on_policy_share: float = 0.5   # share of the windows whose responses the student writes (0 to 1)
+    sample_temperature: float = 1.0  # at which it writes (0.5 to 1; 0: greedy)
+    max_new_tokens: int = 96       # longest response that it writes
+    alpha: float = 0.9             # on the data's text: weight of the teacher; the labels get the rest
+    temperature: float = 2.0       # tau, softens both distributions (1 to 4)
+    divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"  # see the top of losses.py
+    beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
+    skew: float = 0.1              # of skew_*: the other side's share in the mixture (0 to 0.5)
+    data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
+    val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
+    size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
+    init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
+    init_from_teacher: str = ""    # start as every-other block of the teacher, or as blocks 1,3,4
+    window: int = 256              # tokens in a training window (128 to 1,024), up to the context
+    context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
+    loss_on: Literal["response", "all"] = "response"  # which tokens of a conversation count
+    target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
+    documents: int = 0             # use only the first N documents; 0: all
+    skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
+    batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
+    accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
+    steps: int = 800               # optimizer steps (300 to 5,000)
+    lr: float = 1e-2               # peak learning rate (1e-3 to 1e-2 for these small models)
+    warmup: int = 30               # steps of linear warmup (10 to 200)
+    weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
+    clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
+    eval_every: int = 100          # steps between validations (20 to 500)
+    eval_windows: int = 64         # validation windows; 0: all
+    save_every: int = 100          # steps between checkpoints (20 to 1,000)
+    log_every: int = 20            # steps between log lines
+    seed: int = 0                  # of the weights and of the order of the windows
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    compile: bool = False          # torch.compile: worth its minute on a GPU
+    fresh: bool = False            # start again and replace out/NAME.pt
+
+
+def main(cfg):
+    check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
+    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
+    check(0 <= cfg.on_policy_share <= 1, "--on-policy-share", cfg.on_policy_share, "0 to 1")
+    check(cfg.sample_temperature == 0 or 0.01 <= cfg.sample_temperature <= 100,
+          "--sample-temperature", cfg.sample_temperature, "0 (greedy), or 0.01 to 100")
+    check(cfg.max_new_tokens > 0, "--max-new-tokens", cfg.max_new_tokens, "a positive whole number")
+    check(0 <= cfg.beta <= 1, "--beta", cfg.beta, "a number from 0 to 1")
+    check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
+    mix = cfg.beta if cfg.divergence == "jsd" else cfg.skew
+    env = common.start(cfg)
+    common.check_data_flags(cfg)
+    check(cfg.batch % (cfg.accumulate * env.world) == 0,
+          "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
+    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
+
+    # the teacher: frozen, in eval mode; the student speaks its tokenizer
+    teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device,
+                                              made_by="python train_pretrain.py --name teacher")
+    inputs = dict(teacher_fingerprint=common.weights_fingerprint(teacher))
+    model, start = common.make_student(cfg, teacher, tokenizer)
+    inputs |= start
+    room = min(teacher.config.max_seq_len, model.config.max_seq_len)
+    check(cfg.window <= room, "--window", cfg.window, f"at most the context of both models, {room}")
+    model.to(env.device).train().requires_grad_(True)
+
+    def open_both():
+        options = dict(window=cfg.window, target=cfg.target, loss_on=cfg.loss_on,
+                       skip_bad_lines=cfg.skip_bad_lines)
+        return (open_data(cfg.data, tokenizer, documents=cfg.documents, **options),
+                open_data(cfg.val, tokenizer, **options))
+
+    train, val = common.first_rank_first(env, open_both)
+    inputs |= dict(data_sha256=train["meta"]["source_sha256"],
+                   val_sha256=val["meta"]["source_sha256"],
+                   tokenizer_fingerprint=tokenizer.fingerprint)
+    state = common.open_run(cfg, env, inputs)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
+                                 bf16=env.dtype == "bf16")
+    progress = common.restore(state, model, optimizers, env)
+    run_model = torch.compile(model) if cfg.compile else model
+
+    common.print_start(cfg, env, {
+        "parameters": f"{model.num_parameters():,}, teacher {teacher.num_parameters():,}",
+        "data": f"{train['name']}: {summary(train['meta'])}",
+        "validation": summary(val["meta"]),
+        "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
+        "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
+                       f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing",
+        "teacher's ce": f"{common.validation_ce(teacher, val, cfg, env):.3f} nats"})
+    log_file = common.open_log(cfg, env, progress.step)
+    common.catch_signals(env)
+
+    for step in range(progress.step, cfg.steps):
+        began = time.time()
+        # 1) learning rate
+        lr = get_lr(step, cfg.steps, cfg.lr, cfg.warmup)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+        # 2) forward, backward
+        batches, n_valid, counts = step_batches(train, step, cfg, env)
+        writing = 0.0
+        if cfg.on_policy_share:
+            batches, n_valid, counts, writing = student_writes(cfg, env, model, tokenizer, train, step,
+                                                               batches)
+        sums = [0.0, 0.0, 0.0, 0.0]                          # loss, ce, kd, teacher's ce
+        for x, y, document, weight, own in batches:          # each (B, T); own: the student's text
+            keep = weight > 0                                # (B, T) the N tokens that count
+            with torch.no_grad(), env.autocast():
+                teacher_logits = teacher(x, document, keep)  # (N, V)
+            with env.autocast():
+                logits = run_model(x, document, keep)        # (N, V)
+            ce = cross_entropy(logits, y[keep])              # (N,) float32
+            kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)  # (N,)
+            # its own words are no labels: where the student wrote, the teacher's term stands alone
+            alpha = 1.0 if own is True else cfg.alpha
+            values = (1 - alpha) * ce + alpha * kd           # (N,)
+            loss = total(values, weight[keep]) / n_valid     # the one normaliser
+            loss.backward()
+            sums[0] += loss.item()
+            for i, term in enumerate((ce, kd, cross_entropy(teacher_logits, y[keep])), 1):
+                sums[i] += total(term.detach(), weight[keep]).item() / n_valid
+
+        # 3) clip, step
+        common.sum_gradients(model.parameters(), env)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
+        loss, ce, kd, teacher_ce = common.sum_over_ranks(sums, env)
+        common.check_finite(loss, norm, step, cfg)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        # 4) evaluate
+        seconds, val_ce = time.time() - began, None
+        common.advance(progress, counts, seconds)
+        last = progress.step == cfg.steps
+        if last or progress.step % cfg.eval_every == 0:
+            val_ce = common.validation_ce(model, val, cfg, env)
+            common.keep_best(progress, model, val_ce)
+
+        # 5) log
+        terms = {"loss": loss, "ce": ce, "kd": kd, "teacher ce": teacher_ce, "norm": norm, "lr": lr,
+                 "writing": writing / seconds}               # share of the step's time
+        common.log(log_file, env, cfg, progress.step, terms, val_ce, seconds, counts)
+
+        # 6) save, stop
+        stopped = common.should_stop(env)
+        if last or stopped or progress.step % cfg.save_every == 0:
+            common.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
+        if stopped and not last:
+            common.stop_signal(env, cfg)
+
+    common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
+                    f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
+                    f"next: {common.next_command(cfg)}")
+    common.finish(env)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
