@@ -21,7 +21,7 @@ from metrics import bootstrap, front, paired_t, points_lost, suite_values, wilso
 from report import keeps
 from report import table as eval_table
 
-FILES = ("RESULTS.md", "README.md", "README.zh.md")
+FILES = ("RESULTS.md", "README.md", "README.zh.md", "docs/equations.md")
 
 
 @dataclass
@@ -381,8 +381,20 @@ TABLES = {
 }
 
 
+def line_of(match):
+    """`losses.py:40` `cross_entropy` with the line where it stands now."""
+    file, name = match[1], match[2]
+    for number, text in enumerate((ROOT / file).read_text(encoding="utf-8").splitlines(), 1):
+        if re.match(rf"(def|class) {name}\b", text):
+            return f"`{file}:{number}` `{name}`"
+    fail(f"docs/equations.md: {file} has no {name}")
+
+
 def rendered(text, rows):
-    """The text with every `<!-- NAME -->...<!-- end -->` filled from the rows."""
+    """The text with every `<!-- NAME -->...<!-- end -->` filled from the rows, and every `file:line`
+    before a name put right."""
+    text = re.sub(r"`([\w/]+\.py):\d+` `(\w+)`", line_of, text)
+
     def fill(match):
         name = match[1]
         if name not in TABLES:

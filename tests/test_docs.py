@@ -10,6 +10,7 @@ import pytest
 import cli
 import common
 from cli import ROOT
+from losses import DIVERGENCES
 from metrics import mcnemar, points_lost, suite_values, wilson
 from runs import render
 
@@ -57,6 +58,21 @@ def test_every_command_in_the_documents_has_known_flags(name):
         module = importlib.import_module(words[0][:-3].replace("/", "."))
         cli.parse(module.Config, words[1:])
     assert found or name == "RESULTS.md"
+
+
+def test_every_equation_names_its_lines_and_a_test_that_exists():
+    """A line that has moved sends the reader to another formula; a test that is gone holds nothing.
+    (test_every_table_equals_its_rows checks the numbers of the lines.)"""
+    text = (ROOT / "docs/equations.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert len(cells) == 5 and re.fullmatch(r"`[\w/]+\.py:\d+` `\w+`", cells[3]), row
+        file, test = cells[4].strip("`").split("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), row
+    covered = {m for m in re.findall(r"`losses\.py:\d+` `(\w+)`", text)}
+    assert {f"{name}_of" for name in DIVERGENCES} <= covered
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
