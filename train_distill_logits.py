@@ -10,10 +10,9 @@ The last line but one:              out/student-logits.pt: validation ce ... nat
 
 How it differs from the paper:
 1. A token's distribution over the vocabulary stands where the paper has an example's over classes.
-2. The paper tried temperatures from 1 to 20; here 2 is the default: better than 1 in the trials of
-   RESULTS.md, on stories and on prose.
-3. The teacher runs beside the student, once a step, on the same windows; with --cache, it ran once
-   before. `diff train_pretrain.py train_distill_logits.py`: the teacher's lines, not much more.
+2. The paper tried temperatures from 1 to 20; here 2, better than 1 in the trials of RESULTS.md.
+3. The teacher runs beside the student, on the same windows; with --cache, it ran once before.
+   `diff` with train_pretrain.py: the teacher's lines, not much more.
 """
 import math
 import time
@@ -29,6 +28,7 @@ from dataset.batches import eval_batches, open_data, step_batches
 from dataset.cache_teacher import (cached_divergence, cached_tokenizer, open_cache, read_about,
                                    rows_of)
 from dataset.prepare import summary
+from fused import How, fused_loss, pays
 from losses import DIVERGENCES, cross_entropy, divergence, forward_kl, total
 from model import SIZES
 from optim import get_lr, make_optimizers
@@ -43,6 +43,7 @@ class Config:
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
     skew: float = 0.1              # of skew_*: the other side's share in the mixture (0 to 0.5)
+    fused: Literal["auto", "on", "off"] = "auto"  # never hold all logits (fused.py); auto: if many
     cache: str = ""                # folder of dataset/cache_teacher.py: the teacher need not run
     data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
@@ -100,6 +101,19 @@ def from_cache(cache, windows, name, logits, temperature, mix):
     return cached_divergence(cache, rows, name, logits, temperature, mix), rows["label_ce"]
 
 
+def fused_terms(cfg, env, model, teacher, x, y, document, weight, mix):
+    """Sums over tokens of loss, ce, kd and teacher's ce, without all logits at once (fused.py)."""
+    keep, dtype = weight > 0, torch.bfloat16 if env.dtype == "bf16" else torch.float32
+    with env.autocast():
+        hidden = model.hidden_states(x, document)[keep].to(dtype)              # (N, D)
+        with torch.no_grad():
+            theirs = teacher.hidden_states(x, document)[keep].to(dtype)        # (N, D')
+    with torch.autocast(env.device.type, enabled=False):
+        return fused_loss(hidden, model.lm_head.weight, y[keep], weight[keep], theirs,
+                          teacher.lm_head.weight,
+                          How(cfg.alpha, cfg.divergence, cfg.temperature, mix))
+
+
 def teacher_facts(cfg, env, teacher, cache, val):
     """Lines of the self-check about the teacher."""
     if cache:
@@ -122,6 +136,8 @@ def main(cfg):
     check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
     check(0 <= cfg.beta <= 1, "--beta", cfg.beta, "a number from 0 to 1")
     check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
+    check(cfg.fused != "on" or not (cfg.cache or cfg.compile), "--fused", cfg.fused,
+          "auto or off with --cache and --compile")
     mix = cfg.beta if cfg.divergence == "jsd" else cfg.skew
     env = common.start(cfg)
     common.check_data_flags(cfg)
@@ -148,6 +164,7 @@ def main(cfg):
     inputs |= dict(data_sha256=train["meta"]["source_sha256"],
                    val_sha256=val["meta"]["source_sha256"],
                    tokenizer_fingerprint=tokenizer.fingerprint)
+    fused = cfg.fused == "on" or cfg.fused == "auto" and pays(cfg, env, tokenizer.vocab_size)
     state = common.open_run(cfg, env, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  bf16=env.dtype == "bf16")
@@ -179,17 +196,20 @@ def main(cfg):
         sums = [0.0, 0.0, 0.0]                               # ce, kd, teacher's ce
         for x, y, document, weight, windows in batches:      # each (B, T); their numbers (B,)
             keep = weight > 0                                # (B, T) the N tokens that count
-            with env.autocast():
-                logits = run_model(x, document, keep)        # (N, V)
-            ce = cross_entropy(logits, y[keep])              # (N,) float32
-            how = (cfg.divergence, logits, cfg.temperature, mix)
-            kd, teacher_ce = from_cache(cache, windows, *how) if cache else \
-                from_teacher(teacher, x, y, document, keep, env, *how)  # (N,) tau^2 is in kd
-            values = (1 - cfg.alpha) * ce + cfg.alpha * kd   # (N,)
-            loss = total(values, weight[keep]) / n_valid     # the one normaliser
-            loss.backward()
-            for i, term in enumerate((ce, kd, teacher_ce)):
-                sums[i] += total(term.detach(), weight[keep]).item() / n_valid
+            if fused:                                        # loss, ce, kd, teacher's ce: sums
+                loss, *terms = fused_terms(cfg, env, model, teacher, x, y, document, weight, mix)
+            else:
+                with env.autocast():
+                    logits = run_model(x, document, keep)    # (N, V)
+                ce = cross_entropy(logits, y[keep])          # (N,) float32
+                how = (cfg.divergence, logits, cfg.temperature, mix)
+                kd, teacher_ce = from_cache(cache, windows, *how) if cache else \
+                    from_teacher(teacher, x, y, document, keep, env, *how)  # (N,) tau^2 is in kd
+                values = (1 - cfg.alpha) * ce + cfg.alpha * kd  # (N,)
+                loss, *terms = (total(v, weight[keep]) for v in (values, ce, kd, teacher_ce))
+            (loss / n_valid).backward()                      # the one normaliser
+            for i, term in enumerate(terms):
+                sums[i] += term.item() / n_valid
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)

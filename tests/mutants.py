@@ -42,8 +42,8 @@ MUTANTS = [
     # 2: divided by the mask twice
     (2, "losses.py", "values * weights, 0.0).sum()", "values * weights, 0.0).sum() / weights.sum()",
      "test_losses.py::test_doubling_the_batch_changes_nothing"),
-    (2, "train_distill_logits.py", "loss = total(values, weight[keep]) / n_valid",
-     "loss = total(values, weight[keep]) / n_valid / keep.sum()", FORMULA + "[distill_logits]"),
+    (2, "train_distill_logits.py", "(loss / n_valid).backward()",
+     "(loss / n_valid / keep.sum()).backward()", FORMULA + "[distill_logits]"),
     # 3: without tau squared
     (3, "losses.py", "scale(name, temperature) * of_log_probabilities(name, log_q", "of_log_probabilities(name, log_q",
      "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
@@ -57,6 +57,11 @@ MUTANTS = [
      "test_losses.py::test_forward_kl_is_the_teachers_expectation"),
     (5, "train_distill_logits.py", "divergence(name, logits, teacher_logits, ",
      "divergence(name, teacher_logits, logits, ", FORMULA + "[distill_logits]"),
+    # 6: a fast path that is another objective
+    (6, "fused.py", "(1 - how.alpha) * ce + how.alpha * kd", "ce + how.alpha * kd",
+     "test_fused.py::test_values_and_gradients_are_the_plain_ones[1-forward_kl-0]"),
+    (6, "fused.py", "grad_head += grad.T @ hidden[part]", "grad_head = grad.T @ hidden[part]",
+     "test_fused.py::test_values_and_gradients_are_the_plain_ones[1-forward_kl-0]"),
     # 7: not shifted alike
     (7, "train_distill_logits.py", "teacher_logits = teacher(x, ", "teacher_logits = teacher(y, ",
      "test_train.py::test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax"),
@@ -75,8 +80,8 @@ MUTANTS = [
     # 10: a mean of means over micro-batches
     (10, "train_pretrain.py", "weight[keep]) / n_valid", "weight[keep]) / keep.sum() / cfg.accumulate",
      FORMULA + "[pretrain]"),
-    (10, "train_distill_logits.py", "loss = total(values, weight[keep]) / n_valid",
-     "loss = total(values, weight[keep]) / keep.sum() / cfg.accumulate", FORMULA + "[distill_logits]"),
+    (10, "train_distill_logits.py", "(loss / n_valid).backward()",
+     "(loss / keep.sum() / cfg.accumulate).backward()", FORMULA + "[distill_logits]"),
     (10, "train_distill_reason.py", "weight[keep]) / n_valid",
      "weight[keep]) / weight.sum() / cfg.accumulate", FORMULA + "[distill_reason]"),
     # 11: a mean of means over ranks
@@ -127,6 +132,12 @@ MUTANTS = [
     (20, "losses.py", "logits.dtype == torch.float64 else logits.float()",
      "logits.dtype != torch.int8 else logits.float()",
      "test_losses.py::test_half_precision_logits_lose_nothing_in_the_loss[1.0-dtype0]"),
+    # 21: reverse KL through one sampled token, or a detached side
+    (21, "losses.py", "    return kl(log_q, log_p)", "    return kl(log_q.detach(), log_p)",
+     "test_onpolicy.py::test_the_exact_reverse_kl_gradient_is_the_mean_of_the_score_function_estimate"),
+    # 22: the embedding counted as a layer
+    (22, "features.py", 'teacher[t - 1]["hidden"]', 'teacher[max(t - 2, 0)]["hidden"]',
+     "test_features.py::test_identical_networks_cost_nothing_under_every_map[last]"),
     # 23: minus signs and nested boxes
     (23, "dataset/verify.py", 'return (-value if sign == "-" else value)', "return (value)",
      "test_verify.py::test_numbers_are_exact"),

@@ -1,0 +1,138 @@
+"""Claims about fused.py: the plain loss and its gradients, without ever holding all logits."""
+import pytest
+import torch
+
+import common
+import fused
+from fused import How, fused_loss
+from losses import cross_entropy, divergence, total
+from test_divergences import CASES
+
+N, D, TEACHER_D, V = 37, 16, 24, 50
+
+
+def inputs(dtype=torch.float32, n=N, v=V):
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=g)
+    weight = torch.rand(n, generator=g) + 0.5
+    weight[3] = 0  # an uncounted one that slipped through
+    return (draw(n, D).to(dtype), draw(v, D) * 0.5, torch.randint(v, (n,), generator=g), weight,
+            draw(n, TEACHER_D).to(dtype), draw(v, TEACHER_D) * 0.5)
+
+
+def plain(hidden, head, y, weight, teacher_hidden, teacher_head, how):
+    logits = hidden @ head.to(hidden.dtype).T
+    teacher_logits = teacher_hidden @ teacher_head.to(hidden.dtype).T
+    ce = cross_entropy(logits, y)
+    kd = divergence(how.name, logits, teacher_logits, how.temperature, how.mix)
+    return (total((1 - how.alpha) * ce + how.alpha * kd, weight), total(ce, weight), total(kd, weight),
+            total(cross_entropy(teacher_logits, y), weight))
+
+
+def both(how, dtype=torch.float32, scale=1 / 30):
+    """(values, gradients of hidden and head) of the fused and of the plain way."""
+    found = []
+    for way in (fused_loss, plain):
+        hidden, head, *rest = inputs(dtype)
+        hidden.requires_grad_(), head.requires_grad_()
+        sums = way(hidden, head, *rest, how)
+        (sums[0] * scale).backward()
+        found.append((torch.stack([s.detach() for s in sums]), hidden.grad, head.grad))
+    return found
+
+
+@pytest.mark.parametrize("name, mix", CASES)
+@pytest.mark.parametrize("chunk", [1, 7 * V, 10**9])
+def test_values_and_gradients_are_the_plain_ones(name, mix, chunk, monkeypatch):
+    """TRAPS 6: a fused path that differs from the plain one trains another objective silently."""
+    monkeypatch.setattr(fused, "CHUNK", chunk)
+    ours, theirs = both(How(0.7, name, 2.0, mix))
+    for a, b in zip(ours, theirs):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("name, mix", CASES)
+def test_bf16_is_within_its_own_rounding(name, mix, monkeypatch):
+    """The chunks' gradients of the matrix must be summed in float32, or small ones vanish."""
+    monkeypatch.setattr(fused, "CHUNK", 5 * V)
+    ours, theirs = both(How(0.7, name, 1.0, mix), torch.bfloat16)
+    for a, b in zip(ours, theirs):
+        assert (a.float() - b.float()).norm() <= 2e-2 * b.float().norm()
+
+
+def test_the_teacher_itself_costs_nothing():
+    """TRAPS 6: 0, and no pull, where the student is the teacher."""
+    hidden, head, y, weight, *_ = inputs()
+    hidden.requires_grad_(), head.requires_grad_()
+    loss, _, kd, _ = fused_loss(hidden, head, y, weight, hidden.detach(), head.detach(), How())
+    loss.backward()
+    assert kd.abs() < 1e-6 and hidden.grad.abs().max() < 1e-6 and head.grad.abs().max() < 1e-5
+
+
+def test_no_tensor_of_all_logits_is_ever_made(monkeypatch):
+    """The point of it; a profile of shapes sees what a memory meter might miss."""
+    monkeypatch.setattr(fused, "CHUNK", 4 * V)
+    hidden, head, *rest = inputs()
+    largest = []
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            largest.append(max([t.numel() for t in (out if isinstance(out, tuple) else (out,))
+                                if isinstance(t, torch.Tensor)] or [0]))
+            return out
+    with Watch():
+        loss = fused_loss(hidden.requires_grad_(), head.requires_grad_(), *rest, How())[0]
+        loss.backward()
+    assert max(largest) <= V * TEACHER_D < N * V
+
+
+def test_different_vocabularies_are_refused():
+    """TRAPS 18."""
+    hidden, head, y, weight, teacher_hidden, teacher_head = inputs()
+    with pytest.raises(ValueError, match="one tokenizer"):
+        fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head[:-1], How())
+
+
+def test_no_token_gives_zero_and_zero_gradients():
+    """TRAPS 9: a step without a counted token."""
+    hidden, head, y, weight, teacher_hidden, teacher_head = inputs(n=4)
+    hidden, head = hidden[:0].requires_grad_(), head.requires_grad_()
+    loss = fused_loss(hidden, head, y[:0], weight[:0], teacher_hidden[:0], teacher_head, How())[0]
+    loss.backward()
+    assert loss == 0 and (head.grad == 0).all()
+
+
+@pytest.mark.parametrize("flags", [dict(), dict(accumulate=2, divergence="jsd", beta=0.2),
+                                   dict(alpha=1, temperature=4)], ids=str)
+def test_the_script_trains_the_same_student_either_way(flags, call, tiny_world, out_dir, monkeypatch):
+    """TRAPS 6, in the script: another mask, normaliser or teacher on one of the two paths."""
+    monkeypatch.setattr(fused, "CHUNK", 5 * 320)
+    states = []
+    for name in ("on", "off"):
+        done = call("train_distill_logits", *tiny_world.flags("distill_logits", name=name, fused=name,
+                                                             **flags))
+        assert done.status == 0, done.err
+        states.append(common.load(out_dir / f"{name}.pt"))
+    for name, weights in states[1]["model"].items():
+        assert (states[0]["model"][name] - weights).norm() <= 1e-4 * weights.norm(), name
+    rows = [[float(line.split(",")[i]) for line in (out_dir / f"{name}.csv").read_text().splitlines()[1:]
+             for i in (1, 2, 3, 4)] for name in ("on", "off")]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-4)
+
+
+def test_it_is_chosen_by_size_and_never_beside_a_cache():
+    """A small vocabulary pays for the loop and gets nothing."""
+    def cfg(**changes):
+        return type("C", (), dict(batch=8, window=256, accumulate=1, cache="", compile=False) | changes)
+    env = type("E", (), dict(world=1))
+    assert not fused.pays(cfg(), env, 1024) and fused.pays(cfg(), env, 151_936)
+    assert not fused.pays(cfg(accumulate=8), env, 32_768) and fused.pays(cfg(), env, 32_768)
+    assert not fused.pays(cfg(cache="x"), env, 151_936) and not fused.pays(cfg(compile=True), env, 151_936)
+
+
+def test_fused_with_a_cache_is_refused(call, tiny_world):
+    """A flag that is silently without effect."""
+    done = call("train_distill_logits", *tiny_world.flags("distill_logits", fused="on", compile="true"))
+    assert done.status == 2 and "--fused" in done.err
