@@ -50,7 +50,7 @@ MUTANTS = [
     # 4: dead knobs
     (4, "train_distill_logits.py", "logits, cfg.temperature, mix)", "logits, 1.0, mix)",
      "test_train.py::test_alpha_and_temperature_change_the_training"),
-    (4, "train_distill_logits.py", "(1 - cfg.alpha) * ce + cfg.alpha * kd   #", "kd   #",
+    (4, "train_distill_logits.py", "(1 - cfg.alpha) * ce + cfg.alpha * kd  #", "kd  #",
      "test_train.py::test_alpha_0_is_pretraining"),
     # 5: the other direction
     (5, "losses.py", "    return kl(log_p, log_q)", "    return kl(log_q, log_p)",
