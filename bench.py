@@ -12,8 +12,10 @@ Part 2, ablation.  The step of train_distill_logits.py on the default stories, o
 import contextlib
 import json
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +24,9 @@ import torch
 import cli
 import common
 from cli import OUT, label
+from dataset import cache_teacher
 from dataset.batches import open_data, tensors
+from dataset.cache_teacher import cached_divergence, rows_of
 from losses import cross_entropy, forward_kl, total
 from model import SIZES, build
 from optim import make_optimizers
@@ -103,8 +107,8 @@ def precision(env, dtype):
 
 
 def logits_step(student, teacher, batch, env, dtype, optimizers, keep_counted=True,
-                teacher_term=True):
-    """The step of train_distill_logits.py."""
+                teacher_term=True, cache=None, numbers=None):
+    """The step of train_distill_logits.py; cache: of dataset/cache_teacher.py, for these windows."""
     x, y, document, weight = batch
     keep = weight > 0 if keep_counted else torch.ones_like(weight, dtype=torch.bool)
 
@@ -113,7 +117,12 @@ def logits_step(student, teacher, batch, env, dtype, optimizers, keep_counted=Tr
         with precision(env, dtype):
             logits = student(x, document, keep)            # (N, V)
         values = cross_entropy(logits, y[keep])
-        if teacher_term:
+        if cache is not None:
+            rows = rows_of(cache, numbers, env.device)
+            kd = cached_divergence(cache, rows, "forward_kl", logits, 1.0, None)
+            total(rows["label_ce"], w).item()
+            values = 0.1 * values + 0.9 * kd
+        elif teacher_term:
             with torch.no_grad(), precision(env, dtype):
                 teacher_logits = teacher(x, document, keep)
             teacher_ce = cross_entropy(teacher_logits, y[keep])  # for the log
@@ -178,9 +187,23 @@ def runs(step):
         return False
 
 
-def ablation(cfg, env, batch, vocab_size):
+def make_caches(cfg, env, teacher, tokenizer, data, numbers, folder):
+    """Caches of the benchmark's windows, {kind: cache}: made as dataset/cache_teacher.py makes them."""
+    some = dict(data, **{name: np.array(data[name][numbers]) for name in ("ids", "mask", "document")})
+    found = {}
+    for kind in ("topk", "sampled"):
+        flags = cache_teacher.Config(kind=kind, window=cfg.window, out=str(folder / kind))
+        about = cache_teacher.describe(flags, teacher, tokenizer, some, env)
+        (folder / kind).mkdir(parents=True)
+        cache_teacher.write(flags, teacher, some, about, folder / kind, env)
+        found[kind] = dict(cache_teacher.open_arrays(folder / kind, about, "r"), about=about,
+                           first_rows=cache_teacher.first_rows(some["mask"]), ids_of=some["ids"],
+                           checksums=cache_teacher.checksums(some["ids"]), folder=folder)
+    return found
+
+
+def ablation(cfg, env, batch, vocab_size, caches, teacher):
     """Part 2 -> [(variant, ms, tokens/s, ratio to the plain step)]."""
-    teacher = build(cfg.teacher, vocab_size).to(env.device).eval().requires_grad_(False)
     student = build(cfg.student, vocab_size).to(env.device)
     muon = make_optimizers(student, "muon", 1e-4, 0.1, bf16=env.dtype == "bf16")
     adamw = make_optimizers(student, "adamw", 1e-4, 0.1)
@@ -197,6 +220,9 @@ def ablation(cfg, env, batch, vocab_size):
         "loss: cross-entropy alone, no teacher (= train_pretrain.py)": variant(teacher_term=False),
         "optimizer: AdamW for all": variant(optimizers=adamw),
     }
+    for kind, cache in caches.items():
+        variants[f"teacher: a cache, {kind}, k = {cache['about']['k']}"] = variant(
+            cache=cache, numbers=np.arange(cfg.batch))
     if cfg.compile:
         fast = [torch.compile(m, dynamic=True) for m in (student, teacher)]
         compiled = logits_step(fast[0], fast[1], batch, env, env.dtype, muon)
@@ -244,7 +270,10 @@ def main(cfg):
     numbers = np.random.default_rng(cfg.seed).permutation(len(data["ids"]))[:cfg.batch]
     batch = tensors(data, numbers, env.device)
     shares = share_of_peak(cfg, env, batch, tokenizer.vocab_size)
-    rows = ablation(cfg, env, batch, tokenizer.vocab_size)
+    teacher = build(cfg.teacher, tokenizer.vocab_size).to(env.device).eval().requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        caches = make_caches(cfg, env, teacher, tokenizer, data, numbers, Path(folder))
+        rows = ablation(cfg, env, batch, tokenizer.vocab_size, caches, teacher)
     report(cfg, env, shares, rows)
 
 
