@@ -7,6 +7,7 @@ A run called NAME owns two files: out/NAME.pt and out/NAME.csv. The checkpoint h
     step, tokens, ...   how far it is (new_progress); the step alone is the data cursor
     model_config        the shape: no script asks for a size that a checkpoint knows
     run_config, inputs  flags; fingerprints of data, tokenizer, teacher: what a resume must match
+    versions            Python, torch, commit, machine
     tokenizer           the SentencePiece model itself, as bytes: one file is all that eval.py needs
 
 and is read with weights_only=True: opening a stranger's file runs none of its code.
@@ -359,6 +360,7 @@ def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more):
     save(OUT / f"{cfg.name}.pt", dict(
         model=model.state_dict(), **vars(progress), optimizers=[o.state_dict() for o in optimizers],
         rng=rng, model_config=config_dict(model), run_config=comparable(cfg), inputs=inputs, **more,
+        versions=versions(),
         tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)))
 
 

@@ -244,12 +244,20 @@ def write_answers(cfg, results, questions, replies):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def evaluation_flags(cfg):
+    """What the metrics of a row depend on besides the model and the test set."""
+    flags = {k: getattr(cfg, k) for k in ("questions", "max_new_tokens", "target", "window")}
+    about = Path(cfg.suites) / "about.json"
+    return flags | (dict(suites_sha256=cli.sha256_file(about)) if cfg.suites else {})
+
+
 def append_row(cfg, result, state):
     """One finished run as a row of --row."""
     run = state.get("run_config", {})
     row = dict(recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run,
                inputs=state.get("inputs", {}), test_data=label(cfg.data),
                test_sha256=cli.sha256_file(cfg.data), versions=common.versions(),
+               trained_with=state.get("versions"), evaluation=evaluation_flags(cfg),
                train_seconds=round(state.get("train_seconds", 0), 3), tokens=state.get("tokens", 0),
                supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
                best_step=state.get("best_step"),

@@ -185,6 +185,10 @@ def robust_table(rows, group):
     theirs = first(rows, f"{group}/teacher")["metrics"]["suites_right"]
     for recipe in (f"{group}/teacher", f"{group}/alone", *modes(rows, group)):
         metrics = [r["metrics"] for r in seeds_of(rows, recipe).values()]
+        for m in metrics:  # "-" where a problem is not in a suite: the same places, the same suites
+            if [v.replace("1", "0") for v in m["suites_right"].values()] != \
+                    [v.replace("1", "0") for v in theirs.values()]:
+                fail(f"{recipe} was asked other suites than its teacher", fix="make its rows again")
         lost = statistics.fmean(100 * points_lost(m["suites_right"]).mean() for m in metrics)
         clean, mean, unseen = (
             spread(dict(enumerate(found)), ".1%") for found in (
