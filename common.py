@@ -456,7 +456,7 @@ def versions():
     except OSError:  # no git on this machine
         commit = "unknown"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
+    return dict(python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__,
                 threads=torch.get_num_threads(), commit=commit, machine=cpu_name(), gpu=gpu)
 
 
