@@ -108,7 +108,7 @@ def precision(env, dtype):
 
 def logits_step(student, teacher, batch, env, dtype, optimizers, keep_counted=True,
                 teacher_term=True, cache=None, numbers=None):
-    """The step of train_distill_logits.py; cache: of dataset/cache_teacher.py, for these windows."""
+    """The step of train_distill_logits.py; cache: of these windows."""
     x, y, document, weight = batch
     keep = weight > 0 if keep_counted else torch.ones_like(weight, dtype=torch.bool)
 
@@ -188,8 +188,8 @@ def runs(step):
 
 
 def make_caches(cfg, env, teacher, tokenizer, data, numbers, folder):
-    """Caches of the benchmark's windows, {kind: cache}: made as dataset/cache_teacher.py makes them."""
-    some = dict(data, **{name: np.array(data[name][numbers]) for name in ("ids", "mask", "document")})
+    """{kind: cache} of the benchmark's windows, as dataset/cache_teacher.py makes them."""
+    some = data | {name: np.array(data[name][numbers]) for name in ("ids", "mask", "document")}
     found = {}
     for kind in ("topk", "sampled"):
         flags = cache_teacher.Config(kind=kind, window=cfg.window, out=str(folder / kind))

@@ -456,8 +456,9 @@ def versions():
     except OSError:  # no git on this machine
         commit = "unknown"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return dict(python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__,
-                threads=torch.get_num_threads(), commit=commit, machine=cpu_name(), gpu=gpu)
+    return dict(python=platform.python_version(), torch=str(torch.__version__),
+                numpy=np.__version__, threads=torch.get_num_threads(), commit=commit,
+                machine=cpu_name(), gpu=gpu)
 
 
 def cpu_name():
@@ -486,7 +487,7 @@ def check_rows_file(path):
 
 
 def digest(row):
-    """16 hex digits of a row, its own "digest" left out: a figure changed by hand no longer fits."""
+    """16 hex digits of a row without its "digest": a figure changed by hand no longer fits."""
     rest = {key: value for key, value in row.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,9 +1,9 @@
 """How a model writes: the cache of keys and values, sampling, and the loop of one token at a time.
 
 Letters as in model.py: B rows, T tokens, D width, H query heads, G key/value heads, C channels, S
-tokens in the cache, F the width of SwiGLU. The prompt is read by the model itself, all its tokens at
-once. From then on it is asked one token a row; a single row on a CPU goes through `Decoder`, the same
-layers in fewer and cheaper operations (runs/bench_decode.py times it against transformers).
+tokens in the cache, F the width of SwiGLU. The prompt is read by the model itself, all its tokens
+at once. From then on it is asked one token a row; a single row on a CPU goes through `Decoder`, the
+same layers in fewer and cheaper operations (runs/bench_decode.py times it against transformers).
 """
 import math
 
@@ -104,7 +104,7 @@ class Decoder:
         return self.normed(x).dot(self.head)
 
     def normed(self, x):
-        """x / sqrt(|x|^2 + eps): RMSNorm but for a factor sqrt(D). (`dot` costs less a call than @.)"""
+        """x / sqrt(|x|^2 + eps): RMSNorm but for sqrt(D). (`dot` costs less a call than @.)"""
         return x / math.sqrt(x.dot(x) + self.eps_dim)
 
 
@@ -155,8 +155,8 @@ def head_scale(c, attention):
 
 def next_token_logits(model, cache):
     """A function: token ids (B,) -> logits (B, V) of what follows, step by step."""
-    weight = model.embed_tokens.weight
-    if len(cache.layers[0].k) == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32:
+    weight, rows = model.embed_tokens.weight, len(cache.layers[0].k)
+    if rows == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32:
         step = Decoder(model, cache).step
         return lambda token: torch.from_numpy(step(token.item())[None])
     return lambda token: model.lm_head(model.hidden_states(token[:, None], cache=cache)[:, -1])

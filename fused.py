@@ -1,18 +1,18 @@
 """The loss without its logits: output matrix and divergence in one, a few tokens at a time.
 
-    loss, ce, kd, teacher_ce = fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, how)
+    loss, ce, kd, teacher_ce = fused_loss(hidden, head, y, weight, teacher_hidden, ..., how)
     (loss / n_valid).backward()
 
-A (tokens, V) tensor of logits is the largest thing in a training step (4,096 tokens of a vocabulary of
-32,768: 0.5 GB in float32, and the plain loss holds six or more of them). Here logits live for `CHUNK`
-elements at a time: of a few tokens, student's and teacher's are made, the plain loss of losses.py is
-taken, and its gradient by these logits turned at once into gradients of the hidden states and of the
-output matrix. The backward pass has nothing left to do but to scale them. (The idea is that of fused
-cross-entropy: Wijmans et al. 2024; Hsu et al. 2024, Liger.) Works for every divergence, because it calls
-the plain one.
+A (tokens, V) tensor of logits is the largest thing in a training step (4,096 tokens of a vocabulary
+of 32,768: 0.5 GB in float32, and the plain loss holds six or more of them). Here logits live for
+`CHUNK` elements at a time: of a few tokens, student's and teacher's are made, the plain loss of
+losses.py is taken, and its gradient by these logits turned at once into gradients of the hidden
+states and of the output matrix. The backward pass has nothing left to do but to scale them. (The
+idea is that of fused cross-entropy: Wijmans et al. 2024; Hsu et al. 2024, Liger.) Works for every
+divergence, because it calls the plain one.
 
-Matmuls are in the dtype of the hidden states, softmax and sums in float32. Uncounted tokens must be left
-out before (hidden[keep]).
+Matmuls are in the dtype of the hidden states, softmax and sums in float32. Uncounted tokens must be
+left out before (hidden[keep]).
 """
 from dataclasses import dataclass
 
@@ -62,9 +62,10 @@ class FusedLoss(torch.autograd.Function):
             [grad] = torch.autograd.grad(loss, logits)                        # (n, V)
             grad_hidden[part] = grad @ matrix
             grad_head += grad.T @ hidden[part]
-            for i, value in enumerate((loss, total(ce, weight[part]), total(kd, weight[part]),
-                                       total(cross_entropy(teacher_logits, y[part]), weight[part]))):
-                sums[i] += value.detach()
+            teacher_ce = cross_entropy(teacher_logits, y[part])               # (n,)
+            sums[0] += loss.detach()
+            for i, values in enumerate((ce, kd, teacher_ce), 1):
+                sums[i] += total(values.detach(), weight[part])
         ctx.save_for_backward(grad_hidden, grad_head.to(head.dtype))
         return tuple(sums)
 
@@ -80,6 +81,6 @@ def fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, how):
     ValueError where the vocabularies differ, as `divergence` raises it.
     """
     if len(head) != len(teacher_head):
-        raise ValueError(f"the student has {len(head)} logits, the teacher {len(teacher_head)}: use "
-                         "one tokenizer")
+        raise ValueError(f"the student has {len(head)} logits, the teacher {len(teacher_head)}: "
+                         "use one tokenizer")
     return FusedLoss.apply(hidden, head, y, weight, teacher_hidden, teacher_head, how)

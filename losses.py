@@ -48,7 +48,7 @@ def cross_entropy(logits, targets):
 # --- divergences of log-probabilities (..., V) -> (...) -------------------------------------------
 
 def kl(log_a, log_b):
-    """KL(a || b) = sum_v a_v (ln a_v - ln b_v). An outcome with a_v = 0 adds nothing: 0 ln 0 = 0."""
+    """KL(a || b) = sum_v a_v (ln a_v - ln b_v). An outcome without mass adds 0: 0 ln 0 = 0."""
     a = log_a.exp()
     difference = torch.where(a > 0, log_a - log_b, 0.0)
     return (a * difference).sum(-1)
@@ -157,7 +157,7 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
     return divergence("forward_kl", student_logits, teacher_logits, temperature)
 
 
-# --- of what a cache keeps of the teacher (dataset/cache_teacher.py) -------------------------------
+# --- of what a cache keeps of the teacher (dataset/cache_teacher.py) ------------------------------
 
 def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None):
     """A divergence on k + 1 outcomes: the teacher's k likeliest tokens, and all the others as one.

@@ -29,7 +29,7 @@ from metrics import front
 @dataclass
 class Config:
     logs: list = None              # CSV files of runs; none: those of the speedrun's students
-    report: str = ROOT / "results/scoreboard.jsonl"  # rows of runs/results.sh, or a report of eval.py
+    report: str = ROOT / "results/scoreboard.jsonl"  # rows, or a report of eval.py
     teacher: str = OUT / "teacher.pt"  # whose soft targets are drawn
     question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # it is asked
     students: str = ROOT / "results/students.jsonl"  # rows of runs/students.sh

@@ -61,8 +61,8 @@ def robustness_table(results):
     worst = "| **worst** | " + " | ".join(f"{r['suite_worst']:.1%} {r['worst_suite']}"
                                           for r in results) + " |"
     hostile = [r["suites"].get("hostile") for r in results]
-    ended = ["| hostile texts: ended, refused as too long | " + " | ".join(
-        f"{h['ended']} of {h['n']}, {h['refused']}" for h in hostile) + " |"] if all(hostile) else []
+    cells = [f"{h['ended']} of {h['n']}, {h['refused']}" for h in hostile if h]
+    ended = [f"| hostile texts: ended, refused as too long | {' | '.join(cells)} |"] * bool(cells)
     return "\n".join([lines, mean, worst, *ended])
 
 

@@ -3,7 +3,7 @@
     loss = (1 - alpha) * CE + alpha * tau^2 * KL(p || q)              as in train_distill_logits.py
          + hidden_weight   * mean over layer pairs of d(P h_student, h_teacher)
          + relation_weight * mean over layer pairs and q, k, v of KL(R_teacher || R_student)
-    d is MSE or 1 - cosine; P a learned projection where the widths differ; R = softmax(a a^T/sqrt(c))
+    d is MSE or 1 - cosine; P a learned projection where the widths differ; R = softmax(a a^T/c^.5)
     says how similar the tokens are to each other, by their queries, keys or values (MiniLMv2)
 
 One CPU command (3 minutes):        python train_distill_features.py
@@ -11,11 +11,11 @@ One GPU command:                    torchrun --nproc-per-node 1 train_distill_fe
 The last line but one:              out/student-features.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
-1. TinyBERT (Jiao et al. 2020) and MiniLMv2 (Wang et al. 2021) distil encoders: here a token sees only
-   the tokens before it, in its own document, and only the counted tokens add to the loss.
+1. TinyBERT (Jiao et al. 2020) and MiniLMv2 (Wang et al. 2021) distil encoders: here a token sees
+   only the tokens before it, in its own document, and only the counted tokens add to the loss.
 2. MiniLMv2 takes one layer and no logits; here any pairs of layers, and logits beside them.
 3. Queries and keys are taken after QK-norm, before RoPE.
-4. The projections are trained with AdamW, kept for a resume, and dropped from the finished checkpoint.
+4. The projections are trained with AdamW, kept for a resume, and dropped in the end.
 """
 import time
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ def main(cfg):
 
         # 2) forward, backward
         batches, n_valid, counts = step_batches(train, step, cfg, env)
-        sums = [0.0] * 5                                     # ce, kd, hidden, relations, teacher's ce
+        sums = [0.0] * 5                        # ce, kd, hidden, relation, teacher's ce
         for x, y, document, weight, _ in batches:            # each (B, T)
             keep, theirs, ours = weight > 0, [], []          # (B, T) the N tokens that count
             with torch.no_grad(), env.autocast():

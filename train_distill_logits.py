@@ -75,7 +75,7 @@ class Config:
 
 
 def load_teacher(cfg, env):
-    """(teacher or None, tokenizer, what the run remembers of it); with a cache no teacher is run."""
+    """(teacher, tokenizer, what the run remembers of it); with a cache the teacher is None."""
     made_by = "python train_pretrain.py --name teacher"
     if not cfg.cache:
         teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device, made_by)
@@ -118,7 +118,7 @@ def teacher_facts(cfg, env, teacher, cache, val):
     """Lines of the self-check about the teacher."""
     if cache:
         about = cache["about"]
-        return {"cache": f"{cfg.cache}: {about['kind']}, k {about['k']}, {about['tokens']:,} tokens"}
+        return {"cache": f"{cfg.cache}: {about['kind']}, k {about['k']}, {about['tokens']:,} rows"}
     return {"teacher's ce": f"{common.validation_ce(teacher, val, cfg, env):.3f} nats",
             "KL(teacher||teacher)": f"{self_kl(teacher, val, cfg, env):.1e} must be 0"}
 

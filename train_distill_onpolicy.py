@@ -1,13 +1,13 @@
 """On-policy distillation, white box: the student writes, the teacher corrects.
 
-    loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * D(p_teacher, q_student)   on the data's text
-    loss = tau^2 * D(p_teacher, q_student)                         on text that the student wrote itself
+    loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * D(p_teacher, q_student)    on the data
+    loss = tau^2 * D(p_teacher, q_student)                     on text that the student wrote itself
     D exact, over the vocabulary, at every token of a response; no gradient through the writing
     (Agarwal et al. 2024, GKD, algorithm 1)
 
-A student that learns from the data alone has never seen its own mistakes (exposure bias). Here a share
-of each step's windows (--on-policy-share) keeps its prompts, and the student writes the responses; the
-divergence is a choice of its own. Share 0 is train_distill_logits.py, to the bit.
+A student that learns from the data alone has never seen its own mistakes (exposure bias). Here a
+share of each step's windows (--on-policy-share) keeps its prompts, and the student writes the
+responses; the divergence is a choice of its own. Share 0 is train_distill_logits.py, to the bit.
 
 One CPU command (6 minutes):        python train_distill_onpolicy.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_onpolicy.py --size 2m
@@ -15,8 +15,8 @@ The last line but one:              out/student-onpolicy.pt: validation ce ... n
 
 How it differs from the paper:
 1. The paper draws for each batch whether the student writes it; here the same share of every step.
-2. The paper starts from a student that was fine-tuned before: so does --init. From random weights the
-   first texts are babble, and the teacher says what it thinks of babble.
+2. The paper starts from a student that was fine-tuned before: so does --init. From random weights
+   the first texts are babble, and the teacher says what it thinks of babble.
 3. Plain text has no prompt: the first half of a window stands for one.
 """
 import math
@@ -41,10 +41,10 @@ from optim import get_lr, make_optimizers
 class Config:
     name: str = "student-onpolicy" # the run: writes out/NAME.pt and out/NAME.csv
     teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher; its tokenizer is the student's
-    on_policy_share: float = 0.5   # share of the windows whose responses the student writes (0 to 1)
+    on_policy_share: float = 0.5   # share of the windows that the student answers (0 to 1)
     sample_temperature: float = 1.0  # at which it writes (0.5 to 1; 0: greedy)
     max_new_tokens: int = 96       # longest response that it writes
-    alpha: float = 0.9             # on the data's text: weight of the teacher; the labels get the rest
+    alpha: float = 0.9             # on the data: weight of the teacher; the labels get the rest
     temperature: float = 2.0       # tau, softens both distributions (1 to 4)
     divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"  # see the top of losses.py
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
@@ -143,8 +143,8 @@ def main(cfg):
         batches, n_valid, counts = step_batches(train, step, cfg, env)
         writing = 0.0
         if cfg.on_policy_share:
-            batches, n_valid, counts, writing = student_writes(cfg, env, model, tokenizer, train, step,
-                                                               batches)
+            batches, n_valid, counts, writing = student_writes(cfg, env, model, tokenizer, train,
+                                                               step, batches)
         sums = [0.0, 0.0, 0.0, 0.0]                          # loss, ce, kd, teacher's ce
         for x, y, document, weight, own in batches:          # each (B, T); own: the student's text
             keep = weight > 0                                # (B, T) the N tokens that count

@@ -7,19 +7,19 @@ Last line: next: python train_distill_logits.py --cache ...
 
 Three kinds, for the counted tokens alone (numbers for V <= 65,536 and a float16 payload):
 
-    topk      the k likeliest tokens with their log-probabilities, and one bucket for all the others:
-              any divergence, on k + 1 outcomes, which never exceeds the whole one (data processing
-              inequality). Without the bucket the k would be renormalised, and the student taught to be
-              too sure (TRAPS 13). k = V has no bucket. 4k + 6 bytes a token
+    topk      the k likeliest tokens with their log-probabilities, and one bucket for all the
+              others: any divergence, on k + 1 outcomes, which never exceeds the whole one (data
+              processing inequality). Without the bucket the k would be renormalised, and the
+              student taught to be too sure (TRAPS 13). k = V has no bucket. 4k + 6 bytes a token
     sampled   k draws from the teacher's distribution: the gradient of forward KL, without bias
-              (Anshumann et al. 2025, "sparse logit sampling", at proposal temperature 1). 2k + 8 bytes
+              (Anshumann et al. 2025, section 3, at proposal temperature 1). 2k + 8 bytes
     hidden    the last hidden state, and the output matrix once: everything, at any temperature.
               2D + 4 bytes; exact with --payload float32
 
-topk and sampled are of one temperature, which the training must share: the normaliser of another one
-is not in them. Everything is keyed by window, in the order of the prepared data: shuffling, a second
-epoch and accumulation find the same row. A checksum of each window's tokens is compared when it is
-read. A stop loses nothing: the same command goes on.
+topk and sampled are of one temperature, which the training must share: the normaliser of another
+one is not in them. Everything is keyed by window, in the order of the prepared data: shuffling, a
+second epoch and accumulation find the same row. A checksum of each window's tokens is compared when
+it is read. A stop loses nothing: the same command goes on.
 """
 import json
 import os
@@ -280,7 +280,7 @@ def open_cache(path, data, cfg):
              fix="the same flags for both, or python dataset/cache_teacher.py with these")
     tau = about["temperature"]
     if tau is not None and tau != cfg.temperature:
-        fail(f"{show(folder)} holds distributions at another temperature", f"{cfg.temperature}", tau,
+        fail(f"{show(folder)} holds distributions at another temperature", cfg.temperature, tau,
              f"--temperature {tau}, or --kind hidden, which has every temperature")
     if about["kind"] == "sampled" and cfg.divergence != "forward_kl":
         fail("a sampled cache has forward KL alone", cfg.divergence, "forward_kl",
@@ -290,7 +290,7 @@ def open_cache(path, data, cfg):
     for name, count in (("windows", about["windows"]),
                         *([("head", about["vocab_size"] * about["dim"])] * (tau is None))):
         size = cli.need_file(folder / f"{name}.bin", "--fresh makes it again").stat().st_size
-        check(size == 4 * count, "--cache", f"{show(folder / name)}.bin of {size:,} bytes", 4 * count)
+        check(size == 4 * count, "--cache", f"{show(folder / name)}.bin, {size:,} bytes", 4 * count)
     found["checksums"] = np.fromfile(folder / "windows.bin", dtype=np.uint32)
     if about["kind"] == "hidden":
         head = np.fromfile(folder / "head.bin", dtype=np.float32)
@@ -299,7 +299,7 @@ def open_cache(path, data, cfg):
 
 
 def rows_of(cache, numbers, device):
-    """What is cached of some windows (their numbers, in a batch's order) -> {file: (N, ...) tensor}."""
+    """What is cached of some windows, by their numbers, in that order -> {file: (N, ...)}."""
     wrong = numbers[checksums(cache["ids_of"][numbers]) != cache["checksums"][numbers]]
     if len(wrong):
         fail(f"{show(cache['folder'])}: window {wrong[0]} has other tokens than when it was cached",

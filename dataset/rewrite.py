@@ -1,9 +1,9 @@
 """Windows whose responses the student writes: the on-policy part of train_distill_onpolicy.py.
 
-The prompts of a share of a step's windows are taken out of them, the student answers, and prompt and
-answer are packed into windows again. Everything depends on the seed and the number of the step alone,
-so a resumed run writes the same. What stands after the first end token was never written (generate
-stops there), and a prompt never counts.
+The prompts of a share of a step's windows are taken out of them, the student answers, and prompt
+and answer are packed into windows again. Everything depends on the seed and the number of the step
+alone, so a resumed run writes the same. What stands after the first end token was never written
+(generate stops there), and a prompt never counts.
 """
 import time
 
@@ -29,16 +29,16 @@ def prompts_of(data, number, window):
 
 
 def pack(pairs, window, pad):
-    """(prompt, response) pairs -> a dict as open_data has it: each whole in one window of its own or
-    beside others; the response counts, the prompt and the padding do not."""
+    """(prompt, response) pairs -> a dict as open_data has it, each pair whole in one window, beside
+    others; the response counts, the prompt and the padding do not."""
     rows, room = [], 0
     for number, (prompt, response) in enumerate(pairs, 1):
         size = len(prompt) + len(response)
         if size > room:
             rows.append([[], [], []])
             room = window + 1
-        for column, part in zip(rows[-1], (prompt + response, [0] * len(prompt) + [1] * len(response),
-                                           [number] * size)):
+        counts = [0] * len(prompt) + [1] * len(response)
+        for column, part in zip(rows[-1], (prompt + response, counts, [number] * size)):
             column += part
         room -= size
     fills = (pad, 0, 0)

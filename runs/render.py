@@ -179,8 +179,8 @@ UNSEEN = ("paraphrase", "distractor", "large", "longer", "upper")
 def robust_table(rows, group):
     """Accuracy on the suites, and what each model loses from clean to their mean, both against the
     teacher: paired bootstraps over problems, each value the mean over seeds."""
-    lines = ["| model | clean | mean of the suites | against the teacher (95 %) | of the five unseen | "
-             "worst suite | points lost | more than the teacher (95 %) |",
+    lines = ["| model | clean | mean of the suites | against the teacher (95 %) | of the five "
+             "unseen | worst suite | points lost | more than the teacher (95 %) |",
              "|---|---:|---:|---:|---:|---|---:|---:|"]
     theirs = first(rows, f"{group}/teacher")["metrics"]["suites_right"]
     for recipe in (f"{group}/teacher", f"{group}/alone", *modes(rows, group)):
@@ -395,8 +395,8 @@ def line_of(match):
 
 
 def rendered(text, rows):
-    """The text with every `<!-- NAME -->...<!-- end -->` filled from the rows, and every `file:line`
-    before a name put right."""
+    """The text with every `<!-- NAME -->...<!-- end -->` filled from the rows, and every
+    `file:line` before a name put right."""
     text = re.sub(r"`([\w/]+\.py):\d+` `(\w+)`", line_of, text)
 
     def fill(match):
