@@ -84,6 +84,12 @@ def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
     assert first["metrics"]["ce"] == second["metrics"]["ce"] and first["val_ce"] > 0
 
 
+def test_quality_figures_repeat_exactly(report, tiny_world):
+    """A figure that another run cannot reproduce is no evidence; suites and copying are drawn, too."""
+    first = report([tiny_world.teacher, tiny_world.init])[0]["results"]
+    assert report([tiny_world.teacher, tiny_world.init])[0]["results"] == first
+
+
 def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
     """TRAPS 18: a KL between distributions over different pieces is a number without a meaning."""
     from test_bad_input import write_checkpoint
@@ -195,7 +201,9 @@ def test_an_answer_is_judged_by_its_answer_and_its_end(text, end, verdict, well_
 
 @pytest.mark.parametrize("reply, end, exact, form", [
     ("<think>So.</think><answer>7</answer>", True, 1 / 6, 1.0),   # always the same
-    ("<think>So.</think><answer>7</answer>", False, 0.0, 0.0)])   # never ends
+    ("<think>So.</think><answer>7</answer>", False, 0.0, 0.0),    # never ends
+    ("<think><answer></think><answer><user>", True, 0.0, 0.0),    # nothing but control tokens
+    ("<think><answer></think><answer><user>", False, 0.0, 0.0)])
 def test_a_model_that_always_says_the_same_or_never_ends_scores_so(reply, end, exact, form, report,
                                                                   tiny_world, tiny_tokenizer,
                                                                   monkeypatch):
@@ -207,7 +215,8 @@ def test_a_model_that_always_says_the_same_or_never_ends_scores_so(reply, end, e
     [result] = report([tiny_world.init])[0]["results"]
     assert result["exact"] == pytest.approx(exact) and result["format"] == form
     assert result["exact_interval"] == pytest.approx(wilson(round(6 * exact), 6))
-    assert result["verdicts"] == ({"ok": 1, "wrong answer": 5} if end else {"truncated": 6})
+    assert result["verdicts"] == ({"truncated": 6} if not end else {"ok": 1, "wrong answer": 5}
+                                  if "7" in reply else {"no answer": 6})
 
 
 def test_a_question_longer_than_the_context_is_wrong_and_said_so(report, tiny_world, tmp_path):
