@@ -1,11 +1,12 @@
 """What the teacher says of every token, written down once: a teacher that need not run any more.
 
-    python dataset/cache_teacher.py --teacher out/teacher.pt        # the default stories, top 32
-    python train_distill_logits.py --cache out/data/cache
+    python dataset/cache_teacher.py          # of out/teacher.pt, on the default stories, top 32
+    python train_distill_logits.py --name student-cached --cache out/data/cache
 
-Last line: next: python train_distill_logits.py --cache ...
+Last line: next: python train_distill_logits.py --name student-cached --cache ...
 
-Three kinds, for the counted tokens alone (numbers for V <= 65,536 and a float16 payload):
+Three kinds, for the counted tokens alone (bytes for V <= 65,536 and a float16 payload, which rounds
+a token's KL by up to 0.004 nats):
 
     topk      the k likeliest tokens with their log-probabilities, and one bucket for all the
               others: any divergence, on k + 1 outcomes, which never exceeds the whole one (data
@@ -21,6 +22,7 @@ one is not in them. Everything is keyed by window, in the order of the prepared 
 second epoch and accumulation find the same row. A checksum of each window's tokens is compared when
 it is read. A stop loses nothing: the same command goes on.
 """
+import dataclasses
 import json
 import os
 import sys
@@ -39,7 +41,7 @@ import common
 from cli import OUT, check, fail, show
 from dataset.batches import open_data, tensors
 from losses import cross_entropy, divergence, log_softmax, sampled_forward_kl, topk_divergence
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, check_fingerprint
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Config:
     out: str = OUT / "data/cache"  # folder of the cache
     kind: Literal["topk", "sampled", "hidden"] = "topk"  # what is kept of a distribution
     k: int = 32                    # tokens kept, or drawn (8 to 64); topk: up to the vocabulary
-    temperature: float = 1.0       # tau of topk and sampled: that of the training (1 to 4)
+    temperature: float = 2.0       # tau of topk and sampled: that of the training (1 to 4)
     payload: Literal["float16", "float32"] = "float16"  # of the numbers
     window: int = 256              # as in the training
     loss_on: Literal["response", "all"] = "response"  # as in the training
@@ -240,7 +242,19 @@ def main(cfg):
         (folder / "progress.json").unlink()
     total = about["tokens"] * row_bytes(about)
     print(f"{show(folder)}: {about['tokens']:,} tokens, {row_bytes(about)} bytes each, "
-          f"{total / 1e6:,.1f} MB\nnext: python train_distill_logits.py --cache {show(folder)}")
+          f"{total / 1e6:,.1f} MB\nnext: {next_command(cfg)}")
+
+
+def next_command(cfg):
+    """What to type after it: a training with the flags that it must share."""
+    words = f"python train_distill_logits.py --name student-cached --cache {show(cfg.out)}"
+    default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
+    if os.path.abspath(cfg.data) != default["data"]:
+        words += f" --data {show(cfg.data)} --val ..."
+    for flag in (*SAME, "temperature"):
+        if str(getattr(cfg, flag)) != default[flag]:
+            words += f" --{flag.replace('_', '-')} {getattr(cfg, flag)}"
+    return words
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -261,11 +275,21 @@ def read_about(path):
 
 def cached_tokenizer(path):
     """The tokenizer of a cache: with it, no file of the teacher is needed."""
-    return Tokenizer.load(Path(path) / "tokenizer.model")
+    tokenizer = Tokenizer.load(Path(path) / "tokenizer.model")
+    check_fingerprint(tokenizer.fingerprint, read_about(path).get("tokenizer_fingerprint"), path,
+                      "make the cache again with --fresh")
+    return tokenizer
 
 
-def open_cache(path, data, cfg):
-    """A cache for these windows and this training -> dict: arrays, first_rows, checksums, about.
+def describe_cache(cache):
+    """Its line in the self-check of a training."""
+    about = cache["about"]
+    return {"cache": f"{show(cache['folder'])}: {about['kind']}, k {about['k']}, "
+                     f"{about['tokens']:,} tokens"}
+
+
+def open_cache(path, data, cfg, device="cpu"):
+    """A cache for these windows and this training -> dict: its arrays, what is needed to read them.
 
     UserError for other data, another temperature, or a divergence that the cache cannot give.
     """
@@ -285,7 +309,8 @@ def open_cache(path, data, cfg):
     if about["kind"] == "sampled" and cfg.divergence != "forward_kl":
         fail("a sampled cache has forward KL alone", cfg.divergence, "forward_kl",
              "--kind topk, or hidden")
-    found = dict(open_arrays(folder, about, "r"), about=about, folder=folder,
+    found = dict(open_arrays(folder, about, "r"), about=about, folder=folder, tau=cfg.temperature,
+                 device=device,
                  first_rows=first_rows(data["mask"]), ids_of=data["ids"])
     for name, count in (("windows", about["windows"]),
                         *([("head", about["vocab_size"] * about["dim"])] * (tau is None))):
@@ -294,11 +319,12 @@ def open_cache(path, data, cfg):
     found["checksums"] = np.fromfile(folder / "windows.bin", dtype=np.uint32)
     if about["kind"] == "hidden":
         head = np.fromfile(folder / "head.bin", dtype=np.float32)
-        found["head"] = torch.from_numpy(head.reshape(about["vocab_size"], about["dim"]))
+        found["head"] = torch.from_numpy(
+            head.reshape(about["vocab_size"], about["dim"])).to(device)
     return found
 
 
-def rows_of(cache, numbers, device):
+def rows_of(cache, numbers):
     """What is cached of some windows, by their numbers, in that order -> {file: (N, ...)}."""
     wrong = numbers[checksums(cache["ids_of"][numbers]) != cache["checksums"][numbers]]
     if len(wrong):
@@ -309,20 +335,20 @@ def rows_of(cache, numbers, device):
     found = {}
     for name in layout(cache["about"]):
         value = torch.from_numpy(cache[name][rows].astype(
-            np.int64 if name == "ids" else np.float32)).to(device, non_blocking=True)
+            np.int64 if name == "ids" else np.float32)).to(cache["device"], non_blocking=True)
         found[name] = value
     return found
 
 
-def cached_divergence(cache, rows, name, logits, temperature, mix):
-    """A divergence of the student's logits (N, V) from what is cached of these tokens -> (N,)."""
-    kind = cache["about"]["kind"]
+def cached_divergence(cache, rows, name, logits, mix):
+    """A divergence of the student's logits (N, V) from what is cached of these tokens -> (N,), at
+    the training's temperature."""
+    kind, tau = cache["about"]["kind"], cache["tau"]
     if kind == "hidden":
-        teacher_logits = rows["hidden"] @ cache["head"].to(logits.device).T  # (N, V)
-        return divergence(name, logits, teacher_logits, temperature, mix)
+        return divergence(name, logits, rows["hidden"] @ cache["head"].T, tau, mix)
     if kind == "sampled":
-        return sampled_forward_kl(logits, rows["ids"], rows["negentropy"], temperature)
-    return topk_divergence(name, logits, rows["ids"], rows["log_p"], temperature, mix)
+        return sampled_forward_kl(logits, rows["ids"], rows["negentropy"], tau)
+    return topk_divergence(name, logits, rows["ids"], rows["log_p"], tau, mix)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Windows whose responses the student writes: the on-policy part of train_distill_onpolicy.py.
 
 The prompts of a share of a step's windows are taken out of them, the student answers, and prompt
-and answer are packed into windows again. Everything depends on the seed and the number of the step
-alone, so a resumed run writes the same. What stands after the first end token was never written
+and answer are packed into windows again. What is drawn depends on seed, step and rank alone, so a
+resumed run writes the same. What stands after the first end token was never written
 (generate stops there), and a prompt never counts.
 """
 import time
@@ -47,10 +47,11 @@ def pack(pairs, window, pad):
 
 
 def student_writes(cfg, env, model, tokenizer, data, step, batches):
-    """The step's batches with a share of their windows rewritten by the student, each batch with a
-    flag a row (B,), True where it is; n_valid and counts of all ranks; seconds of writing."""
-    chosen = set(step_windows(len(data["ids"]), step, cfg.batch, cfg.seed)
-                 [:round(cfg.on_policy_share * cfg.batch)].tolist())
+    """The step's batches with a share of their windows rewritten by the student -> batches, each with
+    True at its end where it wrote; n_valid and counts of all ranks; seconds of writing."""
+    numbers, share = step_windows(len(data["ids"]), step, cfg.batch, cfg.seed), cfg.on_policy_share
+    places = range(step * cfg.batch, (step + 1) * cfg.batch)  # every 1/share-th one, in all steps
+    chosen = {n for n, p in zip(numbers.tolist(), places) if int((p + 1) * share) > int(p * share)}
     began, kept, prompts = time.time(), [], []
     for x, y, document, weight, numbers in batches:
         own = np.array([n in chosen for n in numbers.tolist()])

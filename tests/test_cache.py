@@ -108,7 +108,7 @@ def make(tiny_world, call, out_dir):
     """A function: `make(kind="hidden")` -> folder of a cache of the tiny world's training data."""
     def run(status=0, **changes):
         flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, out=out_dir / "cache",
-                     window=143, payload="float32", dtype="float32", k=8, batch=3) | changes
+                     window=143, payload="float32", dtype="float32", k=8, batch=3, temperature=1) | changes
         done = call("dataset.cache_teacher", *(f"--{k}={v}" for k, v in flags.items()))
         assert done.status == status, done.err
         run.said = done.out + done.err
@@ -139,9 +139,9 @@ def test_a_whole_cache_in_float32_is_the_teacher(kind, flags, name, mix, make, o
     for numbers in (np.array([3, 0, 15]), np.array([7]), np.arange(16)[::-1]):
         x, y, document, weight = tensors(data, numbers)
         keep = weight > 0
-        rows = rows_of(cache, numbers, "cpu")
+        rows = rows_of(cache, numbers)
         student = draw(int(keep.sum()), 320, seed=1, dtype=torch.float32)
-        values = cached_divergence(cache, rows, name, student, 1.0, mix)
+        values = cached_divergence(cache, rows, name, student, mix)
         teacher_logits = teacher(x, document, keep)
         torch.testing.assert_close(values, divergence(name, student, teacher_logits, 1.0, mix),
                                    rtol=1e-5, atol=1e-5)
@@ -157,7 +157,7 @@ def test_hidden_states_give_every_temperature(make, opened):
         cache, data, teacher = opened(folder, temperature=tau)
         x, y, document, weight = tensors(data, np.arange(4))
         student = draw(int((weight > 0).sum()), 320, seed=1, dtype=torch.float32)
-        values = cached_divergence(cache, rows_of(cache, np.arange(4), "cpu"), "jsd", student, tau, 0.3)
+        values = cached_divergence(cache, rows_of(cache, np.arange(4)), "jsd", student, 0.3)
         expected = divergence("jsd", student, teacher(x, document, weight > 0), tau, 0.3)
         torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
 
@@ -167,11 +167,11 @@ def test_float16_is_as_near_as_the_docstring_of_the_test_says(make, opened):
     """float16 has 11 bits: log-probabilities of about -10 are rounded by up to 0.004; KL by less."""
     for kind in ("topk", "hidden"):
         exact, data, _ = opened(make(kind=kind, k=320, fresh="true"))
-        rows = rows_of(exact, np.arange(16), "cpu")
+        rows = rows_of(exact, np.arange(16))
         student = draw(len(rows["label_ce"]), 320, seed=1, dtype=torch.float32)
-        whole = cached_divergence(exact, rows, "forward_kl", student, 1.0, 0)
+        whole = cached_divergence(exact, rows, "forward_kl", student, 0)
         half, _, _ = opened(make(kind=kind, k=320, payload="float16", fresh="true"))
-        values = cached_divergence(half, rows_of(half, np.arange(16), "cpu"), "forward_kl", student, 1.0, 0)
+        values = cached_divergence(half, rows_of(half, np.arange(16)), "forward_kl", student, 0)
         assert 0 < (values - whole).abs().max() < 4e-3
 
 
@@ -278,9 +278,9 @@ def test_other_tokens_in_a_window_are_noticed(make, opened):
     ids = np.array(data["ids"])
     ids[5, 20] += 1
     cache["ids_of"] = ids
-    rows_of(cache, np.array([4, 6]), "cpu")
+    rows_of(cache, np.array([4, 6]))
     with pytest.raises(UserError, match="window 5 has other tokens"):
-        rows_of(cache, np.array([4, 5]), "cpu")
+        rows_of(cache, np.array([4, 5]))
 
 
 @pytest.mark.parametrize("name", ["ids.bin", "log_p.bin", "label_ce.bin", "windows.bin", "about.json",
@@ -321,6 +321,28 @@ def test_a_teacher_that_is_not_finite_is_refused_and_a_foreign_folder_left_alone
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: real(self, x) * float("nan"))
     make(status=2)
     assert "not finite" in make.said
+
+
+def test_what_it_says_to_type_next_works(make, tiny_world, call):
+    """A next command that is refused (another temperature, no --data, a run of the same name)."""
+    folder = make(temperature=3, loss_on="all")
+    line = make.said.strip().splitlines()[-1]
+    words = line.removeprefix("next: python train_distill_logits.py ").replace("...", str(tiny_world.val))
+    done = call("train_distill_logits", *words.split(), "--steps", 1, "--size", "0.1m", "--context", 160)
+    assert done.status == 0, (line, done.err)
+    assert "--cache" in line and str(folder) in line
+
+
+def test_other_text_of_the_same_shape_is_refused(make, opened, tiny_world, tmp_path, tiny_tokenizer, out_dir):
+    """TRAPS 17: a file that was edited after the teacher had read it."""
+    folder = make()
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(tiny_world.train.read_text().replace("pears", "peers"))
+    data = open_data(changed, tiny_tokenizer, 143)
+    cfg = SimpleNamespace(window=143, loss_on="response", target="cot", documents=0, temperature=1.0,
+                          divergence="forward_kl")
+    with pytest.raises(UserError, match="made from other data: data_sha256"):
+        open_cache(folder, data, cfg)
 
 
 @pytest.mark.parametrize("flags, words", [(dict(k=0), "--k"), (dict(temperature=0), "--temperature"),
