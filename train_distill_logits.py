@@ -17,6 +17,7 @@ How it differs from the paper:
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -86,7 +87,8 @@ def load_teacher(cfg, env):
         check(other == made, "--teacher", cfg.teacher, f"the one that made {cfg.cache}: {made}")
     else:
         cfg.teacher = ""  # the default one may be another
-    return None, cached_tokenizer(cfg.cache), dict(teacher_fingerprint=made)
+    cache = cli.sha256_file(Path(cfg.cache) / "about.json")  # another cache: another run
+    return None, cached_tokenizer(cfg.cache), dict(teacher_fingerprint=made, cache_sha256=cache)
 
 
 def main(cfg):

@@ -19,7 +19,7 @@ How it differs from the paper:
    the first texts are babble, and the teacher says what it thinks of babble.
 3. On the data's text the labels have a say, too (alpha 1: none, as in the paper).
 4. Plain text has no prompt: the first half of a window stands for one, so at share 0.5 its own
-   text is a quarter of what counts. Of a conversation with several turns, the first answer is written.
+   text is a quarter of what counts. Of several turns, the first answer is written.
 """
 import math
 import time

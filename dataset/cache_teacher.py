@@ -65,6 +65,8 @@ class Config:
 
 
 SAME = ("window", "loss_on", "target", "documents")  # flags that training and cache must share
+NAMES = ("ids.bin", "log_p.bin", "negentropy.bin", "hidden.bin", "label_ce.bin", "head.bin",
+         "windows.bin", "tokenizer.model", "progress.json", "about.json")  # the files of a cache
 
 
 # --- the files ------------------------------------------------------------------------------------
@@ -102,7 +104,9 @@ def open_arrays(folder, about, mode):
         path, size = folder / f"{name}.bin", about["tokens"] * int(np.prod(shape))
         size *= np.dtype(dtype).itemsize
         if mode == "w":
-            with open(path, "wb") as file:
+            with open(path, "wb") as file:  # room is taken now: a memory map that finds none dies
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
                 file.truncate(size)
         have = path.stat().st_size if path.exists() else 0
         if have != size:
@@ -146,6 +150,8 @@ def write(cfg, teacher, data, about, folder, env):
     """All windows that are still missing, batch by batch; what is done is noted after each."""
     progress, windows, began = folder / "progress.json", len(data["ids"]), time.time()
     done = start(progress, about, cfg.fresh)
+    if not done:
+        note(progress, about, 0)  # from here on the folder is a cache's
     arrays = open_arrays(folder, about, "r+" if done else "w")
     rows = first_rows(data["mask"])
     for first in range(done, windows, cfg.batch):
@@ -155,23 +161,52 @@ def write(cfg, teacher, data, about, folder, env):
         found = ask(teacher, (x, y, document, weight), about, env, generator)
         for name, value in found.items():
             value = value.numpy() if value.dtype != torch.bfloat16 else value.float().numpy()
-            arrays[name][rows[first]:rows[last]] = value.astype(arrays[name].dtype)
+            with np.errstate(over="ignore"):
+                value = value.astype(arrays[name].dtype)
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                fail(f"the teacher's {name} do not fit into {value.dtype}", fix="--payload float32")
+            arrays[name][rows[first]:rows[last]] = value
             arrays[name].flush()
-        with cli.atomic_write(progress, "w") as file:
-            json.dump(dict(about=about, windows=last), file)
+        note(progress, about, last)
         if first // cfg.batch % 20 == 19 or last == windows:
             rate = (last - done) / (time.time() - began)
             print(f"window {last:>7,}/{windows:,} | {rate:.0f} windows/s | {rows[last]:,} tokens, "
                   f"{row_bytes(about)} bytes each | eta {(windows - last) / rate:.0f} s")
 
 
+def note(progress, about, windows):
+    """How far an unfinished cache is."""
+    with cli.atomic_write(progress, "w") as file:
+        json.dump(dict(about=about, windows=windows), file)
+
+
 def start(progress, about, fresh):
     """How many windows an unfinished cache holds; UserError where it is another one's."""
     if fresh or not progress.exists():
         return 0
-    found = json.loads(progress.read_text(encoding="utf-8"))
+    found = read_json(progress, "about", "windows")
     refuse_others(progress.parent, found["about"], about)
     return found["windows"]
+
+
+def read_json(path, *keys):
+    """A dict with these keys, or UserError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        [found[key] for key in keys]
+        return found
+    except (ValueError, KeyError, TypeError):
+        fail(f"{show(path)} is damaged, or not of this script",
+             fix="make the cache again with --fresh, or in another folder")
+
+
+def is_cache(folder):
+    """Was this folder made by this script, finished or not? UserError unless it is, or is empty."""
+    if folder.exists() and any(folder.iterdir()):
+        names = [n for n in ("about.json", "progress.json") if (folder / n).exists()]
+        texts = [(folder / n).read_text(encoding="utf-8", errors="replace") for n in names]
+        if not any("teacher_fingerprint" in text for text in texts):
+            fail(f"{show(folder)} holds other files", fix="choose another --out")
 
 
 def refuse_others(folder, old, new):
@@ -194,11 +229,13 @@ def describe(cfg, teacher, tokenizer, data, env):
         teacher_fingerprint=common.weights_fingerprint(teacher),
         tokenizer_fingerprint=tokenizer.fingerprint, data_sha256=meta["source_sha256"],
         windows=len(data["ids"]), tokens=int((data["mask"][:, 1:] > 0).sum()),
+        batch=cfg.batch if cfg.kind == "sampled" else None,  # what is drawn depends on it
         **{name: getattr(cfg, name) for name in SAME})
 
 
 def check_flags(cfg):
-    check(1 <= cfg.k, "--k", cfg.k, "a whole number from 1")
+    check(1 <= cfg.k <= 2**20, "--k", cfg.k, "1 to 1,048,576")
+    check(cfg.out.strip("./"), "--out", cfg.out, "the name of a folder")
     check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
     check(0 < cfg.window < 2**16, "--window", cfg.window, "1 to 65,535")
     check(0 < cfg.batch <= 2**16, "--batch", cfg.batch, "1 to 65,536")
@@ -208,7 +245,7 @@ def check_flags(cfg):
 
 def main(cfg):
     check_flags(cfg)
-    env, folder = common.device_and_dtype(cfg), Path(cfg.out)
+    env, folder = common.device_and_dtype(cfg), Path(cfg.out).absolute()
     check(not folder.exists() or folder.is_dir(), "--out", show(folder), "a folder, or a new name")
     teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device, "python train_pretrain.py")
     check(cfg.window <= teacher.config.max_seq_len, "--window", cfg.window,
@@ -219,30 +256,36 @@ def main(cfg):
     check(about["tokens"] > 0, "--data", cfg.data, "text with at least one counted token")
     lock = common.lock_file(folder)  # held until this function ends  # noqa: F841
     finished = folder / "about.json"
+    is_cache(folder)
     if finished.exists() and not cfg.fresh:
-        refuse_others(folder, json.loads(finished.read_text(encoding="utf-8")), about)
+        old = {k: v for k, v in read_json(finished, *about).items() if k != "sha256"}
+        refuse_others(folder, old, about)
+        open_arrays(folder, about, "r")  # or one line that says what is damaged
         print(f"already made: {show(folder)} (--fresh makes it again)")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not {"progress.json", "about.json"} & set(os.listdir(folder)):
-            fail(f"{show(folder)} holds other files", fix="choose another --out")
-        finished.unlink(missing_ok=True)
-        if cfg.fresh:
-            for old in (*folder.glob("*.bin"), folder / "progress.json"):
-                old.unlink(missing_ok=True)
-        write(cfg, teacher, data, about, folder, env)
-        tokenizer.save(folder / "tokenizer.model")
-        with cli.atomic_write(folder / "windows.bin") as file:
-            file.write(checksums(data["ids"]).tobytes())
-        if cfg.kind == "hidden":
-            with cli.atomic_write(folder / "head.bin") as file:
-                file.write(teacher.lm_head.weight.float().cpu().numpy().tobytes())
-        with cli.atomic_write(finished, "w") as file:  # written last: without it, not finished
-            json.dump(about, file, indent=1)
-        (folder / "progress.json").unlink()
+        if cfg.fresh:  # files of another kind of cache would stay
+            for name in NAMES:
+                (folder / name).unlink(missing_ok=True)
+        finish(cfg, teacher, tokenizer, data, about, folder, env)
     total = about["tokens"] * row_bytes(about)
     print(f"{show(folder)}: {about['tokens']:,} tokens, {row_bytes(about)} bytes each, "
           f"{total / 1e6:,.1f} MB\nnext: {next_command(cfg)}")
+
+
+def finish(cfg, teacher, tokenizer, data, about, folder, env):
+    """Write all files; about.json, with their checksums, last: without it, not finished."""
+    write(cfg, teacher, data, about, folder, env)
+    tokenizer.save(folder / "tokenizer.model")
+    with cli.atomic_write(folder / "windows.bin") as file:
+        file.write(checksums(data["ids"]).tobytes())
+    if cfg.kind == "hidden":
+        with cli.atomic_write(folder / "head.bin") as file:
+            file.write(teacher.lm_head.weight.float().cpu().numpy().tobytes())
+    hashes = {p.name: cli.sha256_file(p) for p in sorted(folder.iterdir()) if p.name in NAMES[:-2]}
+    with cli.atomic_write(folder / "about.json", "w") as file:
+        json.dump(dict(about, sha256=hashes), file, indent=1)
+    (folder / "progress.json").unlink()
 
 
 def next_command(cfg):
@@ -265,12 +308,8 @@ def read_about(path):
     if (folder / "progress.json").exists() and not (folder / "about.json").exists():
         fail(f"{show(folder)} is not finished", fix="the command that began it goes on")
     file = cli.need_file(folder / "about.json", "python dataset/cache_teacher.py")
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        layout(about)
-        return about
-    except (ValueError, KeyError, TypeError):
-        fail(f"{show(file)} is damaged", fix="make the cache again with --fresh")
+    return read_json(file, "kind", "k", "temperature", "payload", "dim", "vocab_size", "tokens",
+                     "windows", "teacher_fingerprint", "tokenizer_fingerprint", "sha256", *SAME)
 
 
 def cached_tokenizer(path):
@@ -309,13 +348,12 @@ def open_cache(path, data, cfg, device="cpu"):
     if about["kind"] == "sampled" and cfg.divergence != "forward_kl":
         fail("a sampled cache has forward KL alone", cfg.divergence, "forward_kl",
              "--kind topk, or hidden")
+    for name, expected in about["sha256"].items():
+        if cli.sha256_file(cli.need_file(folder / name, "--fresh makes it again")) != expected:
+            fail(f"{show(folder / name)} is cut short or changed", fix="make the cache again")
     found = dict(open_arrays(folder, about, "r"), about=about, folder=folder, tau=cfg.temperature,
                  device=device,
                  first_rows=first_rows(data["mask"]), ids_of=data["ids"])
-    for name, count in (("windows", about["windows"]),
-                        *([("head", about["vocab_size"] * about["dim"])] * (tau is None))):
-        size = cli.need_file(folder / f"{name}.bin", "--fresh makes it again").stat().st_size
-        check(size == 4 * count, "--cache", f"{show(folder / name)}.bin, {size:,} bytes", 4 * count)
     found["checksums"] = np.fromfile(folder / "windows.bin", dtype=np.uint32)
     if about["kind"] == "hidden":
         head = np.fromfile(folder / "head.bin", dtype=np.float32)

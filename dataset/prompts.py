@@ -82,7 +82,7 @@ def read_rows(path):
         try:
             row = json.loads(line)
             known = suites.drawn(row)
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             known = None
         if not known:
             fail(f"{show(path)}:{number}: no question of dataset/stories.py",

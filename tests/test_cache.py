@@ -242,6 +242,64 @@ def test_an_unfinished_cache_goes_on_to_the_same_bytes(make, monkeypatch, out_di
         assert "already made" in make.said
 
 
+def test_a_stop_before_the_first_batch_leaves_a_folder_that_goes_on(make, monkeypatch):
+    """A folder of empty files that neither the same command nor --fresh would touch."""
+    def stop(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cache_teacher, "ask", stop)
+    folder = make(status=130)
+    monkeypatch.undo()
+    assert (folder / "ids.bin").exists()
+    make()
+    make(fresh="true")
+
+
+def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(make, tmp_path):
+    """dataset/stories.py writes an about.json, too: --fresh would have replaced it, and every .bin."""
+    folder = tmp_path / "stories"
+    folder.mkdir()
+    (folder / "about.json").write_text('{"settings": {}, "sha256": {}}')
+    (folder / "mine.bin").write_bytes(b"x")
+    for fresh in ("false", "true"):
+        make(status=2, out=folder, fresh=fresh)
+        assert "holds other files" in make.said and (folder / "mine.bin").read_bytes() == b"x"
+
+
+def test_contents_that_changed_under_the_right_size_are_noticed(make, tiny_world, call):
+    """Zeros where the log-probabilities were: it trained to the end, on nothing."""
+    folder = make()
+    size = (folder / "log_p.bin").stat().st_size
+    (folder / "log_p.bin").write_bytes(bytes(size))
+    done = call("train_distill_logits", *tiny_world.flags("distill_logits", cache=folder, temperature=1))
+    assert done.status == 2 and "log_p.bin is cut short or changed" in done.err
+
+
+def test_another_cache_under_the_same_path_is_another_run(make, tiny_world, call, out_dir):
+    """Resumed from other samples, a run is neither the one nor the other."""
+    folder = make()
+    flags = tiny_world.flags("distill_logits", cache=folder, temperature=1)
+    assert call("train_distill_logits", *flags).status == 0
+    make(k=4, fresh="true")
+    done = call("train_distill_logits", *flags)
+    assert done.status == 2 and "cache_sha256 was" in done.err
+
+
+def test_draws_in_other_batches_are_another_cache(make, monkeypatch):
+    """A stream a batch: killed at one size and gone on with another, half of it is other draws."""
+    make(kind="sampled")
+    make(status=2, kind="sampled", batch=5)
+    assert "batch was 3, is 5" in make.said
+
+
+def test_hidden_states_that_float16_cannot_hold_are_refused(make, tiny_world, tmp_path):
+    """65,505 is infinite in float16: cached, it ends as a loss that is not finite."""
+    state = torch.load(tiny_world.teacher, weights_only=True)
+    state["model"]["norm.weight"] *= 1e6
+    common.save(tmp_path / "big.pt", state)
+    make(status=2, kind="hidden", teacher=tmp_path / "big.pt", payload="float16")
+    assert "--payload float32" in make.said
+
+
 def test_another_cache_under_the_same_name_is_refused(make):
     """Overwritten unasked, a run that trains from it reads two teachers."""
     make()

@@ -7,7 +7,7 @@ import common
 import train_distill_onpolicy
 from dataset import rewrite
 from dataset.batches import open_data, step_batches, step_windows
-from dataset.rewrite import pack, prompts_of, student_writes
+from dataset.rewrite import chosen, pack, prompts_of, student_writes
 from losses import divergence, log_softmax
 from test_losses import draw
 from types import SimpleNamespace
@@ -90,13 +90,13 @@ def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, places, acc
     before, _, _ = step_batches(data, 1, cfg, env)
     batches, n_valid, counts, _ = student_writes(cfg, env, None, tiny_tokenizer, data, 1, before)
     windows = step_windows(16, 1, 8, 0)
-    chosen = [windows[i] for i in places]  # of step 1, places 8 to 15
-    prompts = [p for n in chosen for p in prompts_of(data, n, 143)]
+    ours = [windows[i] for i in places]  # of step 1, places 8 to 15
+    prompts = [p for n in ours for p in prompts_of(data, n, 143)]
     own = [b for b in batches if b[4] is True]
     kept = [b for b in batches if b[4] is False]
     assert sum(int((b[3] > 0).sum()) for b in own) == 3 * len(prompts)
     rows = {tuple(row) for b in kept for row in b[0].tolist()}
-    assert rows == {tuple(data["ids"][n][:-1].tolist()) for n in windows if n not in chosen}
+    assert rows == {tuple(data["ids"][n][:-1].tolist()) for n in windows if n not in ours}
     assert n_valid == counts["supervised"] == sum(int((b[3] > 0).sum()) for b in batches)
     for x, y, document, weight, _ in own:  # the counted ones are the written ones
         assert set(y[weight > 0].tolist()) == {50, 51, end}
@@ -105,8 +105,16 @@ def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, places, acc
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
 def test_over_many_steps_the_share_is_exact(share):
     """Rounded in each step, a twentieth of eight windows is none: a dead knob."""
-    places = range(8 * 250)
-    assert sum(int((p + 1) * share) > int(p * share) for p in places) == pytest.approx(2000 * share, abs=1)
+    assert chosen(np.arange(2000), share).sum() == pytest.approx(2000 * share, abs=1)
+
+
+def test_a_window_that_comes_twice_in_a_step_is_written_as_often_as_its_places_say(
+        data, tiny_tokenizer, monkeypatch):
+    """Chosen by its number, it would be rewritten both times: share 0.5 of 32 of 16 windows was 1."""
+    end, cfg, env = tiny_tokenizer.end, config(batch=32), environment()
+    monkeypatch.setattr(rewrite, "generate", lambda m, prompts, *a, **k: [[50, end] for _ in prompts])
+    batches, *_ = student_writes(cfg, env, None, tiny_tokenizer, data, 0, step_batches(data, 0, cfg, env)[0])
+    assert sum(len(b[0]) for b in batches if b[4] is False) == 16
 
 
 def test_writing_depends_on_seed_and_step_alone(data, tiny_model, tiny_tokenizer):
