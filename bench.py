@@ -118,8 +118,8 @@ def logits_step(student, teacher, batch, env, dtype, optimizers, keep_counted=Tr
             logits = student(x, document, keep)            # (N, V)
         values = cross_entropy(logits, y[keep])
         if cache is not None:
-            rows = rows_of(cache, numbers, env.device)
-            kd = cached_divergence(cache, rows, "forward_kl", logits, 1.0, None)
+            rows = rows_of(cache, numbers)
+            kd = cached_divergence(cache, rows, "forward_kl", logits, None)
             total(rows["label_ce"], w).item()
             values = 0.1 * values + 0.9 * kd
         elif teacher_term:
@@ -198,7 +198,8 @@ def make_caches(cfg, env, teacher, tokenizer, data, numbers, folder):
         cache_teacher.write(flags, teacher, some, about, folder / kind, env)
         found[kind] = dict(cache_teacher.open_arrays(folder / kind, about, "r"), about=about,
                            first_rows=cache_teacher.first_rows(some["mask"]), ids_of=some["ids"],
-                           checksums=cache_teacher.checksums(some["ids"]), folder=folder)
+                           checksums=cache_teacher.checksums(some["ids"]), folder=folder,
+                           tau=flags.temperature, device=env.device)
     return found
 
 

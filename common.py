@@ -37,7 +37,7 @@ import torch.distributed as dist
 import cli
 from cli import OUT, ROOT, check, fail, label, show
 from dataset.batches import eval_batches
-from losses import cross_entropy
+from losses import cross_entropy, forward_kl
 from model import ModelConfig, Transformer, build, config_dict, with_layers
 from tokenizer import Tokenizer, check_fingerprint
 
@@ -84,6 +84,15 @@ def device_and_dtype(cfg):
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if dtype == "bf16" \
         else contextlib.nullcontext
     return SimpleNamespace(device=device, dtype=dtype, autocast=autocast)
+
+
+def check_loss_flags(cfg):
+    """UserError for a wrong alpha, temperature, beta or skew -> the divergence's own parameter."""
+    check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
+    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
+    check(0 <= cfg.beta <= 1, "--beta", cfg.beta, "a number from 0 to 1")
+    check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
+    return cfg.beta if cfg.divergence == "jsd" else cfg.skew
 
 
 def check_data_flags(cfg):
@@ -153,6 +162,17 @@ def validation_ce(model, val, cfg, env):
     ce_sum, count = sum_over_ranks([ce_sum, count], env)
     check(count > 0, "--val", cfg.val, "a file with at least one counted token")
     return ce_sum / count
+
+
+@torch.no_grad()
+def teacher_facts(teacher, val, cfg, env):
+    """Lines of the self-check: the teacher's own loss, and the mean KL between two of its passes,
+    which is 0, or it is not deterministic (train mode)."""
+    x, _, document, weight = next(eval_batches(val, cfg.batch, cfg.batch, env.device))
+    first, second = (teacher(x, document, weight > 0) for _ in range(2))  # (N, V)
+    kl = forward_kl(second, first).mean().item()
+    return {"teacher's ce": f"{validation_ce(teacher, val, cfg, env):.3f} nats",
+            "KL(teacher||teacher)": f"{kl:.1e} must be 0"}
 
 
 def first_rank_first(env, function):
@@ -430,7 +450,7 @@ def next_command(cfg):
     default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
     if os.path.abspath(cfg.val) != default["val"]:
         words += f" --data {show(cfg.val)}"
-    return words + (f" --teacher {show(cfg.teacher)}" if hasattr(cfg, "teacher") else "")
+    return words + (f" --teacher {show(cfg.teacher)}" if getattr(cfg, "teacher", "") else "")
 
 
 def finish(env):

@@ -110,12 +110,13 @@ class Decoder:
 
 def joined_weights(model):
     """(head, [(qkv, out, gate and up, down, scale of q and k) of each layer]) as numpy arrays,
-    kept with the model until it changes: torch counts the changes of a parameter, though not
-    those made through `.data`.
+    kept with a model that is not being trained until it changes (torch counts a parameter's
+    changes, but not those of fused AdamW).
     """
+    frozen = not any(p.requires_grad for p in model.parameters())
     key = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
     kept = vars(model).get("_joined")
-    if kept is None or kept[0] != key:
+    if kept is None or kept[0] != key or not frozen:
         size, layers = model.config.dim ** 0.5, []
         for layer in model.layers:
             a, m = layer.self_attn, layer.mlp

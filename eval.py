@@ -335,7 +335,11 @@ def check_flags(cfg):
               f"a whole number from {least}")
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
           "0 (greedy), or 0.01 to 100")
+    for flag in {"prompt", "complete"} & cfg.given:
+        check(getattr(cfg, flag), f"--{flag}", getattr(cfg, flag), "a text")
     if not (cfg.chat or cfg.prompt or cfg.complete):
+        if cfg.row:
+            common.check_rows_file(cfg.row)
         cli.need_file(cfg.data, "bash speedrun.sh, or --data with a file of yours")
         for written in (f"{cfg.out}.md", f"{cfg.out}.json", f"{cfg.out}.answers.jsonl", cfg.row):
             cli.check_apart("--row" if written == cfg.row else "--out", written, cfg.data)

@@ -52,7 +52,8 @@ def relation_term(cfg, pairs, student, teacher, document, keep):
     values = []
     for s, t in pairs:
         for which in "qkv":
-            a, b = (f[which].transpose(1, 2).flatten(2) for f in (student[s - 1], teacher[t - 1]))
+            a, b = (f[which].transpose(1, 2).flatten(2)  # (B, T, heads * C)
+                    for f in (student[s - 1], teacher[t - 1]))
             values.append(relation_kl(a, b, cfg.relation_heads, document)[keep])  # (B, T) -> (N,)
     return sum(values) / len(values)
 

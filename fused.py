@@ -23,6 +23,19 @@ from losses import cross_entropy, divergence, total
 CHUNK = 2**22  # logits of one model held at a time: 16 MB in float32
 
 
+def fused_terms(cfg, env, model, teacher, x, y, document, weight, mix):
+    """A micro-batch of train_distill_logits.py: sums over tokens of loss, ce, kd, teacher's ce."""
+    keep, dtype = weight > 0, torch.bfloat16 if env.dtype == "bf16" else torch.float32
+    with env.autocast():
+        hidden = model.hidden_states(x, document)[keep].to(dtype)              # (N, D)
+        with torch.no_grad():
+            theirs = teacher.hidden_states(x, document)[keep].to(dtype)        # (N, D')
+    with torch.autocast(env.device.type, enabled=False):
+        return fused_loss(hidden, model.lm_head.weight, y[keep], weight[keep], theirs,
+                          teacher.lm_head.weight,
+                          How(cfg.alpha, cfg.divergence, cfg.temperature, mix))
+
+
 def pays(cfg, env, vocab_size):
     """Worth it? Where a micro-batch's logits are many; a cache and torch.compile have no hidden
     states to begin from. runs/bench_fused.py measures."""

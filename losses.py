@@ -1,7 +1,8 @@
 """The losses, by hand, one value a token.
 
-Every function takes logits (..., V) and returns float32 values (...) in nats: (B, T, V) -> (B, T),
-or (N, V) -> (N,). Nothing is averaged here. A script sums the values of the tokens that count and
+The losses take logits (..., V) and return float32 values (...) in nats: (B, T, V) -> (B, T), or
+(N, V) -> (N,); those that end in _of take log-probabilities. Nothing is averaged here, and `total`
+is the one sum. A script sums the values of the tokens that count and
 divides once by their number in the whole optimizer step (`n_valid`), where it can be seen: most
 public distillation bugs are a second, hidden, or wrong normaliser.
 
@@ -31,9 +32,14 @@ import math
 import torch
 
 
+def upcast(x):
+    """float16 and bfloat16 as float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def log_softmax(logits, temperature=1.0):
     """log p = z/tau - ln sum exp(z/tau) over the last dimension, in float32 or float64."""
-    z = logits if logits.dtype == torch.float64 else logits.float()
+    z = upcast(logits)
     return torch.log_softmax(z / temperature if temperature != 1.0 else z, dim=-1)
 
 
@@ -84,7 +90,7 @@ def jsd_of(log_q, log_p, mix=0.5):
     At the ends the formula is 0 for every q. Near them JSD/b tends to KL(p || q) (b to 0) and
     JSD/(1-b) to KL(q || p) (b to 1); so b = 0 is *defined* as forward and b = 1 as reverse KL,
     and the value jumps there: JSD(0.001) is about a thousandth of JSD(0).
-    Gradient: tau (1-b) q (ln(q/m) - KL(q || m)).   Source: Agarwal et al. 2024 (GKD), eq. 1.
+    Gradient: tau (1-b) q (ln(q/m) - KL(q || m)).   Source: Agarwal et al. 2024 (GKD), section 2.
     """
     if mix in (0, 1):
         return (reverse_kl_of if mix else forward_kl_of)(log_q, log_p)
@@ -195,15 +201,15 @@ def hidden_mse(student, teacher):
 
     Source: Romero et al. 2015 (FitNets), eq. 3; Jiao et al. 2020 (TinyBERT), eq. 8.
     """
-    return (student.float() - teacher.float()).square().mean(-1)
+    return (upcast(student) - upcast(teacher)).square().mean(-1)
 
 
 def hidden_cosine(student, teacher):
     """1 - cos of the two vectors, 0 to 2: two (..., D) -> (...). Blind to length.
 
-    Source: Sanh et al. 2019 (DistilBERT), section 3.
+    Source: Sanh et al. 2019 (DistilBERT), section 2.
     """
-    return 1 - torch.cosine_similarity(student.float(), teacher.float(), dim=-1)
+    return 1 - torch.cosine_similarity(upcast(student), upcast(teacher), dim=-1)
 
 
 def relations(vectors, heads, mask):
@@ -212,7 +218,7 @@ def relations(vectors, heads, mask):
     softmax over s of a_t·a_s / sqrt(W/R), with both from the same vectors (queries, keys or
     values), where mask (B, 1, T, S) is True.
     """
-    a = vectors.float().unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, R, T, W/R)
+    a = upcast(vectors).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, R, T, W/R)
     scores = a @ a.mT * a.shape[-1] ** -0.5                         # (B, R, T, S)
     return torch.log_softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
 
@@ -222,7 +228,7 @@ def relation_kl(student, teacher, heads, document=None):
 
     Their widths may differ, their heads too: only the R heads into which both are split must be
     alike. A token looks at itself and at what stands before it in its own document (B, T), which
-    leaves padding, document 0, out.   Source: Wang et al. 2021 (MiniLMv2), eq. 4 to 6.
+    leaves padding, document 0, out.   Source: Wang et al. 2021 (MiniLMv2), section 3.
     """
     B, T, _ = student.shape
     mask = torch.ones(B, 1, T, T, dtype=torch.bool, device=student.device).tril()

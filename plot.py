@@ -34,7 +34,7 @@ class Config:
     question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # it is asked
     students: str = ROOT / "results/students.jsonl"  # rows of runs/students.sh
     sweep: str = ROOT / "results/sweep.jsonl"        # rows of runs/sweep.sh
-    out: str = ROOT / "docs/figures"  # folder of the figures
+    out: str = ""                  # folder of the figures; empty: docs/figures, of logs out/figures
 
 
 def pyplot():
@@ -218,10 +218,15 @@ def sweep(cfg, plt):
 
 def main(cfg):
     plt = pyplot()
+    cfg.out = cfg.out or (OUT / "figures" if cfg.logs else ROOT / "docs/figures")
     Path(cfg.out).mkdir(parents=True, exist_ok=True)
     figures = (curves, soft_targets, reliability, robustness, pareto, sweep)
     for draw in figures[:1] if cfg.logs else figures:
-        name = draw(cfg, plt)
+        try:
+            name = draw(cfg, plt)
+        except (ValueError, KeyError, TypeError) as error:  # UnicodeDecodeError is a ValueError
+            fail(f"{draw.__name__}: its file is not of this project", f"{type(error).__name__} "
+                 f"{str(error)[:60]}", fix="name another file, or make it again")
         if name:
             plt.savefig(Path(cfg.out) / name, dpi=100)
             print(show(Path(cfg.out) / name))

@@ -148,6 +148,9 @@ def main(cfg):
     for flag in ("questions", "rounds", "new_tokens"):
         check(getattr(cfg, flag) > 0, "--" + flag.replace("_", "-"), getattr(cfg, flag),
               "a positive whole number")
+    check(0 <= cfg.seed < 2**63, "--seed", cfg.seed, "a whole number from 0, below 2^63")
+    if cfg.row:
+        common.check_rows_file(cfg.row)
     paths = cfg.checkpoints or [str(OUT / "teacher.pt")]
     for path in paths:
         common.load_model(path)  # a bad one is refused here, in one line, not in a worker

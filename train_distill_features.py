@@ -1,6 +1,6 @@
 """Feature distillation, white box: the student also learns what the teacher thinks on the way.
 
-    loss = (1 - alpha) * CE + alpha * tau^2 * KL(p || q)              as in train_distill_logits.py
+    loss = logits_weight * ((1 - alpha) * CE + alpha * tau^2 * KL)    as in train_distill_logits.py
          + hidden_weight   * mean over layer pairs of d(P h_student, h_teacher)
          + relation_weight * mean over layer pairs and q, k, v of KL(R_teacher || R_student)
     d is MSE or 1 - cosine; P a learned projection where the widths differ; R = softmax(a a^T/c^.5)
@@ -17,6 +17,7 @@ How it differs from the papers:
 3. Queries and keys are taken after QK-norm, before RoPE.
 4. The projections are trained with AdamW, kept for a resume, and dropped in the end.
 """
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -42,13 +43,14 @@ class Config:
     hidden_loss: Literal["mse", "cosine"] = "mse"  # how two hidden states are compared
     hidden_layers: str = "uniform"  # last, uniform, or pairs of block outputs, such as 1:2,3:4
     relation_weight: float = 0.0   # weight of the relations (0: none; 0.1 to 10)
-    relation_heads: int = 6        # into which queries, keys and values are split (3 to 48)
+    relation_heads: int = 8        # into which queries, keys and values are split (1 to 32)
     relation_layers: str = "last"  # as --hidden-layers
-    alpha: float = 0.9             # of the rest, the weight of the teacher's distribution (0 to 1)
+    logits_weight: float = 1.0     # weight of labels and teacher's distribution (0: features alone)
+    alpha: float = 0.9             # of these two, the share of the teacher's distribution (0 to 1)
     temperature: float = 2.0       # tau, softens both distributions (1 to 4)
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
-    skew: float = 0.1              # of skew_*: the other side's share in the mixture (0 to 0.5)
+    skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
     data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
@@ -78,23 +80,19 @@ class Config:
 
 
 def check_flags(cfg):
-    check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
-    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
-    check(0 <= cfg.beta <= 1, "--beta", cfg.beta, "a number from 0 to 1")
-    check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
-    for flag in ("hidden_weight", "relation_weight"):
+    for flag in ("logits_weight", "hidden_weight", "relation_weight"):
         check(0 <= getattr(cfg, flag) <= 1e6, "--" + flag.replace("_", "-"), getattr(cfg, flag),
               "0 to 1,000,000")
-    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
 
 
 def main(cfg):
+    mix = common.check_loss_flags(cfg)
     check_flags(cfg)
-    mix = cfg.beta if cfg.divergence == "jsd" else cfg.skew
     env = common.start(cfg)
     common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
           "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
+    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
 
     # the teacher: frozen, in eval mode; the student speaks its tokenizer
     teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device,
@@ -139,8 +137,9 @@ def main(cfg):
         "data": f"{train['name']}: {summary(train['meta'])}",
         "validation": summary(val["meta"]),
         "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
-        "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats",
-        "teacher's ce": f"{common.validation_ce(teacher, val, cfg, env):.3f} nats"})
+        "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
+                       f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing",
+        **common.teacher_facts(teacher, val, cfg, env)})
     log_file = common.open_log(cfg, env, progress.step)
     common.catch_signals(env)
 
@@ -169,20 +168,21 @@ def main(cfg):
                 hidden = hidden_term(cfg, hidden_pairs, projections, ours, theirs, keep)    # (N,)
             if cfg.relation_weight:
                 relation = relation_term(cfg, relation_pairs, ours, theirs, document, keep)  # (N,)
-            values = (1 - cfg.alpha) * ce + cfg.alpha * kd + cfg.hidden_weight * hidden \
-                + cfg.relation_weight * relation             # (N,)
+            values = cfg.logits_weight * ((1 - cfg.alpha) * ce + cfg.alpha * kd) \
+                + cfg.hidden_weight * hidden + cfg.relation_weight * relation  # (N,)
             loss = total(values, weight[keep]) / n_valid     # the one normaliser
             loss.backward()
             terms = ce, kd, hidden, relation, cross_entropy(teacher_logits, y[keep])
             for i, term in enumerate(terms):
-                sums[i] += total(term.detach(), weight[keep]).item() / n_valid
+                sums[i] += total(term.detach(), weight[keep]).item()
 
         # 3) clip, step
         common.sum_gradients(trained, env)
         norm = torch.nn.utils.clip_grad_norm_(trained, cfg.clip).item()
-        ce, kd, hidden, relation, teacher_ce = common.sum_over_ranks(sums, env)
-        loss = (1 - cfg.alpha) * ce + cfg.alpha * kd + cfg.hidden_weight * hidden \
-            + cfg.relation_weight * relation                 # of all ranks, for the log
+        ce, kd, hidden, relation, teacher_ce = (
+            s / n_valid for s in common.sum_over_ranks(sums, env))
+        loss = cfg.logits_weight * ((1 - cfg.alpha) * ce + cfg.alpha * kd) \
+            + cfg.hidden_weight * hidden + cfg.relation_weight * relation  # of all ranks
         common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:
             optimizer.step()

@@ -12,11 +12,12 @@ How it differs from the paper:
 1. A token's distribution over the vocabulary stands where the paper has an example's over classes.
 2. The paper tried temperatures from 1 to 20; here 2, better than 1 in the trials of RESULTS.md.
 3. The teacher runs beside the student, on the same windows; with --cache, it ran once before.
-   `diff` with train_pretrain.py: the teacher's lines, not much more.
+   `diff train_pretrain.py train_distill_logits.py`: the loop differs in the teacher's lines.
 """
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,12 +25,12 @@ import torch
 import cli
 import common
 from cli import OUT, check, show
-from dataset.batches import eval_batches, open_data, step_batches
-from dataset.cache_teacher import (cached_divergence, cached_tokenizer, open_cache, read_about,
-                                   rows_of)
+from dataset.batches import open_data, step_batches
+from dataset.cache_teacher import (cached_divergence, cached_tokenizer, describe_cache, open_cache,
+                                   read_about, rows_of)
 from dataset.prepare import summary
-from fused import How, fused_loss, pays
-from losses import DIVERGENCES, cross_entropy, divergence, forward_kl, total
+from fused import fused_terms, pays
+from losses import DIVERGENCES, cross_entropy, divergence, total
 from model import SIZES
 from optim import get_lr, make_optimizers
 
@@ -42,7 +43,7 @@ class Config:
     temperature: float = 2.0       # tau, softens both distributions (1 to 4)
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
-    skew: float = 0.1              # of skew_*: the other side's share in the mixture (0 to 0.5)
+    skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
     fused: Literal["auto", "on", "off"] = "auto"  # never hold all logits (fused.py); auto: if many
     cache: str = ""                # folder of dataset/cache_teacher.py: the teacher need not run
     data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
@@ -84,61 +85,16 @@ def load_teacher(cfg, env):
     if "teacher" in cfg.given:
         other = common.weights_fingerprint(common.load_model(cfg.teacher, "cpu", made_by)[0])
         check(other == made, "--teacher", cfg.teacher, f"the one that made {cfg.cache}: {made}")
-    return None, cached_tokenizer(cfg.cache), dict(teacher_fingerprint=made)
-
-
-def from_teacher(teacher, x, y, document, keep, env, name, logits, temperature, mix):
-    """(divergence, teacher's ce), each (N,): the teacher reads the same windows as the student."""
-    with torch.no_grad(), env.autocast():
-        teacher_logits = teacher(x, document, keep)          # (N, V)
-    return (divergence(name, logits, teacher_logits, temperature, mix),
-            cross_entropy(teacher_logits, y[keep]))
-
-
-def from_cache(cache, windows, name, logits, temperature, mix):
-    """The same from what the teacher said of these windows when it ran."""
-    rows = rows_of(cache, windows, logits.device)            # each (N, ...)
-    return cached_divergence(cache, rows, name, logits, temperature, mix), rows["label_ce"]
-
-
-def fused_terms(cfg, env, model, teacher, x, y, document, weight, mix):
-    """Sums over tokens of loss, ce, kd and teacher's ce, without all logits at once (fused.py)."""
-    keep, dtype = weight > 0, torch.bfloat16 if env.dtype == "bf16" else torch.float32
-    with env.autocast():
-        hidden = model.hidden_states(x, document)[keep].to(dtype)              # (N, D)
-        with torch.no_grad():
-            theirs = teacher.hidden_states(x, document)[keep].to(dtype)        # (N, D')
-    with torch.autocast(env.device.type, enabled=False):
-        return fused_loss(hidden, model.lm_head.weight, y[keep], weight[keep], theirs,
-                          teacher.lm_head.weight,
-                          How(cfg.alpha, cfg.divergence, cfg.temperature, mix))
-
-
-def teacher_facts(cfg, env, teacher, cache, val):
-    """Lines of the self-check about the teacher."""
-    if cache:
-        about = cache["about"]
-        return {"cache": f"{cfg.cache}: {about['kind']}, k {about['k']}, {about['tokens']:,} rows"}
-    return {"teacher's ce": f"{common.validation_ce(teacher, val, cfg, env):.3f} nats",
-            "KL(teacher||teacher)": f"{self_kl(teacher, val, cfg, env):.1e} must be 0"}
-
-
-@torch.no_grad()
-def self_kl(teacher, val, cfg, env):
-    """Mean KL between two passes of the teacher: 0, or it is not deterministic (train mode)."""
-    x, _, document, weight = next(eval_batches(val, cfg.batch, cfg.batch, env.device))
-    first, second = (teacher(x, document, weight > 0) for _ in range(2))  # (N, V)
-    return forward_kl(second, first, cfg.temperature).mean().item()
+    else:
+        cfg.teacher = ""  # the default one may be another
+    cache = cli.sha256_file(Path(cfg.cache) / "about.json")  # another cache: another run
+    return None, cached_tokenizer(cfg.cache), dict(teacher_fingerprint=made, cache_sha256=cache)
 
 
 def main(cfg):
-    check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
-    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
-    check(0 <= cfg.beta <= 1, "--beta", cfg.beta, "a number from 0 to 1")
-    check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
+    mix = common.check_loss_flags(cfg)
     check(cfg.fused != "on" or not (cfg.cache or cfg.compile), "--fused", cfg.fused,
           "auto or off with --cache and --compile")
-    mix = cfg.beta if cfg.divergence == "jsd" else cfg.skew
     env = common.start(cfg)
     common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
@@ -160,7 +116,7 @@ def main(cfg):
                 open_data(cfg.val, tokenizer, **options))
 
     train, val = common.first_rank_first(env, open_both)
-    cache = open_cache(cfg.cache, train, cfg) if cfg.cache else None
+    cache = open_cache(cfg.cache, train, cfg, env.device) if cfg.cache else None
     inputs |= dict(data_sha256=train["meta"]["source_sha256"],
                    val_sha256=val["meta"]["source_sha256"],
                    tokenizer_fingerprint=tokenizer.fingerprint)
@@ -179,7 +135,8 @@ def main(cfg):
         "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
         "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
                        f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing",
-        **teacher_facts(cfg, env, teacher, cache, val)})
+        "loss": "fused, never all logits at once" if fused else "plain",
+        **(describe_cache(cache) if cache else common.teacher_facts(teacher, val, cfg, env))})
     log_file = common.open_log(cfg, env, progress.step)
     common.catch_signals(env)
 
@@ -196,25 +153,32 @@ def main(cfg):
         sums = [0.0, 0.0, 0.0]                               # ce, kd, teacher's ce
         for x, y, document, weight, windows in batches:      # each (B, T); their numbers (B,)
             keep = weight > 0                                # (B, T) the N tokens that count
-            if fused:                                        # loss, ce, kd, teacher's ce: sums
+            if fused:                                        # the same four sums
                 loss, *terms = fused_terms(cfg, env, model, teacher, x, y, document, weight, mix)
             else:
                 with env.autocast():
                     logits = run_model(x, document, keep)    # (N, V)
                 ce = cross_entropy(logits, y[keep])          # (N,) float32
-                how = (cfg.divergence, logits, cfg.temperature, mix)
-                kd, teacher_ce = from_cache(cache, windows, *how) if cache else \
-                    from_teacher(teacher, x, y, document, keep, env, *how)  # (N,) tau^2 is in kd
-                values = (1 - cfg.alpha) * ce + cfg.alpha * kd  # (N,)
+                if cache:                                    # the teacher ran before
+                    rows = rows_of(cache, windows)           # each (N, ...)
+                    kd = cached_divergence(cache, rows, cfg.divergence, logits, mix)  # (N,)
+                    teacher_ce = rows["label_ce"]            # (N,)
+                else:
+                    with torch.no_grad(), env.autocast():
+                        teacher_logits = teacher(x, document, keep)                   # (N, V)
+                    kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)
+                    teacher_ce = cross_entropy(teacher_logits, y[keep])               # (N,)
+                values = (1 - cfg.alpha) * ce + cfg.alpha * kd  # (N,) tau^2 is in kd
                 loss, *terms = (total(v, weight[keep]) for v in (values, ce, kd, teacher_ce))
-            (loss / n_valid).backward()                      # the one normaliser
+            loss = loss / n_valid                            # the one normaliser
+            loss.backward()
             for i, term in enumerate(terms):
-                sums[i] += term.item() / n_valid
+                sums[i] += term.item()
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
-        ce, kd, teacher_ce = common.sum_over_ranks(sums, env)
+        ce, kd, teacher_ce = (s / n_valid for s in common.sum_over_ranks(sums, env))
         loss = (1 - cfg.alpha) * ce + cfg.alpha * kd         # of all ranks, for the log
         common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:

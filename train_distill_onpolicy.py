@@ -17,7 +17,9 @@ How it differs from the paper:
 1. The paper draws for each batch whether the student writes it; here the same share of every step.
 2. The paper starts from a student that was fine-tuned before: so does --init. From random weights
    the first texts are babble, and the teacher says what it thinks of babble.
-3. Plain text has no prompt: the first half of a window stands for one.
+3. On the data's text the labels have a say, too (alpha 1: none, as in the paper).
+4. Plain text has no prompt: the first half of a window stands for one, so at share 0.5 its own
+   text is a quarter of what counts. Of several turns, the first answer is written.
 """
 import math
 import time
@@ -48,7 +50,7 @@ class Config:
     temperature: float = 2.0       # tau, softens both distributions (1 to 4)
     divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"  # see the top of losses.py
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
-    skew: float = 0.1              # of skew_*: the other side's share in the mixture (0 to 0.5)
+    skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
     data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
@@ -79,15 +81,11 @@ class Config:
 
 
 def main(cfg):
-    check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
-    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
+    mix = common.check_loss_flags(cfg)
     check(0 <= cfg.on_policy_share <= 1, "--on-policy-share", cfg.on_policy_share, "0 to 1")
     check(cfg.sample_temperature == 0 or 0.01 <= cfg.sample_temperature <= 100,
           "--sample-temperature", cfg.sample_temperature, "0 (greedy), or 0.01 to 100")
     check(cfg.max_new_tokens > 0, "--max-new-tokens", cfg.max_new_tokens, "a positive whole number")
-    check(0 <= cfg.beta <= 1, "--beta", cfg.beta, "a number from 0 to 1")
-    check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
-    mix = cfg.beta if cfg.divergence == "jsd" else cfg.skew
     env = common.start(cfg)
     common.check_data_flags(cfg)
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
@@ -127,7 +125,7 @@ def main(cfg):
         "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
         "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
                        f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing",
-        "teacher's ce": f"{common.validation_ce(teacher, val, cfg, env):.3f} nats"})
+        **common.teacher_facts(teacher, val, cfg, env)})
     log_file = common.open_log(cfg, env, progress.step)
     common.catch_signals(env)
 
@@ -140,13 +138,11 @@ def main(cfg):
                 group["lr"] = lr
 
         # 2) forward, backward
-        batches, n_valid, counts = step_batches(train, step, cfg, env)
-        writing = 0.0
-        if cfg.on_policy_share:
-            batches, n_valid, counts, writing = student_writes(cfg, env, model, tokenizer, train,
-                                                               step, batches)
+        batches, _, _ = step_batches(train, step, cfg, env)
+        batches, n_valid, counts, writing = student_writes(cfg, env, model, tokenizer, train, step,
+                                                           batches)
         sums = [0.0, 0.0, 0.0, 0.0]                          # loss, ce, kd, teacher's ce
-        for x, y, document, weight, own in batches:          # each (B, T); own: the student's text
+        for x, y, document, weight, own in batches:          # each (B, T); own: True or False
             keep = weight > 0                                # (B, T) the N tokens that count
             with torch.no_grad(), env.autocast():
                 teacher_logits = teacher(x, document, keep)  # (N, V)
@@ -155,18 +151,19 @@ def main(cfg):
             ce = cross_entropy(logits, y[keep])              # (N,) float32
             kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)  # (N,)
             # its own words are no labels: where the student wrote, the teacher's term stands alone
-            alpha = 1.0 if own is True else cfg.alpha
+            alpha = 1.0 if own else cfg.alpha
             values = (1 - alpha) * ce + alpha * kd           # (N,)
             loss = total(values, weight[keep]) / n_valid     # the one normaliser
             loss.backward()
-            sums[0] += loss.item()
+            sums[0] += loss.item() * n_valid
             for i, term in enumerate((ce, kd, cross_entropy(teacher_logits, y[keep])), 1):
-                sums[i] += total(term.detach(), weight[keep]).item() / n_valid
+                sums[i] += total(term.detach(), weight[keep]).item()
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
-        loss, ce, kd, teacher_ce = common.sum_over_ranks(sums, env)
+        # where the student wrote, ce is that of its own words: its entropy, no label's
+        loss, ce, kd, teacher_ce = (s / n_valid for s in common.sum_over_ranks(sums, env))
         common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:
             optimizer.step()

@@ -1,11 +1,12 @@
 """What the teacher says of every token, written down once: a teacher that need not run any more.
 
-    python dataset/cache_teacher.py --teacher out/teacher.pt        # the default stories, top 32
-    python train_distill_logits.py --cache out/data/cache
+    python dataset/cache_teacher.py          # of out/teacher.pt, on the default stories, top 32
+    python train_distill_logits.py --name student-cached --cache out/data/cache
 
-Last line: next: python train_distill_logits.py --cache ...
+Last line: next: python train_distill_logits.py --name student-cached --cache ...
 
-Three kinds, for the counted tokens alone (numbers for V <= 65,536 and a float16 payload):
+Three kinds, for the counted tokens alone (bytes for V <= 65,536 and a float16 payload, which rounds
+a token's KL by up to 0.004 nats):
 
     topk      the k likeliest tokens with their log-probabilities, and one bucket for all the
               others: any divergence, on k + 1 outcomes, which never exceeds the whole one (data
@@ -21,6 +22,7 @@ one is not in them. Everything is keyed by window, in the order of the prepared 
 second epoch and accumulation find the same row. A checksum of each window's tokens is compared when
 it is read. A stop loses nothing: the same command goes on.
 """
+import dataclasses
 import json
 import os
 import sys
@@ -39,7 +41,7 @@ import common
 from cli import OUT, check, fail, show
 from dataset.batches import open_data, tensors
 from losses import cross_entropy, divergence, log_softmax, sampled_forward_kl, topk_divergence
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, check_fingerprint
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Config:
     out: str = OUT / "data/cache"  # folder of the cache
     kind: Literal["topk", "sampled", "hidden"] = "topk"  # what is kept of a distribution
     k: int = 32                    # tokens kept, or drawn (8 to 64); topk: up to the vocabulary
-    temperature: float = 1.0       # tau of topk and sampled: that of the training (1 to 4)
+    temperature: float = 2.0       # tau of topk and sampled: that of the training (1 to 4)
     payload: Literal["float16", "float32"] = "float16"  # of the numbers
     window: int = 256              # as in the training
     loss_on: Literal["response", "all"] = "response"  # as in the training
@@ -63,6 +65,8 @@ class Config:
 
 
 SAME = ("window", "loss_on", "target", "documents")  # flags that training and cache must share
+NAMES = ("ids.bin", "log_p.bin", "negentropy.bin", "hidden.bin", "label_ce.bin", "head.bin",
+         "windows.bin", "tokenizer.model", "progress.json", "about.json")  # the files of a cache
 
 
 # --- the files ------------------------------------------------------------------------------------
@@ -100,7 +104,9 @@ def open_arrays(folder, about, mode):
         path, size = folder / f"{name}.bin", about["tokens"] * int(np.prod(shape))
         size *= np.dtype(dtype).itemsize
         if mode == "w":
-            with open(path, "wb") as file:
+            with open(path, "wb") as file:  # room is taken now: a memory map that finds none dies
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
                 file.truncate(size)
         have = path.stat().st_size if path.exists() else 0
         if have != size:
@@ -144,6 +150,8 @@ def write(cfg, teacher, data, about, folder, env):
     """All windows that are still missing, batch by batch; what is done is noted after each."""
     progress, windows, began = folder / "progress.json", len(data["ids"]), time.time()
     done = start(progress, about, cfg.fresh)
+    if not done:
+        note(progress, about, 0)  # from here on the folder is a cache's
     arrays = open_arrays(folder, about, "r+" if done else "w")
     rows = first_rows(data["mask"])
     for first in range(done, windows, cfg.batch):
@@ -153,23 +161,52 @@ def write(cfg, teacher, data, about, folder, env):
         found = ask(teacher, (x, y, document, weight), about, env, generator)
         for name, value in found.items():
             value = value.numpy() if value.dtype != torch.bfloat16 else value.float().numpy()
-            arrays[name][rows[first]:rows[last]] = value.astype(arrays[name].dtype)
+            with np.errstate(over="ignore"):
+                value = value.astype(arrays[name].dtype)
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                fail(f"the teacher's {name} do not fit into {value.dtype}", fix="--payload float32")
+            arrays[name][rows[first]:rows[last]] = value
             arrays[name].flush()
-        with cli.atomic_write(progress, "w") as file:
-            json.dump(dict(about=about, windows=last), file)
+        note(progress, about, last)
         if first // cfg.batch % 20 == 19 or last == windows:
             rate = (last - done) / (time.time() - began)
             print(f"window {last:>7,}/{windows:,} | {rate:.0f} windows/s | {rows[last]:,} tokens, "
                   f"{row_bytes(about)} bytes each | eta {(windows - last) / rate:.0f} s")
 
 
+def note(progress, about, windows):
+    """How far an unfinished cache is."""
+    with cli.atomic_write(progress, "w") as file:
+        json.dump(dict(about=about, windows=windows), file)
+
+
 def start(progress, about, fresh):
     """How many windows an unfinished cache holds; UserError where it is another one's."""
     if fresh or not progress.exists():
         return 0
-    found = json.loads(progress.read_text(encoding="utf-8"))
+    found = read_json(progress, "about", "windows")
     refuse_others(progress.parent, found["about"], about)
     return found["windows"]
+
+
+def read_json(path, *keys):
+    """A dict with these keys, or UserError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        [found[key] for key in keys]
+        return found
+    except (ValueError, KeyError, TypeError):
+        fail(f"{show(path)} is damaged, or not of this script",
+             fix="make the cache again with --fresh, or in another folder")
+
+
+def is_cache(folder):
+    """Was this folder made by this script, finished or not? UserError unless it is, or is empty."""
+    if folder.exists() and any(folder.iterdir()):
+        names = [n for n in ("about.json", "progress.json") if (folder / n).exists()]
+        texts = [(folder / n).read_text(encoding="utf-8", errors="replace") for n in names]
+        if not any("teacher_fingerprint" in text for text in texts):
+            fail(f"{show(folder)} holds other files", fix="choose another --out")
 
 
 def refuse_others(folder, old, new):
@@ -192,11 +229,13 @@ def describe(cfg, teacher, tokenizer, data, env):
         teacher_fingerprint=common.weights_fingerprint(teacher),
         tokenizer_fingerprint=tokenizer.fingerprint, data_sha256=meta["source_sha256"],
         windows=len(data["ids"]), tokens=int((data["mask"][:, 1:] > 0).sum()),
+        batch=cfg.batch if cfg.kind == "sampled" else None,  # what is drawn depends on it
         **{name: getattr(cfg, name) for name in SAME})
 
 
 def check_flags(cfg):
-    check(1 <= cfg.k, "--k", cfg.k, "a whole number from 1")
+    check(1 <= cfg.k <= 2**20, "--k", cfg.k, "1 to 1,048,576")
+    check(cfg.out.strip("./"), "--out", cfg.out, "the name of a folder")
     check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
     check(0 < cfg.window < 2**16, "--window", cfg.window, "1 to 65,535")
     check(0 < cfg.batch <= 2**16, "--batch", cfg.batch, "1 to 65,536")
@@ -206,7 +245,7 @@ def check_flags(cfg):
 
 def main(cfg):
     check_flags(cfg)
-    env, folder = common.device_and_dtype(cfg), Path(cfg.out)
+    env, folder = common.device_and_dtype(cfg), Path(cfg.out).absolute()
     check(not folder.exists() or folder.is_dir(), "--out", show(folder), "a folder, or a new name")
     teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device, "python train_pretrain.py")
     check(cfg.window <= teacher.config.max_seq_len, "--window", cfg.window,
@@ -217,30 +256,48 @@ def main(cfg):
     check(about["tokens"] > 0, "--data", cfg.data, "text with at least one counted token")
     lock = common.lock_file(folder)  # held until this function ends  # noqa: F841
     finished = folder / "about.json"
+    is_cache(folder)
     if finished.exists() and not cfg.fresh:
-        refuse_others(folder, json.loads(finished.read_text(encoding="utf-8")), about)
+        old = {k: v for k, v in read_json(finished, *about).items() if k != "sha256"}
+        refuse_others(folder, old, about)
+        open_arrays(folder, about, "r")  # or one line that says what is damaged
         print(f"already made: {show(folder)} (--fresh makes it again)")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not {"progress.json", "about.json"} & set(os.listdir(folder)):
-            fail(f"{show(folder)} holds other files", fix="choose another --out")
-        finished.unlink(missing_ok=True)
-        if cfg.fresh:
-            for old in (*folder.glob("*.bin"), folder / "progress.json"):
-                old.unlink(missing_ok=True)
-        write(cfg, teacher, data, about, folder, env)
-        tokenizer.save(folder / "tokenizer.model")
-        with cli.atomic_write(folder / "windows.bin") as file:
-            file.write(checksums(data["ids"]).tobytes())
-        if cfg.kind == "hidden":
-            with cli.atomic_write(folder / "head.bin") as file:
-                file.write(teacher.lm_head.weight.float().cpu().numpy().tobytes())
-        with cli.atomic_write(finished, "w") as file:  # written last: without it, not finished
-            json.dump(about, file, indent=1)
-        (folder / "progress.json").unlink()
+        if cfg.fresh:  # files of another kind of cache would stay
+            for name in NAMES:
+                (folder / name).unlink(missing_ok=True)
+        finish(cfg, teacher, tokenizer, data, about, folder, env)
     total = about["tokens"] * row_bytes(about)
     print(f"{show(folder)}: {about['tokens']:,} tokens, {row_bytes(about)} bytes each, "
-          f"{total / 1e6:,.1f} MB\nnext: python train_distill_logits.py --cache {show(folder)}")
+          f"{total / 1e6:,.1f} MB\nnext: {next_command(cfg)}")
+
+
+def finish(cfg, teacher, tokenizer, data, about, folder, env):
+    """Write all files; about.json, with their checksums, last: without it, not finished."""
+    write(cfg, teacher, data, about, folder, env)
+    tokenizer.save(folder / "tokenizer.model")
+    with cli.atomic_write(folder / "windows.bin") as file:
+        file.write(checksums(data["ids"]).tobytes())
+    if cfg.kind == "hidden":
+        with cli.atomic_write(folder / "head.bin") as file:
+            file.write(teacher.lm_head.weight.float().cpu().numpy().tobytes())
+    hashes = {p.name: cli.sha256_file(p) for p in sorted(folder.iterdir()) if p.name in NAMES[:-2]}
+    with cli.atomic_write(folder / "about.json", "w") as file:
+        json.dump(dict(about, sha256=hashes), file, indent=1)
+    (folder / "progress.json").unlink()
+
+
+def next_command(cfg):
+    """What to type after it: a training with the flags that it must share."""
+    words = f"python train_distill_logits.py --name student-cached --cache {show(cfg.out)}"
+    default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
+    if os.path.abspath(cfg.data) != default["data"]:
+        words += f" --data {show(cfg.data)} --val ..."
+    for flag in (*SAME, "temperature"):
+        if str(getattr(cfg, flag)) != default[flag]:
+            words += f" --{flag.replace('_', '-')} {getattr(cfg, flag)}"
+    return words
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -251,21 +308,27 @@ def read_about(path):
     if (folder / "progress.json").exists() and not (folder / "about.json").exists():
         fail(f"{show(folder)} is not finished", fix="the command that began it goes on")
     file = cli.need_file(folder / "about.json", "python dataset/cache_teacher.py")
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        layout(about)
-        return about
-    except (ValueError, KeyError, TypeError):
-        fail(f"{show(file)} is damaged", fix="make the cache again with --fresh")
+    return read_json(file, "kind", "k", "temperature", "payload", "dim", "vocab_size", "tokens",
+                     "windows", "teacher_fingerprint", "tokenizer_fingerprint", "sha256", *SAME)
 
 
 def cached_tokenizer(path):
     """The tokenizer of a cache: with it, no file of the teacher is needed."""
-    return Tokenizer.load(Path(path) / "tokenizer.model")
+    tokenizer = Tokenizer.load(Path(path) / "tokenizer.model")
+    check_fingerprint(tokenizer.fingerprint, read_about(path).get("tokenizer_fingerprint"), path,
+                      "make the cache again with --fresh")
+    return tokenizer
 
 
-def open_cache(path, data, cfg):
-    """A cache for these windows and this training -> dict: arrays, first_rows, checksums, about.
+def describe_cache(cache):
+    """Its line in the self-check of a training."""
+    about = cache["about"]
+    return {"cache": f"{show(cache['folder'])}: {about['kind']}, k {about['k']}, "
+                     f"{about['tokens']:,} tokens"}
+
+
+def open_cache(path, data, cfg, device="cpu"):
+    """A cache for these windows and this training -> dict: its arrays, what is needed to read them.
 
     UserError for other data, another temperature, or a divergence that the cache cannot give.
     """
@@ -285,20 +348,21 @@ def open_cache(path, data, cfg):
     if about["kind"] == "sampled" and cfg.divergence != "forward_kl":
         fail("a sampled cache has forward KL alone", cfg.divergence, "forward_kl",
              "--kind topk, or hidden")
-    found = dict(open_arrays(folder, about, "r"), about=about, folder=folder,
+    for name, expected in about["sha256"].items():
+        if cli.sha256_file(cli.need_file(folder / name, "--fresh makes it again")) != expected:
+            fail(f"{show(folder / name)} is cut short or changed", fix="make the cache again")
+    found = dict(open_arrays(folder, about, "r"), about=about, folder=folder, tau=cfg.temperature,
+                 device=device,
                  first_rows=first_rows(data["mask"]), ids_of=data["ids"])
-    for name, count in (("windows", about["windows"]),
-                        *([("head", about["vocab_size"] * about["dim"])] * (tau is None))):
-        size = cli.need_file(folder / f"{name}.bin", "--fresh makes it again").stat().st_size
-        check(size == 4 * count, "--cache", f"{show(folder / name)}.bin, {size:,} bytes", 4 * count)
     found["checksums"] = np.fromfile(folder / "windows.bin", dtype=np.uint32)
     if about["kind"] == "hidden":
         head = np.fromfile(folder / "head.bin", dtype=np.float32)
-        found["head"] = torch.from_numpy(head.reshape(about["vocab_size"], about["dim"]))
+        found["head"] = torch.from_numpy(
+            head.reshape(about["vocab_size"], about["dim"])).to(device)
     return found
 
 
-def rows_of(cache, numbers, device):
+def rows_of(cache, numbers):
     """What is cached of some windows, by their numbers, in that order -> {file: (N, ...)}."""
     wrong = numbers[checksums(cache["ids_of"][numbers]) != cache["checksums"][numbers]]
     if len(wrong):
@@ -309,20 +373,20 @@ def rows_of(cache, numbers, device):
     found = {}
     for name in layout(cache["about"]):
         value = torch.from_numpy(cache[name][rows].astype(
-            np.int64 if name == "ids" else np.float32)).to(device, non_blocking=True)
+            np.int64 if name == "ids" else np.float32)).to(cache["device"], non_blocking=True)
         found[name] = value
     return found
 
 
-def cached_divergence(cache, rows, name, logits, temperature, mix):
-    """A divergence of the student's logits (N, V) from what is cached of these tokens -> (N,)."""
-    kind = cache["about"]["kind"]
+def cached_divergence(cache, rows, name, logits, mix):
+    """A divergence of the student's logits (N, V) from what is cached of these tokens -> (N,), at
+    the training's temperature."""
+    kind, tau = cache["about"]["kind"], cache["tau"]
     if kind == "hidden":
-        teacher_logits = rows["hidden"] @ cache["head"].to(logits.device).T  # (N, V)
-        return divergence(name, logits, teacher_logits, temperature, mix)
+        return divergence(name, logits, rows["hidden"] @ cache["head"].T, tau, mix)
     if kind == "sampled":
-        return sampled_forward_kl(logits, rows["ids"], rows["negentropy"], temperature)
-    return topk_divergence(name, logits, rows["ids"], rows["log_p"], temperature, mix)
+        return sampled_forward_kl(logits, rows["ids"], rows["negentropy"], tau)
+    return topk_divergence(name, logits, rows["ids"], rows["log_p"], tau, mix)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ answer and was not said before for the same question (rejection sampling: Yuan e
 Writes OUT (the kept rows, ready for train_distill_reason.py) and OUT.all.jsonl (every sample with
 its verdict, appended batch by batch: the same command after a stop asks only what is missing).
 """
+import dataclasses
 import json
 import os
 import sys
@@ -175,6 +176,17 @@ def keep(cfg, questions, path):
     return counts, len({r["question"] for r in rows})
 
 
+def next_command(cfg):
+    """What to type after it; rows elsewhere than the default need to be named."""
+    default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
+    words = "python train_distill_reason.py"
+    if os.path.abspath(cfg.out) != default["out"]:
+        val = " --val ..." if os.path.abspath(cfg.input) != default["input"] else \
+            f" --val {show(OUT / 'data/stories/val.jsonl')}"
+        words += f" --name student-{Path(cfg.out).stem} --data {show(cfg.out)}{val}"
+    return words
+
+
 def main(cfg):
     for flag in ("samples", "batch", "max_new_tokens"):
         value = getattr(cfg, flag)
@@ -197,8 +209,7 @@ def main(cfg):
     counts, answered = keep(cfg, questions, path)
     print(" | ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))
     print(f"{show(cfg.out)}: {counts['ok']:,} traces of {answered:,} of {len(questions):,} "
-          "questions\n"
-          "next: python train_distill_reason.py")
+          f"questions\nnext: {next_command(cfg)}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python dataset/prompts.py            # out/data/prompts.jsonl, as many questions, CPU, about 2 s
 
-Last line: next: python dataset/generate.py --input out/data/prompts.jsonl
+Last line: next: python dataset/generate.py --input out/data/prompts.jsonl --out ...
 
 A student is as robust as the text that it has seen, and a teacher will answer any question. So a
 share of the questions is changed, each by one operation, before the teacher is asked:
@@ -82,7 +82,7 @@ def read_rows(path):
         try:
             row = json.loads(line)
             known = suites.drawn(row)
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             known = None
         if not known:
             fail(f"{show(path)}:{number}: no question of dataset/stories.py",
@@ -108,7 +108,8 @@ def main(cfg):
     counts = Counter(row["operation"] for row in rows)
     print(" | ".join(f"{name} {n:,}" for name, n in counts.most_common()))
     print(f"{show(out)}: {len(rows):,} questions\n"
-          f"next: python dataset/generate.py --input {show(out)}")
+          f"next: python dataset/generate.py --input {show(out)} "
+          f"--out {show(out.with_name('traces-' + out.name))}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Windows whose responses the student writes: the on-policy part of train_distill_onpolicy.py.
 
 The prompts of a share of a step's windows are taken out of them, the student answers, and prompt
-and answer are packed into windows again. Everything depends on the seed and the number of the step
-alone, so a resumed run writes the same. What stands after the first end token was never written
+and answer are packed into windows again. What is drawn depends on seed, step and rank alone, so a
+resumed run writes the same. What stands after the first end token was never written
 (generate stops there), and a prompt never counts.
 """
 import time
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import common
-from dataset.batches import step_windows, tensors
+from dataset.batches import tensors
 from decoding import generate
 
 
@@ -46,20 +46,25 @@ def pack(pairs, window, pad):
             for i, name in enumerate(("ids", "mask", "document"))}
 
 
+def chosen(place, share):
+    """Which places in the endless row of windows the student writes: every 1/share-th, so that the
+    share is exact over the steps, however few windows a step has. place (B,) -> (B,) bool."""
+    return np.floor((place + 1) * share) > np.floor(place * share)
+
+
 def student_writes(cfg, env, model, tokenizer, data, step, batches):
-    """The step's batches with a share of their windows rewritten by the student, each batch with a
-    flag a row (B,), True where it is; n_valid and counts of all ranks; seconds of writing."""
-    chosen = set(step_windows(len(data["ids"]), step, cfg.batch, cfg.seed)
-                 [:round(cfg.on_policy_share * cfg.batch)].tolist())
-    began, kept, prompts = time.time(), [], []
-    for x, y, document, weight, numbers in batches:
-        own = np.array([n in chosen for n in numbers.tolist()])
+    """The step's batches with a share of their windows rewritten by the student -> batches, each
+    with True at its end where it wrote; n_valid and counts of all ranks; seconds of writing."""
+    began, kept, prompts, parts = time.time(), [], [], cfg.accumulate * env.world
+    for part, (x, y, document, weight, numbers) in zip(range(env.rank, parts, env.world), batches):
+        place = step * cfg.batch + part * cfg.batch // parts + np.arange(len(numbers))
+        own = chosen(place, cfg.on_policy_share)                       # (B,)
         rest = torch.from_numpy(~own).to(x.device)
         for n in numbers[own]:
             prompts += prompts_of(data, n, cfg.window)
         if rest.any():
-            parts = [t if t is None or rest.all() else t[rest] for t in (x, y, document, weight)]
-            kept.append([*parts, False])
+            kept.append([*(t if t is None or rest.all() else t[rest]
+                           for t in (x, y, document, weight)), False])
     if prompts:
         generator = torch.Generator(env.device).manual_seed(
             (cfg.seed * 1_000_003 + step) * env.world + env.rank)
@@ -68,7 +73,7 @@ def student_writes(cfg, env, model, tokenizer, data, step, batches):
                                temperature=cfg.sample_temperature, generator=generator)
         pairs = [(p, r[:cfg.window + 1 - len(p)]) for p, r in zip(prompts, written)]
         own = pack(pairs, cfg.window, tokenizer.pad)
-        size = max(1, cfg.batch // (cfg.accumulate * env.world))
+        size = max(1, cfg.batch // parts)
         for first in range(0, len(own["ids"]), size):
             numbers = np.arange(first, min(first + size, len(own["ids"])))
             kept.append([*tensors(own, numbers, env.device), True])

@@ -53,7 +53,7 @@ def read_clean(path, count):
         try:
             row = json.loads(line)
             story = drawn(row) if stories.split_of(row) == "test" and row["ops"] <= 4 else None
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             story = None
         if story is None:
             fail(f"{show(path)}:{number}: no test problem of 1 to 4 operations",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
-from cli import ROOT, check, fail
+from cli import ROOT, check, fail, show
 from metrics import bootstrap, front, paired_t, points_lost, suite_values, wilson
 from report import keeps
 from report import table as eval_table
@@ -412,7 +412,11 @@ def main(cfg):
         rows = read_rows(cfg.rows)
         for name in cfg.show.split(","):
             check(name in TABLES, "--show", name, "some of " + ",".join(TABLES))
-            print(f"\n{TABLES[name](rows)}")
+            try:
+                print(f"\n{TABLES[name](rows)}")
+            except (KeyError, TypeError) as error:
+                fail(f"{show(cfg.rows)} has no rows for the table {name}", f"no {error}",
+                     fix="another --show, or make the rows")
         return
     rows = all_rows()
     for name in FILES:

@@ -42,21 +42,21 @@ MUTANTS = [
     # 2: divided by the mask twice
     (2, "losses.py", "values * weights, 0.0).sum()", "values * weights, 0.0).sum() / weights.sum()",
      "test_losses.py::test_doubling_the_batch_changes_nothing"),
-    (2, "train_distill_logits.py", "(loss / n_valid).backward()",
-     "(loss / n_valid / keep.sum()).backward()", FORMULA + "[distill_logits]"),
+    (2, "train_distill_logits.py", "loss = loss / n_valid ",
+     "loss = loss / n_valid / keep.sum() ", FORMULA + "[distill_logits]"),
     # 3: without tau squared
     (3, "losses.py", "scale(name, temperature) * of_log_probabilities(name, log_q", "of_log_probabilities(name, log_q",
      "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
     # 4: dead knobs
-    (4, "train_distill_logits.py", "logits, cfg.temperature, mix)", "logits, 1.0, mix)",
+    (4, "train_distill_logits.py", "teacher_logits, cfg.temperature, mix)", "teacher_logits, 1.0, mix)",
      "test_train.py::test_alpha_and_temperature_change_the_training"),
     (4, "train_distill_logits.py", "(1 - cfg.alpha) * ce + cfg.alpha * kd  #", "kd  #",
      "test_train.py::test_alpha_0_is_pretraining"),
     # 5: the other direction
     (5, "losses.py", "    return kl(log_p, log_q)", "    return kl(log_q, log_p)",
      "test_losses.py::test_forward_kl_is_the_teachers_expectation"),
-    (5, "train_distill_logits.py", "divergence(name, logits, teacher_logits, ",
-     "divergence(name, teacher_logits, logits, ", FORMULA + "[distill_logits]"),
+    (5, "train_distill_logits.py", "divergence(cfg.divergence, logits, teacher_logits, ",
+     "divergence(cfg.divergence, teacher_logits, logits, ", FORMULA + "[distill_logits]"),
     # 6: a fast path that is another objective
     (6, "fused.py", "(1 - how.alpha) * ce + how.alpha * kd", "ce + how.alpha * kd",
      "test_fused.py::test_values_and_gradients_are_the_plain_ones[1-forward_kl-0]"),
@@ -80,19 +80,19 @@ MUTANTS = [
     # 10: a mean of means over micro-batches
     (10, "train_pretrain.py", "weight[keep]) / n_valid", "weight[keep]) / keep.sum() / cfg.accumulate",
      FORMULA + "[pretrain]"),
-    (10, "train_distill_logits.py", "(loss / n_valid).backward()",
-     "(loss / keep.sum() / cfg.accumulate).backward()", FORMULA + "[distill_logits]"),
+    (10, "train_distill_logits.py", "loss = loss / n_valid ",
+     "loss = loss / keep.sum() / cfg.accumulate ", FORMULA + "[distill_logits]"),
     (10, "train_distill_reason.py", "weight[keep]) / n_valid",
      "weight[keep]) / weight.sum() / cfg.accumulate", FORMULA + "[distill_reason]"),
     # 11: a mean of means over ranks
     (11, "common.py", "g.copy_(summed.view_as(g))", "g.copy_(summed.view_as(g) / env.world)",
-     RANKS + "[pretrain]"),
+     RANKS + "[pretrain-{}]"),
     (11, "dataset/batches.py", "max(weight.sum().item(), 1.0)",
      "max(env.world * weight[env.rank::env.world].sum().item(), 1.0)",
      "test_train.py::test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser[1-2]"),
     # 12: some gradients that nobody adds up
     (12, "train_distill_reason.py", "common.sum_gradients(model.parameters(), env)",
-     "common.sum_gradients(model.layers.parameters(), env)", RANKS + "[distill_reason]"),
+     "common.sum_gradients(model.layers.parameters(), env)", RANKS + "[distill_reason-{}]"),
     # 13: the tail thrown away, the rest renormalised
     (13, "losses.py", "    if log_p.shape[-1] > ids.shape[-1]:",
      "    log_p = log_p[..., :ids.shape[-1]]\n    if False:",
@@ -129,8 +129,8 @@ MUTANTS = [
     (19, "train_distill_logits.py", "with torch.no_grad(), env.autocast():", "with env.autocast():",
      TEACHER),
     # 20: softmax in bf16
-    (20, "losses.py", "logits.dtype == torch.float64 else logits.float()",
-     "logits.dtype != torch.int8 else logits.float()",
+    (20, "losses.py", "x.dtype == torch.float64 else x.float()",
+     "x.dtype != torch.int8 else x.float()",
      "test_losses.py::test_half_precision_logits_lose_nothing_in_the_loss[1.0-dtype0]"),
     # 21: reverse KL through one sampled token, or a detached side
     (21, "losses.py", "    return kl(log_q, log_p)", "    return kl(log_q.detach(), log_p)",
@@ -167,11 +167,11 @@ MUTANTS = [
      "step_windows(len(data[\"ids\"]), next(data.setdefault(\"cursor\", iter(range(99)))), ",
      RESUME + "[distill_reason]"),
     # 27: the teacher on both sides
-    (27, "train_distill_logits.py", "divergence(name, logits, teacher_logits, ",
-     "divergence(name, teacher_logits, teacher_logits, ",
+    (27, "train_distill_logits.py", "divergence(cfg.divergence, logits, teacher_logits, ",
+     "divergence(cfg.divergence, teacher_logits, teacher_logits, ",
      "test_train.py::test_the_loss_follows_the_student"),
-    (27, "train_distill_logits.py", "divergence(name, logits, teacher_logits, ",
-     "divergence(name, logits.detach(), teacher_logits, ", FORMULA + "[distill_logits]"),
+    (27, "train_distill_logits.py", "divergence(cfg.divergence, logits, teacher_logits, ",
+     "divergence(cfg.divergence, logits.detach(), teacher_logits, ", FORMULA + "[distill_logits]"),
     # 28: one axis
     (28, "runs/render.py", "        if other not in rows:", "        if False:",
      "test_docs.py::test_a_claim_with_one_axis_is_refused"),

@@ -108,7 +108,7 @@ def make(tiny_world, call, out_dir):
     """A function: `make(kind="hidden")` -> folder of a cache of the tiny world's training data."""
     def run(status=0, **changes):
         flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, out=out_dir / "cache",
-                     window=143, payload="float32", dtype="float32", k=8, batch=3) | changes
+                     window=143, payload="float32", dtype="float32", k=8, batch=3, temperature=1) | changes
         done = call("dataset.cache_teacher", *(f"--{k}={v}" for k, v in flags.items()))
         assert done.status == status, done.err
         run.said = done.out + done.err
@@ -139,9 +139,9 @@ def test_a_whole_cache_in_float32_is_the_teacher(kind, flags, name, mix, make, o
     for numbers in (np.array([3, 0, 15]), np.array([7]), np.arange(16)[::-1]):
         x, y, document, weight = tensors(data, numbers)
         keep = weight > 0
-        rows = rows_of(cache, numbers, "cpu")
+        rows = rows_of(cache, numbers)
         student = draw(int(keep.sum()), 320, seed=1, dtype=torch.float32)
-        values = cached_divergence(cache, rows, name, student, 1.0, mix)
+        values = cached_divergence(cache, rows, name, student, mix)
         teacher_logits = teacher(x, document, keep)
         torch.testing.assert_close(values, divergence(name, student, teacher_logits, 1.0, mix),
                                    rtol=1e-5, atol=1e-5)
@@ -157,7 +157,7 @@ def test_hidden_states_give_every_temperature(make, opened):
         cache, data, teacher = opened(folder, temperature=tau)
         x, y, document, weight = tensors(data, np.arange(4))
         student = draw(int((weight > 0).sum()), 320, seed=1, dtype=torch.float32)
-        values = cached_divergence(cache, rows_of(cache, np.arange(4), "cpu"), "jsd", student, tau, 0.3)
+        values = cached_divergence(cache, rows_of(cache, np.arange(4)), "jsd", student, 0.3)
         expected = divergence("jsd", student, teacher(x, document, weight > 0), tau, 0.3)
         torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
 
@@ -167,11 +167,11 @@ def test_float16_is_as_near_as_the_docstring_of_the_test_says(make, opened):
     """float16 has 11 bits: log-probabilities of about -10 are rounded by up to 0.004; KL by less."""
     for kind in ("topk", "hidden"):
         exact, data, _ = opened(make(kind=kind, k=320, fresh="true"))
-        rows = rows_of(exact, np.arange(16), "cpu")
+        rows = rows_of(exact, np.arange(16))
         student = draw(len(rows["label_ce"]), 320, seed=1, dtype=torch.float32)
-        whole = cached_divergence(exact, rows, "forward_kl", student, 1.0, 0)
+        whole = cached_divergence(exact, rows, "forward_kl", student, 0)
         half, _, _ = opened(make(kind=kind, k=320, payload="float16", fresh="true"))
-        values = cached_divergence(half, rows_of(half, np.arange(16), "cpu"), "forward_kl", student, 1.0, 0)
+        values = cached_divergence(half, rows_of(half, np.arange(16)), "forward_kl", student, 0)
         assert 0 < (values - whole).abs().max() < 4e-3
 
 
@@ -242,6 +242,64 @@ def test_an_unfinished_cache_goes_on_to_the_same_bytes(make, monkeypatch, out_di
         assert "already made" in make.said
 
 
+def test_a_stop_before_the_first_batch_leaves_a_folder_that_goes_on(make, monkeypatch):
+    """A folder of empty files that neither the same command nor --fresh would touch."""
+    def stop(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cache_teacher, "ask", stop)
+    folder = make(status=130)
+    monkeypatch.undo()
+    assert (folder / "ids.bin").exists()
+    make()
+    make(fresh="true")
+
+
+def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(make, tmp_path):
+    """dataset/stories.py writes an about.json, too: --fresh would have replaced it, and every .bin."""
+    folder = tmp_path / "stories"
+    folder.mkdir()
+    (folder / "about.json").write_text('{"settings": {}, "sha256": {}}')
+    (folder / "mine.bin").write_bytes(b"x")
+    for fresh in ("false", "true"):
+        make(status=2, out=folder, fresh=fresh)
+        assert "holds other files" in make.said and (folder / "mine.bin").read_bytes() == b"x"
+
+
+def test_contents_that_changed_under_the_right_size_are_noticed(make, tiny_world, call):
+    """Zeros where the log-probabilities were: it trained to the end, on nothing."""
+    folder = make()
+    size = (folder / "log_p.bin").stat().st_size
+    (folder / "log_p.bin").write_bytes(bytes(size))
+    done = call("train_distill_logits", *tiny_world.flags("distill_logits", cache=folder, temperature=1))
+    assert done.status == 2 and "log_p.bin is cut short or changed" in done.err
+
+
+def test_another_cache_under_the_same_path_is_another_run(make, tiny_world, call, out_dir):
+    """Resumed from other samples, a run is neither the one nor the other."""
+    folder = make()
+    flags = tiny_world.flags("distill_logits", cache=folder, temperature=1)
+    assert call("train_distill_logits", *flags).status == 0
+    make(k=4, fresh="true")
+    done = call("train_distill_logits", *flags)
+    assert done.status == 2 and "cache_sha256 was" in done.err
+
+
+def test_draws_in_other_batches_are_another_cache(make, monkeypatch):
+    """A stream a batch: killed at one size and gone on with another, half of it is other draws."""
+    make(kind="sampled")
+    make(status=2, kind="sampled", batch=5)
+    assert "batch was 3, is 5" in make.said
+
+
+def test_hidden_states_that_float16_cannot_hold_are_refused(make, tiny_world, tmp_path):
+    """65,505 is infinite in float16: cached, it ends as a loss that is not finite."""
+    state = torch.load(tiny_world.teacher, weights_only=True)
+    state["model"]["norm.weight"] *= 1e6
+    common.save(tmp_path / "big.pt", state)
+    make(status=2, kind="hidden", teacher=tmp_path / "big.pt", payload="float16")
+    assert "--payload float32" in make.said
+
+
 def test_another_cache_under_the_same_name_is_refused(make):
     """Overwritten unasked, a run that trains from it reads two teachers."""
     make()
@@ -278,9 +336,9 @@ def test_other_tokens_in_a_window_are_noticed(make, opened):
     ids = np.array(data["ids"])
     ids[5, 20] += 1
     cache["ids_of"] = ids
-    rows_of(cache, np.array([4, 6]), "cpu")
+    rows_of(cache, np.array([4, 6]))
     with pytest.raises(UserError, match="window 5 has other tokens"):
-        rows_of(cache, np.array([4, 5]), "cpu")
+        rows_of(cache, np.array([4, 5]))
 
 
 @pytest.mark.parametrize("name", ["ids.bin", "log_p.bin", "label_ce.bin", "windows.bin", "about.json",
@@ -321,6 +379,28 @@ def test_a_teacher_that_is_not_finite_is_refused_and_a_foreign_folder_left_alone
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: real(self, x) * float("nan"))
     make(status=2)
     assert "not finite" in make.said
+
+
+def test_what_it_says_to_type_next_works(make, tiny_world, call):
+    """A next command that is refused (another temperature, no --data, a run of the same name)."""
+    folder = make(temperature=3, loss_on="all")
+    line = make.said.strip().splitlines()[-1]
+    words = line.removeprefix("next: python train_distill_logits.py ").replace("...", str(tiny_world.val))
+    done = call("train_distill_logits", *words.split(), "--steps", 1, "--size", "0.1m", "--context", 160)
+    assert done.status == 0, (line, done.err)
+    assert "--cache" in line and str(folder) in line
+
+
+def test_other_text_of_the_same_shape_is_refused(make, opened, tiny_world, tmp_path, tiny_tokenizer, out_dir):
+    """TRAPS 17: a file that was edited after the teacher had read it."""
+    folder = make()
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(tiny_world.train.read_text().replace("pears", "peers"))
+    data = open_data(changed, tiny_tokenizer, 143)
+    cfg = SimpleNamespace(window=143, loss_on="response", target="cot", documents=0, temperature=1.0,
+                          divergence="forward_kl")
+    with pytest.raises(UserError, match="made from other data: data_sha256"):
+        open_cache(folder, data, cfg)
 
 
 @pytest.mark.parametrize("flags, words", [(dict(k=0), "--k"), (dict(temperature=0), "--temperature"),

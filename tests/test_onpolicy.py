@@ -7,7 +7,7 @@ import common
 import train_distill_onpolicy
 from dataset import rewrite
 from dataset.batches import open_data, step_batches, step_windows
-from dataset.rewrite import pack, prompts_of, student_writes
+from dataset.rewrite import chosen, pack, prompts_of, student_writes
 from losses import divergence, log_softmax
 from test_losses import draw
 from types import SimpleNamespace
@@ -78,9 +78,10 @@ def environment(rank=0, world=1):
     return SimpleNamespace(rank=rank, world=world, device=torch.device("cpu"), autocast=torch.enable_grad)
 
 
-@pytest.mark.parametrize("share, rewritten", [(0.25, 2), (0.5, 4), (1, 8)])
+@pytest.mark.parametrize("share, places", [(0, []), (0.25, [3, 7]), (0.5, [1, 3, 5, 7]), (0.05, []),
+                                           (1, range(8)), (0.7, [0, 1, 3, 4, 6, 7])])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, rewritten, accumulate, data,
+def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, places, accumulate, data,
                                                               tiny_model, tiny_tokenizer, monkeypatch):
     """A share that drifts with the batch's cut, or a window both rewritten and kept."""
     cfg, env = config(on_policy_share=share, accumulate=accumulate), environment()
@@ -88,16 +89,32 @@ def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, rewritten, 
     monkeypatch.setattr(rewrite, "generate", lambda model, prompts, *a, **k: [[50, 51, end] for _ in prompts])
     before, _, _ = step_batches(data, 1, cfg, env)
     batches, n_valid, counts, _ = student_writes(cfg, env, None, tiny_tokenizer, data, 1, before)
-    chosen = step_windows(16, 1, 8, 0)[:rewritten]
-    prompts = [p for n in chosen for p in prompts_of(data, n, 143)]
+    windows = step_windows(16, 1, 8, 0)
+    ours = [windows[i] for i in places]  # of step 1, places 8 to 15
+    prompts = [p for n in ours for p in prompts_of(data, n, 143)]
     own = [b for b in batches if b[4] is True]
     kept = [b for b in batches if b[4] is False]
     assert sum(int((b[3] > 0).sum()) for b in own) == 3 * len(prompts)
     rows = {tuple(row) for b in kept for row in b[0].tolist()}
-    assert rows == {tuple(data["ids"][n][:-1].tolist()) for n in step_windows(16, 1, 8, 0)[rewritten:]}
+    assert rows == {tuple(data["ids"][n][:-1].tolist()) for n in windows if n not in ours}
     assert n_valid == counts["supervised"] == sum(int((b[3] > 0).sum()) for b in batches)
     for x, y, document, weight, _ in own:  # the counted ones are the written ones
         assert set(y[weight > 0].tolist()) == {50, 51, end}
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
+def test_over_many_steps_the_share_is_exact(share):
+    """Rounded in each step, a twentieth of eight windows is none: a dead knob."""
+    assert chosen(np.arange(2000), share).sum() == pytest.approx(2000 * share, abs=1)
+
+
+def test_a_window_that_comes_twice_in_a_step_is_written_as_often_as_its_places_say(
+        data, tiny_tokenizer, monkeypatch):
+    """Chosen by its number, it would be rewritten both times: share 0.5 of 32 of 16 windows was 1."""
+    end, cfg, env = tiny_tokenizer.end, config(batch=32), environment()
+    monkeypatch.setattr(rewrite, "generate", lambda m, prompts, *a, **k: [[50, end] for _ in prompts])
+    batches, *_ = student_writes(cfg, env, None, tiny_tokenizer, data, 0, step_batches(data, 0, cfg, env)[0])
+    assert sum(len(b[0]) for b in batches if b[4] is False) == 16
 
 
 def test_writing_depends_on_seed_and_step_alone(data, tiny_model, tiny_tokenizer):

@@ -69,13 +69,19 @@ def losses(out, name):
         return [float(row["ce"]) for row in csv.DictReader(file)]
 
 
+MORE = [("distill_features", dict(size="0.9m", relation_weight=0)),  # with projections
+        ("distill_logits", dict(fused="on")),
+        *(("distill_logits", dict(divergence=name)) for name in (
+            "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation"))]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_two_processes_give_the_gradient_of_one_and_stay_equal(script, tiny_world, out_dir, tmp_path):
+@pytest.mark.parametrize("script, more", [*((s, {}) for s in SCRIPTS), *MORE], ids=str)
+def test_two_processes_give_the_gradient_of_one_and_stay_equal(script, more, tiny_world, out_dir, tmp_path):
     """TRAPS 11 and 12: a mean of the ranks' means; a sub-module whose gradients nobody adds up."""
     def flags(name, **changes):
         return tiny_world.flags(script, name=name, steps=6, eval_every=3, eval_windows=0,
-                                **KNOBS[script], **changes)
+                                **KNOBS[script] | more, **changes)
     status, said, [one] = launch(1, script, tmp_path / "one", flags("one"))
     assert status == 0, said
     status, said, two = launch(2, script, tmp_path / "two", flags("two", accumulate=2))
