@@ -60,7 +60,8 @@ def as_qwen3(model):
 def main(cfg):
     check(cfg.new_tokens > 0 and cfg.rounds > 0, "--rounds", cfg.rounds, "a positive whole number")
     torch.manual_seed(0)
-    model = build(cfg.size, 1024).eval() if cfg.size else common.load_model(cfg.checkpoint)[0]
+    model = build(cfg.size, 1024).eval().requires_grad_(False) if cfg.size else \
+        common.load_model(cfg.checkpoint)[0]
     theirs = as_qwen3(model)
     prompt = torch.randint(10, model.config.vocab_size, (1, 8))
     difference = (model(prompt) - theirs(prompt).logits).abs().max().item()

@@ -340,9 +340,9 @@ def scoreboard(_):
     return eval_table(found["results"]) + "\n\n" + keeps(found["results"])
 
 
-def speed_table(_):
-    """bench.py's own two tables."""
-    return (ROOT / "results/bench.md").read_text(encoding="utf-8").strip()
+def printed(name):
+    """What a benchmark printed, kept as results/NAME.md."""
+    return lambda _: (ROOT / f"results/{name}.md").read_text(encoding="utf-8").strip()
 
 
 def file_map(_):
@@ -366,7 +366,9 @@ def file_map(_):
 
 TABLES = {
     "scoreboard": scoreboard,
-    "speed": speed_table,
+    "speed": printed("bench"),
+    "decode": printed("decode"),
+    "fused": printed("fused"),
     "map": file_map,
     "modes": lambda rows: modes_table(rows, "few"),
     "keeps": lambda rows: keeps_lines(rows, "few"),
