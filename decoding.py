@@ -79,7 +79,7 @@ class Decoder:
         c, t = self.config, self.length
         H, G, C = c.n_heads, c.n_kv_heads, c.head_dim
         x = self.embedding[token].copy()                                # (D,)
-        for qkv, out, gate_up, down, scale, cache in self.layers:
+        for qkv, out, gate_up, down, scale, bounded, cache in self.layers:
             heads = self.normed(x).dot(qkv).reshape(-1, C)              # (H + 2G, C)
             qk = heads[:H + G]                                          # a view: changed in place
             if c.qk_norm:
@@ -90,8 +90,9 @@ class Decoder:
             cache[:, :, t] = heads[H:].reshape(2, G, C)                 # k and v of this token
             keys, values = cache[:, :, :t + 1]                          # (G, S, C) each
             scores = heads[:H].reshape(G, -1, C) @ keys.swapaxes(1, 2)  # (G, H/G, S)
-            scores -= np.maximum.reduce(scores, -1, keepdims=True)      # softmax, undivided:
-            np.exp(scores, out=scores)
+            if not bounded:                                             # or exp may overflow
+                scores -= np.maximum.reduce(scores, -1, keepdims=True)
+            np.exp(scores, out=scores)                                  # softmax, undivided
             mixed = scores @ values                                     # (G, H/G, C)
             mixed /= np.add.reduce(scores, -1, keepdims=True)           # divided here, C < S
             x += mixed.reshape(-1).dot(out)
@@ -109,12 +110,13 @@ class Decoder:
 
 
 def joined_weights(model):
-    """(head, [(qkv, out, gate and up, down, scale of q and k) of each layer]) as numpy arrays,
+    """(head, [(qkv, out, gate and up, down, scale of q and k, bounded?) of each layer]) in numpy,
     kept with a model that is not being trained until it changes (torch counts a parameter's
     changes, but not those of fused AdamW).
     """
-    frozen = not any(p.requires_grad for p in model.parameters())
-    key = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
+    weights = list(model.parameters())
+    frozen = not any(p.requires_grad for p in weights)
+    key = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights]
     kept = vars(model).get("_joined")
     if kept is None or kept[0] != key or not frozen:
         size, layers = model.config.dim ** 0.5, []
@@ -127,7 +129,7 @@ def joined_weights(model):
             layers.append([*map(by_input, (
                 qkv * layer.input_layernorm.weight * size, a.o_proj.weight,
                 gate_up * layer.post_attention_layernorm.weight * size, m.down_proj.weight)),
-                head_scale(model.config, a)])
+                *head_scale(model.config, a)])
         head = by_input(model.lm_head.weight * model.norm.weight * size)
         kept = vars(model)["_joined"] = key, head, layers
     return kept[1:]
@@ -145,13 +147,16 @@ def channel_pairs(head_dim):
 
 
 def head_scale(c, attention):
-    """(H + G, C): QK-norm's weights, the sqrt(C) between length and rms, attention's C^-0.5."""
+    """(H + G, C): QK-norm's weights, the sqrt(C) between length and rms, attention's C^-0.5; and
+    whether they keep the scores, products of normed q and k, below 80: e^80 fits into float32."""
     ones = attention.q_proj.weight.new_ones(c.head_dim)
     q, k = ((attention.q_norm.weight, attention.k_norm.weight) if c.qk_norm else (ones, ones))
     size = c.head_dim ** 0.5 if c.qk_norm else 1.0
     scale = torch.cat([(q * size * c.head_dim ** -0.5).expand(c.n_heads, -1),
                        (k * size).expand(c.n_kv_heads, -1)])
-    return scale.detach()[:, channel_pairs(c.head_dim)].numpy()
+    largest = scale.abs().amax(-1)
+    bounded = c.qk_norm and bool(largest[:c.n_heads].max() * largest[c.n_heads:].max() < 80)
+    return scale.detach()[:, channel_pairs(c.head_dim)].numpy(), bounded
 
 
 def next_token_logits(model, cache):

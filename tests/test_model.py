@@ -370,10 +370,14 @@ def test_a_changed_weight_changes_what_is_written(tiny_model):
 @pytest.mark.parametrize("changes", [{}, dict(qk_norm=False), dict(tie_embeddings=False),
                                      dict(n_heads=4, n_kv_heads=4), dict(n_heads=4, n_kv_heads=1)],
                          ids=str)
-@torch.inference_mode()
-def test_the_decoder_says_what_the_model_says(tiny_model, changes):
+@pytest.mark.parametrize("sharp", [1.0, 30.0])  # the second: scores beyond what exp can take
+@torch.no_grad()
+def test_the_decoder_says_what_the_model_says(tiny_model, changes, sharp):
     """TRAPS 6: a fast path with folded norms and joined matrices may be another model."""
     model, text, new = tiny_model(**changes), draw_ids(7, seed=1), draw_ids(4, seed=9)
+    for layer in model.layers:
+        for p in (layer.self_attn.q_norm, layer.self_attn.k_norm) if model.config.qk_norm else ():
+            p.weight.data *= sharp
     with torch.no_grad():
         for p in model.parameters():  # norm weights of 1 would hide that one is left out
             p.mul_(1 + 0.3 * torch.rand(p.shape, generator=torch.Generator().manual_seed(3)))
