@@ -135,14 +135,19 @@ def report_results(cfg, key):
     return [seeds[0] for seeds in found.values()]
 
 
+FEW = 20
+
+
 def reliability(cfg, plt):
     """On the diagonal a model's confidence is its accuracy; the size of a dot is its tokens."""
-    results = report_results(cfg, "reliability")
+    results = [r for r in report_results(cfg, "reliability")
+               if any(b[0] >= FEW for b in r["reliability"])]
     if not results:
         return None
     plt.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1.5)
     for r in results:
-        tokens, confidence, accuracy = zip(*r["reliability"])
+        # a bin of a few tokens is at 0 or 1 by chance
+        tokens, confidence, accuracy = zip(*[b for b in r["reliability"] if b[0] >= FEW])
         sizes = [20 + 300 * n / max(tokens) for n in tokens]
         [line] = plt.plot(confidence, accuracy, label=f"{r['model']}, ECE {r['ece']:.3f}")
         plt.scatter(confidence, accuracy, sizes, color=line.get_color(), alpha=0.6)
@@ -178,14 +183,16 @@ def pareto(cfg, plt):
         return None
     points = [(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows]
     plt.plot(*zip(*front(points)), color="gray", linestyle="--", label="Pareto front")
-    for row, (speed, accuracy) in zip(rows, points):
-        plt.scatter([speed], [accuracy], 90)
-        plt.annotate(f"{row['recipe'].split('/')[-1]}, {row['metrics']['parameters'] / 1e6:.2f} M",
-                     (speed, accuracy), textcoords="offset points", xytext=(8, -4), fontsize=11)
-    plt.xlabel("tokens written a second, batch 1")
+    for i, (point, row) in enumerate(sorted(zip(points, rows), key=lambda pair: pair[0])):
+        plt.scatter(*point, 90)
+        name = row["recipe"].split("/")[-1].removeprefix("size-")
+        plt.annotate(f"{name}\n{row['metrics']['parameters'] / 1e6:.2f} M", point, fontsize=11,
+                     textcoords="offset points", ha="center", xytext=(0, (12, -34)[i % 2]))
+    plt.xscale("log")
+    plt.xlabel("tokens written a second, batch 1 (logarithmic)")
     plt.ylabel("exact match")
-    plt.margins(x=0.2)
-    plt.legend()
+    plt.margins(0.15)
+    plt.legend(loc="lower left")
     return "pareto.png"
 
 

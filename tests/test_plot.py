@@ -8,7 +8,7 @@ import plot
 
 def row(recipe, seed, exact, **config):
     suites = {name: dict(exact=exact) for name in ("clean", "typos", "other_language")}
-    metrics = dict(exact=exact, ece=0.1, reliability=[(5, 0.4, 0.2), (9, 0.9, 0.8)], suites=suites,
+    metrics = dict(exact=exact, ece=0.1, reliability=[(50, 0.4, 0.2), (90, 0.9, 0.8), (2, 0.1, 1.0)], suites=suites,
                    decode1=1000 * seed, decode32=9e3, parameters=10 ** 5)
     return json.dumps(dict(recipe=recipe, seed=seed, config=config, metrics=metrics)) + "\n"
 
@@ -60,13 +60,14 @@ def test_the_figures_show_the_rows(call, flags, drawn):
     assert heights == pytest.approx([0.6] * 3 + [0.9] * 3)  # the mean of 0.5 and 0.7
     sweep = drawn["sweep.png"]
     assert sweep.images[0].get_array().tolist() == [[0.05, 0.1], [0.1, 0.2]]  # tau down, alpha across
+    assert drawn["reliability.png"].lines[1].get_xydata().tolist() == [[0.4, 0.2], [0.9, 0.8]]  # no (2, ...)
     pareto = drawn["pareto.png"]
     assert pareto.lines[0].get_xydata().tolist() == [[3000, 0.3]]  # it beats the others in both
 
 
 def test_a_report_of_eval_is_drawn_as_well(call, flags, tmp_path, drawn):
     """A user's own models are in no row."""
-    results = [dict(model="mine", reliability=[(5, 0.4, 0.2)], ece=0.2, suites={"typos": dict(exact=0.25)})]
+    results = [dict(model="mine", reliability=[(50, 0.4, 0.2)], ece=0.2, suites={"typos": dict(exact=0.25)})]
     (tmp_path / "report.json").write_text(json.dumps(dict(results=results)))
     assert call("plot", *flags, f"--report={tmp_path / 'report.json'}").status == 0
     assert [bar.get_height() for bar in drawn["robustness.png"].containers[0]] == [0.25]
