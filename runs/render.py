@@ -340,6 +340,22 @@ def scoreboard(_):
     return eval_table(found["results"]) + "\n\n" + keeps(found["results"])
 
 
+def machines_table(_):
+    """Where the rows of each file were made, and how long their training took."""
+    lines = ["| rows | made by | machine | torch | runs | minutes of training |",
+             "|---|---|---|---|---:|---:|"]
+    for name, script in (("scoreboard", "results.sh"), ("students", "students.sh"),
+                         ("teachers", "students.sh"), ("sweep", "sweep.sh"), ("spine", "spine.sh")):
+        found = {}
+        for row in more_rows(name):
+            v = row["versions"]
+            found.setdefault((v["machine"], v["torch"]), []).append(row.get("train_seconds", 0))
+        for (machine, torch), seconds in sorted(found.items()):
+            lines.append(f"| `{name}.jsonl` | `{script}` | {machine} | {torch} | {len(seconds)} | "
+                         f"{sum(seconds) / 60:.0f} |")
+    return "\n".join(lines)
+
+
 def printed(name):
     """What a benchmark printed, kept as results/NAME.md."""
     return lambda _: (ROOT / f"results/{name}.md").read_text(encoding="utf-8").strip()
@@ -366,6 +382,7 @@ def file_map(_):
 
 TABLES = {
     "scoreboard": scoreboard,
+    "machines": machines_table,
     "speed": printed("bench"),
     "decode": printed("decode"),
     "fused": printed("fused"),
