@@ -503,7 +503,7 @@ def check_rows_file(path):
     if Path(path).exists():
         with open(path, encoding="utf-8", errors="replace") as file:
             if file.read(10) not in ('{"recipe":', ""):
-                fail(f"{show(path)} is there and holds no rows", fix="choose another --row")
+                fail(f"{show(path)} is there and not of this script", fix="choose another --row")
 
 
 def digest(row):
