@@ -26,7 +26,7 @@ import common
 from cli import OUT, label
 from dataset import cache_teacher
 from dataset.batches import open_data, tensors
-from dataset.cache_teacher import cached_divergence, rows_of
+from dataset.teacher_cache import cached_divergence, checksums, first_rows, open_arrays, rows_of
 from losses import cross_entropy, forward_kl, total
 from model import SIZES, build
 from optim import make_optimizers
@@ -93,6 +93,7 @@ def pretrain_step(model, run_model, batch, env, dtype):
     optimizers = make_optimizers(model, "muon", 1e-3, 0.1, bf16=dtype == "bf16")
 
     def step():
+        """One optimizer step."""
         with precision(env, dtype):
             logits = run_model(x)                          # (B, T, V)
         (cross_entropy(logits, y).sum() / y.numel()).backward()
@@ -113,6 +114,7 @@ def logits_step(student, teacher, batch, env, dtype, optimizers, keep_counted=Tr
     keep = weight > 0 if keep_counted else torch.ones_like(weight, dtype=torch.bool)
 
     def step():
+        """One optimizer step."""
         w = weight[keep]
         with precision(env, dtype):
             logits = student(x, document, keep)            # (N, V)
@@ -196,9 +198,9 @@ def make_caches(cfg, env, teacher, tokenizer, data, numbers, folder):
         about = cache_teacher.describe(flags, teacher, tokenizer, some, env)
         (folder / kind).mkdir(parents=True)
         cache_teacher.write(flags, teacher, some, about, folder / kind, env)
-        found[kind] = dict(cache_teacher.open_arrays(folder / kind, about, "r"), about=about,
-                           first_rows=cache_teacher.first_rows(some["mask"]), ids_of=some["ids"],
-                           checksums=cache_teacher.checksums(some["ids"]), folder=folder,
+        found[kind] = dict(open_arrays(folder / kind, about, "r"), about=about,
+                           first_rows=first_rows(some["mask"]), ids_of=some["ids"],
+                           checksums=checksums(some["ids"]), folder=folder,
                            tau=flags.temperature, device=env.device)
     return found
 
@@ -211,6 +213,7 @@ def ablation(cfg, env, batch, vocab_size, caches, teacher):
     other = "float32" if env.dtype == "bf16" else "bf16"
 
     def variant(data=batch, dtype=env.dtype, optimizers=muon, **changes):
+        """The plain step with one factor changed."""
         return logits_step(student, teacher, data, env, dtype, optimizers, **changes)
 
     variants = {
@@ -261,6 +264,7 @@ def report(cfg, env, shares, rows):
 
 
 def main(cfg):
+    """Measure both parts, then print and write them."""
     env = common.start(cfg)
     tokenizer = Tokenizer.load(cli.need_file(cfg.tokenizer, "python tokenizer/train.py"))
     data = open_data(cfg.data, tokenizer, cfg.window)

@@ -20,6 +20,7 @@ class LayerCache:
         self.length = 0
 
     def append(self, k, v):
+        """Keep k and v (B, G, T, C) of T new tokens -> those of all S tokens."""
         end = self.length + k.shape[2]
         self.k[:, :, self.length:end] = k
         self.v[:, :, self.length:end] = v

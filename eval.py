@@ -33,19 +33,22 @@ from typing import Literal
 import numpy as np
 import torch
 
+import checkpoints
 import cli
 import common
+import rowfile
 import speed
 from cli import OUT, check, fail, label, show
 from dataset.batches import eval_batches, open_data
-from dataset.formats import (Turn, bad_lines_text, parse_response, parse_row, prompt_ids,
+from dataset.formats import (bad_lines_text, parse_response, parse_row, prompt_ids,
                              read_documents)
 from dataset.suites import IN_MEAN, read_suites
 from dataset.verify import extract_answer, verdict
-from decoding import generate, stream
+from decoding import generate
 from losses import cross_entropy, forward_kl
 from metrics import Calibration, mcnemar, repetition, wilson
-from report import right_answer, shown_answers, table, tables
+from report import reliability_table, right_answer, shown_answers, table, tables
+from talk import talk
 
 
 @dataclass
@@ -227,7 +230,7 @@ def write_report(cfg, results, answers_text):
     text = (f"# Scoreboard\n\n{label(cfg.data)}; ce in windows of {results[0]['window']}; "
             f"KL and agreement against {results[0]['teacher']}; "
             f"float32, {v['threads']} threads, {v['machine']}, torch {v['torch']}.\n\n"
-            f"{tables(results)}\n\n{answers_text}")
+            f"{tables(results)}\n\n{reliability_table(results)}\n\n{answers_text}")
     with cli.atomic_write(f"{cfg.out}.md", "w") as file:
         file.write(text)
     with cli.atomic_write(f"{cfg.out}.json", "w") as file:
@@ -263,67 +266,7 @@ def append_row(cfg, result, state):
                best_step=state.get("best_step"),
                metrics={k: v for k, v in result.items()
                         if k not in ("model", "teacher")})
-    common.append_row(cfg.row, row)
-
-
-# --- talking --------------------------------------------------------------------------------------
-
-def reply(model, tokenizer, ids, cfg, generator):
-    """Print what follows the prompt's ids as it comes; returns the new ids."""
-    if len(ids) >= model.config.max_seq_len:
-        fail("the prompt is longer than the context", f"{len(ids)} tokens",
-             f"at most {model.config.max_seq_len - 1}", "a shorter prompt, or a new conversation")
-    new, printed = [], 0
-    for token in stream(model, ids, cfg.max_new_tokens, {tokenizer.end},
-                        temperature=cfg.temperature, generator=generator):
-        new.append(token)
-        text = tokenizer.decode(new, show_control=True)
-        if not text.endswith("\ufffd"):  # a character may take several byte pieces: wait for them
-            print(text[printed:], end="", flush=True)
-            printed = len(text)
-    print()
-    return new
-
-
-@torch.inference_mode()
-def show_likeliest(model, tokenizer, ids, new, count):
-    """A line a written token: the model's `count` likeliest ones there, with their probabilities.
-
-    This is what white-box distillation teaches, where a label has only the token itself.
-    """
-    device = model.embed_tokens.weight.device
-    hidden = model.hidden_states(torch.tensor([ids + new[:-1]], device=device))  # (1, T, D)
-    probabilities = model.lm_head(hidden[0, len(ids) - 1:]).softmax(-1)          # (new, V)
-    for token, p in zip(new, probabilities):
-        best = p.topk(min(count, len(p)))
-        cells = [f"{tokenizer.decode([t], show_control=True)!r} {q:.3f}"
-                 for t, q in zip(best.indices.tolist(), best.values.tolist())]
-        print(f"{tokenizer.decode([token], show_control=True)!r:>14} <- {'  '.join(cells)}")
-
-
-def talk(cfg, device):
-    """--prompt and --complete write once, --chat until an empty line or the end of the input."""
-    model, tokenizer, _ = common.load_model(cfg.checkpoints[0], device)
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    if cfg.prompt or cfg.complete:
-        ids = tokenizer.encode(cfg.complete) if cfg.complete else \
-            prompt_ids(tokenizer, [Turn("user", cfg.prompt)])
-        new = reply(model, tokenizer, ids, cfg, generator)
-        if cfg.top:
-            show_likeliest(model, tokenizer, ids, new, cfg.top)
-        return
-    print("each line is a new question; an empty line ends")
-    while True:
-        try:
-            text = input("> ").strip()
-        except EOFError:
-            break
-        if not text:
-            break
-        try:
-            reply(model, tokenizer, prompt_ids(tokenizer, [Turn("user", text)]), cfg, generator)
-        except cli.UserError as error:
-            print(f"error: {error}")
+    rowfile.append(cfg.row, row)
 
 
 def check_flags(cfg):
@@ -339,7 +282,7 @@ def check_flags(cfg):
         check(getattr(cfg, flag), f"--{flag}", getattr(cfg, flag), "a text")
     if not (cfg.chat or cfg.prompt or cfg.complete):
         if cfg.row:
-            common.check_rows_file(cfg.row)
+            rowfile.check_file(cfg.row)
         cli.need_file(cfg.data, "bash speedrun.sh, or --data with a file of yours")
         for written in (f"{cfg.out}.md", f"{cfg.out}.json", f"{cfg.out}.answers.jsonl", cfg.row):
             cli.check_apart("--row" if written == cfg.row else "--out", written, cfg.data)
@@ -378,6 +321,7 @@ def evaluate(cfg, loaded, teacher, window, questions, suites, device):
 
 
 def main(cfg):
+    """Evaluate every checkpoint, measure speed, write report and rows; or talk."""
     cfg.checkpoints = cfg.checkpoints or [str(OUT / "teacher.pt")]
     check_flags(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -385,9 +329,9 @@ def main(cfg):
         return talk(cfg, device)
     asked, suites = conversations(cfg), read_suites(cfg.suites) if cfg.suites else {}
     questions = asked[:cfg.questions]
-    loaded = [common.load_model(path, device) for path in cfg.checkpoints]
+    loaded = [checkpoints.load_model(path, device) for path in cfg.checkpoints]
     teacher_path = cfg.teacher or cfg.checkpoints[0]
-    teacher = common.load_model(teacher_path, device)
+    teacher = checkpoints.load_model(teacher_path, device)
     window = common_window(cfg, [*loaded, teacher])
     stems = [Path(path).stem for path in cfg.checkpoints]
     names = {p: s if stems.count(s) == 1 else label(p) for p, s in zip(cfg.checkpoints, stems)}

@@ -58,6 +58,7 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, y, weight, teacher_hidden, teacher_head, how):
+        """The four sums; the gradients are made here, too, and kept."""
         grad_hidden = torch.empty_like(hidden)                                # (N, D)
         grad_head = torch.zeros_like(head, dtype=torch.float32)               # (V, D)
         sums = torch.zeros(4, dtype=torch.float32, device=hidden.device)
@@ -84,6 +85,7 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
+        """The gradients of `forward`, scaled."""
         grad_hidden, grad_head = ctx.saved_tensors
         return grad_loss * grad_hidden, grad_loss * grad_head, None, None, None, None, None
 

@@ -102,6 +102,7 @@ class Calibration:
             row += np.bincount(index, weights, minlength=bins)
 
     def ece(self):
+        """The expected calibration error, 0 to 1."""
         n, confidence, hits = self.counts
         return float(np.abs(hits - confidence).sum() / max(n.sum(), 1))
 

@@ -96,6 +96,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, mask, cache=None, features=None):
+        """x (B, T, D) -> (B, T, D); mask: see Transformer.hidden_states."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, C)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, C)

@@ -18,8 +18,9 @@ from statistics import fmean
 
 import torch
 
+import checkpoints
 import cli
-import common
+import rowfile
 from cli import OUT, ROOT, check, fail, show
 from dataset.formats import Turn, prompt_ids
 from decoding import generate
@@ -51,18 +52,6 @@ def pyplot():
     return plt
 
 
-def read_rows(path):
-    """The rows of a .jsonl file."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-            rows[-1]["recipe"], rows[-1]["metrics"]
-        except (ValueError, TypeError, KeyError):
-            fail(f"{show(path)}:{number} is no row of eval.py", fix="delete the line")
-    return rows
-
-
 def curves(cfg, plt):
     """Validation cross-entropy against step; logarithmic, since losses fall by factors."""
     logs = [Path(p) for p in cfg.logs] if cfg.logs else \
@@ -87,7 +76,7 @@ def soft_targets(cfg, plt):
     """The likeliest ten tokens at the place of its own answer where the teacher is least sure."""
     if not Path(cfg.teacher).exists():
         return None
-    model, tokenizer, _ = common.load_model(cfg.teacher)
+    model, tokenizer, _ = checkpoints.load_model(cfg.teacher)
     ids = prompt_ids(tokenizer, [Turn("user", cfg.question)])
     room = model.config.max_seq_len
     check(len(ids) < room, "--question", f"{len(ids)} tokens", f"fewer than the context, {room}")
@@ -121,7 +110,7 @@ def report_results(cfg, key):
         check("results" in report, "--report", show(path), "a report of eval.py, or rows")
         return [r for r in report["results"] if key in r]
     found = {}
-    for row in read_rows(path):
+    for row in rowfile.read(path, "metrics"):
         group, _, model = row["recipe"].partition("/")
         if group == "few" and key in row["metrics"] and not model.endswith("-wall"):
             found.setdefault(model, []).append(
@@ -178,7 +167,7 @@ def pareto(cfg, plt):
     """Accuracy against decode speed; a dot a model, its name and parameters beside it."""
     if not Path(cfg.students).exists():
         return None
-    rows = [r for r in read_rows(cfg.students) if "decode1" in r["metrics"]]
+    rows = [r for r in rowfile.read(cfg.students, "metrics") if "decode1" in r["metrics"]]
     if not rows:
         return None
     points = [(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows]
@@ -200,7 +189,7 @@ def sweep(cfg, plt):
     """Accuracy on validation problems of each temperature and alpha."""
     if not Path(cfg.sweep).exists():
         return None
-    rows = read_rows(cfg.sweep)
+    rows = rowfile.read(cfg.sweep, "metrics")
     if not rows:
         return None
     taus = sorted({r["config"]["temperature"] for r in rows})
@@ -224,6 +213,7 @@ def sweep(cfg, plt):
 
 
 def main(cfg):
+    """Draw every figure whose data are there."""
     plt = pyplot()
     cfg.out = cfg.out or (OUT / "figures" if cfg.logs else ROOT / "docs/figures")
     Path(cfg.out).mkdir(parents=True, exist_ok=True)

@@ -49,14 +49,29 @@ def details(results):
                    number(r, "limit", ".1%"), number(r, "too_long", ",d")])
 
 
+def reliability_table(results):
+    """A line a bin of confidence, a column a model: how often it was right, of how many tokens."""
+    bins = 15  # of metrics.Calibration
+    found = [{min(int(c * bins), bins - 1): (n, a) for n, c, a in r["reliability"]}
+             for r in results]
+
+    def cells(i):
+        return [f"{i / bins:.2f}-{(i + 1) / bins:.2f}"] + [
+            "{1:.1%} of {0:,}".format(*f[i]) if i in f else "-" for f in found]
+    used = sorted(set().union(*found))
+    return rows_of(["confidence: right", *(r["model"] for r in results)], used, cells)
+
+
 def robustness_table(results):
-    """A line a suite, a column a model: accuracy, points lost against clean, McNemar's p."""
+    """A line a suite, a column a model: accuracy with its interval, its difference to the same
+    problems unchanged, McNemar's p of that."""
     def cells(name):
         found = [r["suites"][name] for r in results]
-        return [name] + [f"{100 * f['exact']:.1f} ({100 * (0 - f['drop']):+.1f}, p {f['p']:.2g})"
+        return [name] + [f"{proportion(f)}, {100 * (0 - f['drop']):+.1f}, p {f['p']:.2g}"
                          for f in found]
     names = [n for n in results[0]["suites"] if n != "hostile"]
-    lines = rows_of(["suite (difference to clean)", *(r["model"] for r in results)], names, cells)
+    lines = rows_of(["suite (95 %), points against clean", *(r["model"] for r in results)], names,
+                    cells)
     mean = "| **mean** | " + " | ".join(f"{r['suite_mean']:.1%}" for r in results) + " |"
     worst = "| **worst** | " + " | ".join(f"{r['suite_worst']:.1%} {r['worst_suite']}"
                                           for r in results) + " |"

@@ -22,8 +22,10 @@ from pathlib import Path
 
 import torch
 
+import checkpoints
 import cli
 import common
+import rowfile
 from cli import OUT, check, label
 from dataset.formats import prompt_ids, read_documents
 from decoding import decode_steps, generate
@@ -78,7 +80,7 @@ def one_turn(model, tokenizer, prompts, new_tokens, generator):
 def worker(path, questions, new_tokens, seed, pipe):
     """A process with one model: measures when told to, until told to stop."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer, _ = common.load_model(path, device)
+    model, tokenizer, _ = checkpoints.load_model(path, device)
     prompts = [prompt_ids(tokenizer, turns) for turns in questions]
     prompts = [p for p in prompts if len(p) < model.config.max_seq_len]
     generator = torch.Generator().manual_seed(seed)
@@ -148,21 +150,22 @@ def table(names, results):
 
 
 def main(cfg):
+    """Measure, print, append rows."""
     for flag in ("questions", "rounds", "new_tokens"):
         check(getattr(cfg, flag) > 0, "--" + flag.replace("_", "-"), getattr(cfg, flag),
               "a positive whole number")
     check(0 <= cfg.seed < 2**63, "--seed", cfg.seed, "a whole number from 0, below 2^63")
     if cfg.row:
-        common.check_rows_file(cfg.row)
+        rowfile.check_file(cfg.row)
     paths = cfg.checkpoints or [str(OUT / "teacher.pt")]
     for path in paths:
-        common.load_model(path)  # a bad one is refused here, in one line, not in a worker
+        checkpoints.load_model(path)  # a bad one is refused here, in one line, not in a worker
     questions = [d for _, d in read_documents(cfg.data) if not isinstance(d, str)][:cfg.questions]
     results = measure(paths, questions, cfg.rounds, cfg.new_tokens, cfg.seed)
     print(table([Path(path).stem for path in paths], results))
     if cfg.row:
         for number, (path, result) in enumerate(zip(paths, results), 1):
-            common.append_row(cfg.row, dict(
+            rowfile.append(cfg.row, dict(
                 recipe=f"{cfg.recipe}/{number}", seed=cfg.seed, checkpoint=label(path),
                 versions=common.versions(), metrics=result))
 

@@ -24,10 +24,11 @@ from typing import Literal
 
 import torch
 
+import checkpoints
 import cli
 import common
 from cli import OUT, check, show
-from dataset.batches import open_data, step_batches
+from dataset.batches import step_batches
 from dataset.prepare import summary
 from features import check_heads, hidden_term, layer_pairs, make_projections, relation_term
 from losses import DIVERGENCES, cross_entropy, divergence, total
@@ -80,25 +81,24 @@ class Config:
 
 
 def check_flags(cfg):
+    """UserError for a weight that cannot be."""
     for flag in ("logits_weight", "hidden_weight", "relation_weight"):
         check(0 <= getattr(cfg, flag) <= 1e6, "--" + flag.replace("_", "-"), getattr(cfg, flag),
               "0 to 1,000,000")
 
 
 def main(cfg):
+    """Set up, self-check, and the loop of six numbered steps."""
     mix = common.check_loss_flags(cfg)
     check_flags(cfg)
     env = common.start(cfg)
-    common.check_data_flags(cfg)
-    check(cfg.batch % (cfg.accumulate * env.world) == 0,
-          "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
-    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
+    common.check_run_flags(cfg, env)
 
     # the teacher: frozen, in eval mode; the student speaks its tokenizer
-    teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device,
+    teacher, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device,
                                               made_by="python train_pretrain.py --name teacher")
-    inputs = dict(teacher_fingerprint=common.weights_fingerprint(teacher))
-    model, start = common.make_student(cfg, teacher, tokenizer)
+    inputs = dict(teacher_fingerprint=checkpoints.weights_fingerprint(teacher))
+    model, start = checkpoints.make_student(cfg, teacher, tokenizer)
     inputs |= start
     room = min(teacher.config.max_seq_len, model.config.max_seq_len)
     check(cfg.window <= room, "--window", cfg.window, f"at most the context of both models, {room}")
@@ -110,22 +110,14 @@ def main(cfg):
     projections = make_projections(cfg, model.config, teacher.config, hidden_pairs).to(env.device)
     model.to(env.device).train().requires_grad_(True)
 
-    def open_both():
-        options = dict(window=cfg.window, target=cfg.target, loss_on=cfg.loss_on,
-                       skip_bad_lines=cfg.skip_bad_lines)
-        return (open_data(cfg.data, tokenizer, documents=cfg.documents, **options),
-                open_data(cfg.val, tokenizer, **options))
-
-    train, val = common.first_rank_first(env, open_both)
-    inputs |= dict(data_sha256=train["meta"]["source_sha256"],
-                   val_sha256=val["meta"]["source_sha256"],
-                   tokenizer_fingerprint=tokenizer.fingerprint)
-    state = common.open_run(cfg, env, inputs)
+    train, val, text = common.open_text(cfg, env, tokenizer)
+    inputs |= text
+    state = checkpoints.open_run(cfg, env, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  bf16=env.dtype == "bf16")
     if len(projections):
         optimizers += make_optimizers(projections, "adamw", cfg.lr, cfg.weight_decay)
-    progress = common.restore(state, model, optimizers, env)
+    progress = checkpoints.restore(state, model, optimizers, env)
     if state and len(projections):
         projections.load_state_dict(state["projections"])
     trained = [*model.parameters(), *projections.parameters()]
@@ -205,7 +197,7 @@ def main(cfg):
         stopped = common.should_stop(env)
         if last or stopped or progress.step % cfg.save_every == 0:
             more = {} if last else dict(projections=projections.state_dict())
-            common.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more)
+            checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more)
         if stopped and not last:
             common.stop_signal(env, cfg)
 

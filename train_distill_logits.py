@@ -22,11 +22,12 @@ from typing import Literal
 
 import torch
 
+import checkpoints
 import cli
 import common
 from cli import OUT, check, show
-from dataset.batches import open_data, step_batches
-from dataset.cache_teacher import (cached_divergence, cached_tokenizer, describe_cache, open_cache,
+from dataset.batches import step_batches
+from dataset.teacher_cache import (cached_divergence, cached_tokenizer, describe_cache, open_cache,
                                    read_about, rows_of)
 from dataset.prepare import summary
 from fused import fused_terms, pays
@@ -79,11 +80,13 @@ def load_teacher(cfg, env):
     """(teacher, tokenizer, what the run remembers of it); with a cache the teacher is None."""
     made_by = "python train_pretrain.py --name teacher"
     if not cfg.cache:
-        teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device, made_by)
-        return teacher, tokenizer, dict(teacher_fingerprint=common.weights_fingerprint(teacher))
+        teacher, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device, made_by)
+        made = checkpoints.weights_fingerprint(teacher)
+        return teacher, tokenizer, dict(teacher_fingerprint=made)
     made = read_about(cfg.cache)["teacher_fingerprint"]
     if "teacher" in cfg.given:
-        other = common.weights_fingerprint(common.load_model(cfg.teacher, "cpu", made_by)[0])
+        named = checkpoints.load_model(cfg.teacher, "cpu", made_by)[0]
+        other = checkpoints.weights_fingerprint(named)
         check(other == made, "--teacher", cfg.teacher, f"the one that made {cfg.cache}: {made}")
     else:
         cfg.teacher = ""  # the default one may be another
@@ -92,39 +95,29 @@ def load_teacher(cfg, env):
 
 
 def main(cfg):
+    """Set up, self-check, and the loop of six numbered steps."""
     mix = common.check_loss_flags(cfg)
     check(cfg.fused != "on" or not (cfg.cache or cfg.compile), "--fused", cfg.fused,
           "auto or off with --cache and --compile")
     env = common.start(cfg)
-    common.check_data_flags(cfg)
-    check(cfg.batch % (cfg.accumulate * env.world) == 0,
-          "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
-    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
+    common.check_run_flags(cfg, env)
 
     # the teacher: frozen, in eval mode, or a cache; the student speaks its tokenizer
     teacher, tokenizer, inputs = load_teacher(cfg, env)
-    model, start = common.make_student(cfg, teacher, tokenizer)
+    model, start = checkpoints.make_student(cfg, teacher, tokenizer)
     inputs |= start
     room = min(m.config.max_seq_len for m in (teacher, model) if m)
     check(cfg.window <= room, "--window", cfg.window, f"at most the context of both models, {room}")
     model.to(env.device).train().requires_grad_(True)
 
-    def open_both():
-        options = dict(window=cfg.window, target=cfg.target, loss_on=cfg.loss_on,
-                       skip_bad_lines=cfg.skip_bad_lines)
-        return (open_data(cfg.data, tokenizer, documents=cfg.documents, **options),
-                open_data(cfg.val, tokenizer, **options))
-
-    train, val = common.first_rank_first(env, open_both)
+    train, val, text = common.open_text(cfg, env, tokenizer)
+    inputs |= text
     cache = open_cache(cfg.cache, train, cfg, env.device) if cfg.cache else None
-    inputs |= dict(data_sha256=train["meta"]["source_sha256"],
-                   val_sha256=val["meta"]["source_sha256"],
-                   tokenizer_fingerprint=tokenizer.fingerprint)
     fused = cfg.fused == "on" or cfg.fused == "auto" and pays(cfg, env, tokenizer.vocab_size)
-    state = common.open_run(cfg, env, inputs)
+    state = checkpoints.open_run(cfg, env, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  bf16=env.dtype == "bf16")
-    progress = common.restore(state, model, optimizers, env)
+    progress = checkpoints.restore(state, model, optimizers, env)
     run_model = torch.compile(model) if cfg.compile else model
 
     common.print_start(cfg, env, {
@@ -200,7 +193,7 @@ def main(cfg):
         # 6) save, stop
         stopped = common.should_stop(env)
         if last or stopped or progress.step % cfg.save_every == 0:
-            common.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
+            checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
         if stopped and not last:
             common.stop_signal(env, cfg)
 

@@ -28,10 +28,11 @@ from typing import Literal
 
 import torch
 
+import checkpoints
 import cli
 import common
 from cli import OUT, check, show
-from dataset.batches import open_data, step_batches
+from dataset.batches import step_batches
 from dataset.prepare import summary
 from dataset.rewrite import student_writes
 from losses import DIVERGENCES, cross_entropy, divergence, total
@@ -81,41 +82,31 @@ class Config:
 
 
 def main(cfg):
+    """Set up, self-check, and the loop of six numbered steps."""
     mix = common.check_loss_flags(cfg)
     check(0 <= cfg.on_policy_share <= 1, "--on-policy-share", cfg.on_policy_share, "0 to 1")
     check(cfg.sample_temperature == 0 or 0.01 <= cfg.sample_temperature <= 100,
           "--sample-temperature", cfg.sample_temperature, "0 (greedy), or 0.01 to 100")
     check(cfg.max_new_tokens > 0, "--max-new-tokens", cfg.max_new_tokens, "a positive whole number")
     env = common.start(cfg)
-    common.check_data_flags(cfg)
-    check(cfg.batch % (cfg.accumulate * env.world) == 0,
-          "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
-    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
+    common.check_run_flags(cfg, env)
 
     # the teacher: frozen, in eval mode; the student speaks its tokenizer
-    teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device,
+    teacher, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device,
                                               made_by="python train_pretrain.py --name teacher")
-    inputs = dict(teacher_fingerprint=common.weights_fingerprint(teacher))
-    model, start = common.make_student(cfg, teacher, tokenizer)
+    inputs = dict(teacher_fingerprint=checkpoints.weights_fingerprint(teacher))
+    model, start = checkpoints.make_student(cfg, teacher, tokenizer)
     inputs |= start
     room = min(teacher.config.max_seq_len, model.config.max_seq_len)
     check(cfg.window <= room, "--window", cfg.window, f"at most the context of both models, {room}")
     model.to(env.device).train().requires_grad_(True)
 
-    def open_both():
-        options = dict(window=cfg.window, target=cfg.target, loss_on=cfg.loss_on,
-                       skip_bad_lines=cfg.skip_bad_lines)
-        return (open_data(cfg.data, tokenizer, documents=cfg.documents, **options),
-                open_data(cfg.val, tokenizer, **options))
-
-    train, val = common.first_rank_first(env, open_both)
-    inputs |= dict(data_sha256=train["meta"]["source_sha256"],
-                   val_sha256=val["meta"]["source_sha256"],
-                   tokenizer_fingerprint=tokenizer.fingerprint)
-    state = common.open_run(cfg, env, inputs)
+    train, val, text = common.open_text(cfg, env, tokenizer)
+    inputs |= text
+    state = checkpoints.open_run(cfg, env, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  bf16=env.dtype == "bf16")
-    progress = common.restore(state, model, optimizers, env)
+    progress = checkpoints.restore(state, model, optimizers, env)
     run_model = torch.compile(model) if cfg.compile else model
 
     common.print_start(cfg, env, {
@@ -185,7 +176,7 @@ def main(cfg):
         # 6) save, stop
         stopped = common.should_stop(env)
         if last or stopped or progress.step % cfg.save_every == 0:
-            common.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
+            checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
         if stopped and not last:
             common.stop_signal(env, cfg)
 

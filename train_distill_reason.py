@@ -28,10 +28,11 @@ from typing import Literal
 
 import torch
 
+import checkpoints
 import cli
 import common
 from cli import OUT, check, show
-from dataset.batches import open_data, step_batches
+from dataset.batches import step_batches
 from dataset.prepare import summary
 from losses import cross_entropy, total
 from model import SIZES, build
@@ -72,18 +73,16 @@ class Config:
 
 
 def main(cfg):
+    """Set up, self-check, and the loop of six numbered steps."""
     check(0 < cfg.tag_weight <= 1e6, "--tag-weight", cfg.tag_weight, "above 0, up to 1,000,000")
     env = common.start(cfg)
-    common.check_data_flags(cfg)
-    check(cfg.batch % (cfg.accumulate * env.world) == 0,
-          "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
-    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
+    common.check_run_flags(cfg, env)
 
     # the model: its shape and tokenizer come from a checkpoint where there is one
     inputs = {}
     if cfg.init:
-        model, tokenizer, start = common.load_model(cfg.init)
-        inputs = common.init_inputs(cfg, model, start)
+        model, tokenizer, start = checkpoints.load_model(cfg.init)
+        inputs = checkpoints.init_inputs(cfg, model, start)
         cfg.tokenizer = ""
         check(cfg.window <= model.config.max_seq_len, "--window", cfg.window,
               f"at most the context of {cfg.init}, {model.config.max_seq_len}")
@@ -92,20 +91,12 @@ def main(cfg):
         model = build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context)
     model.to(env.device).train().requires_grad_(True)
 
-    def open_both():
-        options = dict(window=cfg.window, target=cfg.target, loss_on="response",
-                       skip_bad_lines=cfg.skip_bad_lines)
-        return (open_data(cfg.data, tokenizer, documents=cfg.documents, **options),
-                open_data(cfg.val, tokenizer, **options))
-
-    train, val = common.first_rank_first(env, open_both)
-    inputs |= dict(data_sha256=train["meta"]["source_sha256"],
-                   val_sha256=val["meta"]["source_sha256"],
-                   tokenizer_fingerprint=tokenizer.fingerprint)
-    state = common.open_run(cfg, env, inputs)
+    train, val, text = common.open_text(cfg, env, tokenizer)
+    inputs |= text
+    state = checkpoints.open_run(cfg, env, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  bf16=env.dtype == "bf16")
-    progress = common.restore(state, model, optimizers, env)
+    progress = checkpoints.restore(state, model, optimizers, env)
     run_model = torch.compile(model) if cfg.compile else model
 
     common.print_start(cfg, env, {
@@ -164,7 +155,7 @@ def main(cfg):
         # 6) save, stop
         stopped = common.should_stop(env)
         if last or stopped or progress.step % cfg.save_every == 0:
-            common.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
+            checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
         if stopped and not last:
             common.stop_signal(env, cfg)
 

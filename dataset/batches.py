@@ -6,7 +6,6 @@ endless row of epochs, so the number of the step is the whole data cursor: nothi
 import functools
 import hashlib
 import shutil
-from pathlib import Path
 
 import numpy as np
 import torch

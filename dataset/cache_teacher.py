@@ -27,7 +27,6 @@ import json
 import os
 import sys
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,12 +35,14 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import checkpoints
 import cli
 import common
 from cli import OUT, check, fail, show
 from dataset.batches import open_data, tensors
-from losses import cross_entropy, divergence, log_softmax, sampled_forward_kl, topk_divergence
-from tokenizer import Tokenizer, check_fingerprint
+from dataset.teacher_cache import (NAMES, SAME, checksums, first_rows, open_arrays, read_json,
+                                   row_bytes)
+from losses import cross_entropy, log_softmax
 
 
 @dataclass
@@ -64,60 +65,6 @@ class Config:
     fresh: bool = False            # replace what is there
 
 
-SAME = ("window", "loss_on", "target", "documents")  # flags that training and cache must share
-NAMES = ("ids.bin", "log_p.bin", "negentropy.bin", "hidden.bin", "label_ce.bin", "head.bin",
-         "windows.bin", "tokenizer.model", "progress.json", "about.json")  # the files of a cache
-
-
-# --- the files ------------------------------------------------------------------------------------
-
-def layout(about):
-    """{file: (dtype, shape of one row)} of a cache; a row is a counted token, in reading order."""
-    index = "uint16" if about["vocab_size"] <= 2**16 else "uint32"
-    k, number = about["k"], about["payload"]
-    return {"topk": {"ids": (index, (k,)), "log_p": (number, (k + (k < about["vocab_size"]),))},
-            "sampled": {"ids": (index, (k,)), "negentropy": ("float32", ())},
-            "hidden": {"hidden": (number, (about["dim"],))},
-            }[about["kind"]] | {"label_ce": ("float32", ())}
-
-
-def row_bytes(about):
-    """Bytes a counted token."""
-    return sum(np.dtype(d).itemsize * int(np.prod(s)) for d, s in layout(about).values())
-
-
-def checksums(ids):
-    """(windows,) uint32: one for the tokens of each window (windows, window + 1)."""
-    return np.array([zlib.crc32(np.ascontiguousarray(row, dtype=np.uint32)) for row in ids],
-                    dtype=np.uint32)
-
-
-def first_rows(mask):
-    """(windows + 1,): the number of counted tokens before each window."""
-    return np.concatenate([[0], np.cumsum((mask[:, 1:] > 0).sum(1))])
-
-
-def open_arrays(folder, about, mode):
-    """{file: memory map (tokens, ...)}; UserError where one has another size than it must have."""
-    found = {}
-    for name, (dtype, shape) in layout(about).items():
-        path, size = folder / f"{name}.bin", about["tokens"] * int(np.prod(shape))
-        size *= np.dtype(dtype).itemsize
-        if mode == "w":
-            with open(path, "wb") as file:  # room is taken now: a memory map that finds none dies
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                file.truncate(size)
-        have = path.stat().st_size if path.exists() else 0
-        if have != size:
-            fail(f"{show(path)} is cut short or changed", f"{have:,} bytes", f"{size:,}",
-                 "make the cache again with --fresh")
-        found[name] = np.memmap(path, dtype=dtype, mode="r+" if mode == "w" else mode,
-                                shape=(about["tokens"], *shape))
-    return found
-
-
-# --- making ---------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def ask(teacher, batch, about, env, generator):
@@ -189,19 +136,8 @@ def start(progress, about, fresh):
     return found["windows"]
 
 
-def read_json(path, *keys):
-    """A dict with these keys, or UserError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        [found[key] for key in keys]
-        return found
-    except (ValueError, KeyError, TypeError):
-        fail(f"{show(path)} is damaged, or not of this script",
-             fix="make the cache again with --fresh, or in another folder")
-
-
-def is_cache(folder):
-    """Was this folder made by this script, finished or not? UserError unless it is, or is empty."""
+def check_folder(folder):
+    """UserError for a folder that holds something else than a cache, finished or not."""
     if folder.exists() and any(folder.iterdir()):
         names = [n for n in ("about.json", "progress.json") if (folder / n).exists()]
         texts = [(folder / n).read_text(encoding="utf-8", errors="replace") for n in names]
@@ -226,7 +162,7 @@ def describe(cfg, teacher, tokenizer, data, env):
     return dict(
         kind=cfg.kind, k=k, temperature=cfg.temperature if cfg.kind != "hidden" else None,
         payload=cfg.payload, dim=c.dim, vocab_size=c.vocab_size, seed=cfg.seed, dtype=env.dtype,
-        teacher_fingerprint=common.weights_fingerprint(teacher),
+        teacher_fingerprint=checkpoints.weights_fingerprint(teacher),
         tokenizer_fingerprint=tokenizer.fingerprint, data_sha256=meta["source_sha256"],
         windows=len(data["ids"]), tokens=int((data["mask"][:, 1:] > 0).sum()),
         batch=cfg.batch if cfg.kind == "sampled" else None,  # what is drawn depends on it
@@ -234,6 +170,7 @@ def describe(cfg, teacher, tokenizer, data, env):
 
 
 def check_flags(cfg):
+    """UserError for a value that cannot be."""
     check(1 <= cfg.k <= 2**20, "--k", cfg.k, "1 to 1,048,576")
     check(cfg.out.strip("./"), "--out", cfg.out, "the name of a folder")
     check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
@@ -244,19 +181,21 @@ def check_flags(cfg):
 
 
 def main(cfg):
+    """Make the cache, go on with it, or say that it is there."""
     check_flags(cfg)
     env, folder = common.device_and_dtype(cfg), Path(cfg.out).absolute()
     check(not folder.exists() or folder.is_dir(), "--out", show(folder), "a folder, or a new name")
-    teacher, tokenizer, _ = common.load_model(cfg.teacher, env.device, "python train_pretrain.py")
+    teacher, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device,
+                                                   "python train_pretrain.py")
     check(cfg.window <= teacher.config.max_seq_len, "--window", cfg.window,
           f"at most the teacher's context, {teacher.config.max_seq_len}")
     data = open_data(cfg.data, tokenizer, cfg.window, cfg.target, cfg.loss_on, cfg.documents,
                      cfg.skip_bad_lines)
     about = describe(cfg, teacher, tokenizer, data, env)
     check(about["tokens"] > 0, "--data", cfg.data, "text with at least one counted token")
-    lock = common.lock_file(folder)  # held until this function ends  # noqa: F841
+    lock = checkpoints.lock_file(folder)  # held until this function ends  # noqa: F841
     finished = folder / "about.json"
-    is_cache(folder)
+    check_folder(folder)
     if finished.exists() and not cfg.fresh:
         old = {k: v for k, v in read_json(finished, *about).items() if k != "sha256"}
         refuse_others(folder, old, about)
@@ -298,95 +237,6 @@ def next_command(cfg):
         if str(getattr(cfg, flag)) != default[flag]:
             words += f" --{flag.replace('_', '-')} {getattr(cfg, flag)}"
     return words
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-def read_about(path):
-    """The description of a finished cache, or UserError."""
-    folder = cli.need_file(path, "python dataset/cache_teacher.py", folder=True)
-    if (folder / "progress.json").exists() and not (folder / "about.json").exists():
-        fail(f"{show(folder)} is not finished", fix="the command that began it goes on")
-    file = cli.need_file(folder / "about.json", "python dataset/cache_teacher.py")
-    return read_json(file, "kind", "k", "temperature", "payload", "dim", "vocab_size", "tokens",
-                     "windows", "teacher_fingerprint", "tokenizer_fingerprint", "sha256", *SAME)
-
-
-def cached_tokenizer(path):
-    """The tokenizer of a cache: with it, no file of the teacher is needed."""
-    tokenizer = Tokenizer.load(Path(path) / "tokenizer.model")
-    check_fingerprint(tokenizer.fingerprint, read_about(path).get("tokenizer_fingerprint"), path,
-                      "make the cache again with --fresh")
-    return tokenizer
-
-
-def describe_cache(cache):
-    """Its line in the self-check of a training."""
-    about = cache["about"]
-    return {"cache": f"{show(cache['folder'])}: {about['kind']}, k {about['k']}, "
-                     f"{about['tokens']:,} tokens"}
-
-
-def open_cache(path, data, cfg, device="cpu"):
-    """A cache for these windows and this training -> dict: its arrays, what is needed to read them.
-
-    UserError for other data, another temperature, or a divergence that the cache cannot give.
-    """
-    folder, about = Path(path), read_about(path)
-    now = dict(data_sha256=data["meta"]["source_sha256"], windows=len(data["ids"]),
-               tokens=int((data["mask"][:, 1:] > 0).sum()),
-               **{name: getattr(cfg, name) for name in SAME})
-    differing = [f"{key} {about.get(key)} there, {value} here" for key, value in now.items()
-                 if about.get(key) != value]
-    if differing:
-        fail(f"{show(folder)} was made from other data: " + ", ".join(differing),
-             fix="the same flags for both, or python dataset/cache_teacher.py with these")
-    tau = about["temperature"]
-    if tau is not None and tau != cfg.temperature:
-        fail(f"{show(folder)} holds distributions at another temperature", cfg.temperature, tau,
-             f"--temperature {tau}, or --kind hidden, which has every temperature")
-    if about["kind"] == "sampled" and cfg.divergence != "forward_kl":
-        fail("a sampled cache has forward KL alone", cfg.divergence, "forward_kl",
-             "--kind topk, or hidden")
-    for name, expected in about["sha256"].items():
-        if cli.sha256_file(cli.need_file(folder / name, "--fresh makes it again")) != expected:
-            fail(f"{show(folder / name)} is cut short or changed", fix="make the cache again")
-    found = dict(open_arrays(folder, about, "r"), about=about, folder=folder, tau=cfg.temperature,
-                 device=device,
-                 first_rows=first_rows(data["mask"]), ids_of=data["ids"])
-    found["checksums"] = np.fromfile(folder / "windows.bin", dtype=np.uint32)
-    if about["kind"] == "hidden":
-        head = np.fromfile(folder / "head.bin", dtype=np.float32)
-        found["head"] = torch.from_numpy(
-            head.reshape(about["vocab_size"], about["dim"])).to(device)
-    return found
-
-
-def rows_of(cache, numbers):
-    """What is cached of some windows, by their numbers, in that order -> {file: (N, ...)}."""
-    wrong = numbers[checksums(cache["ids_of"][numbers]) != cache["checksums"][numbers]]
-    if len(wrong):
-        fail(f"{show(cache['folder'])}: window {wrong[0]} has other tokens than when it was cached",
-             fix="python dataset/cache_teacher.py --fresh")
-    begin, end = cache["first_rows"][numbers], cache["first_rows"][numbers + 1]
-    rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end)])
-    found = {}
-    for name in layout(cache["about"]):
-        value = torch.from_numpy(cache[name][rows].astype(
-            np.int64 if name == "ids" else np.float32)).to(cache["device"], non_blocking=True)
-        found[name] = value
-    return found
-
-
-def cached_divergence(cache, rows, name, logits, mix):
-    """A divergence of the student's logits (N, V) from what is cached of these tokens -> (N,), at
-    the training's temperature."""
-    kind, tau = cache["about"]["kind"], cache["tau"]
-    if kind == "hidden":
-        return divergence(name, logits, rows["hidden"] @ cache["head"].T, tau, mix)
-    if kind == "sampled":
-        return sampled_forward_kl(logits, rows["ids"], rows["negentropy"], tau)
-    return topk_divergence(name, logits, rows["ids"], rows["log_p"], tau, mix)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ KEYS = "text, conversations, messages, instruction + output, or question + answe
 
 @dataclass
 class Turn:
+    """One turn: who speaks, the text, and of an assistant thought and answer where it has them."""
     role: str                     # system, user or assistant
     content: str                  # plain text; "" where think and answer carry it
     think: Optional[str] = None   # chain of thought
@@ -84,6 +85,7 @@ def parse_worked_answer(row):
 
 
 def parse_conversation(rows):
+    """A list of {"role", "content", ...} -> turns, or BadRow."""
     if not isinstance(rows, list) or not rows:
         raise BadRow("an empty conversation", short(rows), "a list of turns")
     turns = []
@@ -156,6 +158,7 @@ def string(row, key):
 
 
 def short(value):
+    """The beginning of a value, for an error."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -226,6 +229,7 @@ def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, f
 
 
 def line_text(line):
+    """The bytes of a line as text, or BadRow."""
     if line is None:
         raise BadRow("a line that is too long", expected=f"at most {MAX_LINE >> 20} MB")
     try:
@@ -236,6 +240,7 @@ def line_text(line):
 
 
 def json_row(text):
+    """The text of a line as JSON, or BadRow."""
     if text.lstrip().startswith("["):
         raise BadRow("a JSON array", short(text.strip()),
                      "one JSON object a line: `jq -c '.[]' FILE` makes it so")

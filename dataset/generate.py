@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import checkpoints
 import cli
-import common
 from cli import OUT, check, fail, show
 from dataset.formats import (Turn, bad_lines_text, count_bad, parse_response, prompt_ids,
                              read_documents, turn_row)
@@ -120,9 +120,9 @@ def ask(cfg, model, tokenizer, questions, path, device):
                   key=lambda job: len(prompt_ids(tokenizer, questions[job[0]][1])))
     # sorted: prompts of about equal length together
     batches = [jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch)]
-    header = {**common.comparable(cfg), "teacher": common.weights_fingerprint(model),
+    header = {**checkpoints.comparable(cfg), "teacher": checkpoints.weights_fingerprint(model),
               "input": cli.sha256_file(cfg.input)}
-    lock = common.lock_file(path)  # held until this function ends  # noqa: F841
+    lock = checkpoints.lock_file(path)  # held until this function ends  # noqa: F841
     done = done_batches(path, header, cfg.fresh)
     counts, began = Counter(), time.time()
     for number in range(done, len(batches)):
@@ -188,6 +188,7 @@ def next_command(cfg):
 
 
 def main(cfg):
+    """Ask what is missing, keep what holds."""
     for flag in ("samples", "batch", "max_new_tokens"):
         value = getattr(cfg, flag)
         check(value > 0, "--" + flag.replace("_", "-"), value, "a positive whole number")
@@ -198,7 +199,7 @@ def main(cfg):
     check(0 <= cfg.top_p <= 1, "--top-p", cfg.top_p, "a number from 0 to 1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cli.need_file(cfg.input, "python dataset/stories.py")
-    model, tokenizer, _ = common.load_model(cfg.teacher, device, "python train_pretrain.py")
+    model, tokenizer, _ = checkpoints.load_model(cfg.teacher, device, "python train_pretrain.py")
     questions = read_questions(cfg, tokenizer, model.config.max_seq_len)
     path = Path(cfg.out + ".all.jsonl")
     cli.check_apart("--out", cfg.out, cfg.input, cfg.teacher)

@@ -105,16 +105,19 @@ class Packed:
         self.open = []  # sorted (room, number of the window)
 
     def add(self, ids, mask):
+        """One document, its ids and mask; placed with others, the longest first."""
         self.waiting.append((ids, mask))
         if len(self.waiting) == SORTED:
             self.place_all()
 
     def place_all(self):
+        """Give a window to every document that waits."""
         for ids, mask in sorted(self.waiting, key=lambda pair: -len(pair[0])):
             self.place(ids, mask)
         self.waiting = []
 
     def place(self, ids, mask):
+        """Give one document the fullest window that still holds it, or a new one."""
         place = bisect_left(self.open, (len(ids), 0))  # the fullest window that still holds it
         if place < len(self.open):
             room, number = self.open.pop(place)
@@ -128,6 +131,7 @@ class Packed:
             insort(self.open, (room - len(ids), number))
 
     def arrays(self, pad):
+        """ids, mask and document number, (windows, window + 1) each."""
         self.place_all()
         all_ids = np.full((len(self.windows), self.size), pad)  # (windows, window + 1)
         all_mask, all_documents = np.zeros_like(all_ids), np.zeros_like(all_ids)
@@ -156,6 +160,7 @@ def stream_arrays(stream, window, pad):
 # --- all chunks, in order, by several processes ---------------------------------------------------
 
 def start_worker(model_bytes):
+    """What each process needs once."""
     global worker_tokenizer
     worker_tokenizer = Tokenizer(model_bytes)
     parent = multiprocessing.parent_process()  # a killed parent must leave nobody behind
@@ -163,6 +168,7 @@ def start_worker(model_bytes):
 
 
 def work(*job):
+    """One chunk of the file, in a process of the pool."""
     return prepare_chunk(worker_tokenizer, *job)
 
 
@@ -290,6 +296,7 @@ def write_windows(folder, jobs, ends, window):
 
 
 def nothing_left(total, report):
+    """UserError for a file of which nothing can be learned."""
     if total["too_long"]:
         fail("every document is longer than the window", f"up to {total['longest']} tokens",
              fix=f"--window {total['longest'] - 1}")
@@ -380,6 +387,7 @@ def open_windows(folder):
 
 
 def main(cfg):
+    """Prepare one file."""
     check(0 < cfg.window < 2**16, "--window", cfg.window, "1 to 65,535")
     check(cfg.documents >= 0, "--documents", cfg.documents, "a whole number, 0 for all")
     check(cfg.workers >= 0, "--workers", cfg.workers, "a whole number, 0 for one a core")

@@ -91,6 +91,7 @@ def read_rows(path):
 
 
 def main(cfg):
+    """Change a share of the questions, write all of them."""
     operations = cfg.operations.split(",")
     unknown = [name for name in operations if name not in OPERATIONS]
     check(not unknown, "--operations", cfg.operations, "some of " + ",".join(OPERATIONS))

@@ -94,6 +94,7 @@ def collect(sources, min_chars):
 
 
 def main(cfg):
+    """Collect, split, write."""
     check(cfg.min_chars > 0, "--min-chars", cfg.min_chars, "a positive whole number")
     out = Path(cfg.out)
     settings = {"min_chars": cfg.min_chars, "order": "shuffled",

@@ -12,6 +12,7 @@ import torch
 
 import common
 from dataset.batches import tensors
+from dataset.prepare import Packed
 from decoding import generate
 
 
@@ -29,21 +30,12 @@ def prompts_of(data, number, window):
 
 
 def pack(pairs, window, pad):
-    """(prompt, response) pairs -> a dict as open_data has it, each pair whole in one window, beside
-    others; the response counts, the prompt and the padding do not."""
-    rows, room = [], 0
-    for number, (prompt, response) in enumerate(pairs, 1):
-        size = len(prompt) + len(response)
-        if size > room:
-            rows.append([[], [], []])
-            room = window + 1
-        counts = [0] * len(prompt) + [1] * len(response)
-        for column, part in zip(rows[-1], (prompt + response, counts, [number] * size)):
-            column += part
-        room -= size
-    fills = (pad, 0, 0)
-    return {name: np.array([row[i] + [fills[i]] * (window + 1 - len(row[i])) for row in rows])
-            for i, name in enumerate(("ids", "mask", "document"))}
+    """(prompt, response) pairs -> a dict as open_data has it, packed as prepare.py packs; the
+    response counts, the prompt and the padding do not."""
+    packed = Packed(window + 1)
+    for prompt, response in pairs:
+        packed.add(prompt + response, [0] * len(prompt) + [1] * len(response))
+    return dict(zip(("ids", "mask", "document"), packed.arrays(pad)))
 
 
 def chosen(place, share):

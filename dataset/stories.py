@@ -171,10 +171,12 @@ def tell(lang, key, numbers, name, thing):
 
 
 def join(lang, sentences):
+    """Sentences as one text; Chinese has no spaces."""
     return ("" if lang == "zh" else " ").join(sentences)
 
 
 def text_id(lang, text):
+    """A name for a text: equal texts have equal ids."""
     return f"{lang}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -256,6 +258,7 @@ def write(cfg, out, low, high):
 
 
 def main(cfg):
+    """Make the four splits, or say that they are there."""
     for split in SHARES:
         check(0 < getattr(cfg, split) <= 5_000_000, f"--{split}", getattr(cfg, split),
               "1 to 5,000,000")

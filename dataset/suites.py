@@ -79,14 +79,17 @@ def drawn(row):
 
 
 def kinds(story):
+    """The kind of each template of a story, from the opening to the question."""
     return [kind_of(template) for template in story["key"]]
 
 
 def text_of(row):
+    """The question."""
     return row["conversations"][0]["content"]
 
 
 def sentences(row):
+    """The sentences of the question."""
     return [s.strip() for s in re.findall("[^.?。？]+[.?。？]", text_of(row))]
 
 
@@ -149,6 +152,7 @@ def order(rng, row, story):
 
 
 def upper(rng, row, story):
+    """UPPER CASE; None where there is none."""
     text = text_of(row).upper()
     return reworded(row, text) if text != text_of(row) else None
 
@@ -161,16 +165,19 @@ def no_punctuation(rng, row, story):
 # --- the same problem, told anew ------------------------------------------------------------------
 
 def person_and_thing(rng, lang, reserved):
+    """A name and an object, of the reserved quarter or of the rest."""
     return {field: items[lang][rng.choice(pool(items[lang], reserved))]
             for field, items in (("name", NAMES), ("thing", OBJECTS))}
 
 
 def paraphrase(rng, row, story):
+    """The same numbers in reserved sentences."""
     key = draw_templates(rng, story["lang"], kinds(story), reserved=True)
     return tell(**{**story, "key": key})
 
 
 def names(rng, row, story):
+    """The same sentences with a reserved name and object."""
     return tell(**{**story, **person_and_thing(rng, story["lang"], reserved=True)})
 
 
@@ -183,6 +190,7 @@ def large(rng, row, story):
 
 
 def longer(rng, row, story):
+    """The same beginning, 5 or 6 operations."""
     *key, question = story["key"]
     numbers, ops = list(story["numbers"]), kinds(story)[1:-1]
     for _ in range(rng.randint(5, 6) - row["ops"]):
@@ -282,6 +290,7 @@ def read_suites(folder):
 
 
 def main(cfg):
+    """Make the suites, or say that they are there."""
     clean, out, hashes = read_clean(cfg.data, cfg.problems), Path(cfg.out), {}
     settings = dict(problems=cfg.problems, seed=cfg.seed, data_sha256=sha256_file(cfg.data))
     if stories.already_made(out, [f"{s}.jsonl" for s in SUITES], settings, cfg.fresh):

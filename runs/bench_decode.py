@@ -18,8 +18,8 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
+import checkpoints
 import cli
-import common
 from cli import OUT, check, fail
 from decoding import generate
 from model import SIZES, build
@@ -58,10 +58,11 @@ def as_qwen3(model):
 
 @torch.inference_mode()
 def main(cfg):
+    """Compare what both say, then time them in turns."""
     check(cfg.new_tokens > 0 and cfg.rounds > 0, "--rounds", cfg.rounds, "a positive whole number")
     torch.manual_seed(0)
     model = build(cfg.size, 1024).eval().requires_grad_(False) if cfg.size else \
-        common.load_model(cfg.checkpoint)[0]
+        checkpoints.load_model(cfg.checkpoint)[0]
     theirs = as_qwen3(model)
     prompt = torch.randint(10, model.config.vocab_size, (1, 8))
     difference = (model(prompt) - theirs(prompt).logits).abs().max().item()

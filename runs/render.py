@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
+import rowfile
 from cli import ROOT, check, fail, show
 from metrics import bootstrap, front, paired_t, points_lost, suite_values, wilson
 from report import keeps
@@ -35,13 +36,8 @@ def read_rows(*paths):
     """{recipe: {seed: row}} of the files; the same recipe and seed twice is refused."""
     found = {}
     for path in paths:
-        text = cli.need_file(path, "bash runs/results.sh").read_text(encoding="utf-8")
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                seeds = found.setdefault(row["recipe"], {})
-            except (ValueError, TypeError, KeyError):
-                fail(f"{path}:{number} is no row", fix="delete the line")
+        for number, row in enumerate(rowfile.read(path, "seed"), 1):
+            seeds = found.setdefault(row["recipe"], {})
             if row["seed"] in seeds:
                 fail(f"{path}:{number}: {row['recipe']} seed {row['seed']} stands twice")
             seeds[row["seed"]] = row
@@ -292,8 +288,7 @@ def trials_table(rows):
 
 def more_rows(name):
     """The rows of results/NAME.jsonl."""
-    path = cli.need_file(ROOT / f"results/{name}.jsonl", "bash runs/students.sh or runs/sweep.sh")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return rowfile.read(ROOT / f"results/{name}.jsonl", "metrics")
 
 
 def students_table(_):
@@ -427,6 +422,7 @@ def rendered(text, rows):
 
 
 def main(cfg):
+    """Write the tables, compare them, or print some."""
     if cfg.show:
         rows = read_rows(cfg.rows)
         for name in cfg.show.split(","):

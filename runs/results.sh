@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The scoreboard: every way to distil against the student without a teacher, at equal tokens and equal wall-clock.
 #   bash runs/results.sh            four seeds; about 90 minutes on 2 cores; rows in results/scoreboard.jsonl
-#   bash runs/results.sh --quick    the stories alone, a third of the steps, two seeds: under 20 minutes, in out/quick
+#   bash runs/results.sh --quick    the stories alone, a third of the students' steps, two seeds: under 20 minutes, in out/quick
 #   SEEDS="1 2" ONLY="few/*" bash runs/results.sh    some of the seeds, the recipes that fit a pattern
 # A finished run is a row, and a row that is there is skipped: stop it and start it as you like. A new
 # way to distil is one line that begins with "mode". For the last minutes, the speeds, leave the machine idle.
@@ -57,7 +57,7 @@ trial() {
 group=few stories=$out/data/stories test=$out/data/stories/test.jsonl val=$out/data/stories/val.jsonl
 teacher=$out/few-teacher-0.pt few=$out/data/few.jsonl
 suites="--suites $out/data/suites"
-pretrain_few="train_pretrain.py --size 2m-deep --steps $((1000 / scale))"
+pretrain_few="train_pretrain.py --size 2m-deep --steps 1000"  # in --quick, too: a teacher worth learning from
 prepare_few() {
     $python dataset/stories.py --out "$stories"
     if [ ! -e "$out/tokenizer.model" ]; then $python tokenizer/train.py; fi
@@ -129,7 +129,7 @@ fi
 for turn in 1 2; do
     if ! missing few/speed/1 $turn; then continue; fi
     group=few
-    if [ "$prepared" != few ] && [ ! -e "$teacher_few" ]; then prepare_few; fi
+    if [ ! -e "$teacher_few" ] || [ ! -e "$out/few-reason-rich-1.pt" ]; then prepare_few; fi
     $python $rich --steps $((1600 / scale)) --name few-reason-rich-1 --seed 1  # unless it is there
     $python speed.py "$teacher_few" "$out/few-reason-rich-1.pt" --seed $turn --row "$rows" \
         --recipe few/speed

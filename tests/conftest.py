@@ -142,7 +142,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
     models); `flags(script, **changes)` are those of a run of a second, alike for every script.
 
     Train is 16 windows of 143 tokens with two or three stories each: `batch=16` is the whole of it."""
-    import common
+    import checkpoints
     from model import build, config_dict
     folder = tmp_path_factory.mktemp("world")
     world = SimpleNamespace(folder=folder, tokenizer=folder / "tiny.model")
@@ -158,7 +158,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
             for p in model.parameters():  # a distribution that is neither flat nor certain
                 p.data += torch.randn(p.shape) * 0.2
         setattr(world, name, folder / f"{name}.pt")
-        common.save(folder / f"{name}.pt", dict(
+        checkpoints.save(folder / f"{name}.pt", dict(
             model=model.state_dict(), model_config=config_dict(model),
             tokenizer=torch.frombuffer(bytearray(tiny_tokenizer.model_bytes), dtype=torch.uint8)))
 

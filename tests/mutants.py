@@ -105,14 +105,14 @@ MUTANTS = [
      "    log_p = torch.cat([log_p, log_p[..., :1] - 99], -1)\n    if True:",
      "test_cache.py::test_topk_of_the_whole_vocabulary_is_the_divergence[1.0-forward_kl-0]"),
     # 15: a list of another temperature
-    (15, "dataset/cache_teacher.py", "if tau is not None and tau != cfg.temperature:", "if False:",
+    (15, "dataset/teacher_cache.py", "if tau is not None and tau != cfg.temperature:", "if False:",
      "test_cache.py::test_another_training_is_refused[changes0-another temperature; got 2.0; expected 1.0]"),
     # 16: read in the order of the steps
-    (16, "dataset/cache_teacher.py", "np.concatenate([np.arange(a, b) for a, b in zip(begin, end)])",
+    (16, "dataset/teacher_cache.py", "np.concatenate([np.arange(a, b) for a, b in zip(begin, end)])",
      "np.arange((end - begin).sum())",
      "test_cache.py::test_a_whole_cache_in_float32_is_the_teacher[forward_kl-0-topk-flags0]"),
     # 17: a cache of other tokens
-    (17, "dataset/cache_teacher.py", "    if len(wrong):", "    if False:",
+    (17, "dataset/teacher_cache.py", "    if len(wrong):", "    if False:",
      "test_cache.py::test_other_tokens_in_a_window_are_noticed"),
     # 17: data of another tokenizer
     (17, "tokenizer/__init__.py", "if have != want:", "if len(have) != len(want):",
@@ -120,12 +120,12 @@ MUTANTS = [
     # 18: vocabularies that do not fit
     (18, "losses.py", "if student_logits.shape != teacher_logits.shape:", "if False:",
      "test_losses.py::test_different_vocabularies_or_shapes_are_refused[wrong1]"),
-    (18, "common.py", "check_fingerprint(own_tokenizer.fingerprint, ",
+    (18, "checkpoints.py", "check_fingerprint(own_tokenizer.fingerprint, ",
      "check_fingerprint(tokenizer.fingerprint, ",
      "test_bad_input.py::test_a_student_of_another_tokenizer_is_refused_with_both_fingerprints"),
     # 19: a teacher that is not frozen
-    (19, "common.py", "model.to(device).eval()", "model.to(device).train()", TEACHER),
-    (19, "common.py", ".requires_grad_(False)", "", TEACHER),
+    (19, "checkpoints.py", "model.to(device).eval()", "model.to(device).train()", TEACHER),
+    (19, "checkpoints.py", ".requires_grad_(False)", "", TEACHER),
     (19, "train_distill_logits.py", "with torch.no_grad(), env.autocast():", "with env.autocast():",
      TEACHER),
     # 20: softmax in bf16
@@ -158,10 +158,10 @@ MUTANTS = [
     (25, "dataset/formats.py", "[learned] * len(body)", "[learned] * (len(body) - 1) + [0]",
      "test_train.py::test_the_supervised_tokens_are_the_responses_from_first_to_last"),
     # 26: nothing is loaded, or not all of it
-    (26, "common.py", 'state["model"], strict=True)\n        tok', 'state["model"], strict=False)\n        tok',
+    (26, "checkpoints.py", 'state["model"], strict=True)\n        tok', 'state["model"], strict=False)\n        tok',
      SPOILED),
-    (26, "common.py", "optimizer.load_state_dict(saved)", "pass", RESUME + "[pretrain]"),
-    (26, "common.py", "for name in vars(progress):", 'for name in ("step", "tokens", "supervised"):',
+    (26, "checkpoints.py", "optimizer.load_state_dict(saved)", "pass", RESUME + "[pretrain]"),
+    (26, "checkpoints.py", "for name in vars(progress):", 'for name in ("step", "tokens", "supervised"):',
      RESUME + "[distill_logits]"),
     (26, "dataset/batches.py", "step_windows(len(data[\"ids\"]), step, ",
      "step_windows(len(data[\"ids\"]), next(data.setdefault(\"cursor\", iter(range(99)))), ",

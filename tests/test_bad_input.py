@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-import common
+import checkpoints
 from model import build, config_dict
 from tokenizer import Tokenizer
 from tokenizer.train import train
@@ -42,7 +42,7 @@ def write_checkpoint(path, tokenizer, change=lambda state: None, vocab_size=None
     state = dict(model=model.state_dict(), model_config=config_dict(model),
                  tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8))
     change(state)
-    common.save(path, state)
+    checkpoints.save(path, state)
     return path
 
 
@@ -359,11 +359,11 @@ def test_own_data_need_own_validation_data(script, refused, tiny_world, monkeypa
 @all_scripts
 def test_two_processes_cannot_train_one_name(script, refused, tiny_world, out_dir, monkeypatch):
     """Their checkpoints and rows would mix without a word."""
-    monkeypatch.setattr(common, "locks", {})
-    other = common.lock_file(out_dir / "run.pt")
+    monkeypatch.setattr(checkpoints, "locks", {})
+    other = checkpoints.lock_file(out_dir / "run.pt")
     assert "another process is writing" in refused(f"train_{script}", *tiny_world.flags(script))
     other.close()
-    common.lock_file(out_dir / "run.pt").close()
+    checkpoints.lock_file(out_dir / "run.pt").close()
 
 
 @pytest.mark.parametrize("change", [
@@ -430,9 +430,9 @@ def test_a_run_cannot_replace_what_it_starts_from(script, call, refused, tiny_wo
 @all_scripts
 def test_a_run_from_a_checkpoint_says_the_truth_about_its_shape(script, call, tiny_world, out_dir):
     """--size and --context mean nothing then; rows must not repeat what was typed."""
-    common.save(out_dir / "a.pt", common.load(tiny_world.init) | dict(tokens=1000))
+    checkpoints.save(out_dir / "a.pt", checkpoints.load(tiny_world.init) | dict(tokens=1000))
     flags = tiny_world.flags(script, init=out_dir / "a.pt", size="10m", context=4096, steps=1)
     assert call(f"train_{script}", *flags).status == 0
-    state = common.load(out_dir / "run.pt")
+    state = checkpoints.load(out_dir / "run.pt")
     assert state["run_config"]["size"] == "" and state["run_config"]["context"] == 160
     assert state["inputs"]["init_tokens"] == 1000

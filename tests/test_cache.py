@@ -1,5 +1,4 @@
 """Claims about dataset/cache_teacher.py: a cache says what the teacher says, of the right tokens."""
-import json
 import shutil
 from types import SimpleNamespace
 
@@ -7,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-import common
+import checkpoints
 from cli import UserError
 from dataset import cache_teacher
-from dataset.batches import open_data, step_batches, tensors
-from dataset.cache_teacher import (cached_divergence, open_cache, read_about, row_bytes, rows_of)
-from losses import (DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl, scale,
+from dataset.batches import open_data, tensors
+from dataset.teacher_cache import cached_divergence, open_cache, read_about, row_bytes, rows_of
+from losses import (DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl,
                     topk_divergence)
 from test_divergences import CASES
 from test_losses import V, draw
@@ -123,7 +122,7 @@ def opened(tiny_world, tiny_tokenizer, out_dir):
         cfg = SimpleNamespace(**dict(window=143, loss_on="response", target="cot", documents=0,
                                      temperature=1.0, divergence="forward_kl") | changes)
         data = open_data(tiny_world.train, tiny_tokenizer, cfg.window, loss_on=cfg.loss_on)
-        return open_cache(folder, data, cfg), data, common.load_model(tiny_world.teacher)[0]
+        return open_cache(folder, data, cfg), data, checkpoints.load_model(tiny_world.teacher)[0]
     return run
 
 
@@ -193,7 +192,7 @@ def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, tiny_w
         flags = dict(name=run, steps=4, alpha=1, temperature=1, seed=3) | more  # 2 steps an epoch
         done = call("train_distill_logits", *tiny_world.flags("distill_logits", **flags))
         assert done.status == 0, done.err
-        ce[run] = common.load(out_dir / f"{run}.pt")["model"]
+        ce[run] = checkpoints.load(out_dir / f"{run}.pt")["model"]
     for name, weights in ce["online"].items():
         for run in ("cached", "parts"):
             difference = (ce[run][name] - weights).norm() / weights.norm()
@@ -209,8 +208,8 @@ def test_a_training_from_the_cache_needs_no_teacher(make, tiny_world, call, out_
              if not f.startswith("--teacher")]
     done = call("train_distill_logits", *flags)
     assert done.status == 0 and "cache" in done.out, done.err
-    state = common.load(out_dir / "run.pt")
-    teacher = common.weights_fingerprint(common.load_model(tiny_world.teacher)[0])
+    state = checkpoints.load(out_dir / "run.pt")
+    teacher = checkpoints.weights_fingerprint(checkpoints.load_model(tiny_world.teacher)[0])
     assert state["inputs"]["teacher_fingerprint"] == teacher
 
 
@@ -295,7 +294,7 @@ def test_hidden_states_that_float16_cannot_hold_are_refused(make, tiny_world, tm
     """65,505 is infinite in float16: cached, it ends as a loss that is not finite."""
     state = torch.load(tiny_world.teacher, weights_only=True)
     state["model"]["norm.weight"] *= 1e6
-    common.save(tmp_path / "big.pt", state)
+    checkpoints.save(tmp_path / "big.pt", state)
     make(status=2, kind="hidden", teacher=tmp_path / "big.pt", payload="float16")
     assert "--payload float32" in make.said
 
@@ -420,7 +419,7 @@ def test_wrong_flags_are_one_line(make, flags, words):
     ("1,1", 4, None), ("x", 4, None), ("1,", 4, None)])
 def test_layers_of_the_teacher_are_named_from_1(rule, layers, numbers):
     """Layer 0, the same one twice or a wrong order: a network that was never trained so."""
-    assert common.teacher_layers(rule, layers) == numbers
+    assert checkpoints.teacher_layers(rule, layers) == numbers
 
 
 @pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])
@@ -430,7 +429,7 @@ def test_a_student_starts_as_its_teacher(script, tiny_world, call, out_dir, make
                              weight_decay=0, **({"relation_weight": 0} if "features" in script else {}))
     done = call(f"train_{script}", *flags)
     assert done.status == 0, done.err
-    student, teacher = common.load_model(out_dir / "run.pt")[0], common.load_model(tiny_world.teacher)[0]
+    student, teacher = checkpoints.load_model(out_dir / "run.pt")[0], checkpoints.load_model(tiny_world.teacher)[0]
     for (name, a), b in zip(student.named_parameters(), teacher.parameters()):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7), name
     done = call(f"train_{script}", *tiny_world.flags(script, name="b", init_from_teacher="2"))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import cli
-import common
+import rowfile
 from cli import ROOT
 from losses import DIVERGENCES
 from metrics import mcnemar, points_lost, suite_values, wilson
@@ -88,7 +88,7 @@ def test_every_row_is_as_its_run_wrote_it(path):
     """A falsified figure: the digest no longer fits, or the parts contradict each other."""
     for text in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(text)
-        assert row["digest"] == common.digest(row), row["recipe"]
+        assert row["digest"] == rowfile.digest(row), row["recipe"]
         m = row["metrics"]
         if "config" in row:
             assert row["seed"] == row["config"]["seed"] and row["best_step"] <= row["config"]["steps"]
@@ -116,12 +116,12 @@ def test_every_row_is_as_its_run_wrote_it(path):
 def test_a_changed_figure_no_longer_fits_its_digest(tmp_path):
     """The digest must depend on every figure, and on nothing that JSON does not keep."""
     path = tmp_path / "new/rows.jsonl"
-    common.append_row(path, dict(recipe="a", seed=1, metrics=dict(ce=0.1 + 0.2, exact=1 / 3)))
-    common.append_row(path, dict(recipe="b", seed=1, metrics=dict(ce=1.0)))
+    rowfile.append(path, dict(recipe="a", seed=1, metrics=dict(ce=0.1 + 0.2, exact=1 / 3)))
+    rowfile.append(path, dict(recipe="b", seed=1, metrics=dict(ce=1.0)))
     first, second = map(json.loads, path.read_text().splitlines())
-    assert first["digest"] == common.digest(first) != second["digest"]
+    assert first["digest"] == rowfile.digest(first) != second["digest"]
     first["metrics"]["exact"] += 1e-9
-    assert first["digest"] != common.digest(first)
+    assert first["digest"] != rowfile.digest(first)
 
 
 def row(recipe, seed, ce, exact=0.5, steps=10, **metrics):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import common
+import checkpoints
 import eval as evaluation
 import report as report_tables
 import speed
@@ -14,6 +14,7 @@ from dataset.batches import open_data
 from dataset.formats import Turn, encode_document, read_documents
 from eval import judge, tally
 from metrics import wilson
+from report import reliability_table, robustness_table
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def report(call, tiny_world, out_dir):
 def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world, tiny_tokenizer):
     """Packing, masks, batches and sums must not reach the table; bits are per byte of counted text."""
     results = report([tiny_world.teacher, tiny_world.init])[0]["results"]
-    teacher, model = (common.load_model(path)[0] for path in (tiny_world.teacher, tiny_world.init))
+    teacher, model = (checkpoints.load_model(path)[0] for path in (tiny_world.teacher, tiny_world.init))
     ce = kl = agree = tokens = size = 0
     bins = [[0, 0.0, 0] for _ in range(15)]  # tokens, confidence, hits
     for _, document in read_documents(tiny_world.val):
@@ -64,7 +65,8 @@ def test_the_table_the_json_and_the_answers_are_written(report, tiny_world):
     assert [r["model"] for r in found["results"]] == ["teacher", "init"]
     assert all(r["parameters"] == 63_744 and r["n"] == 6 for r in found["results"])
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 + 4 and all(row in printed for row in rows)  # two tables
+    bins = {int(c * 15) for r in found["results"] for _, c, _ in r["reliability"]}
+    assert len(rows) == 4 + 4 + 2 + len(bins) and all(row in printed for row in rows[:8])  # 3 tables
     assert text.count("### Question") == 2 and text.count("- teacher (") == 2
     question = next(read_documents(tiny_world.val))[1][0].content
     assert question in text and "Right answer: **3**" in text
@@ -82,6 +84,17 @@ def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
     assert first["tokens"] > first["supervised"] > 0 and first["train_seconds"] > 0
     assert first["metrics"]["window"] == 143
     assert first["metrics"]["ce"] == second["metrics"]["ce"] and first["val_ce"] > 0
+
+
+def test_the_report_has_intervals_of_suites_and_a_reliability_table_by_hand():
+    """A suite of 2 problems at 50 % says nothing; a confidence is only worth its hits."""
+    suite = dict(n=2, exact=0.5, exact_interval=wilson(1, 2), drop=0.25, p=1.0)
+    result = dict(model="m", suites=dict(clean=suite), suite_mean=0.5, suite_worst=0.5, worst_suite="x")
+    assert "| clean | 50.0% (9.5-90.5), -25.0, p 1 |" in robustness_table([result])
+    lines = reliability_table([dict(model="a", reliability=[(8, 0.5, 0.25), (1200, 1.0, 0.999)]),
+                               dict(model="b", reliability=[(3, 0.99, 1 / 3)])]).splitlines()
+    assert lines[2:] == ["| 0.47-0.53 | 25.0% of 8 | - |",
+                         "| 0.93-1.00 | 99.9% of 1,200 | 33.3% of 3 |"]
 
 
 def test_quality_figures_repeat_exactly(report, tiny_world):
@@ -140,7 +153,7 @@ def test_suites_are_paired_with_their_own_clean_problems(tiny_world, tiny_tokeni
               "names": suite("names", ["clean0", "clean1"], "59"),
               "hostile": suite("hostile", ["", ""], "00", "Why? " * 99)}
     cfg = evaluation.Config()
-    model = common.load_model(tiny_world.teacher)[0]
+    model = checkpoints.load_model(tiny_world.teacher)[0]
     found = evaluation.robustness(model, tiny_tokenizer, suites, "cot", cfg)
     assert found["suites"]["clean"] | {"exact_interval": 0} == dict(n=3, exact=2 / 3, drop=0, p=1.0,
                                                                     exact_interval=0)
@@ -283,7 +296,7 @@ def test_the_likeliest_tokens_are_those_of_a_full_pass(call, tiny_world, tiny_to
     """What a class sees as the teacher's distribution must be the teacher's distribution."""
     done = call("eval", tiny_world.teacher, "--complete", "Mia has", "--max-new-tokens", 3, "--top", 2)
     assert done.status == 0
-    model = common.load_model(tiny_world.teacher)[0]
+    model = checkpoints.load_model(tiny_world.teacher)[0]
     ids = tiny_tokenizer.encode("Mia has")
     lines = [line for line in done.out.splitlines() if "<-" in line]
     for line in lines:

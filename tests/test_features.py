@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import checkpoints
 import common
 from cli import UserError
 from features import check_heads, hidden_term, layer_pairs, make_projections, relation_term
@@ -145,7 +146,7 @@ def train(call, tiny_world, out_dir):
         done = call("train_distill_features", *tiny_world.flags("distill_features", **changes))
         assert done.status == status, done.err
         run.said = done.out + done.err
-        return common.load(out_dir / f"{changes.get('name', 'run')}.pt") if not status else None
+        return checkpoints.load(out_dir / f"{changes.get('name', 'run')}.pt") if not status else None
     return run
 
 
@@ -157,7 +158,7 @@ def test_projections_bridge_widths_and_are_dropped_from_the_student(train, tiny_
     state = train(**WIDER)
     assert "projections 32,768" in train.said  # four pairs of 128 x 64
     assert "projections" not in state and not any("proj" in k and "layers" not in k for k in state["model"])
-    model, _, _ = common.load_model(out_dir / "run.pt")
+    model, _, _ = checkpoints.load_model(out_dir / "run.pt")
     assert model.num_parameters() == sum(v.numel() for k, v in state["model"].items()
                                          if k != "lm_head.weight")
 
@@ -180,7 +181,7 @@ def test_projections_are_trained_and_resumed(train, call, tiny_world, monkeypatc
             raise KeyboardInterrupt
     monkeypatch.setattr(common, "advance", stop)
     train(status=130, name="parts", steps=4, **WIDER)
-    assert "projections" in common.load(out_dir / "parts.pt")  # of step 2
+    assert "projections" in checkpoints.load(out_dir / "parts.pt")  # of step 2
     monkeypatch.setattr(common, "advance", advance)
     parts = train(name="parts", steps=4, **WIDER)
     assert torch.equal(seen[-1], undisturbed[-1])
@@ -192,7 +193,7 @@ def test_weights_of_zero_leave_logits_distillation(train, call, tiny_world, out_
     features = train(hidden_weight=0, relation_weight=0)
     done = call("train_distill_logits", *tiny_world.flags("distill_logits", name="logits"))
     assert done.status == 0
-    logits = common.load(out_dir / "logits.pt")
+    logits = checkpoints.load(out_dir / "logits.pt")
     assert all(torch.equal(v, features["model"][k]) for k, v in logits["model"].items())
 
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-import common
+import checkpoints
 import fused
 from fused import How, fused_loss
 from losses import cross_entropy, divergence, total
@@ -114,7 +114,7 @@ def test_the_script_trains_the_same_student_either_way(flags, call, tiny_world, 
         done = call("train_distill_logits", *tiny_world.flags("distill_logits", name=name, fused=name,
                                                              **flags))
         assert done.status == 0, done.err
-        states.append(common.load(out_dir / f"{name}.pt"))
+        states.append(checkpoints.load(out_dir / f"{name}.pt"))
     for name, weights in states[1]["model"].items():
         assert (states[0]["model"][name] - weights).norm() <= 1e-4 * weights.norm(), name
     rows = [[float(line.split(",")[i]) for line in (out_dir / f"{name}.csv").read_text().splitlines()[1:]

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-import common
+import checkpoints
 import dataset.generate as generation
 from dataset.formats import encode_document, read_documents
 from test_eval import say
@@ -63,7 +63,7 @@ def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says,
     said = says(lambda number: (lambda text, ended: (
         text.format(documents[order[number // 7]][-1].answer), ended))(*replies[number % 7]))
     kept, everything, printed = ask("--samples=7", "--batch=42")
-    asked = [generation.prompt_ids(common.load_model(tiny_world.teacher)[1], documents[q])
+    asked = [generation.prompt_ids(checkpoints.load_model(tiny_world.teacher)[1], documents[q])
              for q in order for _ in range(7)]
     assert [prompt for prompt, _ in said] == asked  # without the known answer
     counts = Counter(row["verdict"] for row in everything)

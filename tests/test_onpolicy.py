@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
+import checkpoints
 import common
-import train_distill_onpolicy
 from dataset import rewrite
 from dataset.batches import open_data, step_batches, step_windows
 from dataset.rewrite import chosen, pack, prompts_of, student_writes
@@ -20,7 +20,7 @@ def train(call, tiny_world, out_dir):
         done = call(f"train_{script}", *tiny_world.flags(script, **changes))
         assert done.status == status, done.err
         run.said = done.out + done.err
-        return common.load(out_dir / f"{changes.get('name', 'run')}.pt")
+        return checkpoints.load(out_dir / f"{changes.get('name', 'run')}.pt")
     return run
 
 
@@ -62,11 +62,11 @@ def test_packed_windows_hold_each_pair_once_and_count_the_responses_alone():
     """TRAPS 9: counted prompts; TRAPS 8: counted padding; a pair cut at the window's edge."""
     pairs = [([1, 2, 3], [4, 5]), ([6], [7, 8, 9]), ([10, 11], [12] * 8), ([13], [14])]
     packed = pack(pairs, 9, 0)
-    assert packed["ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 0], [10, 11] + [12] * 8,
+    assert packed["ids"].tolist() == [[10, 11] + [12] * 8, [1, 2, 3, 4, 5, 6, 7, 8, 9, 0],
                                       [13, 14] + [0] * 8]
-    assert packed["mask"].tolist() == [[0, 0, 0, 1, 1, 0, 1, 1, 1, 0], [0, 0] + [1] * 8,
+    assert packed["mask"].tolist() == [[0, 0] + [1] * 8, [0, 0, 0, 1, 1, 0, 1, 1, 1, 0],
                                        [0, 1] + [0] * 8]
-    assert packed["document"].tolist() == [[1] * 5 + [2] * 4 + [0], [3] * 10, [4, 4] + [0] * 8]
+    assert packed["document"].tolist() == [[1] * 10, [1] * 5 + [2] * 4 + [0], [1, 1] + [0] * 8]
 
 
 def config(**changes):

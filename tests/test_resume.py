@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+import checkpoints
 import cli
 import common
 from cli import ROOT
@@ -71,7 +72,7 @@ def read_log(path):
 
 
 def assert_same_run(out, name, other):
-    assert_same(common.load(out / f"{name}.pt"), common.load(out / f"{other}.pt"))
+    assert_same(checkpoints.load(out / f"{name}.pt"), checkpoints.load(out / f"{other}.pt"))
     assert read_log(out / f"{name}.csv") == read_log(out / f"{other}.csv")
 
 
@@ -82,19 +83,19 @@ def test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits(script, call, tiny_w
     """TRAPS 26: an optimizer, a random stream, a cursor or a best weight that a resume forgets."""
     flags = dict(steps=8, save_every=3, eval_every=2, batch=6, lr=3, warmup=4, weight_decay=0)
     assert call(f"train_{script}", *tiny_world.flags(script, name="whole", **flags)).status == 0
-    assert common.load(out_dir / "whole.pt")["best_step"] == 2  # at that rate: to be remembered
+    assert checkpoints.load(out_dir / "whole.pt")["best_step"] == 2  # at that rate: to be remembered
     command = [f"train_{script}", *tiny_world.flags(script, name="broken", **flags)]
 
     at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     stopped = call(*command)
     assert stopped.status == 130 and stopped.err.count("\n") == 1
     assert "broken.pt is saved: the same command goes on" in stopped.err
-    assert common.load(out_dir / "broken.pt")["step"] == 2
+    assert checkpoints.load(out_dir / "broken.pt")["step"] == 2
 
     at_step(5, crash)  # the last checkpoint is that of step 3: two rows of the log are undone
     with pytest.raises(Crash):
         call(*command)
-    assert common.load(out_dir / "broken.pt")["step"] == 3
+    assert checkpoints.load(out_dir / "broken.pt")["step"] == 3
     assert len(read_log(out_dir / "broken.csv")) == 5
 
     at_step(7, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -110,7 +111,7 @@ def test_a_stop_signal_in_the_last_step_is_a_finished_run(call, tiny_world, out_
     """Ctrl-C when all is done: nothing is left to go on with."""
     at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert call("train_pretrain", *tiny_world.flags("pretrain")).status == 0
-    assert common.load(out_dir / "run.pt")["step"] == 4
+    assert checkpoints.load(out_dir / "run.pt")["step"] == 4
 
 
 def test_a_torn_last_row_of_the_log_is_dropped(call, tiny_world, out_dir, at_step):
@@ -176,7 +177,7 @@ def test_fresh_replaces_a_run(call, tiny_world, out_dir):
     call("train_pretrain", *tiny_world.flags("pretrain"))
     done = call("train_pretrain", *tiny_world.flags("pretrain", steps=2, lr=0.01), "--fresh")
     assert done.status == 0 and "resuming" not in done.out
-    state = common.load(out_dir / "run.pt")
+    state = checkpoints.load(out_dir / "run.pt")
     assert state["step"] == 2 and state["run_config"]["lr"] == 0.01
     assert [row["step"] for row in read_log(out_dir / "run.csv")] == ["1", "2"]
 
@@ -231,7 +232,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(how, call, tiny_w
     monkeypatch.undo()
     monkeypatch.setattr(cli, "OUT", out_dir)
     monkeypatch.setattr(common, "OUT", out_dir)
-    assert common.load(out_dir / "run.pt")["step"] == 2  # whole
+    assert checkpoints.load(out_dir / "run.pt")["step"] == 2  # whole
 
 
 def test_a_log_on_a_full_disk_stops_with_one_line(call, tiny_world, out_dir, at_step):
@@ -242,7 +243,7 @@ def test_a_log_on_a_full_disk_stops_with_one_line(call, tiny_world, out_dir, at_
     at_step(2, fill)
     failed = call("train_pretrain", *tiny_world.flags("pretrain", save_every=2))
     assert failed.status == 2 and failed.err.count("\n") == 1
-    assert "run.csv" in failed.err and common.load(out_dir / "run.pt")["step"] == 2
+    assert "run.csv" in failed.err and checkpoints.load(out_dir / "run.pt")["step"] == 2
 
 
 @all_scripts
@@ -262,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(s
     finally:
         common.check_finite = finite
     assert stopped.status == 2 and "not finite at step 5" in stopped.err and "run.pt" in stopped.err
-    state = common.load(out_dir / "run.pt")
+    state = checkpoints.load(out_dir / "run.pt")
     assert state["step"] == 4 and all(w.isfinite().all() for w in state["model"].values())
 
 
@@ -308,7 +309,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(script, tiny_wor
     whole = start(f"train_{script}.py", *tiny_world.flags(script, name="whole", **flags))
     said = whole.communicate(timeout=300)[0]
     assert whole.returncode == 0, said
-    seconds = common.load(out_dir / "whole.pt")["seconds"]
+    seconds = checkpoints.load(out_dir / "whole.pt")["seconds"]
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments of seed {seed}")  # shown when the test fails
     said = kill_often(random.Random(seed), out_dir / "broken.csv", seconds / 5, f"train_{script}.py",

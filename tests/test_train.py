@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import checkpoints
 import common
 import train_distill_features
 import train_distill_logits
@@ -55,7 +56,7 @@ def train(call, tiny_world, out_dir):
         assert done.status == 0, done.err
         run.out = done.out
         path = out_dir / f"{changes['name']}.csv"
-        return common.load(path.with_suffix(".pt")), list(csv.DictReader(path.open(newline="")))
+        return checkpoints.load(path.with_suffix(".pt")), list(csv.DictReader(path.open(newline="")))
     return run
 
 
@@ -68,7 +69,7 @@ def fake_data(ids, mask, document):
 
 def use(monkeypatch, script, data):
     """Let a script train and validate on fake data."""
-    monkeypatch.setattr(SCRIPTS[script], "open_data", lambda *_, **__: data)
+    monkeypatch.setattr(common, "open_data", lambda *_, **__: data)
 
 
 def relative(a, b):
@@ -111,8 +112,8 @@ def features_by_hand(model, teacher, ids, hidden_weight, relation_weight):
 
 def expected_gradient(script, world, tokenizer):
     """The gradient of the formula over all documents of the file, one by one."""
-    model = common.load_model(world.init)[0].requires_grad_(True)
-    teacher = common.load_model(world.teacher)[0]
+    model = checkpoints.load_model(world.init)[0].requires_grad_(True)
+    teacher = checkpoints.load_model(world.teacher)[0]
     loss, n_valid = 0.0, 0.0
     for _, document in read_documents(world.train):
         ids, mask = encode_document(tokenizer, document)
@@ -178,7 +179,7 @@ def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train
     shape = (8, 20)
     prompts = fake_data(np.full(shape, 42), np.zeros(shape), np.ones(shape))
     both = [prompts, fake_data(np.full(shape, 42), np.ones(shape), np.ones(shape))]  # train, val
-    monkeypatch.setattr(SCRIPTS[script], "open_data", lambda *_, **__: both.pop(0))
+    monkeypatch.setattr(common, "open_data", lambda *_, **__: both.pop(0))
     _, rows = train(script, steps=2, **KNOBS[script])
     assert [float(row["ce"]) for row in rows] == [0, 0]
     assert gradients[0].abs().max() == 0 and gradients[1].abs().max() == 0
@@ -226,7 +227,7 @@ def test_the_loss_follows_the_student(train, gradients, tiny_world):
 
 def test_the_teacher_is_frozen_in_eval_mode_and_without_gradient(train, tiny_world, monkeypatch):
     """TRAPS 19: dropout in the teacher is noise in the targets, its graph doubles the memory."""
-    teachers, passes, load_model = [], [], common.load_model
+    teachers, passes, load_model = [], [], checkpoints.load_model
 
     def load(path, *rest, **named):
         loaded = load_model(path, *rest, **named)
@@ -234,12 +235,12 @@ def test_the_teacher_is_frozen_in_eval_mode_and_without_gradient(train, tiny_wor
             lambda module, *_: passes.append((module.training, torch.is_grad_enabled())))
         teachers.append(loaded[0])
         return loaded
-    monkeypatch.setattr(common, "load_model", load)
+    monkeypatch.setattr(checkpoints, "load_model", load)
     train("distill_logits", steps=2)
     [teacher] = teachers
     assert len(passes) > 2 and set(passes) == {(False, False)}
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
-    before = common.load(tiny_world.teacher)["model"]
+    before = checkpoints.load(tiny_world.teacher)["model"]
     assert all(torch.equal(w, before[name]) for name, w in teacher.state_dict().items())
     x = torch.randint(10, 300, (2, 9))
     assert torch.equal(teacher(x), teacher(x))
@@ -260,14 +261,14 @@ class OneHotTeacher(torch.nn.Module):
 def test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax(train, monkeypatch, tiny_tokenizer,
                                                                 out_dir):
     """TRAPS 7: a teacher, mask or label that is not shifted alike is off by one and still "learns"."""
-    monkeypatch.setattr(common, "load_model", lambda *_, **__: (
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_, **__: (
         OneHotTeacher().eval(), tiny_tokenizer, {}))
     rng = np.random.default_rng(0)
     ids = rng.integers(10, 41, (64, 25))  # (windows, window + 1): nothing but the teacher to learn
     use(monkeypatch, "distill_logits", fake_data(ids, rng.integers(0, 2, ids.shape), np.ones(ids.shape)))
     _, rows = train("distill_logits", alpha=1, steps=60, batch=32, lr=2e-2, eval_every=60)
     monkeypatch.undo()
-    student, _, _ = common.load_model(out_dir / "run.pt")
+    student, _, _ = checkpoints.load_model(out_dir / "run.pt")
     x = torch.from_numpy(ids[:, :-1])
     learned = (student(x).argmax(-1) == 10 + 7 * x % 31).double().mean().item()
     assert learned > 0.99 and float(rows[-1]["kd"]) < 0.1
@@ -380,7 +381,7 @@ def test_the_checkpoint_keeps_the_best_weights_of_validation(script, train, tiny
     ces = [float(row["val_ce"]) for row in rows]
     assert len(ces) == 6 and state["best_step"] == 1 + ces.index(min(ces)) < 6
     assert state["best_ce"] == pytest.approx(min(ces), abs=1e-4)
-    model, tokenizer, _ = common.load_model(out_dir / "run.pt")
+    model, tokenizer, _ = checkpoints.load_model(out_dir / "run.pt")
     data = open_data(tiny_world.val, tokenizer, 143)
     cfg = config(eval_windows=0, val=tiny_world.val)
     env = type("Env", (), vars(ENV) | dict(autocast=torch.no_grad))

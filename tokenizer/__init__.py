@@ -52,6 +52,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
+        """The tokenizer in a file, or UserError."""
         data = need_file(path, "python tokenizer/train.py").read_bytes()
         try:
             return cls(data)
@@ -59,10 +60,12 @@ class Tokenizer:
             raise UserError(f"{show(path)}: {error}") from None
 
     def save(self, path):
+        """Write the model to a file."""
         with atomic_write(path) as file:
             file.write(self.model_bytes)
 
     def _piece_bytes(self, token):
+        """What a piece stands for, in UTF-8."""
         piece = self._model.id_to_piece(token)
         if token in self.control_ids:
             return b""
@@ -79,6 +82,7 @@ class Tokenizer:
         return ids
 
     def _encode_word(self, word):
+        """The ids of one word, remembered."""
         if word == META_SPACE:  # the library would take it for a space
             ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
         else:

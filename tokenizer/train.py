@@ -91,6 +91,7 @@ def train(found, vocab_size, coverage=0.9995):
 
 
 def main(cfg):
+    """Train, check, write."""
     check(0 < cfg.vocab_size <= 2**20, "--vocab-size", cfg.vocab_size, "1 to 1,048,576")
     check(cfg.characters > 0, "--characters", cfg.characters, "a positive whole number")
     check(0.98 <= cfg.coverage <= 1, "--coverage", cfg.coverage, "a share from 0.98 to 1")
