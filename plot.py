@@ -9,6 +9,7 @@
     robustness.png    accuracy on each suite               (the same; of eval.py --suites)
     pareto.png        accuracy against decode speed        (results/students.jsonl)
     sweep.png         temperature x alpha                  (results/sweep.jsonl)
+    topk.png          top-k lists, renormalised or not     (results/topk.jsonl)
 """
 import csv
 import json
@@ -35,6 +36,7 @@ class Config:
     question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # it is asked
     students: str = ROOT / "results/students.jsonl"  # rows of runs/students.sh
     sweep: str = ROOT / "results/sweep.jsonl"        # rows of runs/sweep.sh
+    topk: str = ROOT / "results/topk.jsonl"          # rows of runs/topk_bias.py
     out: str = ""                  # folder of the figures; empty: docs/figures, of logs out/figures
 
 
@@ -212,12 +214,38 @@ def sweep(cfg, plt):
     return "sweep.png"
 
 
+def topk(cfg, plt):
+    """How much surer than right a student is that learned from top-k lists, with the bucket for all
+    other tokens and with the list renormalised (TRAPS 13)."""
+    if not Path(cfg.topk).exists():
+        return None
+    rows = rowfile.read(cfg.topk, "metrics")
+    if not rows:
+        return None
+    found = {}
+    for row in rows:
+        bins = row["metrics"]["reliability"]  # (tokens, mean confidence, accuracy) of each
+        tokens = sum(b[0] for b in bins)
+        kind, k = row["recipe"].split("/")
+        too_sure = sum(n * (sure - right) for n, sure, right in bins) / tokens
+        found.setdefault(kind, []).append((int(k), 100 * too_sure))
+    for kind, mark in (("renormalised", "s"), ("bucket", "o")):
+        label = {"bucket": "one bucket for all others"}.get(kind, kind)
+        plt.plot(*zip(*sorted(found.get(kind, [(1, float("nan"))]))), marker=mark, label=label)
+    plt.axhline(0, color="gray", linestyle="--", label="as sure as right")
+    plt.xscale("log", base=2)
+    plt.xlabel("k, tokens that the cache keeps")
+    plt.ylabel("confidence - accuracy, points")
+    plt.legend()
+    return "topk.png"
+
+
 def main(cfg):
     """Draw every figure whose data are there."""
     plt = pyplot()
     cfg.out = cfg.out or (OUT / "figures" if cfg.logs else ROOT / "docs/figures")
     Path(cfg.out).mkdir(parents=True, exist_ok=True)
-    figures = (curves, soft_targets, reliability, robustness, pareto, sweep)
+    figures = (curves, soft_targets, reliability, robustness, pareto, sweep, topk)
     for draw in figures[:1] if cfg.logs else figures:
         try:
             name = draw(cfg, plt)

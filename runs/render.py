@@ -45,8 +45,9 @@ def read_rows(*paths):
 
 
 def all_rows():
-    """The rows of the two files whose recipes are compared over seeds."""
-    return read_rows(ROOT / "results/spine.jsonl", ROOT / "results/scoreboard.jsonl")
+    """The rows of the files whose recipes are compared over seeds."""
+    return read_rows(*(ROOT / f"results/{name}.jsonl"
+                       for name in ("spine", "scoreboard", "whitebox")))
 
 
 def seeds_of(rows, recipe):
@@ -329,6 +330,52 @@ def sweep_table(_):
     return "\n".join(lines)
 
 
+def step_times():
+    """{recipe: (ms a step, seconds before the first)} of whitebox-times.jsonl, mean over turns."""
+    found = {}
+    for row in more_rows("whitebox-times"):
+        found.setdefault(row["recipe"], []).append((row["metrics"]["ms"], row["metrics"]["making"]))
+    return {recipe: tuple(map(statistics.fmean, zip(*turns))) for recipe, turns in found.items()}
+
+
+def white_table(rows, group):
+    """Every white-box recipe against the student without a teacher: at as many steps, and at as
+    many as fit into the recipe's time (the baseline with the smallest budget that is enough)."""
+    times, teacher = step_times(), first(rows, "white/teacher")["metrics"]
+    plain, _ = times["white/alone"]
+    base = values(rows, f"{group}/alone", "ce")
+    steps = first(rows, f"{group}/alone")["config"]["steps"]
+    longer = sorted((first(rows, r)["config"]["steps"], r) for r in rows
+                    if re.fullmatch(rf"{group}/alone(-\d+)?", r))
+    lines = ["| recipe | a step costs | minutes | test ce | KL to the teacher | gap closed | "
+             "ce against alone, equal tokens | verdict | equal wall-clock | verdict |",
+             "|---|---:|---:|---:|---:|---:|---:|---|---:|---|",
+             f"| teacher | | | {teacher['ce']:.4f} | 0 | 100% | | | | |"]
+    for recipe in [r for _, r in longer] + [r for r in rows if r.startswith(f"{group}/") and
+                                            "/alone" not in r and "/teacher" not in r]:
+        ce, name, alone = values(rows, recipe, "ce"), recipe.split("/")[1], "/alone" in recipe
+        ms, making = times["white/alone" if alone else f"white/{name}"]
+        own = first(rows, recipe)["config"]["steps"]
+        cells = [f"{spread(ce, '.4f')}", spread(values(rows, recipe, "kl"), ".3f"), "", "", "", "",
+                 ""]
+        if not alone:
+            needed = (own * ms + 1000 * making) / plain  # steps alone that take as long
+            enough = [r for budget, r in longer if budget >= needed]
+            if not enough:
+                fail(f"{recipe} takes as long as {needed:,.0f} steps alone", "no such row",
+                     f"{group}/alone-{needed:.0f} or more", "bash runs/whitebox.sh")
+            gap = statistics.mean(base.values()) - teacher["ce"]
+            cells[2] = f"{-paired(base, ce)[0] / gap:.0%}" if gap >= 0.15 else f"gap {gap:.3f}"
+            for i, other in ((3, base), (5, values(rows, enough[0], "ce"))):
+                cells[i] = "{:+.4f} ± {:.4f}".format(*paired(other, ce))
+                cells[i + 1] = verdict(other, ce, -1)
+        elif own == steps:
+            cells[2] = "0%"
+        lines.append(f"| {name} | {ms / plain:.2f} | {(own * ms / 1000 + making) / 60:.1f} | "
+                     + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def scoreboard(_):
     """The speedrun's own table, from the JSON that eval.py wrote at its end."""
     found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))
@@ -340,7 +387,8 @@ def machines_table(_):
     lines = ["| rows | made by | machine | torch | runs | minutes of training |",
              "|---|---|---|---|---:|---:|"]
     for name, script in (("scoreboard", "results.sh"), ("students", "students.sh"),
-                         ("teachers", "students.sh"), ("sweep", "sweep.sh"), ("spine", "spine.sh")):
+                         ("teachers", "students.sh"), ("sweep", "sweep.sh"), ("spine", "spine.sh"),
+                         ("whitebox", "whitebox.sh")):
         found = {}
         for row in more_rows(name):
             v = row["versions"]
@@ -388,6 +436,8 @@ TABLES = {
     "suites": lambda rows: suites_table(rows, "few"),
     "logits-all": lambda rows: modes_table(rows, "stories/all"),
     "prose": lambda rows: modes_table(rows, "prose"),
+    "white": lambda rows: white_table(rows, "white"),
+    "best": lambda rows: white_table(rows, "best"),
     "reason": reason_table,
     "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
                                              "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",

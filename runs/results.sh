@@ -19,24 +19,7 @@ fi
 out=${MINIDISTILL_OUT:-out}
 mkdir -p results "$out/data"
 
-# missing RECIPE SEED: is this row wanted, and not there yet?
-missing() {
-    case "$1" in ${ONLY:-*}) ;; *) return 1 ;; esac
-    ! grep -qsF "{\"recipe\": \"$1\", \"seed\": $2," "$rows"
-}
-
-# run RECIPE SEED SCRIPT FLAGS...: train one model, score it on $test, append its row, unless it is there.
-# What a group's runs need, its prepare_GROUP makes once, before the first of them.
-prepared=""
-run() {
-    local recipe=$1 seed=$2 name=${1//\//-}-$2; shift 2
-    if ! missing "$recipe" "$seed"; then return 0; fi
-    if [ "$prepared" != $group ]; then prepare_$group; prepared=$group; fi
-    echo "== $recipe, seed $seed"
-    $python "$@" --name "$name" --seed "$seed"
-    $python eval.py "$out/$name.pt" --teacher "$teacher" --data "$test" --questions $questions \
-        --out "$out/$name" --speed false --row "$rows" --recipe "$recipe" $suites
-}
+source runs/rows.sh
 
 # alone SCRIPT FLAGS...: the student without a teacher.   mode NAME WALL SCRIPT FLAGS...: one with; N steps
 # (equal tokens), and WALL steps, which take the time of N steps alone, the teacher's work counted.
@@ -49,14 +32,14 @@ mode() {
 
 # trial NAME SCRIPT FLAGS...: a setting tried at a seed that no table uses, scored on validation data
 trial() {
-    local name=$1 test=$val suites=""; shift
+    local name=$1 test=$val eval_flags=""; shift
     if [ $scale = 1 ]; then run "trial/$group/$name" 9 "$@" --steps $N; fi
 }
 
 # --- stories: labels for 3 % of what the teacher learned from, and 8,000 questions without worked steps
 group=few stories=$out/data/stories test=$out/data/stories/test.jsonl val=$out/data/stories/val.jsonl
 teacher=$out/few-teacher-0.pt few=$out/data/few.jsonl
-suites="--suites $out/data/suites"
+eval_flags="--questions $questions --suites $out/data/suites"
 pretrain_few="train_pretrain.py --size 2m-deep --steps 1000"  # in --quick, too: a teacher worth learning from
 prepare_few() {
     $python dataset/stories.py --out "$stories"
@@ -97,7 +80,7 @@ done
 # --- prose: Python's own documentation; the students see a quarter of the teacher's documents
 if [ $scale = 1 ]; then
     group=prose prose=$out/data/prose test=$out/data/prose/test.jsonl val=$out/data/prose/val.jsonl
-    teacher=$out/prose-teacher-0.pt suites=""
+    teacher=$out/prose-teacher-0.pt eval_flags=""
     files="--data $prose/train.jsonl --val $val --eval-windows 0"
     pretrain_prose="train_pretrain.py $files --tokenizer $out/prose.model --lr 3e-3 --steps 1500 --weight-decay 0.5"
     prepare_prose() {

@@ -21,7 +21,9 @@ def flags(tmp_path, tiny_world, out_dir):
         row("few/kd-wall", 1, 0.3) + row("prose/alone", 1, 0.1) + row("trial/few/alone", 9, 0.1),
         students="".join(row(f"size-{n}", n, n / 10) for n in (1, 2, 3)),
         sweep="".join(row(f"s{t}{a}", 1, t * a / 10, temperature=t, alpha=a)
-                      for t in (1, 2) for a in (0.5, 1)))
+                      for t in (1, 2) for a in (0.5, 1)),
+        topk="".join(row(f"{kind}/{k}", 9, 0) for kind in ("bucket", "renormalised")
+                     for k in (8, 2)))
     for name, text in files.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
     for name in ("alone", "logits"):
@@ -30,7 +32,7 @@ def flags(tmp_path, tiny_world, out_dir):
             "--question=2 + 3?", *(f"--{name}={tmp_path / name}.jsonl" for name in files)]
 
 
-NAMES = ["curves", "pareto", "reliability", "robustness", "soft-targets", "sweep"]
+NAMES = ["curves", "pareto", "reliability", "robustness", "soft-targets", "sweep", "topk"]
 
 
 @pytest.fixture
@@ -58,6 +60,10 @@ def test_the_figures_show_the_rows(call, flags, drawn):
     assert [t.get_text() for t in robust.get_legend().get_texts()] == ["alone", "kd"]
     heights = [bar.get_height() for bars in robust.containers for bar in bars]
     assert heights == pytest.approx([0.6] * 3 + [0.9] * 3)  # the mean of 0.5 and 0.7
+    bucket = drawn["topk.png"].get_lines()[1]
+    sure = 100 * (50 * 0.2 + 90 * 0.1 - 2 * 0.9) / 142  # points surer than right, over all tokens
+    assert bucket.get_label().startswith("one bucket")
+    assert bucket.get_xydata().tolist() == [[2, pytest.approx(sure)], [8, pytest.approx(sure)]]
     sweep = drawn["sweep.png"]
     assert sweep.images[0].get_array().tolist() == [[0.05, 0.1], [0.1, 0.2]]  # tau down, alpha across
     assert drawn["reliability.png"].lines[1].get_xydata().tolist() == [[0.4, 0.2], [0.9, 0.8]]  # no (2, ...)

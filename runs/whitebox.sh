@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# White box, every way: what the teacher's distribution, hidden states, relations and layers are worth on prose.
+#   bash runs/whitebox.sh           two seeds of all, four new ones of the best; about 3 hours on 2 cores
+#   bash runs/whitebox.sh --times   what a step of each costs, taking turns; 10 minutes on an idle machine
+#   SEEDS=1 ONLY="white/c*" bash runs/whitebox.sh    some of the seeds, the recipes that fit a pattern
+# Rows in results/whitebox.jsonl, times in results/whitebox-times.jsonl; what is there is skipped. A new
+# way to distil is one line that begins with "mode".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case "${1:-}" in ""|--times) ;; *) echo "error: got $1; expected nothing or --times" >&2; exit 2 ;; esac
+python=.venv/bin/python
+if [ ! -x $python ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
+rows=results/whitebox.jsonl out=${MINIDISTILL_OUT:-out} eval_flags=""
+source runs/rows.sh
+mkdir -p results
+
+group=white prose=$out/data/prose test=$out/data/prose/test.jsonl val=$out/data/prose/val.jsonl
+teacher=$out/white-teacher-0.pt cache=$out/data/white-cache
+files="--data $prose/train.jsonl --val $val --eval-windows 0"
+pretrain="train_pretrain.py $files --tokenizer $out/prose.model --size 3m-deep --lr 3e-3 --steps 1500 --weight-decay 0.5"
+prepare_white() {
+    if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
+    if [ ! -e "$out/prose.model" ]; then
+        $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
+    fi
+    $python $pretrain --name white-teacher-0 --seed 0
+    for kind in topk sampled hidden; do  # of the students' documents, once; any number of students
+        $python dataset/cache_teacher.py --teacher "$teacher" --data "$prose/train.jsonl" --documents 533 \
+            --kind $kind --out "$cache-$kind"
+    done
+}
+
+# mode NAME SCRIPT FLAGS...: one recipe. With --times, 60 steps of it instead, and a row of their time.
+times=results/whitebox-times.jsonl
+# In the group "best" those of $best alone.
+best="alone alone-1400 alone-2600 init init-hidden cached-hidden hidden jsd"
+mode() {
+    local name=$1; shift
+    if [ $group = best ] && [[ " $best " != *" $name "* ]]; then return 0; fi
+    if [ "$turn" = 0 ]; then run "$group/$name" "$seed" "$@"; return; fi
+    if grep -qsF "{\"recipe\": \"white/$name\", \"seed\": $turn," $times; then return 0; fi
+    $python "$@" --steps 60 --log-every 2 --eval-every 1000 --save-every 1000 --fresh --name white-time
+    $python runs/step_time.py "$out/white-time.csv" --recipe "white/$name" --turn "$turn" --row $times \
+        --making "${making:-0}"
+}
+
+# trial NAME SCRIPT FLAGS...: a setting tried at a seed that no table uses, scored on validation data
+trial() {
+    local name=$1 test=$val; shift
+    if [ "$turn" = 0 ]; then run "trial/white/$name" 9 "$@"; fi
+}
+
+small="$files --size 0.7m --documents 533 --lr 6e-3"
+alone="train_pretrain.py $small --tokenizer $out/prose.model --weight-decay 0.6"
+soft="$small --weight-decay 0.3 --alpha 1 --temperature 2"
+online="--teacher $teacher $soft"
+logits="train_distill_logits.py $online"
+features="train_distill_features.py $online"
+init="--init-from-teacher 1,8,14"
+cached="train_distill_logits.py $soft --cache"
+
+# what both sides tried: the student without a teacher, its budget too, and with one
+trials() {
+    trial alone/decay-.6       $alone --steps 1000
+    trial alone/600            $alone --steps 600
+    trial alone/decay-1        $alone --steps 1000 --weight-decay 1
+    trial alone/lr-3e-3        $alone --steps 1000 --lr 3e-3
+    trial forward/decay-.3     $cached "$cache-hidden" --steps 1000
+    trial forward/decay-.6     $cached "$cache-hidden" --steps 1000 --weight-decay 0.6
+    trial forward/tau-1        $cached "$cache-hidden" --steps 1000 --temperature 1
+    trial init/1,8,14          $logits $init --steps 1000
+}
+
+# Every recipe. The divergences read the cache of hidden states: the loss is that of a teacher that runs
+# beside the student (a test compares them), the time is less. alone-N: the student without a teacher, as
+# many steps as fit into the time of a recipe.
+recipes() {
+    mode alone              $alone --steps 1000
+    mode alone-1400         $alone --steps 1400
+    mode alone-2600         $alone --steps 2600
+    mode forward            $logits --steps 1000
+    mode reverse            $cached "$cache-hidden" --steps 1000 --divergence reverse_kl
+    mode jsd                $cached "$cache-hidden" --steps 1000 --divergence jsd
+    mode skewed             $cached "$cache-hidden" --steps 1000 --divergence skew_forward_kl
+    mode total-variation    $cached "$cache-hidden" --steps 1000 --divergence total_variation
+    mode hidden             $features --steps 1000 --hidden-layers last
+    mode relations          $features --steps 1000 --hidden-weight 0 --relation-weight 1
+    mode on-policy          train_distill_onpolicy.py $online --steps 1000 --divergence forward_kl --on-policy-share 0.25
+    mode cached-topk        $cached "$cache-topk" --steps 1000
+    mode cached-sampled     $cached "$cache-sampled" --steps 1000
+    mode cached-hidden      $cached "$cache-hidden" --steps 1000
+    mode init               $logits $init --steps 1000
+    mode init-hidden        $features $init --steps 1000 --hidden-layers last
+}
+turn=0
+if [ "${1:-}" = --times ]; then prepare_white; for turn in 1 2; do recipes; done; exit; fi
+run white/teacher 0 $pretrain
+trials
+for seed in ${SEEDS:-1 2}; do recipes; done
+group=best; prepare_best() { prepare_white; }
+for seed in ${SEEDS:-5 6 7 8}; do recipes; done
+if [ -z "${ONLY:-}" ]; then $python runs/render.py; fi
