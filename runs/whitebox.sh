@@ -64,11 +64,13 @@ trials() {
     trial alone/decay-.6       $alone --steps 1000
     trial alone/600            $alone --steps 600
     trial alone/decay-1        $alone --steps 1000 --weight-decay 1
-    trial alone/lr-3e-3        $alone --steps 1000 --lr 3e-3
+    trial alone/decay-2        $alone --steps 1000 --weight-decay 2
+    trial alone/decay-4        $alone --steps 1000 --weight-decay 4
     trial forward/decay-.3     $cached "$cache-hidden" --steps 1000
     trial forward/decay-.6     $cached "$cache-hidden" --steps 1000 --weight-decay 0.6
-    trial forward/tau-1        $cached "$cache-hidden" --steps 1000 --temperature 1
+    trial forward/decay-1      $cached "$cache-hidden" --steps 1000 --weight-decay 1
     trial init/1,8,14          $logits $init --steps 1000
+    trial init/decay-.6        $logits $init --steps 1000 --weight-decay 0.6
 }
 
 # Every recipe. The divergences read the cache of hidden states: the loss is that of a teacher that runs

@@ -173,6 +173,23 @@ def test_a_mode_enters_the_tables_by_its_rows_alone():
     assert render.teacher_of(rows, "g/sub") == "g/teacher"
 
 
+def test_a_recipe_is_judged_against_as_much_time(monkeypatch):
+    """A recipe whose step costs twice as much is compared at equal wall-clock with a student that
+    had twice the steps, or with none: a smaller budget on the other side would flatter it."""
+    def white(recipe, ce, steps):
+        return [row(f"white/{recipe}", seed, ce + seed / 100, steps=steps, kl=0.5) for seed in (1, 2)]
+    rows = table_of(row("white/teacher", 0, 1.0, kl=0.0), *white("alone", 2.0, 10),
+                    *white("alone-15", 1.9, 15), *white("alone-25", 1.0, 25), *white("hidden", 1.2, 10))
+    times = {"white/alone": (100, 0), "white/hidden": (200, 0.1)}  # and 0.1 s before: 21 steps
+    monkeypatch.setattr(render, "step_times", lambda: times)
+    cells = [c.strip() for c in render.white_table(rows, "white").splitlines()[-1].split("|")[1:-1]]
+    assert cells[:3] == ["hidden", "2.00", "0.0"] and cells[5] == "79%"  # 0.8 of the gap of 1.015
+    assert cells[6:] == ["-0.8000 ± 0.0000", "BEATS", "+0.2000 ± 0.0000", "DOES NOT BEAT"]
+    times["white/hidden"] = (251, 0)
+    with pytest.raises(cli.UserError, match="as long as 25 steps alone"):
+        render.white_table(rows, "white")
+
+
 def test_points_lost_more_than_the_teacher_by_hand():
     """Clean 3 of 4 and suites 1 of 4 and 1 of 2: 75 - 37.5 points; the teacher 100 - 50."""
     own = dict(clean="1110", typos="1000", large="-1-0")

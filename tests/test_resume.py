@@ -107,6 +107,29 @@ def test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits(script, call, tiny_w
     assert [row["step"] for row in read_log(out_dir / "broken.csv")] == list("12345678")
 
 
+@pytest.mark.parametrize("kind", ["topk", "sampled", "hidden", "fused"])
+def test_a_run_from_a_cache_or_with_the_fused_loss_goes_on_to_the_same_bits(kind, call, tiny_world, out_dir,
+                                                                           at_step):
+    """A cache that a resumed run opens at its beginning again; a fused path that only a fresh run takes."""
+    flags = tiny_world.flags("distill_logits", steps=6, save_every=2, accumulate=2, fused="on")
+    if kind != "fused":
+        made = call("dataset.cache_teacher", f"--teacher={tiny_world.teacher}", f"--data={tiny_world.train}",
+                    f"--kind={kind}", "--window=143", f"--out={out_dir / 'cache'}", "--dtype=float32")
+        assert made.status == 0, made.err
+        flags = [f for f in flags if not f.startswith(("--teacher", "--fused"))]
+        flags.append(f"--cache={out_dir / 'cache'}")
+    whole = call("train_distill_logits", *flags, "--name=whole")
+    assert whole.status == 0, whole.err
+    assert ("fused" in whole.out) == (kind == "fused")
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert call("train_distill_logits", *flags, "--name=broken").status == 130
+    at_step(5, crash)
+    with pytest.raises(Crash):
+        call("train_distill_logits", *flags, "--name=broken")
+    assert "resuming after step 4" in call("train_distill_logits", *flags, "--name=broken").out
+    assert_same_run(out_dir, "broken", "whole")
+
+
 def test_a_stop_signal_in_the_last_step_is_a_finished_run(call, tiny_world, out_dir, at_step):
     """Ctrl-C when all is done: nothing is left to go on with."""
     at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
