@@ -17,13 +17,13 @@ mkdir -p results
 group=white prose=$out/data/prose test=$out/data/prose/test.jsonl val=$out/data/prose/val.jsonl
 teacher=$out/white-teacher-0.pt cache=$out/data/white-cache
 files="--data $prose/train.jsonl --val $val --eval-windows 0"
-pretrain="train_pretrain.py $files --tokenizer $out/prose.model --size 3m-deep --lr 3e-3 --steps 1500 --weight-decay 0.5"
+pretrain="train_pretrain.py $files --tokenizer $out/prose.model --size 3m-deep --lr 3e-3 --steps 1500 --weight-decay"
 prepare_white() {
     if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
     if [ ! -e "$out/prose.model" ]; then
         $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
     fi
-    $python $pretrain --name white-teacher-0 --seed 0
+    $python $pretrain 1 --name white-teacher-0 --seed 0
     for kind in topk sampled hidden; do  # of the students' documents, once; any number of students
         $python dataset/cache_teacher.py --teacher "$teacher" --data "$prose/train.jsonl" --documents 533 \
             --kind $kind --out "$cache-$kind"
@@ -51,8 +51,8 @@ trial() {
 }
 
 small="$files --size 0.7m --documents 533 --lr 6e-3"
-alone="train_pretrain.py $small --tokenizer $out/prose.model --weight-decay 0.6"
-soft="$small --weight-decay 0.3 --alpha 1 --temperature 2"
+alone="train_pretrain.py $small --tokenizer $out/prose.model --weight-decay 4"
+soft="$small --weight-decay 0.6 --alpha 1 --temperature 2"
 online="--teacher $teacher $soft"
 logits="train_distill_logits.py $online"
 features="train_distill_features.py $online"
@@ -61,16 +61,19 @@ cached="train_distill_logits.py $soft --cache"
 
 # what both sides tried: the student without a teacher, its budget too, and with one
 trials() {
-    trial alone/decay-.6       $alone --steps 1000
-    trial alone/600            $alone --steps 600
+    trial teacher/decay-.5     $pretrain 0.5
+    trial teacher/decay-1      $pretrain 1
+    trial alone/decay-.6       $alone --steps 1000 --weight-decay 0.6
+    trial alone/600            $alone --steps 600 --weight-decay 0.6
     trial alone/decay-1        $alone --steps 1000 --weight-decay 1
     trial alone/decay-2        $alone --steps 1000 --weight-decay 2
-    trial alone/decay-4        $alone --steps 1000 --weight-decay 4
-    trial forward/decay-.3     $cached "$cache-hidden" --steps 1000
-    trial forward/decay-.6     $cached "$cache-hidden" --steps 1000 --weight-decay 0.6
+    trial alone/decay-4        $alone --steps 1000
+    trial alone/2000-decay-4   $alone --steps 2000
+    trial forward/decay-.3     $cached "$cache-hidden" --steps 1000 --weight-decay 0.3
+    trial forward/decay-.6     $cached "$cache-hidden" --steps 1000
     trial forward/decay-1      $cached "$cache-hidden" --steps 1000 --weight-decay 1
-    trial init/1,8,14          $logits $init --steps 1000
-    trial init/decay-.6        $logits $init --steps 1000 --weight-decay 0.6
+    trial init/decay-.3        $logits $init --steps 1000 --weight-decay 0.3
+    trial init/decay-.6        $logits $init --steps 1000
 }
 
 # Every recipe. The divergences read the cache of hidden states: the loss is that of a teacher that runs
@@ -78,25 +81,25 @@ trials() {
 # many steps as fit into the time of a recipe.
 recipes() {
     mode alone              $alone --steps 1000
-    mode alone-1400         $alone --steps 1400
-    mode alone-2600         $alone --steps 2600
-    mode forward            $logits --steps 1000
-    mode reverse            $cached "$cache-hidden" --steps 1000 --divergence reverse_kl
+    mode init               $logits $init --steps 1000
+    mode cached-hidden      $cached "$cache-hidden" --steps 1000
+    mode init-hidden        $features $init --steps 1000 --hidden-layers last
     mode jsd                $cached "$cache-hidden" --steps 1000 --divergence jsd
-    mode skewed             $cached "$cache-hidden" --steps 1000 --divergence skew_forward_kl
-    mode total-variation    $cached "$cache-hidden" --steps 1000 --divergence total_variation
     mode hidden             $features --steps 1000 --hidden-layers last
-    mode relations          $features --steps 1000 --hidden-weight 0 --relation-weight 1
-    mode on-policy          train_distill_onpolicy.py $online --steps 1000 --divergence forward_kl --on-policy-share 0.25
     mode cached-topk        $cached "$cache-topk" --steps 1000
     mode cached-sampled     $cached "$cache-sampled" --steps 1000
-    mode cached-hidden      $cached "$cache-hidden" --steps 1000
-    mode init               $logits $init --steps 1000
-    mode init-hidden        $features $init --steps 1000 --hidden-layers last
+    mode skewed             $cached "$cache-hidden" --steps 1000 --divergence skew_forward_kl
+    mode reverse            $cached "$cache-hidden" --steps 1000 --divergence reverse_kl
+    mode total-variation    $cached "$cache-hidden" --steps 1000 --divergence total_variation
+    mode forward            $logits --steps 1000
+    mode relations          $features --steps 1000 --hidden-weight 0 --relation-weight 1
+    mode alone-1400         $alone --steps 1400
+    mode alone-2600         $alone --steps 2600
+    mode on-policy          train_distill_onpolicy.py $online --steps 1000 --divergence forward_kl --on-policy-share 0.25
 }
 turn=0
 if [ "${1:-}" = --times ]; then prepare_white; for turn in 1 2; do recipes; done; exit; fi
-run white/teacher 0 $pretrain
+run white/teacher 0 $pretrain 1
 trials
 for seed in ${SEEDS:-1 2}; do recipes; done
 group=best; prepare_best() { prepare_white; }
