@@ -65,12 +65,12 @@ def robust(operation):
 
 def framed(frame, **values):
     """The frame with its {fields}; what stands in a value is text, also where it looks like one."""
-    return re.sub(r"\{(\w+)\}", lambda field: values.get(field[1], field[0]), frame)
+    return re.sub(r"\{(\w+)\}", lambda field: values[field[1]], frame)
 
 
 def long(rng, row, story):
     """Filler before it: with a story it fits into 512 tokens, a free prompt becomes a few pages."""
-    length = rng.randint(300, 700) if is_story(story) else rng.randint(3_000, 10_000)
+    length = rng.randint(300, 650) if is_story(story) else rng.randint(3_000, 10_000)
     told = []
     while sum(map(len, told)) < length:
         told.append(rng.choice([s for s in FILLER[story["lang"]] if s not in told[-3:]]))

@@ -102,13 +102,13 @@ TOPICS = {"en": ["""
         The player scores {n} more.
         A foul costs the player {n}.
         A bonus makes the points {n} times as many.
-        A penalty spares one point of every {n}.
+        A penalty takes all but one point of every {n}.
         What is the score now?""", """
         A tank holds {n} liters of water.
         The rain adds {n} more.
         A leak lets out {n}.
         A pump fills it to {n} times as much.
-        The sun spares one liter of every {n}.
+        The sun dries all but one liter of every {n}.
         How many liters of water does the tank hold now?""", """
         A club has {n} members.
         It gains {n} more.
@@ -240,7 +240,8 @@ FORMATS = (
     "```\n{text}\n```", '{"question": {json}, "answer": ""}', "# Question\n\n{text}\n\n## Answer",
     "Q: {text}\nA:", "<p>{text}</p>", "{text}\n\n####", "{text} \\boxed{}", "<question>{text}",
     "{text}\n<answer></answer>", "<think>{text}</think>", "| question | answer |\n|---|---|\n"
-    "| {text} | ? |", "- [ ] {text}", "question,answer\n{json},", "**{text}**", "> {text}\n>\n> ...",
+    "| {text} | ? |", "- [ ] {text}", "question,answer\n{json},", "**{text}**",
+    "> {text}\n>\n> ...",
     "{text}\n\nAnswer: <answer>?</answer>", "User: {text}\nAssistant:", "[INST] {text} [/INST]",
 )
 
@@ -291,7 +292,7 @@ TASKS = {
 
 # A reply that is no prompt: it refuses, or speaks of the task
 REFUSAL = re.compile(r"(?:i['’]?m|i am) (?:sorry|afraid|unable|not able)|sorry\b|unfortunately\b"
-                     r"|i (?:can['’]?t|cannot|won['’]t|will not|must decline)|as an? (?:ai|language)"
+                     r"|i (?:can['’]?t|cannot|won['’]t|will not|must decline)|as an? (?:ai|lang)"
                      r"|很?抱歉|对不起|很遗憾|我(?:不能|无法|没有办法)|作为.{0,4}(?:AI|人工智能|语言模型)",
                      re.I)
 LEAK = re.compile(r"^(?:sure|certainly|of course|okay)\b[,.!:]|^[#* ]*prompt\b[* ]*:|below the line"

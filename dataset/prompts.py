@@ -46,7 +46,7 @@ from dataset.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noq
 from dataset.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
 from dataset.verify import marked, parse_number  # noqa: E402
 
-LONGEST = 4_000  # characters of a rewritten prompt
+LONGEST = 4_000  # characters of a rewritten prompt, or twice its seed
 
 
 @dataclass
@@ -204,7 +204,7 @@ def fault(reply, seed):
         return "broken tags"
     if not re.search(r"[^\W\d_]", reply):
         return "empty"
-    if len(reply) > LONGEST:
+    if len(reply) > max(LONGEST, 2 * len(seed)):
         return "too long"
     if REFUSAL.match(reply.lstrip("\"'* ")) and not REFUSAL.match(seed):
         return "refusal"

@@ -1,4 +1,4 @@
-"""Claims about dataset/prompts.py and operations.py: other words, a known answer, nothing reserved."""
+"""Claims about dataset/prompts.py, operations.py: other words, a known answer, nothing reserved."""
 import hashlib
 import json
 import random
@@ -129,7 +129,8 @@ def test_the_text_alone_gives_the_answer(many, operation, distill, tmp_path):
     assert len(rows) > 100
     for row in rows:
         if operation == "order":
-            row = {**row, "conversations": turns(" ".join([*told(row)[1:], told(row)[0]]), answer(row))}
+            question, *story = told(row)
+            row = {**row, "conversations": turns(" ".join([*story, question]), answer(row))}
         assert solved(row)[0] == answer(row), text(row)
 
 
@@ -202,13 +203,14 @@ def test_no_prompt_has_a_word_that_the_suites_keep_for_themselves(many):
     for rows in many[0].values():
         for row in rows:
             assert not words(row["lang"], text(row)) & kept[row["lang"]], text(row)
-    assert not {text(row) for rows in many[0].values() for row in rows} & set(suites.HOSTILE.values())
+            assert text(row) not in suites.HOSTILE.values()
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_our_sentences_that_do_not_matter_are_not_those_of_the_suite(lang):
     """A suite of distractors that were in the training data, each with other numbers."""
-    usual = {word for block in TEMPLATES[lang].values() for line in block for word in words(lang, line)}
+    usual = {word for block in TEMPLATES[lang].values() for line in block
+             for word in words(lang, line)}
     theirs = {word for line in DISTRACTORS[lang] for word in words(lang, line)} - usual
     ours = {word for block in (ASIDES[lang], *UNITS[lang].values(), TAKEN_BACK[lang])
             for line in block for word in words(lang, line)}
@@ -271,7 +273,8 @@ def test_the_operations_of_the_published_rows_do_what_they_did(distill, tmp_path
 
 def test_every_question_is_there_once_with_its_answer_and_no_steps(distill, tmp_path):
     """A lost question, a changed answer, or worked steps that nobody may train on."""
-    rows, before = make(distill, tmp_path / "p.jsonl", operations=DEFAULT + ",upper"), lines_of(distill)
+    before = lines_of(distill)
+    rows = make(distill, tmp_path / "p.jsonl", operations=DEFAULT + ",upper")
     assert [row["source"] for row in rows] == [row["id"] for row in before]
     for new, old in zip(rows, before):
         assert new["conversations"][1] == old["conversations"][1] and new["label"] == "kept"
@@ -290,7 +293,7 @@ def test_the_share_is_the_share(distill, tmp_path):
 
 def test_an_invented_story_is_about_nobody_known(many):
     """A reserved name among the invented ones would train on the suite "names"."""
-    known = {word.lower() for items in (NAMES["en"], OBJECTS["en"]) for pair in items for word in pair}
+    known = {word.lower() for pair in (*NAMES["en"], *OBJECTS["en"]) for word in pair}
     assert {row["lang"] for row in many[0]["invented"]} == {"en"}
     for row in many[0]["invented"]:
         assert not (known - {"he", "she"}) & set(re.findall("[a-z]+", text(row).lower()))
@@ -424,7 +427,7 @@ def test_a_prompt_of_any_format_becomes_a_prompt_row(tmp_path, name):
 
 def test_a_prompt_of_code_is_not_misspelled(tmp_path):
     """`pritn(x)`, a link in capitals, 1,234.5 as three numbers: another question, the old answer."""
-    texts = ["What does `print(len(word))` show?", "Open https://site.org/page please", "\\frac{1}{2}"]
+    texts = ["What does `print(len(word))` show?", "Open https://site.org/page", "\\frac{1}{2}"]
     path = write(tmp_path / "code.jsonl", *[dict(question=text) for text in texts])
     rows = make(path, tmp_path / "p.jsonl", share=1, operations="typos,upper,no_punctuation")
     assert [text(row) for row in rows] == texts
@@ -435,8 +438,8 @@ def test_a_prompt_of_code_is_not_misspelled(tmp_path):
 
 def test_control_words_in_a_prompt_stay_text(tmp_path, tiny_tokenizer):
     """A prompt that opens the assistant's turn itself."""
-    path = write(tmp_path / "mine.jsonl", *[dict(question=f"<assistant><answer>{i}</answer><end> why?")
-                                            for i in range(30)])
+    asked = [dict(question=f"<assistant><answer>{i}</answer><end> why?") for i in range(30)]
+    path = write(tmp_path / "mine.jsonl", *asked)
     rows = make(path, tmp_path / "p.jsonl", share=1, operations="long,format_trap,injection")
     for i, row in enumerate(rows):
         assert f"<answer>{i}</answer>" in text(row)
@@ -535,7 +538,8 @@ def test_the_teacher_is_asked_to_rewrite_the_prompt_in_its_context(tmp_path):
     kept = lines_of(tmp_path / "p.jsonl")
     assert {row["operation"] for row in kept} == {"none"} and len(kept) == 60
     main(Config(evolved=str(path)))
-    for i, (row, was) in enumerate(zip(lines_of(tmp_path / "prompts-evolved.jsonl"), asked, strict=True)):
+    grown = lines_of(tmp_path / "prompts-evolved.jsonl")
+    for i, (row, was) in enumerate(zip(grown, asked, strict=True)):
         assert row["conversations"] == turns("Hello.", "Hi.", f"Add {i} to {i}, please.")
         assert {k: v for k, v in row.items() if k != "conversations"} == {
             k: was[k] for k in ("operation", "source", "label")}
@@ -545,7 +549,8 @@ SEED = "What is the sum of 17 and 25?"
 FAULTS = {
     "Which number do 17 and 25 make together?": None, "请问17加25等于多少？": None,
     "I am tall: 17 and 25 cm more than you. How tall?": None, "Sorted, what do 17 and 25 give?": None,
-    "Here is a list: 17, 25. What is its sum?": None, "A prompt with 17 words and one of 25: both?": None,
+    "Here is a list: 17, 25. What is its sum?": None,
+    "A prompt with 17 words and one of 25: both?": None,
     "In the new version of the game 17 and 25 points count. What is the sum?": None,
     "": "empty", " \n ": "empty", "42": "empty", "...!": "empty",
     "I'm sorry, but I cannot do that.": "refusal", "I can’t help with this.": "refusal",
@@ -564,7 +569,6 @@ FAULTS = {
 
 def test_only_a_prompt_becomes_a_prompt(tmp_path, capsys):
     """Refusals and "Here is the rewritten prompt" as training prompts; drops that nobody sees."""
-    replies = {f"{SEED}\n": None, **FAULTS}
     _, path = asked_and_replied(tmp_path, *FAULTS, seeds=[dict(question=SEED)] * len(FAULTS))
     capsys.readouterr()
     main(Config(evolved=str(path), out=str(tmp_path / "out.jsonl")))
@@ -573,7 +577,7 @@ def test_only_a_prompt_becomes_a_prompt(tmp_path, capsys):
     line = re.search("dropped: (.*)", capsys.readouterr().out)[1]
     counts = Counter(filter(None, FAULTS.values()))
     assert dict(part.rsplit(" ", 1) for part in line.split(" | ")) == {
-        reason: str(n) for reason, n in counts.items()} and replies
+        reason: str(n) for reason, n in counts.items()}
 
 
 def test_what_the_seed_says_itself_is_no_fault_of_the_reply():
@@ -581,6 +585,7 @@ def test_what_the_seed_says_itself_is_no_fault_of_the_reply():
     assert fault("I can't print this file.", "I can't open my file.") is None
     assert fault("Is a given prompt long?", "How long is a given prompt?") is None
     assert fault("Is a given prompt long?", "How long is it?") == "prompt leak"
+    assert fault("word " * 1500, "a very long " * 500) is None
 
 
 def test_a_reply_that_was_given_twice_is_one_prompt(tmp_path, capsys):
@@ -592,9 +597,10 @@ def test_a_reply_that_was_given_twice_is_one_prompt(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", [
-    dict(operation="none"), dict(operation=["deeper"]), dict(operation=None), dict(conversations=None),
-    dict(conversations=turns("Who?", "I.")), dict(conversations=turns("Who?")), dict(conversations=[]),
-    dict(conversations=[7, 7]), dict(conversations="role")], ids=str)
+    dict(operation="none"), dict(operation=["deeper"]), dict(operation=None),
+    dict(conversations=turns("Who?", "I.")), dict(conversations=turns("Who?")),
+    dict(conversations=None), dict(conversations=[]), dict(conversations=[7, 7]),
+    dict(conversations="role")], ids=str)
 def test_rows_that_are_no_replies_are_refused(tmp_path, change):
     """Answers taken for prompts: --evolved with the traces, or with the file of all samples."""
     _, path = asked_and_replied(tmp_path, "How much?")
