@@ -79,7 +79,7 @@ def running_totals(ops, numbers):
     for op, n in zip(ops, numbers[1:]):
         total = totals[-1]
         totals.append({"add": total + n, "sub": total - n,
-                       "mul": total * n, "div": total // n}[op])
+                       "mul": total * n, "div": total // (n or 1)}[op])  # add may add 0
     return totals
 
 

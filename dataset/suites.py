@@ -130,10 +130,10 @@ def typos(rng, row, story):
     return reworded(row, text) if words else None  # none in Chinese
 
 
-def distractor(rng, row, story):
+def distractor(rng, row, story, texts=DISTRACTORS):
     """Before the question, but not where "the number" that follows could be the distractor's."""
     lang, told = story["lang"], sentences(row)
-    text = rng.choice(DISTRACTORS[lang])
+    text = rng.choice(texts[lang])
     others = [name for name in [NAMES[lang][i] for i in pool(NAMES[lang], False)]
               if name[1] != story["name"][1]]
     values = stories.fields(lang, rng.choice(others), story["thing"], "opening", rng.randint(2, 12))
@@ -158,8 +158,8 @@ def upper(rng, row, story):
 
 
 def no_punctuation(rng, row, story):
-    """A space for every mark: 乘以3。5个人 must not become 35."""
-    return reworded(row, re.sub(r"[.,?。，？]\s*", " ", text_of(row)).strip())
+    """A space for every mark (乘以3。5个人 must not become 35) but one inside a word, as in 1,234.5."""
+    return reworded(row, re.sub(r"(?:[?。，？]|[.,](?!\S))\s*", " ", text_of(row)).strip())
 
 
 # --- the same problem, told anew ------------------------------------------------------------------
@@ -189,11 +189,11 @@ def large(rng, row, story):
             return tell(**{**story, "numbers": numbers})
 
 
-def longer(rng, row, story):
-    """The same beginning, 5 or 6 operations."""
+def longer(rng, row, story, count=None):
+    """The same beginning, 5 or 6 operations (or `count`)."""
     *key, question = story["key"]
     numbers, ops = list(story["numbers"]), kinds(story)[1:-1]
-    for _ in range(rng.randint(5, 6) - row["ops"]):
+    for _ in range((count or rng.randint(5, 6)) - row["ops"]):
         total = stories.running_totals(ops, numbers)[-1]
         fitting = {op: stories.operands(op, total, large=False) for op in stories.OPS}
         ops.append(rng.choice([op for op in stories.OPS if fitting[op]]))
@@ -202,14 +202,14 @@ def longer(rng, row, story):
     return tell(**{**story, "key": [*key, question], "numbers": numbers})
 
 
-def other_language(rng, row, story):
+def other_language(rng, row, story, split="test"):
     """Of the other language's test split: a bilingual model was not trained on it either."""
     lang = {"en": "zh", "zh": "en"}[story["lang"]]
     who = person_and_thing(rng, lang, reserved=False)
     for _ in range(PATIENCE):
         key = draw_templates(rng, lang, kinds(story))
         told = tell(**{**story, **who, "lang": lang, "key": key})
-        if stories.split_of(told) == "test":
+        if stories.split_of(told) == split:
             return told
 
 
