@@ -74,6 +74,9 @@ trials() {
     trial forward/decay-1      $cached "$cache-hidden" --steps 1000 --weight-decay 1
     trial init/decay-.3        $logits $init --steps 1000 --weight-decay 0.3
     trial init/decay-.6        $logits $init --steps 1000
+    trial init-hidden/batch-4  $features $init --steps 2000 --batch 4 --hidden-layers last
+    trial init-hidden/weight-4 $features $init --steps 1000 --hidden-layers last --hidden-weight 4
+    trial init-hidden/pairs    $features $init --steps 1000 --hidden-layers 1:1,2:8,3:14
 }
 
 # Every recipe. The divergences read the cache of hidden states: the loss is that of a teacher that runs
