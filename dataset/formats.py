@@ -196,8 +196,11 @@ def read_lines(path, start=0, end=None):
             yield start, None if too_long else line
 
 
-def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, first_line=1):
+def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, first_line=1,
+                   parse=parse_row):
     """Yield (line number, document) of a file, or of the byte range that `cut` gave.
+
+    `parse` makes a row of JSON a document, or raises BadRow.
 
     A bad line is a UserError "FILE:LINE: found; expected". With skip_bad_lines it is left out and
     counted in `report`: {reason: {"count": n, "first": ["FILE:LINE", ...]}}.
@@ -217,7 +220,7 @@ def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, f
             if text_file:
                 parts.append(text)
             elif text.strip():
-                yield number, parse_row(json_row(text))
+                yield number, parse(json_row(text))
         except BadRow as error:
             where = f"{show(path)}:{number}"
             if not skip_bad_lines:
