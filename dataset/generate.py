@@ -18,6 +18,7 @@ mistake; 130: stopped. Last line: next: python train_distill_reason.py ...
 """
 import dataclasses
 import functools
+import json
 import os
 import sys
 import time
@@ -261,9 +262,11 @@ def ask(cfg, path, prompts, fingerprint, missing_rows):
     """Append every missing answer to OUT.all.jsonl; returns in words what did not come, or ""."""
     header = {k: v for k, v in checkpoints.comparable(cfg).items() if k not in MANNERS}
     header |= dict(teacher=fingerprint, input=cli.sha256_file(cfg.input))
+    key = endpoint.read_key() if cfg.base_url else ""
     jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
+    header = json.loads(endpoint.hide(json.dumps(header), key, 8))  # as in the rows
     done = answers.open_answers(path, header, set(jobs), cfg.fresh)
-    total, key = len(jobs) - len(done), endpoint.read_key() if cfg.base_url else ""
+    total = len(jobs) - len(done)
     if not total:
         print(f"{show(path)} is finished; --fresh asks again")
         return ""
