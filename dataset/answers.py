@@ -4,7 +4,7 @@ A line of OUT.all.jsonl (after a header) is one answer and all that is known abo
 
     question, sample        which prompt, which of its --samples answers
     conversations           the prompt's turns as the row had them, without --system
-    operation, source, label, reference         what is known about the prompt; see Prompt
+    operation, source, label, reference         what is known about the prompt
     model, parameters, seed, finish_reason, usage, seconds, time    how it came
     verdict                 of verify.verdict, or "unverified": nobody knows the answer
     reasoning_content, content                  what was said, uncut
@@ -126,7 +126,7 @@ def kept_turn(row):
 def keep(path, out):
     """OUT.all.jsonl -> OUT, the answers that are whole, right as far as anybody knows, and new.
 
-    Returns counts by reason, and of how many prompts an answer was kept.
+    Returns counts by reason, and of how many prompts an answer was kept: of none, no OUT.
     """
     counts, said, rows = Counter(), set(), []
     with open(path, encoding="utf-8", newline="\n") as file:
@@ -145,9 +145,7 @@ def keep(path, out):
                     reason = "format"
             counts[reason] += 1
     if not rows:
-        fail("no answer of the teacher holds", dict(counts), "some right ones",
-             "a higher --max-new-tokens" if counts["truncated"] > sum(counts.values()) / 2
-             else "a better teacher")
+        return counts, 0
     rows.sort(key=lambda row: (row["question"], row["sample"]))
     with cli.atomic_write(out, "w") as file:
         for row in rows:

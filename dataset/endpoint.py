@@ -195,7 +195,8 @@ def parse_refusal(server, status, headers, data):
         message = "ask " + headers.get("Location", "elsewhere").partition("?")[0]
         fix[status] = "the key was not sent there; if you trust it, pass it as --base-url"
     message = hide(message, server.key)[:300]  # in this order: half a key is a secret, too
-    return Reply(stop=f"{server.url} says {status}: {message}; fix: {fix.get(status, 'change what it names')}")
+    fix = fix.get(status, "change what it names")
+    return Reply(stop=f"{server.url} says {status}: {message}; fix: {fix}")
 
 
 def retry_after(text):

@@ -5,10 +5,10 @@
 
 Black box: what is kept is text. The teacher is a checkpoint, or a model behind an OpenAI-compatible
 endpoint (key: OPENAI_API_KEY; faults: dataset/endpoint.py; retries and budgets: dataset/asking.py).
-Each prompt is asked --samples times; an answer is kept if it ended, has the form (that of a
-checkpoint: <think>...</think><answer>...</answer>), gives the known answer and was not said before
-for the same prompt (rejection sampling: Yuan et al. 2023, 3.3). Where nobody knows the answer, the
-last turn of the prompt's row being the user's, it is kept as "unverified".
+Each prompt (dataset/questions.py) is asked --samples times; an answer is kept if it ended, has the
+form (of a checkpoint: <think>...</think><answer>...</answer>), gives the known answer and was not
+said before for the same prompt (rejection sampling: Yuan et al. 2023, 3.3). Where nobody knows the
+answer, it is kept as "unverified".
 
 Writes OUT.all.jsonl, every answer with all that is known about it (dataset/answers.py), appended:
 after a stop, or a kill, the same command asks for exactly what is missing. And OUT, the kept rows,
@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 
@@ -35,9 +35,8 @@ import cli
 import common
 from cli import OUT, check, fail, show
 from dataset import answers, asking, endpoint
-from dataset.formats import (BadRow, Turn, bad_lines_text, parse_conversation, parse_row,
-                             prompt_ids, read_documents, short, string)
-from dataset.verify import extract_answer
+from dataset.formats import Turn, prompt_ids
+from dataset.questions import asked, read_prompts
 from decoding import generate
 from tokenizer import check_unicode
 
@@ -69,75 +68,9 @@ class Config:
 
 MANNERS = ("concurrency", "timeout", "retries", "max_requests", "max_total_tokens")
 ONLY_ENDPOINT = ("model", "limit_name", *MANNERS)  # MANNERS may change when a run goes on
-
-
-@dataclass
-class Prompt:
-    """What is asked, and what is known about it."""
-    turns: list               # of Turn, without the answer
-    reference: Optional[str]  # the known answer, or None
-    operation: str            # what dataset/prompts.py did to the seed; "none": nothing
-    source: str               # id of the seed's row, or FILE:LINE
-    label: str                # "kept", "changed" (by the operation), or "teacher": only it knows
-
-
-# --- prompts --------------------------------------------------------------------------------------
-
-def parse_prompt(row):
-    """A row of any format as a Prompt, its source empty where the row has none; or BadRow."""
-    turns = row.get("conversations", row.get("messages")) if isinstance(row, dict) else None
-    last = turns[-1] if isinstance(turns, list) and turns else None
-    if isinstance(last, dict) and last.get("role") == "user":
-        stand_in = dict(role="assistant", content="?")  # the reader demands an answer
-        *turns, _ = parse_conversation([*turns, stand_in])
-        reference = None
-    else:
-        document = parse_row(row)
-        if isinstance(document, str):
-            raise BadRow("plain text", short(document), "a conversation with a known answer")
-        *turns, said = document
-        reference = said.answer if said.answer is not None else extract_answer(said.content)
-        if reference is None:
-            raise BadRow("no known answer", short(said.content),
-                         "one to verify against, or a row that ends with the user's turn")
-    if not turns or turns[-1].role != "user":
-        raise BadRow("no question", turns[-1].role if turns else "nothing", "a user's turn last")
-    grown = row if "operation" in row else {}  # by dataset/prompts.py: in other files, a "label"
-    about = dict(operation=grown.get("operation", "none"),            # or a "source" is any word
-                 source=grown.get("source", row.get("id", "")),
-                 label=grown.get("label", "teacher" if reference is None else "kept"))
-    about = {key: str(value) for key, value in about.items()}
-    return Prompt(turns, reference, **{key: string(about, key) for key in about})
-
-
-def read_prompts(cfg, fits=lambda prompt: True, limit=""):
-    """The prompts of --input that fit; the others, and bad lines, are counted on the screen."""
-    if Path(cfg.input).suffix.lower() == ".txt":
-        fail(f"{show(cfg.input)}:1: plain text", expected="prompts, one JSON object a line",
-             fix="see dataset/formats.py for the formats")
-    found, report, too_long = [], {}, 0
-    for line, prompt in read_documents(cfg.input, cfg.skip_bad_lines, report, parse=parse_prompt):
-        prompt.source = prompt.source or f"{Path(cfg.input).name}:{line}"
-        if not fits(prompt):
-            too_long += 1
-            continue
-        found.append(prompt)
-        if len(found) == cfg.questions:
-            break
-    if report:
-        print(f"left out: {bad_lines_text(report)}")
-    long = f"{too_long:,} questions longer than {limit}"
-    if not found:
-        fail(f"{show(cfg.input)} holds no question to ask", long if too_long else "no good row")
-    if too_long:
-        print(f"left out: {long}")
-    return found
-
-
-def asked(cfg, prompt):
-    """The turns as they are sent: with --system, unless the prompt has a system turn of its own."""
-    own = not cfg.system or any(turn.role == "system" for turn in prompt.turns)
-    return prompt.turns if own else [Turn("system", cfg.system), *prompt.turns]
+LEAST = dict(samples=1, batch=1, max_new_tokens=1, questions=0, concurrency=1, retries=0,
+             max_requests=0, max_total_tokens=0)
+MOST = dict(concurrency=256, retries=100)
 
 
 def show_progress(tally, rows, total):
@@ -169,7 +102,8 @@ def open_checkpoint(cfg):
     model, tokenizer, _ = checkpoints.load_model(cfg.teacher, device, "python train_pretrain.py")
     context = model.config.max_seq_len
 
-    def tokens(prompt):  # what the model goes on from
+    def tokens(prompt):
+        """The ids that the model goes on from."""
         return prompt_ids(tokenizer, [*asked(cfg, prompt), Turn("assistant", "")])
     prompts = read_prompts(cfg, lambda prompt: len(tokens(prompt)) < context,
                            f"the teacher's context of {context} tokens")
@@ -239,13 +173,10 @@ def next_command(cfg):
 
 def check_flags(cfg):
     """UserError for a wrong value, and for a flag that this teacher does not heed."""
-    whole = dict(samples=1, batch=1, max_new_tokens=1, questions=0, concurrency=1, retries=0,
-                 max_requests=0, max_total_tokens=0)
-    most = dict(concurrency=256, retries=100)
-    for flag, least in whole.items():
-        value, largest = getattr(cfg, flag), most.get(flag, 2**40)
-        check(least <= value <= largest, "--" + flag.replace("_", "-"), value,
-              f"a whole number from {least}" + (f" to {largest}" if flag in most else ""))
+    for flag, least in LEAST.items():
+        value, most = getattr(cfg, flag), MOST.get(flag, 2**40)
+        check(least <= value <= most, "--" + flag.replace("_", "-"), value,
+              f"a whole number from {least} to {most:,}")
     check(0 < cfg.timeout <= 86_400, "--timeout", cfg.timeout, "seconds, above 0, at most a day")
     check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
@@ -300,9 +231,14 @@ def main(cfg):
     if missing:
         print(missing, file=sys.stderr)
     counts, answered = answers.keep(path, cfg.out)
-    print(counted(counts, " | "))
+    if not answered and not missing:
+        fail("no answer of the teacher holds", dict(counts), "some right ones",
+             "a higher --max-new-tokens" if counts["truncated"] > sum(counts.values()) / 2
+             else "a better teacher")
+    print(counted(counts, " | ") or "no answer")
     print(f"{show(cfg.out)}: {sum(counts[k] for k in answers.KEPT):,} traces of {answered:,} of "
-          f"{len(prompts):,} questions\nnext: {next_command(cfg)}")
+          f"{len(prompts):,} questions\nnext: " +
+          (next_command(cfg) if answered else "the same command"))
     if missing:
         sys.exit(1)
 

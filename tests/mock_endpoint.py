@@ -49,6 +49,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request: counted, then answered or failed as the plan says."""
 
     def do_POST(self):
+        """Count it, ask the plan, do as it says."""
         mock = self.server
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with mock.lock:
@@ -90,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, json.dumps(body))
 
     def send(self, status, text, cut=0, header=""):
+        """A reply whose last `cut` bytes are promised and not sent."""
         data = text.encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
@@ -108,6 +110,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(bytes([byte]))
             time.sleep(0.02)
         self.wfile.write(rest)
+        self.server.waited_for.append(len(data))  # the client stayed to the end
 
     def log_message(self, *_):
         """Nothing: the tests read what the script prints."""
@@ -126,7 +129,8 @@ def serving(faults=0.0, seed=0, plan=None, reply=worked, port=0):
     """Serve on loopback while the block runs; .url, .asked, .headers, .most_open tell about it."""
     mock = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     mock.daemon_threads, mock.request_queue_size = True, 128
-    mock.asked, mock.headers, mock.open_now, mock.most_open = [], [], 0, 0
+    mock.asked, mock.headers, mock.waited_for = [], [], []
+    mock.open_now, mock.most_open = 0, 0
     mock.lock, mock.closing = threading.Lock(), threading.Event()
     mock.plan, mock.reply = plan or drawn(faults, seed), reply
     mock.url = f"http://127.0.0.1:{mock.server_address[1]}/v1"

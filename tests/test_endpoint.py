@@ -4,6 +4,7 @@ The server is tests/mock_endpoint.py, on loopback; what becomes of the answers i
 """
 import email.utils
 import json
+import queue
 import threading
 import time
 from collections import Counter
@@ -116,8 +117,9 @@ def test_a_server_that_is_not_there_is_a_fault():
 @pytest.mark.parametrize("fault", ["timeout", "drip", "drip-header"])
 def test_the_time_is_for_the_whole_answer(fault):
     """A byte now and then resets a socket's timeout: such a server would hold a thread for ever."""
-    reply, _ = try_once(fault, timeout=0.3)
-    assert reply == endpoint.Reply(fault="timeout")
+    with serving(plan=lambda *_: fault) as mock:
+        reply = attempt(parse_base_url(mock.url, ""), BODY, 0.3)
+        assert reply == endpoint.Reply(fault="timeout") and not mock.waited_for
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 422])
@@ -323,20 +325,22 @@ def test_without_a_usage_what_was_set_aside_counts(ask):
         assert state.books.tokens == len(json.dumps(mock.asked[0])) + 20
 
 
-def test_a_request_is_in_the_books_before_it_is_sent(ask, monkeypatch):
+def test_a_request_is_in_the_books_before_it_is_sent(ask, monkeypatch, tmp_path):
     """Killed in between, a request that is not noted would be sent again beyond the budget."""
-    noted, note = [], asking.note
+    note, forgotten = asking.note, []
 
-    def first(books, requests, tokens):
+    def slowly(books, requests, tokens):
+        time.sleep(0.02 * requests)
         note(books, requests, tokens)
-        noted.extend([tokens] * requests)
-    monkeypatch.setattr(asking, "note", first)
 
     def plan(number, _):
-        assert len(noted) > number
+        lines = (tmp_path / "requests.jsonl").read_text().split("\n")[:-1]
+        if sum(json.loads(line)["requests"] for line in lines) <= number:
+            forgotten.append(number)
         return ""
+    monkeypatch.setattr(asking, "note", slowly)
     with serving(plan=plan) as mock:
-        assert len(ask(mock, 20)[0]) == 20
+        assert len(ask(mock, 10)[0]) == 10 and not forgotten
 
 
 def test_books_with_a_torn_line_or_a_wrong_one(tmp_path):
@@ -376,6 +380,19 @@ def test_a_retry_after_holds_back_every_request(ask):
         found, state = ask(mock, 8, concurrency=1)
     assert sorted(found) == [(q, 0) for q in range(8)] and state.faults == {"429": 1}
     assert times[3] - times[2] >= 1
+
+
+def test_while_one_is_told_to_wait_nothing_is_sent(tmp_path):
+    """The same, seen from inside: another prompt is ready, and stays."""
+    state, orders, cfg = new_state(), queue.SimpleQueue(), SimpleNamespace(retries=9)
+    books = open_books(tmp_path / "r.jsonl", fresh=False, new=True)
+    with cli.append(tmp_path / "r.jsonl") as books.file:
+        order = SimpleNamespace(job=(0, 0), times=0, most=9)
+        asking.settle(order, endpoint.Reply(fault="429", wait=50.0), cfg, books, state)
+        state.waiting.append((0.0, 0, (1, 0)))
+        asking.send_due(orders, [], cfg, books, state)
+    assert orders.empty() and not state.flying and state.held_until > time.monotonic() + 40
+    assert [job for _, _, job in sorted(state.waiting)] == [(1, 0), (0, 0)]
 
 
 def test_a_retry_after_of_a_day_ends_the_run(ask):

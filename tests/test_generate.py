@@ -21,8 +21,9 @@ import cli
 import dataset.generate as generation
 from cli import ROOT
 from dataset import asking
-from dataset.formats import encode_document, read_documents
-from mock_endpoint import drawn, said, serving, worked
+from dataset.formats import encode_document, prompt_ids, read_documents
+from dataset.questions import parse_prompt
+from mock_endpoint import drawn, said, serving
 from test_eval import say
 
 
@@ -84,7 +85,7 @@ def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says,
     told = says(lambda number: (lambda text, ended: (
         text.format(documents[order[number // 7]][-1].answer), ended))(*replies[number % 7]))
     kept, everything, printed = ask("--samples=7", "--batch=42")
-    asked = [generation.prompt_ids(checkpoints.load_model(tiny_world.teacher)[1], documents[q])
+    asked = [prompt_ids(checkpoints.load_model(tiny_world.teacher)[1], documents[q])
              for q in order for _ in range(7)]
     assert [prompt for prompt, _ in told] == asked  # without the known answer
     counts = Counter(row["verdict"] for row in everything)
@@ -249,7 +250,7 @@ QUESTION = dict(role="user", content="2 and 3?")
     (dict(instruction="Add!", input="2 and 3?", output="so the answer is 5."), "5", "kept")])
 def test_a_row_of_any_format_is_a_prompt(row, reference, label):
     """A row that ends with the user asks for what nobody knows; its earlier turns are no answers to it."""
-    prompt = generation.parse_prompt(row)
+    prompt = parse_prompt(row)
     assert (prompt.reference, prompt.label, prompt.operation, prompt.source) == (reference, label, "none", "")
     assert prompt.turns[-1].role == "user" and prompt.turns[-1].content.endswith("2 and 3?")
     assert len(prompt.turns) == len(row.get("messages", row.get("conversations", [0, 1]))) - (reference is not None)
@@ -258,12 +259,12 @@ def test_a_row_of_any_format_is_a_prompt(row, reference, label):
 def test_what_is_known_about_a_grown_prompt_is_kept_and_other_files_words_are_not():
     """Half of the public files have a "label" or a "source", of another kind."""
     row = dict(messages=[QUESTION], id=7, source="forum", label=1)
-    prompt = generation.parse_prompt(row)
+    prompt = parse_prompt(row)
     assert (prompt.operation, prompt.source, prompt.label) == ("none", "7", "teacher")
-    prompt = generation.parse_prompt(row | dict(operation="typo", source="seed-3", label="changed"))
+    prompt = parse_prompt(row | dict(operation="typo", source="seed-3", label="changed"))
     assert (prompt.operation, prompt.source, prompt.label) == ("typo", "seed-3", "changed")
     with pytest.raises(cli.UserError, match="a lone surrogate"):  # json.dumps writes it, the file cannot
-        generation.parse_prompt(row | dict(id="\ud800"))
+        parse_prompt(row | dict(id="\ud800"))
 
 
 @pytest.mark.parametrize("row, words", [
@@ -275,7 +276,7 @@ def test_what_is_known_about_a_grown_prompt_is_kept_and_other_files_words_are_no
 def test_a_row_that_asks_nothing_is_refused(row, words):
     """An empty request ends the run at an endpoint, with the endpoint's words."""
     with pytest.raises(cli.UserError, match=words):
-        generation.parse_prompt(row)
+        parse_prompt(row)
 
 
 def test_a_prompt_without_an_answer_is_kept_as_unverified_if_it_is_whole(ask, says, tiny_world, tmp_path, out_dir):
@@ -477,7 +478,10 @@ def test_the_budget_holds_over_runs_and_can_be_raised(ask_mock, out_dir):
         assert "put it back" in ask_mock(mock, "--samples=5", "--max-requests=20", status=2)[2].err
         (out_dir / "away").rename(out_dir / "kept.jsonl.requests.jsonl")
         _, rows, _ = ask_mock(mock, "--samples=5", "--max-requests=200")
-        assert sorted((row["question"], row["sample"]) for row in rows) == JOBS and len(mock.asked) < 80
+        assert sorted((row["question"], row["sample"]) for row in rows) == JOBS
+        sent = len(mock.asked)
+        ask_mock(mock, "--samples=5", "--max-requests=20", "--fresh", status=1)  # counts anew
+        assert len(mock.asked) == sent + 20
 
 
 def test_a_lost_line_of_the_raw_file_is_asked_again_alone(ask_mock, out_dir):
