@@ -106,11 +106,11 @@ class Handler(BaseHTTPRequestHandler):
         head = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n" % len(data)
         slow, rest = (b"X-Slow: " + b"1" * 200 + b"\r\n", b"\r\n" + data) if in_header else (data, b"")
         self.wfile.write(head if in_header else head + b"\r\n")
-        for byte in slow:
+        for byte in slow[:-1]:
             self.wfile.write(bytes([byte]))
             time.sleep(0.02)
-        self.wfile.write(rest)
-        self.server.waited_for.append(len(data))  # the client stayed to the end
+        self.server.waited_for.append(len(data))  # the client is there to the end
+        self.wfile.write(slow[-1:] + rest)
 
     def log_message(self, *_):
         """Nothing: the tests read what the script prints."""
