@@ -9,8 +9,8 @@ Retry-After. That one holds back all requests: it is the key that is limited, no
 The books (OUT.requests.jsonl): a line before each request, with the most tokens that it can take,
 and another when its answer says what it did take. What was sent just before a kill is in them, so
 the sums stay within --max-requests and --max-total-tokens over all runs. A token of the prompt is
-counted as one byte of the request until the answer tells; a server that writes more than the limit
-it was given is the only way past the budget.
+counted as one byte of the request until the answer tells. The only way past the budget is a server
+that reads more than it was sent, or writes more than it was allowed.
 """
 import hashlib
 import json

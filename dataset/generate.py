@@ -54,7 +54,7 @@ class Config:
     temperature: float = 0.7       # of sampling (0.5 to 1; above 1 the traces get worse)
     top_p: float = 1.0             # keep the smallest set of tokens with this mass (0.9 to 1)
     max_new_tokens: int = 128      # an answer that reaches this is rejected as truncated
-    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # of it in a request
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # its name there
     batch: int = 128               # answers that a checkpoint writes together
     concurrency: int = 8           # requests under way at once (1 to 64)
     timeout: float = 120.0         # seconds for a whole answer of the endpoint
