@@ -251,6 +251,15 @@ def append(path):
         raise
 
 
+def cut_torn_line(path):
+    """Cut off what a killed writer left of its last line; whole lines stay."""
+    with open(path, "r+b") as file:
+        whole = 0
+        for line in file:
+            whole += len(line) if line.endswith(b"\n") else 0
+        file.truncate(whole)
+
+
 def sha256_file(path):
     """Hex SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()

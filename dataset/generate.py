@@ -1,14 +1,23 @@
-"""Ask the teacher: sample chains of thought on the distill split, keep those whose answer holds.
+"""Ask the teacher: sample its answers to prompts, keep those that hold.
 
     python dataset/generate.py --teacher out/teacher.pt --input out/data/stories/distill.jsonl
+    python dataset/generate.py --base-url http://127.0.0.1:8000/v1 --model teacher --samples 4
 
-Black box: what is kept is text. Each question is asked --samples times at a temperature above 0; an
-answer is kept if it ended, has the form <think>...</think><answer>...</answer>, gives the known
-answer and was not said before for the same question (rejection sampling: Yuan et al. 2023, 3.3).
-Writes OUT (the kept rows, ready for train_distill_reason.py) and OUT.all.jsonl (every sample with
-its verdict, appended batch by batch: the same command after a stop asks only what is missing).
+Black box: what is kept is text. The teacher is a checkpoint, or a model behind an OpenAI-compatible
+endpoint (key: OPENAI_API_KEY; faults: dataset/endpoint.py; retries and budgets: dataset/asking.py).
+Each prompt (dataset/questions.py) is asked --samples times; an answer is kept if it ended, has the
+form (of a checkpoint: <think>...</think><answer>...</answer>), gives the known answer and was not
+said before for the same prompt (rejection sampling: Yuan et al. 2023, 3.3). Where nobody knows the
+answer, it is kept as "unverified".
+
+Writes OUT.all.jsonl, every answer with all that is known about it (dataset/answers.py), appended:
+after a stop, or a kill, the same command asks for exactly what is missing. And OUT, the kept rows,
+ready for train_distill_reason.py. An endpoint's requests are counted in OUT.requests.jsonl.
+Status 0: all answers are there; 1: some are missing (the same command asks for them again); 2: a
+mistake; 130: stopped. Last line: next: python train_distill_reason.py ...
 """
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -16,164 +25,139 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
 import cli
+import common
 from cli import OUT, check, fail, show
-from dataset.formats import (Turn, bad_lines_text, count_bad, parse_response, prompt_ids,
-                             read_documents, turn_row)
-from dataset.verify import extract_answer, verdict
+from dataset import answers, asking, endpoint
+from dataset.formats import Turn, prompt_ids
+from dataset.questions import asked, read_prompts
 from decoding import generate
+from tokenizer import check_unicode
 
 
 @dataclass
 class Config:
     teacher: str = OUT / "teacher.pt"  # checkpoint that is asked
-    input: str = OUT / "data/stories/distill.jsonl"  # questions with known answers, in any format
+    base_url: str = ""             # asked instead: an endpoint, such as http://127.0.0.1:8000/v1
+    model: str = ""                # the teacher's name at the endpoint
+    input: str = OUT / "data/stories/distill.jsonl"  # prompts, in any format of dataset/formats.py
     out: str = OUT / "data/traces.jsonl"  # the kept rows
     questions: int = 0             # ask only the first N; 0: all
-    samples: int = 1               # answers a question (1 to 16)
+    samples: int = 1               # answers a prompt (1 to 16)
+    system: str = ""               # system turn before each prompt that has none of its own
     temperature: float = 0.7       # of sampling (0.5 to 1; above 1 the traces get worse)
     top_p: float = 1.0             # keep the smallest set of tokens with this mass (0.9 to 1)
     max_new_tokens: int = 128      # an answer that reaches this is rejected as truncated
-    batch: int = 128               # answers written together
-    seed: int = 0                  # a batch's stream depends on this and on its number alone
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # its name there
+    batch: int = 128               # answers that a checkpoint writes together
+    concurrency: int = 8           # requests under way at once (1 to 64)
+    timeout: float = 120.0         # seconds for a whole answer of the endpoint
+    retries: int = 6               # further requests for an answer that failed (about a minute)
+    max_requests: int = 0          # never send more, over all runs of this --out; 0: no limit
+    max_total_tokens: int = 0      # never take more tokens, prompts and answers; 0: no limit
+    seed: int = 0                  # of the answers, whatever was there before a stop
     skip_bad_lines: bool = False   # count bad lines of the input and go on
-    fresh: bool = False            # ask everything again
+    fresh: bool = False            # ask everything again, and count the budgets anew
 
 
-def read_questions(cfg, tokenizer, context):
-    """[(line, turns, reference answer)]; rows of text and rows without an answer are refused.
+MANNERS = ("concurrency", "timeout", "retries", "max_requests", "max_total_tokens")
+ONLY_ENDPOINT = ("model", "limit_name", *MANNERS)  # MANNERS may change when a run goes on
+LEAST = dict(samples=1, batch=1, max_new_tokens=1, questions=0, concurrency=1, retries=0,
+             max_requests=0, max_total_tokens=0)
+MOST = dict(concurrency=256, retries=100)
 
-    What does not fit into the teacher's context is left out, and counted on the screen.
-    """
-    found, report, too_long = [], {}, 0
-    for line, document in read_documents(cfg.input, cfg.skip_bad_lines, report):
-        if isinstance(document, str):
-            fail(f"{cfg.input}:{line}: plain text", expected="a conversation with a known answer",
-                 fix="see dataset/formats.py for the formats")
-        last = document[-1]
-        reference = last.answer if last.answer is not None else extract_answer(last.content)
-        if reference is None and cfg.skip_bad_lines:
-            count_bad(report, "no known answer", 1, [f"{show(cfg.input)}:{line}"])
+
+def show_progress(tally, rows, total):
+    """Count rows; every ten seconds, and with the last one, print how it goes."""
+    tally.counts.update(row["verdict"] for row in rows)
+    tally.tokens += sum(n or 0 for row in rows for n in row["usage"].values())
+    now, n = time.monotonic(), sum(tally.counts.values())
+    if now - tally.shown < 10 and not (rows and n == total):
+        return
+    tally.shown, rate = now, n / max(now - tally.began, 1e-9)
+    left = (total - n) / rate if n else 0
+    words = [f"{n:>6,}/{total:,} answers", f"{rate:.1f}/s", counted(tally.counts) or "none yet",
+             f"{tally.tokens:,} tokens"]
+    words += [f"faults: {counted(tally.faults)}"] if tally.faults else []
+    words += [f"told to wait {tally.held_until - now:.0f} s"] if tally.held_until > now else []
+    print(" | ".join([*words, f"eta {int(left // 60)}m{int(left % 60):02d}s"]))
+
+
+def counted(counter, between=", "):
+    """A Counter in words, the most frequent first."""
+    return between.join(f"{name} {n:,}" for name, n in counter.most_common())
+
+
+# --- the two teachers: (prompts, fingerprint, a function that yields lists of missing rows) -------
+
+def open_checkpoint(cfg):
+    """The teacher is a file. Prompts that do not fit into its context are left out."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer, _ = checkpoints.load_model(cfg.teacher, device, "python train_pretrain.py")
+    context = model.config.max_seq_len
+
+    def tokens(prompt):
+        """The ids that the model goes on from."""
+        return prompt_ids(tokenizer, [*asked(cfg, prompt), Turn("assistant", "")])
+    prompts = read_prompts(cfg, lambda prompt: len(tokens(prompt)) < context,
+                           f"the teacher's context of {context} tokens")
+    fingerprint = checkpoints.weights_fingerprint(model)
+    return prompts, fingerprint, functools.partial(
+        checkpoint_rows, cfg, model, fingerprint, tokenizer, prompts, [tokens(p) for p in prompts])
+
+
+def checkpoint_rows(cfg, model, fingerprint, tokenizer, prompts, ids, jobs, done, _):
+    """A list of rows a batch. A batch is written whole, whatever is there of it: its random
+    numbers, and so its answers, are those of an undisturbed run."""
+    jobs = sorted(jobs, key=lambda job: len(ids[job[0]]))  # prompts of about equal length together
+    device = model.embed_tokens.weight.device
+    for number, first in enumerate(range(0, len(jobs), cfg.batch)):
+        batch, began = jobs[first:first + cfg.batch], time.monotonic()
+        if done.issuperset(batch):
             continue
-        if reference is None:
-            fail(f"{show(cfg.input)}:{line}: no known answer", last.content[:60],
-                 "one to verify against")
-        if len(prompt_ids(tokenizer, document)) >= context:
-            too_long += 1
-            continue
-        found.append((line, document, reference))
-        if len(found) == cfg.questions:
-            break
-    if report:
-        print(f"left out: {bad_lines_text(report)}")
-    long = f"{too_long:,} questions longer than the teacher's context of {context} tokens"
-    if not found:
-        fail(f"{show(cfg.input)} holds no question to ask", long if too_long else "no good row")
-    if too_long:
-        print(f"left out: {long}")
-    return found
-
-
-def done_batches(path, header, fresh):
-    """How many whole batches OUT.all.jsonl holds; a torn last batch is cut off, not repeated."""
-    if fresh or not path.exists():
-        with cli.atomic_write(path, "w") as file:
-            file.write(json.dumps(header) + "\n")
-        return 0
-    lines = path.read_bytes().split(b"\n")
-    try:
-        found = dict(json.loads(lines[0]))
-    except (ValueError, TypeError):
-        fail(f"{show(path)} was not made by this script", fix="choose another --out")
-    differing = [f"{k} was {found.get(k)!r}, is {v!r}" for k, v in header.items()
-                 if found.get(k) != v]
-    if differing:
-        fail(f"{show(path)} was made by another command: " + ", ".join(differing),
-             fix="choose another --out, or replace it with --fresh")
-    keep, done = len(lines[0]) + 1, 0
-    size = keep
-    for line in lines[1:-1]:
-        size += len(line) + 1
-        if line.startswith(b'{"batch_end"'):
-            keep, done = size, done + 1
-    with open(path, "r+b") as file:
-        file.truncate(keep)
-    return done
-
-
-def judge(tokenizer, ids, reference):
-    """One sample -> its row: what was said and the verdict."""
-    parsed = parse_response(tokenizer, ids)
-    return dict(reasoning_content=parsed["think"], content=parsed["answer"], tokens=len(ids),
-                verdict=verdict(reference, parsed["answer"], parsed["ended"],
-                                parsed["well_formed"]))
-
-
-def ask(cfg, model, tokenizer, questions, path, device):
-    """Append every missing batch of samples to OUT.all.jsonl."""
-    jobs = sorted(((q, s) for q in range(len(questions)) for s in range(cfg.samples)),
-                  key=lambda job: len(prompt_ids(tokenizer, questions[job[0]][1])))
-    # sorted: prompts of about equal length together
-    batches = [jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch)]
-    header = {**checkpoints.comparable(cfg), "teacher": checkpoints.weights_fingerprint(model),
-              "input": cli.sha256_file(cfg.input)}
-    lock = checkpoints.lock_file(path)  # held until this function ends  # noqa: F841
-    done = done_batches(path, header, cfg.fresh)
-    counts, began = Counter(), time.time()
-    for number in range(done, len(batches)):
-        prompts = [prompt_ids(tokenizer, questions[q][1]) for q, _ in batches[number]]
-        generator = torch.Generator(device).manual_seed(cfg.seed * 1_000_003 + number)
-        rows = generate(model, prompts, cfg.max_new_tokens, {tokenizer.end}, generator=generator,
+        seed = cfg.seed * 1_000_003 + number
+        said = generate(model, [ids[q] for q, _ in batch], cfg.max_new_tokens, {tokenizer.end},
+                        generator=torch.Generator(device).manual_seed(seed),
                         temperature=cfg.temperature, top_p=cfg.top_p)
-        lines = []
-        for (q, s), ids in zip(batches[number], rows):
-            row = dict(question=q, sample=s, **judge(tokenizer, ids, questions[q][2]))
-            counts[row["verdict"]] += 1
-            lines.append(json.dumps(row, ensure_ascii=False))
-        lines.append(json.dumps(dict(batch_end=number)))
-        with cli.append(path) as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if number % 10 == 9 or number == len(batches) - 1:
-            rate = sum(counts.values()) / (time.time() - began)
-            left = (len(batches) - number - 1) * cfg.batch / rate
-            print(f"batch {number + 1:>4}/{len(batches)} | {rate:.0f} answers/s | "
-                  f"ok {counts['ok'] / sum(counts.values()):.1%} | eta {left:.0f} s")
+        seconds = round((time.monotonic() - began) / len(batch), 3)
+        yield [answers.row(cfg, prompts, job, model=fingerprint, seed=seed, seconds=seconds,
+                           usage=dict(prompt_tokens=len(ids[job[0]]), completion_tokens=len(new)),
+                           **answers.judge_ids(tokenizer, prompts[job[0]], new))
+               for job, new in zip(batch, said) if job not in done]
 
 
-def keep(cfg, questions, path):
-    """OUT.all.jsonl -> OUT: right, whole, distinct; counts by reason."""
-    counts, said, rows = Counter(), set(), []
-    for line in path.read_text(encoding="utf-8").split("\n")[1:-1]:
-        row = json.loads(line)
-        if "batch_end" in row:
-            continue
-        reason, key = row["verdict"], (row["question"], row["reasoning_content"])
-        if reason == "ok" and key in said:
-            reason = "said before"
-        counts[reason] += 1
-        if reason == "ok":
-            said.add(key)
-            rows.append(row)
-    if not rows:
-        fail("no answer of the teacher holds", dict(counts), "some right ones",
-             "a higher --max-new-tokens" if counts["truncated"] > sum(counts.values()) / 2
-             else "a better teacher")
-    rows.sort(key=lambda r: (r["question"], r["sample"]))
-    with cli.atomic_write(cfg.out, "w") as file:
-        for row in rows:
-            line, turns, _ = questions[row["question"]]
-            said = Turn("assistant", "", row["reasoning_content"], row["content"])
-            file.write(json.dumps(dict(conversations=[turn_row(t) for t in [*turns[:-1], said]],
-                                       source_line=line, sample=row["sample"]),
-                                  ensure_ascii=False) + "\n")
-    return counts, len({r["question"] for r in rows})
+def open_endpoint(cfg):
+    """The teacher is a model behind an URL: its name is all that can be compared."""
+    server = endpoint.parse_base_url(cfg.base_url, endpoint.read_key())
+    prompts = read_prompts(cfg)
+    return prompts, "", functools.partial(endpoint_rows, cfg, server, prompts)
+
+
+def endpoint_rows(cfg, server, prompts, jobs, done, tally):
+    """A list with one row as each comes, in between empty lists."""
+    path = Path(cfg.out + ".requests.jsonl")
+    books = asking.open_books(path, cfg.fresh, new=not done)
+    jobs = [job for job in jobs if job not in done]
+    common.catch_signals(tally)
+    turns = [asked(cfg, prompt) for prompt in prompts]
+    with cli.append(path) as books.file:
+        for found in asking.ask_all(server, turns, jobs, cfg, books, tally):
+            if found is None:
+                yield []
+                continue
+            job, said = found
+            said["model"] = said["model"] or cfg.model
+            yield [answers.row(cfg, prompts, job, **said, seed=asking.seed_of(cfg.seed, *job),
+                               verdict=answers.judge_text(prompts[job[0]], said))]
+    if tally.refused:
+        (q, _), message = tally.refused
+        fail(f"{message} (asking {prompts[q].source})")
 
 
 def next_command(cfg):
@@ -187,30 +171,76 @@ def next_command(cfg):
     return words
 
 
-def main(cfg):
-    """Ask what is missing, keep what holds."""
-    for flag in ("samples", "batch", "max_new_tokens"):
-        value = getattr(cfg, flag)
-        check(value > 0, "--" + flag.replace("_", "-"), value, "a positive whole number")
-    check(cfg.questions >= 0, "--questions", cfg.questions, "a whole number, 0 for all")
+def check_flags(cfg):
+    """UserError for a wrong value, and for a flag that this teacher does not heed."""
+    for flag, least in LEAST.items():
+        value, most = getattr(cfg, flag), MOST.get(flag, 2**40)
+        check(least <= value <= most, "--" + flag.replace("_", "-"), value,
+              f"a whole number from {least} to {most:,}")
+    check(0 < cfg.timeout <= 86_400, "--timeout", cfg.timeout, "seconds, above 0, at most a day")
     check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
           "0 (greedy), or 0.01 to 100")
     check(0 <= cfg.top_p <= 1, "--top-p", cfg.top_p, "a number from 0 to 1")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cli.need_file(cfg.input, "python dataset/stories.py")
-    model, tokenizer, _ = checkpoints.load_model(cfg.teacher, device, "python train_pretrain.py")
-    questions = read_questions(cfg, tokenizer, model.config.max_seq_len)
+    check_unicode(cfg.system + cfg.model + cfg.input + cfg.out)
+    check(not cfg.base_url or cfg.model, "--model", cfg.model, "the teacher's name at --base-url")
+    for flag in ("teacher", "batch") if cfg.base_url else ONLY_ENDPOINT:
+        check(flag not in cfg.given, "--" + flag.replace("_", "-"), getattr(cfg, flag),
+              "no --base-url beside it" if cfg.base_url else "a --base-url beside it")
+
+
+def ask(cfg, path, prompts, fingerprint, missing_rows):
+    """Append every missing answer to OUT.all.jsonl; returns in words what did not come, or ""."""
+    header = {k: v for k, v in checkpoints.comparable(cfg).items() if k not in MANNERS}
+    header |= dict(teacher=fingerprint, input=cli.sha256_file(cfg.input))
+    key = endpoint.read_key() if cfg.base_url else ""
+    jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
+    header = json.loads(endpoint.hide(json.dumps(header), key, 8))  # as in the rows
+    done = answers.open_answers(path, header, set(jobs), cfg.fresh)
+    total = len(jobs) - len(done)
+    if not total:
+        print(f"{show(path)} is finished; --fresh asks again")
+        return ""
+    now = time.monotonic()
+    tally = asking.new_state(counts=Counter(), tokens=0, began=now, shown=now)
+    with cli.append(path) as file:
+        for rows in missing_rows(jobs, done, tally):
+            answers.append_rows(file, rows, key)
+            show_progress(tally, rows, total)
+    missing = total - sum(tally.counts.values())
+    if missing and tally.stop:
+        raise KeyboardInterrupt  # cli.run says how to go on
+    why = tally.why or f"given up after {1 + cfg.retries} requests each"
+    return f"{missing:,} answers are missing: {why}; faults: {counted(tally.faults) or 'none'}; " \
+        "the same command asks for them again" if missing else ""
+
+
+def main(cfg):
+    """Ask what is missing, keep what holds."""
+    check_flags(cfg)
     path = Path(cfg.out + ".all.jsonl")
-    cli.check_apart("--out", cfg.out, cfg.input, cfg.teacher)
+    for out in (cfg.out, path, cfg.out + ".requests.jsonl"):
+        cli.check_apart("--out", out, cfg.input, cfg.teacher)
+    cli.need_file(cfg.input, "python dataset/stories.py")
+    prompts, fingerprint, missing_rows = (open_endpoint if cfg.base_url else open_checkpoint)(cfg)
     if Path(cfg.out).exists() and not path.exists() and not cfg.fresh:
         fail(f"{show(cfg.out)} is there already",
              fix="choose another --out, or --fresh replaces it")
-    ask(cfg, model, tokenizer, questions, path, device)
-    counts, answered = keep(cfg, questions, path)
-    print(" | ".join(f"{reason} {n:,}" for reason, n in counts.most_common()))
-    print(f"{show(cfg.out)}: {counts['ok']:,} traces of {answered:,} of {len(questions):,} "
-          f"questions\nnext: {next_command(cfg)}")
+    lock = checkpoints.lock_file(path)  # held until this function ends  # noqa: F841
+    missing = ask(cfg, path, prompts, fingerprint, missing_rows)
+    if missing:
+        print(missing, file=sys.stderr)
+    counts, answered = answers.keep(path, cfg.out)
+    if not answered and not missing:
+        fail("no answer of the teacher holds", dict(counts), "some right ones",
+             "a higher --max-new-tokens" if counts["truncated"] > sum(counts.values()) / 2
+             else "a better teacher")
+    print(counted(counts, " | ") or "no answer")
+    print(f"{show(cfg.out)}: {sum(counts[k] for k in answers.KEPT):,} traces of {answered:,} of "
+          f"{len(prompts):,} questions\nnext: " +
+          (next_command(cfg) if answered else "the same command"))
+    if missing:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""Rows of any format as prompts for a teacher: what is asked, and what is known about it.
+
+A row of dataset/formats.py is a prompt and its known answer: the last turn, or what GSM8K has
+behind ####. A conversation that ends with the user is a prompt whose answer nobody knows. Rows that
+dataset/prompts.py has made, told by their "operation", say more about themselves.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from cli import fail, show
+from dataset.formats import (BadRow, Turn, bad_lines_text, parse_conversation, parse_row,
+                             read_documents, short, string)
+from dataset.verify import extract_answer
+
+
+@dataclass
+class Prompt:
+    """What is asked, and what is known about it."""
+    turns: list               # of Turn, without the answer
+    reference: Optional[str]  # the known answer, or None
+    operation: str            # what dataset/prompts.py did to the seed; "none": nothing
+    source: str               # id of the seed's row, or FILE:LINE
+    label: str                # "kept", "changed" (by the operation), or "teacher": only it knows
+
+
+def parse_prompt(row):
+    """A row of any format as a Prompt, its source empty where the row has none; or BadRow."""
+    turns = row.get("conversations", row.get("messages")) if isinstance(row, dict) else None
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    if isinstance(last, dict) and last.get("role") == "user":
+        stand_in = dict(role="assistant", content="?")  # the reader demands an answer
+        *turns, _ = parse_conversation([*turns, stand_in])
+        reference = None
+    else:
+        document = parse_row(row)
+        if isinstance(document, str):
+            raise BadRow("plain text", short(document), "a conversation with a known answer")
+        *turns, said = document
+        reference = said.answer if said.answer is not None else extract_answer(said.content)
+        if reference is None:
+            raise BadRow("no known answer", short(said.content),
+                         "one to verify against, or a row that ends with the user's turn")
+    if not turns or turns[-1].role != "user":
+        raise BadRow("no question", turns[-1].role if turns else "nothing", "a user's turn last")
+    grown = row if "operation" in row else {}  # by dataset/prompts.py: in other files, a "label"
+    about = dict(operation=grown.get("operation", "none"),            # or a "source" is any word
+                 source=grown.get("source", row.get("id", "")),
+                 label=grown.get("label", "teacher" if reference is None else "kept"))
+    about = {key: str(value) for key, value in about.items()}
+    return Prompt(turns, reference, **{key: string(about, key) for key in about})
+
+
+def read_prompts(cfg, fits=lambda prompt: True, limit=""):
+    """The prompts of --input that fit; the others, and bad lines, are counted on the screen."""
+    if Path(cfg.input).suffix.lower() == ".txt":
+        fail(f"{show(cfg.input)}:1: plain text", expected="prompts, one JSON object a line",
+             fix="see dataset/formats.py for the formats")
+    found, report, too_long = [], {}, 0
+    for line, prompt in read_documents(cfg.input, cfg.skip_bad_lines, report, parse=parse_prompt):
+        prompt.source = prompt.source or f"{Path(cfg.input).name}:{line}"
+        if not fits(prompt):
+            too_long += 1
+            continue
+        found.append(prompt)
+        if len(found) == cfg.questions:
+            break
+    if report:
+        print(f"left out: {bad_lines_text(report)}")
+    long = f"{too_long:,} questions longer than {limit}"
+    if not found:
+        fail(f"{show(cfg.input)} holds no question to ask", long if too_long else "no good row")
+    if too_long:
+        print(f"left out: {long}")
+    return found
+
+
+def asked(cfg, prompt):
+    """The turns as they are sent: with --system, unless the prompt has a system turn of its own."""
+    own = not cfg.system or any(turn.role == "system" for turn in prompt.turns)
+    return prompt.turns if own else [Turn("system", cfg.system), *prompt.turns]

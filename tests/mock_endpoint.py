@@ -1,0 +1,156 @@
+"""An OpenAI-compatible server that fails on purpose, by plan, and counts what it is asked.
+
+    with serving(faults=0.2) as mock:          # a fifth of the requests, drawn by --seed
+        ... mock.url, mock.asked ...
+    with serving(plan=lambda number, asked: "429" if number < 3 else "") as mock:
+    python tests/mock_endpoint.py --port 8000 --faults 0.2
+
+Its answers add up the numbers of the question, as tiny_stories in conftest.py demands.
+"""
+import contextlib
+import json
+import random
+import re
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cli
+
+FAULTS = ("429", "500", "timeout", "dropped", "cut", "invalid", "empty")  # what may pass
+HANG = 60.0  # seconds: longer than any client here waits, shorter than a test may take
+
+
+@dataclass
+class Config:
+    port: int = 8000               # 0: any that is free
+    faults: float = 0.2            # share of the requests that fail
+    seed: int = 0                  # of the faults
+
+
+def said(content, finish_reason="stop", **message):
+    """The body of a reply, but for what is alike in all."""
+    message = dict(role="assistant", content=content, **message)
+    return dict(choices=[dict(index=0, message=message, finish_reason=finish_reason)])
+
+
+def worked(asked):
+    """Steps, then the sum of the numbers in the last turn; other words for another seed."""
+    numbers = list(map(int, re.findall(r"\d+", asked["messages"][-1]["content"])))
+    steps = f"{' + '.join(map(str, numbers))} = {sum(numbers)}, I say {asked['seed']}."
+    return said(f"<think>{steps}</think><answer>{sum(numbers)}</answer>")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request: counted, then answered or failed as the plan says."""
+
+    def do_POST(self):
+        """Count it, ask the plan, do as it says."""
+        mock = self.server
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with mock.lock:
+            number = len(mock.asked)
+            mock.asked.append(asked)
+            mock.headers.append(dict(self.headers, path=self.path))
+            mock.open_now += 1
+            mock.most_open = max(mock.most_open, mock.open_now)
+        fault = mock.plan(number, asked)
+        with mock.lock:  # before the answer: who has it may ask again at once
+            mock.open_now -= 1
+        with contextlib.suppress(OSError):  # the client has gone
+            self.answer(fault, asked)
+
+    def answer(self, fault, asked):
+        usage = dict(prompt_tokens=len(json.dumps(asked["messages"])) // 4, completion_tokens=20)
+        body = dict(model="mock-1", usage=usage) | self.server.reply(asked)
+        if fault == "timeout":
+            self.server.closing.wait(HANG)
+        elif fault == "dropped":
+            pass
+        elif fault == "cut":  # less than was promised
+            self.send(200, json.dumps(body), cut=30)
+        elif fault == "half":  # whole, as HTTP goes
+            self.send(200, json.dumps(body)[:-30])
+        elif fault == "invalid":
+            self.send(200, "<html>busy</html>")
+        elif fault == "empty":
+            self.send(200, json.dumps(dict(body, choices=[])))
+        elif fault == "missing":
+            self.send(200, json.dumps(dict(body, choices=[dict(message=dict(role="assistant"))])))
+        elif fault.startswith("drip"):
+            self.drip(json.dumps(body).encode(), in_header=fault == "drip-header")
+        elif fault.partition(" ")[0].isdigit():  # "429 Retry-After: 1" or "307 Location: http://..."
+            status, _, header = fault.partition(" ")
+            words = f"no, {self.headers.get('Authorization')} at {status}\n\x1b[2J"
+            self.send(int(status), json.dumps(dict(error=dict(message=words))), header=header)
+        else:
+            self.send(200, json.dumps(body))
+
+    def send(self, status, text, cut=0, header=""):
+        """A reply whose last `cut` bytes are promised and not sent."""
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        if header:
+            self.send_header(*header.split(": ", 1))
+        self.end_headers()
+        self.wfile.write(data[:len(data) - cut])
+        self.close_connection = True
+
+    def drip(self, data, in_header):
+        """Everything in the end, but a byte now and then: no read ever waits for long."""
+        head = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n" % len(data)
+        slow, rest = (b"X-Slow: " + b"1" * 200 + b"\r\n", b"\r\n" + data) if in_header else (data, b"")
+        self.wfile.write(head if in_header else head + b"\r\n")
+        for byte in slow[:-1]:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.02)
+        self.server.waited_for.append(len(data))  # the client is there to the end
+        self.wfile.write(slow[-1:] + rest)
+
+    def log_message(self, *_):
+        """Nothing: the tests read what the script prints."""
+
+
+def drawn(share, seed, kinds=FAULTS):
+    """A plan: each request fails with chance `share`; the same seed, the same plan."""
+    def plan(number, asked):
+        rng = random.Random(f"{seed}/{number}")
+        return rng.choice(kinds) if rng.random() < share else ""
+    return plan
+
+
+@contextlib.contextmanager
+def serving(faults=0.0, seed=0, plan=None, reply=worked, port=0):
+    """Serve on loopback while the block runs; .url, .asked, .headers, .most_open tell about it."""
+    mock = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    mock.daemon_threads, mock.request_queue_size = True, 128
+    mock.asked, mock.headers, mock.waited_for = [], [], []
+    mock.open_now, mock.most_open = 0, 0
+    mock.lock, mock.closing = threading.Lock(), threading.Event()
+    mock.plan, mock.reply = plan or drawn(faults, seed), reply
+    mock.url = f"http://127.0.0.1:{mock.server_address[1]}/v1"
+    thread = threading.Thread(target=mock.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True)
+    thread.start()
+    try:
+        yield mock
+    finally:
+        mock.closing.set()
+        mock.shutdown()
+        mock.server_close()
+
+
+def main(cfg):
+    """Serve until Ctrl-C."""
+    with serving(cfg.faults, cfg.seed, port=cfg.port) as mock:
+        print(f"{mock.url} | {cfg.faults:.0%} of the requests fail: {', '.join(FAULTS)}")
+        while True:
+            time.sleep(1)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
