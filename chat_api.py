@@ -50,15 +50,10 @@ def error_body(refusal):
 def read_request(data, service):
     """The body of a chat request (bytes) -> what is asked; Refusal, with the field, if it is wrong.
 
-    model, ids (of the prompt), limit (tokens an answer), n, stop, temperature, top_p, seed, stream,
-    usage (in the stream, too?).
+    ids (of the prompt), limit (tokens an answer), n, stop, temperature, top_p, seed, stream, and
+    usage: is it asked for in the stream?
     """
-    try:
-        body = json.loads(data.decode(), parse_constant=no_constant)
-    except ValueError as error:
-        raise Refusal(400, f"the body is not JSON: {str(error)[:100]}") from None
-    if not isinstance(body, dict):
-        raise Refusal(400, f"the body is {short(body)}; expected a JSON object")
+    body = read_object(data)
     check_model(body.get("model"), service.name)
     for name in NOT_HERE:
         if body.get(name) and body[name] != {"type": "text"}:  # which response_format may say
@@ -75,12 +70,23 @@ def read_request(data, service):
     if not isinstance(options, (dict, type(None))):
         raise wrong("stream_options", options, "an object")
     return SimpleNamespace(
-        model=service.name, ids=ids, limit=min(*limits, context - len(ids)),
+        ids=ids, limit=min(*limits, context - len(ids)),
         n=number(body, "n", int, 1, service.cfg.max_n, 1), stop=read_stop(body.get("stop")),
         temperature=temperature if temperature >= 0.01 else 0,  # logits / 1e-40 are no numbers
         top_p=number(body, "top_p", (int, float), 0, 1, 1),
         seed=number(body, "seed", int, -INT64, INT64, secrets.randbits(63)),
         stream=flag(body, "stream"), usage=flag(options or {}, "include_usage", "stream_options."))
+
+
+def read_object(data):
+    """Bytes -> the JSON object that they are, or Refusal."""
+    try:
+        body = json.loads(data.decode(), parse_constant=no_constant)
+    except ValueError as error:
+        raise Refusal(400, f"the body is not JSON: {str(error)[:100]}") from None
+    if not isinstance(body, dict):
+        raise Refusal(400, f"the body is {short(body)}; expected a JSON object")
+    return body
 
 
 def no_constant(word):

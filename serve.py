@@ -18,8 +18,8 @@ What is special here (the words are in chat_api.py, the sockets in this file):
 2. What a client writes is text: a spelled <think> or <end> never becomes a mark. The thought of an
    earlier answer goes back into that message's reasoning_content, as it came.
 3. A stop string counts in the content alone: a thought may well spell it (vllm-project/vllm#52393).
-4. One request is answered after the other, its n answers in one batch: on two cores four requests
-   at a time are no faster. A connection carries one request.
+4. One request is answered after the other, its n answers in one batch: no continuous batching.
+   A connection carries one request.
 5. An answer that is not done after --seconds ends there, with finish_reason "length".
 6. A temperature below 0.01 is greedy.
 """
@@ -86,19 +86,30 @@ def receive(connection, data, is_whole, until):
 
 
 @contextlib.contextmanager
-def holding(lock, seconds, refusal):
-    """Hold a lock, or a seat; the Refusal where there is none within so many seconds."""
-    if not lock.acquire(timeout=seconds):
-        raise refusal
+def turn(service):
+    """Wait in line, first come, first served; Refusal where it is too long, or takes too long.
+
+    A plain lock lets who comes late overtake: under load some would wait for ever.
+    """
+    mine, later = threading.Event(), {"Retry-After": "1"}
+    service.line.append(mine)
     try:
+        if len(service.line) > service.cfg.at_once:
+            raise Refusal(429, f"{service.cfg.at_once} requests are waiting already",
+                          code="rate_limit_exceeded", headers=later)
+        if service.line[0] is not mine and not mine.wait(service.cfg.seconds):
+            raise Refusal(503, f"no turn within {service.cfg.seconds:g} seconds", headers=later)
         yield
     finally:
-        lock.release()
+        service.line.remove(mine)
+        with contextlib.suppress(IndexError):  # nobody is there
+            service.line[0].set()
 
 
 class Handler(BaseHTTPRequestHandler):
     """One connection: one request, one answer, one line of log."""
-    protocol_version = default_request_version = "HTTP/1.1"
+    protocol_version = default_request_version = request_version = "HTTP/1.1"
+    command = None  # these two even where no request line came
     server_version, sys_version = "minidistill", ""
 
     def handle(self):
@@ -124,11 +135,13 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, until):
         """Read the head of the request (until then at most), check the key, find what is asked."""
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no token waits
-        data, blank = bytearray(), re.compile(rb"\r?\n\r?\n")
+        data, blank = bytearray(), re.compile(rb"\r?\n\r?\n|^\x16")  # TLS begins with 0x16
         receive(self.connection, data, lambda d: blank.search(d) or len(d) > MAX_HEAD, until)
         if not blank.search(data):
             raise Refusal(431, f"more than {MAX_HEAD} bytes of headers")
         end = blank.search(data).end()
+        if data[:1] == b"\x16":
+            raise Refusal(400, "this server speaks http, not https")
         self.rfile.close()
         self.rfile = io.BytesIO(data[:end])
         self.raw_requestline = self.rfile.readline()
@@ -175,28 +188,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def chat(self, data):
         """Answer a chat request when it is its turn."""
-        service, cfg, later = self.service, self.service.cfg, {"Retry-After": "1"}
-        full = Refusal(429, f"{cfg.at_once} requests are here already", headers=later,
-                       code="rate_limit_exceeded")
-        late = Refusal(503, f"it was not its turn within {cfg.seconds:g} seconds", headers=later)
-        with holding(service.seats, 0, full):
-            try:
-                asked = read_request(data, service)
-            except RecursionError:
-                raise Refusal(400, "the body is nested too deeply") from None
-            with holding(service.turn, cfg.seconds, late):
-                self.connection.setblocking(False)  # from here on nobody waits for a client
-                events = self.heard(write(service, asked, self.usage,
-                                          time.monotonic() + cfg.seconds))
-                if asked.stream:
-                    self.stream(chunks(service, asked, events, self.usage))
-                else:
-                    completion = whole(service, asked, events, self.usage)
-            self.connection.settimeout(cfg.read_seconds)
+        service, cfg = self.service, self.service.cfg
+        try:
+            asked = read_request(data, service)
+        except RecursionError:  # in reading it, or in showing what is wrong with it
+            raise Refusal(400, "the body is nested too deeply") from None
+        with turn(service):
+            self.connection.setblocking(False)  # from here on nobody waits for a client
+            until = time.monotonic() + cfg.seconds
+            events = self.heard(write(service, asked, self.usage, until))
             if asked.stream:
-                self.connection.sendall(self.unsent)
+                self.stream(chunks(service, asked, events, self.usage))
             else:
-                self.reply(200, completion)
+                completion = whole(service, asked, events, self.usage)
+        self.connection.settimeout(cfg.read_seconds)
+        if asked.stream:
+            self.connection.sendall(self.unsent)
+        else:
+            self.reply(200, completion)
 
     def heard(self, steps):
         """The events of all steps, for as long as somebody listens."""
@@ -228,7 +237,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def reply(self, status, body, headers={}):
+    def reply(self, status, body, **headers):
         """Send a whole reply, as ASCII: some clients take U+2028 for the end of a line."""
         data = json.dumps(body).encode()
         self.start(status, {"Content-Type": "application/json", "Content-Length": str(len(data)),
@@ -245,7 +254,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.sendall(self.unsent + b"data: %s\n\n" % json.dumps(
                     error_body(refusal)).encode())
                 return
-            self.reply(refusal.status, error_body(refusal), refusal.headers)
+            self.reply(refusal.status, error_body(refusal), **refusal.headers)
             self.connection.shutdown(socket.SHUT_WR)
             until = time.monotonic() + 2
             while (left := until - time.monotonic()) > 0:
@@ -276,13 +285,12 @@ def room(request, address):
 def open_server(cfg, model, tokenizer, key=""):
     """A server that listens already; its serve_forever() answers. UserError: it cannot listen."""
     server = ThreadingHTTPServer((cfg.host, cfg.port), Handler, bind_and_activate=False)
-    server.request_queue_size = 128    # the default of 5 refuses some of 50 that come at once
+    server.request_queue_size = 128    # with the default of 5, some of 50 at once must knock twice
     server.allow_reuse_port = False    # two servers on a port would share out the requests
     server.verify_request = room
     server.service = SimpleNamespace(
         cfg=cfg, model=model, tokenizer=tokenizer, key=key, name=Path(cfg.checkpoint).stem,
-        fingerprint=checkpoints.weights_fingerprint(model), created=int(time.time()),
-        seats=threading.BoundedSemaphore(cfg.at_once), turn=threading.Lock())
+        fingerprint=checkpoints.weights_fingerprint(model), created=int(time.time()), line=[])
     try:
         server.server_bind()
         server.server_activate()
