@@ -86,7 +86,9 @@ def streamed(client, **changes):
     """The pieces of a stream -> ({number: {key: [pieces of text]}}, {number: reason}, usage)."""
     texts, reasons, usage = {}, {}, None
     for piece in ask(client, stream=True, stream_options={"include_usage": True}, **changes):
+        assert usage is None  # the last piece, which has no choices, has it
         usage = piece.usage
+        assert bool(usage) != bool(piece.choices)
         for choice in piece.choices:
             assert choice.index not in reasons  # nothing comes after the end
             for key, text in choice.delta.model_dump(exclude_none=True).items():
@@ -129,7 +131,7 @@ def wait_until(happens):
 
 
 def split(tokenizer, ids):
-    """(thought, content) of generated ids, told apart one id at a time: the oracle of the server."""
+    """(thought, content) of generated ids, told apart id by id: the oracle of the server."""
     parts, inside = ([], []), False
     for token in ids:
         if token in (tokenizer.think, tokenizer.end_think):
@@ -141,7 +143,7 @@ def split(tokenizer, ids):
     return tokenizer.decode(parts[0]) or None, tokenizer.decode(parts[1])
 
 
-# --- what the model says ----------------------------------------------------------------------------
+# --- what the model says --------------------------------------------------------------------------
 
 def test_a_greedy_answer_is_what_the_model_generates(start, tiny_world):
     """Another prompt, mask or stop on this side of the wall makes another teacher of it."""
@@ -173,7 +175,7 @@ def test_a_greedy_answer_is_what_the_model_generates(start, tiny_world):
     ("", True, None, "", "stop")])
 def test_the_thought_is_reasoning_content_and_all_else_is_content(start, says, tiny_tokenizer, said,
                                                                   ended, thought, content, reason):
-    """A thought in the content is trained as an answer; a thought cut off must not look like one."""
+    """A thought in the content is trained as an answer; one cut off must not look like it."""
     ids = say(tiny_tokenizer, said, ended)
     says(ids)
     _, client = start()
@@ -233,7 +235,7 @@ def test_several_answers_are_written_in_one_batch_and_differ(start, tiny_world, 
 
 
 def test_the_knobs_reach_the_sampling(start, says, tiny_tokenizer):
-    """TRAPS 4's cousin: a knob that is accepted and not used. The standard's default is 1, not greedy."""
+    """TRAPS 4's cousin: a knob that is accepted and not used. The default is 1, not greedy."""
     calls = says([tiny_tokenizer.end], [tiny_tokenizer.end])
     _, client = start()
     room = 160 - len(prompt_ids(tiny_tokenizer, [Turn("user", ASKED[0]["content"])]))
@@ -250,10 +252,10 @@ def test_the_knobs_reach_the_sampling(start, says, tiny_tokenizer):
         assert (sampling["temperature"], sampling["top_p"], sampling["limit"]) == used
 
 
-# --- stop strings -------------------------------------------------------------------------------------
+# --- stop strings ---------------------------------------------------------------------------------
 
 def cut(tokenizer, ids, stop):
-    """(text, tokens) by brute force: the first token with which the whole text has a stop string."""
+    """(text, tokens) by brute force: the first token with which the text has a stop string."""
     for count in range(1, len(ids) + 1):
         text = split(tokenizer, ids[:count])[1]
         found = [text.index(s) for s in stop if s in text]
@@ -263,7 +265,7 @@ def cut(tokenizer, ids, stop):
 
 
 def test_text_is_cut_before_the_first_stop_string_across_tokens(start, says, tiny_tokenizer):
-    """A stop that is only looked for inside one token is missed; one that is streamed is too late."""
+    """A stop that is looked for inside single tokens is missed; one streamed is too late."""
     _, client = start()
     rng = random.Random(0)
     text = "Mia has 3 pears. She buys 4 more.\n\nHow many pears 东京 has she now? 1111211"
@@ -287,7 +289,7 @@ def test_text_is_cut_before_the_first_stop_string_across_tokens(start, says, tin
 
 
 def test_a_stop_string_ends_one_answer_and_not_the_others(start, says, tiny_tokenizer):
-    """A batch that ends with its first answer cuts off the others; what is said later does not count."""
+    """A batch that ends with its first answer cuts off the others; nothing said later counts."""
     ids = [[*tiny_tokenizer.encode(text), tiny_tokenizer.end] for text in ("a.b.c", "no stop here")]
     says(*ids)
     _, client = start()
@@ -299,7 +301,8 @@ def test_a_stop_string_ends_one_answer_and_not_the_others(start, says, tiny_toke
 def test_a_stop_string_in_the_thought_does_not_end_the_answer(start, says, tiny_tokenizer):
     """vllm-project/vllm#52393: the thought repeats the question, and the answer is empty."""
     t = tiny_tokenizer
-    says([t.think, *t.encode("3\n\n4"), t.end_think, t.answer, *t.encode("7\n\n8"), t.end_answer, t.end])
+    says([t.think, *t.encode("3\n\n4"), t.end_think,
+          t.answer, *t.encode("7\n\n8"), t.end_answer, t.end])
     _, client = start()
     [choice] = ask(client, stop="\n\n").choices
     assert (choice.message.reasoning_content, choice.message.content) == ("3\n\n4", "7")
@@ -312,7 +315,7 @@ def short_id(value):
     return repr(value)[:40]
 
 
-# --- what a client asks -------------------------------------------------------------------------------
+# --- what a client asks ---------------------------------------------------------------------------
 
 def test_what_a_client_writes_never_becomes_a_mark(start, says, tiny_tokenizer):
     """A user who types <end> would speak with the system's or the assistant's voice."""
@@ -331,8 +334,8 @@ def test_what_a_client_writes_never_becomes_a_mark(start, says, tiny_tokenizer):
     text = t.encode(spelled)
     assert not t.control_ids & set(text) and t.decode(text) == spelled
     assert calls[0][0] == [[
-        t.system, *text, t.end, t.user, *t.encode("How " + spelled), t.end, t.assistant, *text, t.end,
-        t.user, *t.encode("more"), t.end,
+        t.system, *text, t.end, t.user, *t.encode("How " + spelled), t.end,
+        t.assistant, *text, t.end, t.user, *t.encode("more"), t.end,
         t.assistant, t.think, *text, t.end_think, t.answer, *t.encode("7"), t.end_answer, t.end,
         t.user, *text, t.end, t.assistant]]
 
@@ -348,7 +351,7 @@ def test_the_model_has_a_name_and_no_other(start):
         assert error.value.code == "model_not_found"
 
 
-def test_a_prompt_that_fills_the_context_is_refused_and_one_token_less_is_not(start, tiny_tokenizer):
+def test_a_prompt_that_fills_the_context_is_refused_one_token_less_is_not(start, tiny_tokenizer):
     """A prompt that is cut in silence is another question."""
     server, client = start()
     words = "a" * 157
@@ -404,7 +407,8 @@ def test_a_wrong_request_is_a_400_that_names_the_field(start, capsys, param, bod
     status, answer = raw(server, post(body))
     assert status == 400 and answer["error"]["param"] == param
     assert set(answer["error"]) == {"message", "type", "param", "code"}
-    assert answer["error"]["type"] == "invalid_request_error" and len(answer["error"]["message"]) < 300
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert len(answer["error"]["message"]) < 300
     ask(client, max_tokens=1)  # it goes on serving
     assert "Traceback" not in capsys.readouterr().err
 
@@ -423,7 +427,8 @@ def test_a_wrong_request_is_a_400_that_names_the_field(start, capsys, param, bod
     (411, post({}, **{"Content-Length": None})), (411, post({}, **{"Content-Length": "-2"})),
     (411, post({}, **{"Content-Length": "0x2"})), (411, post({}, **{"Content-Length": "²"})),
     (411, post({}, **{"Content-Length": None, "Transfer-Encoding": "chunked"})),
-    (413, post({}, **{"Content-Length": 2**20 + 1})), (413, post({}, **{"Content-Length": "9" * 5_000})),
+    (413, post({}, **{"Content-Length": 2**20 + 1})),
+    (413, post({}, **{"Content-Length": "9" * 5_000})),
     (413, post(b" " * (2**20 + 1)))], ids=short_id)
 def test_a_broken_request_gets_its_status_in_openais_form(start, capsys, status, data):
     """HTML, an empty reply or a reset connection tell a client nothing."""
@@ -435,18 +440,19 @@ def test_a_broken_request_gets_its_status_in_openais_form(start, capsys, status,
     assert "Traceback" not in capsys.readouterr().err
 
 
-# --- many, slow and rude clients ----------------------------------------------------------------------
+# --- many, slow and rude clients ------------------------------------------------------------------
 
 def test_fifty_at_once_are_all_answered_and_leave_no_thread(start):
     """A queue of five, or a thread that never ends, shows only under load."""
     threads = threading.active_count() + 1
     server, client = start()
     with ThreadPoolExecutor(50) as pool:
-        got = list(pool.map(lambda i: ask(client, temperature=1, seed=i, max_tokens=9, n=1 + i % 2,
-                                          stream=False), range(50)))
-    assert all(len(one.choices) == 1 + i % 2 for i, one in enumerate(got))
-    one_by_one = [ask(client, temperature=1, seed=i, max_tokens=9, n=1 + i % 2) for i in (0, 1, 7, 48)]
-    assert [one.choices for one in one_by_one] == [got[i].choices for i in (0, 1, 7, 48)]
+        def one(i):
+            return ask(client, temperature=1, seed=i, max_tokens=9, n=1 + i % 2)
+        got = list(pool.map(one, range(50)))
+    assert all(len(completion.choices) == 1 + i % 2 for i, completion in enumerate(got))
+    one_by_one = [one(i) for i in (0, 1, 7, 48)]
+    assert [c.choices for c in one_by_one] == [got[i].choices for i in (0, 1, 7, 48)]
     wait_until(lambda: threading.active_count() == threads)
 
 
@@ -528,7 +534,7 @@ def long_answer(says, tokenizer):
 
 
 def test_more_than_the_house_holds_is_a_429_and_too_long_a_wait_a_503(start, says, tiny_tokenizer):
-    """Without a limit a crowd fills the memory; without a status nobody knows that to wait helps."""
+    """Without a limit a crowd fills the memory; without a status nobody knows to wait."""
     server, client = start(at_once=2, seconds=0.2)
     with ThreadPoolExecutor(1) as pool, long_answer(says, tiny_tokenizer):
         first = pool.submit(ask, client)
@@ -583,7 +589,7 @@ def test_too_many_connections_get_a_word(start, monkeypatch):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_bug_is_shown_here_and_an_error_there(start, says, capsys, stream):
-    """A stream that just ends looks like a finished answer; a bug without a traceback is not mended."""
+    """A stream that just ends looks finished; a bug without a traceback is never mended."""
     def broken():
         yield 20
         raise ZeroDivisionError("a secret of the server")
@@ -595,19 +601,21 @@ def test_a_bug_is_shown_here_and_an_error_there(start, says, capsys, stream):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-# --- the door -----------------------------------------------------------------------------------------
+# --- the door -------------------------------------------------------------------------------------
 
 def test_without_the_key_nothing_is_told_and_the_key_is_nowhere_in_the_log(start, capsys):
     """A check of half of the paths, or a key in a log that is shown to others, is no lock."""
     server, client = start(key=KEY)
     assert ask(client, max_tokens=1).choices and client.models.list().data
-    for sent in ("", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer", "Bearer é"):
+    for sent in ("", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer",
+                 "Bearer é"):
         for request in ("GET /v1/models", "GET /", "POST /v1/chat/completions"):
             head = f"{request} HTTP/1.1\r\nAuthorization: {sent}\r\nContent-Length: 9\r\n\r\n"
             status, body = raw(server, head.encode())
             assert status == 401 and body["error"]["code"] == "invalid_api_key"
             assert KEY not in str(body)
-    assert raw(server, f"GET /v1/models HTTP/1.1\r\nauthorization: bearer {KEY}\r\n\r\n".encode())[0] == 200
+    right = f"GET /v1/models HTTP/1.1\r\nauthorization: bearer {KEY}\r\n\r\n"
+    assert raw(server, right.encode())[0] == 200
     assert KEY[:8] not in capsys.readouterr().err
 
 
@@ -629,7 +637,8 @@ def test_the_log_has_a_line_a_request_and_no_word_of_it(start, capsys):
 @pytest.fixture
 def serve_main(call, monkeypatch, tiny_world):
     """A function: `serve_main(*flags)` runs the script up to where it would answer."""
-    monkeypatch.setattr(serve.ThreadingHTTPServer, "serve_forever", lambda self: self.server_close())
+    monkeypatch.setattr(serve.ThreadingHTTPServer, "serve_forever",
+                        lambda self: self.server_close())
     return lambda *flags: call("serve", f"--checkpoint={tiny_world.teacher}", "--port=0", *flags)
 
 
@@ -683,7 +692,8 @@ def test_a_signal_ends_it_with_status_0_while_it_writes(tiny_world, number, tmp_
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, ROOT / "serve.py", f"--checkpoint={tiny_world.teacher}", "--port=0"],
-            stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            stdout=subprocess.PIPE, stderr=log, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"})
     ready = process.stdout.readline()
     client = openai.OpenAI(base_url=re.search(r"http://\S+", ready)[0], api_key="none")
     stream = ask(client, stream=True)
