@@ -15,7 +15,7 @@ from tokenizer import Tokenizer
 from tokenizer.train import train
 
 SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
-           "distill_onpolicy")
+           "distill_onpolicy", "distill_responses")
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 
 

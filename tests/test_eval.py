@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import answers
 import checkpoints
 import eval as evaluation
 import report as report_tables
 import speed
+from answers import judge, tally
 from dataset.batches import open_data
 from dataset.formats import Turn, encode_document, read_documents
-from eval import judge, tally
 from metrics import wilson
 from report import reliability_table, robustness_table
 
@@ -61,7 +62,7 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
 
 def test_the_table_the_json_and_the_answers_are_written(report, tiny_world):
     """One table for people, one file for programs, and what the models really said."""
-    found, text, printed = report([tiny_world.teacher, tiny_world.init], "--samples=2")
+    found, text, printed = report([tiny_world.teacher, tiny_world.init], "--shown=2")
     assert [r["model"] for r in found["results"]] == ["teacher", "init"]
     assert all(r["parameters"] == 63_744 and r["n"] == 6 for r in found["results"])
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -147,7 +148,7 @@ def suite(name, sources, answers, question="2 + 3?"):
 def test_suites_are_paired_with_their_own_clean_problems(tiny_world, tiny_tokenizer, monkeypatch):
     """Unpaired, a suite of fewer or easier problems would look like robustness."""
     ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>")
-    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
+    monkeypatch.setattr(answers, "generate", lambda model, prompts, *_: [ids for _ in prompts])
     suites = {"clean": suite("clean", ["clean0", "clean1", "clean2"], "775"),
               "typos": suite("typos", ["clean2", "clean0"], "75"),  # wrong -> right, right -> wrong
               "names": suite("names", ["clean0", "clean1"], "59"),
@@ -221,10 +222,10 @@ def test_a_model_that_always_says_the_same_or_never_ends_scores_so(reply, end, e
                                                                   tiny_world, tiny_tokenizer,
                                                                   monkeypatch):
     """Constant models are where a score that is always good, or a loop that never ends, shows."""
-    answers = [document[-1].answer for _, document in read_documents(tiny_world.val)]
-    assert answers.count("7") == 1 and len(answers) == 6
+    right = [document[-1].answer for _, document in read_documents(tiny_world.val)]
+    assert right.count("7") == 1 and len(right) == 6
     ids = say(tiny_tokenizer, reply, end)
-    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
+    monkeypatch.setattr(answers, "generate", lambda model, prompts, *_: [ids for _ in prompts])
     [result] = report([tiny_world.init])[0]["results"]
     assert result["exact"] == pytest.approx(exact) and result["format"] == form
     assert result["exact_interval"] == pytest.approx(wilson(round(6 * exact), 6))
@@ -317,7 +318,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(call, report, tiny_world, t
     replies = []
     for batch in (1, 16):
         report([tiny_world.teacher], f"--data={path}", "--questions=7", "--max-new-tokens=60",
-               f"--batch={batch}", "--samples=1")
+               f"--batch={batch}", "--shown=1")
         replies.append((tmp_path / "out/report.answers.jsonl").read_text(encoding="utf-8"))
     assert replies[0] == replies[1]
 
