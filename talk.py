@@ -17,10 +17,11 @@ def tokens(model, tokenizer, ids, begun, cfg, generator):
         yield token
         over = 0 < cfg.think_budget == len(said) - 1 and said[0] == t.think \
             and not {t.end, t.end_think} & set(said)
-        if over and len(ids + said) + 1 < model.config.max_seq_len:
+        room = min(cfg.max_new_tokens + len(begun), model.config.max_seq_len - len(ids)) \
+            - len(said) - 1  # behind a </think>
+        if over and room > 0:
             yield t.end_think
-            left = cfg.max_new_tokens - len(said)
-            yield from stream(model, ids + said + [t.end_think], left, {t.end}, **how)
+            yield from stream(model, ids + said + [t.end_think], room, {t.end}, **how)
             return
 
 

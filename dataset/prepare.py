@@ -98,7 +98,9 @@ class Packed:
     """Documents packed whole into windows of `size` tokens, each where it leaves least room.
 
     Padding of the stories at 256: 5.1 % in the order of the file, 3.3 % with the longest of 1,024
-    first. Documents of more than half a window pad more, however they are packed.
+    first. GSM8K (2,048 pieces, 56 to 593 tokens) at 512: 2.0 %, where batches of 8 to 32 documents
+    of like length, out of 50 batches sorted, pad 2.2 to 3.2 %. Documents of more than half a window
+    pad more, however they are packed: GSM8K at 256 14.4 %, of which 14.2 % cannot be avoided.
     """
 
     def __init__(self, size):
@@ -308,7 +310,8 @@ def summary(meta):
     """One line that says what a folder holds, and what it does not."""
     line = (f"{meta['windows']:,} windows of {meta['window']} | {meta['documents']:,} documents | "
             f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised | "
-            f"padding {meta['padding_share']:.1%}")
+            f"padding {meta['padding_share']:.1%}"
+            + " (a larger --window pads less)" * (meta["padding_share"] > 0.1))
     if meta["too_long"]:
         line += (f" | {meta['too_long']:,} documents left out: too long "
                  f"(--window {meta['longest'] - 1} keeps them)")

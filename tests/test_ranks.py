@@ -72,6 +72,7 @@ def losses(out, name):
 
 MORE = [("distill_features", dict(size="0.9m", relation_weight=0)),  # with projections
         ("distill_logits", dict(fused="on")),
+        ("distill_reason", dict(target="multi", long_frac=0.25)),  # rank 0 chooses the rows
         *(("distill_logits", dict(divergence=name)) for name in (
             "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation"))]
 
