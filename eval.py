@@ -25,6 +25,9 @@ What the columns mean
                    to the same problems unchanged, and McNemar's p of that difference
     tok/s          tokens written a second, batch 1 and 32; more in the table of speed.py
     majority, best of k      of --samples at a --temperature: see answers.py
+
+A model that was trained on two forms of answer (train_distill_reason.py --target multi or mixed) is
+told which one to give by --target cot or answer: its response is begun with <think> or <answer>.
 """
 import json
 import math
@@ -241,6 +244,7 @@ def check_flags(cfg):
               f"a whole number from {least}")
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
           "0 (greedy), or 0.01 to 100")
+    check(cfg.samples <= 1000, "--samples", cfg.samples, "at most 1,000")
     check(not cfg.samples or cfg.temperature, "--temperature", cfg.temperature,
           "above 0 where --samples are drawn (0.7, say)")
     for flag in {"prompt", "complete"} & cfg.given:

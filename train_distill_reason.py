@@ -20,7 +20,8 @@ How it differs from the papers:
    tasks, two examples a question. There a prefix of the question names the task and two losses are
    weighed; here the response's first token names it, <think> or <answer>, after the question has
    been read, every token weighs the same, and the chain ends with its answer. Left to itself the
-   model takes either; `eval.py --target cot` or `--target answer` begins the response for it.
+   model takes either (a coin that costs ln 2 nats a response); `eval.py --target cot` or `--target
+   answer` begins the response for it.
 3. --long-frac: Li et al. 2025 mix two teachers, or long and short traces of a question; here long
    and short questions may differ (dataset/mixture.py).
 4. The tags are single control ids, so their weight reaches them and nothing else.

@@ -135,7 +135,7 @@ def test_every_target_has_windows_of_its_own(tiny_world, tiny_tokenizer, out_dir
 
 @pytest.mark.parametrize("share", [Fraction(k, 10) for k in range(11)] + [Fraction(1, 3)], ids=str)
 def test_the_most_rows_of_which_the_share_is_long(share):
-    """Against all pairs: within half a row of the share, and none that meets it exactly is larger."""
+    """Against all pairs: within half a row of the share; none that meets it exactly is larger."""
     for short, long in itertools.product(range(13), range(13)):
         a, b = share_out(short, long, float(share))
         assert 0 <= a <= short and 0 <= b <= long
@@ -160,8 +160,8 @@ def chosen(path, tokenizer, share, **more):
 
 
 @pytest.mark.parametrize("share, counts", [
-    (0, (60, 0)), (0.2, (60, 15)), (0.25, (60, 20)), (0.5, (60, 60)), (0.75, (20, 60)), (1, (0, 60)),
-    (-1, (60, 60))])
+    (0, (60, 0)), (0.2, (60, 15)), (0.25, (60, 20)), (0.5, (60, 60)), (0.75, (20, 60)),
+    (1, (0, 60)), (-1, (60, 60))])
 def test_long_frac_is_exact(share, counts, tmp_path, tiny_tokenizer, out_dir):
     """A share that is only met on average is another experiment with every seed."""
     path = write(tmp_path / "a.jsonl", traces(60, 60))

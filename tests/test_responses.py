@@ -45,7 +45,8 @@ def learned_and_not(data, tokenizer):
 
 
 @pytest.mark.parametrize("target, second", [("full", "It is 5 + 2.\n#### 7<end>"),
-                                            ("answer", "<answer>7</answer><end>")])
+                                            ("answer", "<answer>7</answer><end>")],
+                         ids=["full", "answer"])
 def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tiny_tokenizer,
                                                    out_dir):
     """TRAPS 9 and 25: of several turns the last alone, or without its first or last token."""
@@ -138,6 +139,16 @@ def test_every_format_is_trained_on(call, tiny_world, tmp_path, out_dir):
         [row] = csv.DictReader(file)
     assert float(row["ce"]) == pytest.approx((sums[0] / sums[1]).item(), rel=1e-5)
     assert int(row["supervised"]) == sums[1]
+
+
+def test_bare_answers_are_one_run_in_both_black_box_scripts(call, tiny_world, out_dir):
+    """Two ways to the same student that differ would be two experiments of one name."""
+    for script in ("distill_responses", "distill_reason"):
+        flags = tiny_world.flags(script, name=script, target="answer", steps=2)
+        assert call(f"train_{script}", *flags).status == 0
+    states = [checkpoints.load(out_dir / f"distill_{name}.pt") for name in ("responses", "reason")]
+    for name, weight in states[0]["model"].items():
+        assert torch.equal(weight, states[1]["model"][name]), name
 
 
 def test_the_loop_is_that_of_pretraining():
