@@ -240,7 +240,8 @@ def open_text(cfg, env, tokenizer):
 
     def both():
         """Training and validation windows, prepared where they are not there yet."""
-        return (open_data(cfg.data, tokenizer, documents=cfg.documents, **options),
+        return (open_data(cfg.data, tokenizer, documents=cfg.documents,
+                          long_frac=getattr(cfg, "long_frac", -1), **options),
                 open_data(cfg.val, tokenizer, **options))
     train, val = first_rank_first(env, both)
     return train, val, dict(data_sha256=train["meta"]["source_sha256"],

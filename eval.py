@@ -17,12 +17,17 @@ What the columns mean
     exact          share of questions with the right answer, greedy, with Wilson's 95 % interval;
                    an answer that ran into the limit is wrong
     format         share of answers that are <think>...</think><answer>...</answer><end>, exactly;
-                   of a model trained on bare answers, without the thought (and ce is of those)
+                   of a model trained on bare answers, without the thought, on full ones, without a
+                   tag (and ce is of those); on several forms: of the chains, how often it thinks
     tokens, repeats, limit   of an answer: mean length; share of its 4-grams said before; share of
                    answers that ran into the limit
     suites         accuracy on each robustness suite (--suites; dataset/suites.py), its difference
                    to the same problems unchanged, and McNemar's p of that difference
     tok/s          tokens written a second, batch 1 and 32; more in the table of speed.py
+    majority, best of k      of --samples at a --temperature: see answers.py
+
+A model that was trained on two forms of answer (train_distill_reason.py --target multi or mixed) is
+told which one to give by --target cot or answer: its response is begun with <think> or <answer>.
 """
 import json
 import math
@@ -38,15 +43,13 @@ import cli
 import common
 import rowfile
 import speed
+from answers import answer, tally, vote
 from cli import OUT, check, fail, label, show
 from dataset.batches import eval_batches, open_data
-from dataset.formats import (bad_lines_text, parse_response, parse_row, prompt_ids,
-                             read_documents)
+from dataset.formats import bad_lines_text, parse_row, read_documents
 from dataset.suites import IN_MEAN, read_suites
-from dataset.verify import extract_answer, verdict
-from decoding import generate
 from losses import cross_entropy, forward_kl
-from metrics import Calibration, mcnemar, repetition, wilson
+from metrics import Calibration, mcnemar, wilson
 from report import reliability_table, right_answer, shown_answers, table, tables
 from talk import talk
 
@@ -57,12 +60,14 @@ class Config:
     teacher: str = ""              # checkpoint that KL and agreement refer to; empty: the first
     data: str = OUT / "data/stories/test.jsonl"  # test set, in any format of dataset/formats.py
     window: int = 0                # tokens seen at once in ce and KL; 0: as all were trained
-    target: Literal["auto", "cot", "answer"] = "auto"  # form of the answers; auto: as trained
+    target: Literal["auto", "cot", "answer", "full"] = "auto"  # form of an answer; auto: as trained
     questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
     max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
+    think_budget: int = 0          # end a thought after so many tokens (16 to 512); 0: never
+    samples: int = 0               # answers a question to vote on (0: none; 4 to 32)
     batch: int = 64                # questions answered together, windows scored together
     suites: str = ""               # folder of robustness suites, such as out/data/suites
-    samples: int = 5               # questions whose full answers go into the report
+    shown: int = 5                 # questions whose full answers go into the report
     speed: bool = True             # measure speed, latency and memory
     out: str = OUT / "eval"        # writes OUT.md and OUT.json
     row: str = ""                  # append a row for each checkpoint to this .jsonl
@@ -72,8 +77,8 @@ class Config:
     prompt: str = ""               # answer this once instead
     complete: str = ""             # go on with this plain text instead (models trained on text)
     top: int = 0                   # with --prompt, --complete: the likeliest N tokens a place
-    temperature: float = 0.0       # of what is written there; 0 is greedy (0 to 1)
-    seed: int = 0                  # of the same
+    temperature: float = 0.0       # of that, and of --samples; 0 is greedy (0.5 to 1)
+    seed: int = 0                  # of what is drawn at a temperature
 
 
 # --- quality --------------------------------------------------------------------------------------
@@ -119,47 +124,6 @@ def copy_probe(model, data, seed=0, sequences=64, length=24):
     twice = torch.from_numpy(np.concatenate([ids, ids], axis=1)).to(device)  # (B, 2 * length)
     foreseen = model(twice)[:, length:-1].argmax(-1)                         # (B, length - 1)
     return (foreseen == twice[:, length + 1:]).float().mean().item()
-
-
-def answer(model, tokenizer, questions, target, cfg):
-    """Greedy answers to conversations -> a dict each: response (with tags), answer, verdict."""
-    prompts = [prompt_ids(tokenizer, turns, target) for turns in questions]
-    fits = [i for i, p in enumerate(prompts) if len(p) < model.config.max_seq_len]
-    replies = [dict(response="", answer=None, tokens=0, repeats=0.0, ended=False,
-                    well_formed=False, verdict="prompt too long") for _ in prompts]
-    fits.sort(key=lambda i: len(prompts[i]))  # equal lengths together: little padding
-    for start in range(0, len(fits), cfg.batch):
-        some = fits[start:start + cfg.batch]
-        rows = generate(model, [prompts[i] for i in some], cfg.max_new_tokens, {tokenizer.end})
-        for i, ids in zip(some, rows):
-            replies[i] = judge(tokenizer, ids, questions[i][-1], target)
-    return replies
-
-
-def judge(tokenizer, ids, reference, target):
-    """Generated ids against the reference turn: what was answered and whether it holds."""
-    parsed = parse_response(tokenizer, ids, target)
-    got, wanted = parsed["answer"], reference.answer
-    if wanted is None:
-        wanted = extract_answer(reference.content)
-    if got is None:  # a model that was taught no tags: its last number, or all that it said
-        got = extract_answer(parsed["text"]) if wanted is not None else parsed["text"].strip()
-    # The format has a column of its own; here only the answer and its end count.
-    return dict(response=tokenizer.decode(ids, show_control=True), answer=got, tokens=len(ids),
-                repeats=repetition(ids), ended=parsed["ended"], well_formed=parsed["well_formed"],
-                verdict=verdict(wanted or reference.content, got, parsed["ended"], True))
-
-
-def tally(replies):
-    """Exact match with its interval, format rate, length, and the verdicts counted."""
-    n, right = len(replies), sum(r["verdict"] == "ok" for r in replies)
-    kinds = sorted({r["verdict"] for r in replies})
-    return dict(n=n, exact=right / n, exact_interval=wilson(right, n),
-                format=sum(r["well_formed"] for r in replies) / n,
-                answer_tokens=sum(r["tokens"] for r in replies) / n,
-                repeats=sum(r["repeats"] for r in replies) / n,
-                limit=sum(r["verdict"] == "truncated" for r in replies) / n,
-                verdicts={k: sum(r["verdict"] == k for r in replies) for k in kinds})
 
 
 # --- robustness -----------------------------------------------------------------------------------
@@ -242,14 +206,16 @@ def write_answers(cfg, results, questions, replies):
     with cli.atomic_write(f"{cfg.out}.answers.jsonl", "w") as file:
         for i, turns in enumerate(questions):
             row = dict(question=" ".join(t.content for t in turns[:-1]), right=right_answer(turns))
-            row["answers"] = {r["model"]: dict(response=a[i]["response"], verdict=a[i]["verdict"])
-                              for r, a in zip(results, replies)}
+            row["answers"] = {r["model"]: {k: a[i][k] for k in ("response", "verdict", "samples")
+                                           if k in a[i]} for r, a in zip(results, replies)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def evaluation_flags(cfg):
     """What the metrics of a row depend on besides the model and the test set."""
     flags = {k: getattr(cfg, k) for k in ("questions", "max_new_tokens", "target", "window")}
+    flags |= dict(think_budget=cfg.think_budget) if cfg.think_budget else {}
+    flags |= dict(temperature=cfg.temperature, seed=cfg.seed) if cfg.samples else {}
     about = Path(cfg.suites) / "about.json"
     return flags | (dict(suites_sha256=cli.sha256_file(about)) if cfg.suites else {})
 
@@ -271,13 +237,16 @@ def append_row(cfg, result, state):
 
 def check_flags(cfg):
     """UserError for a value that cannot be, and for an output that would replace another's file."""
-    for flag, least in dict(questions=0, samples=0, batch=1, max_new_tokens=1, seed=0,
-                            window=0, top=0).items():
+    for flag, least in dict(questions=0, samples=0, shown=0, batch=1, max_new_tokens=1, seed=0,
+                            think_budget=0, window=0, top=0).items():
         value = getattr(cfg, flag)
         check(least <= value < 2**32, "--" + flag.replace("_", "-"), value,
               f"a whole number from {least}")
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
           "0 (greedy), or 0.01 to 100")
+    check(cfg.samples <= 1000, "--samples", cfg.samples, "at most 1,000")
+    check(not cfg.samples or cfg.temperature, "--temperature", cfg.temperature,
+          "above 0 where --samples are drawn (0.7, say)")
     for flag in {"prompt", "complete"} & cfg.given:
         check(getattr(cfg, flag), f"--{flag}", getattr(cfg, flag), "a text")
     if not (cfg.chat or cfg.prompt or cfg.complete):
@@ -307,6 +276,7 @@ def evaluate(cfg, loaded, teacher, window, questions, suites, device):
     target = cfg.target  # bare answers are compared with bare answers
     if target == "auto":
         target = state.get("run_config", {}).get("target", "cot")
+        target = "cot" if target in ("multi", "mixed") else target
     data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
     same = tokenizer.fingerprint == teacher[1].fingerprint
     result |= score(model, tokenizer, teacher[0] if same else None, data, cfg, device)
@@ -315,6 +285,10 @@ def evaluate(cfg, loaded, teacher, window, questions, suites, device):
     replies = answer(model, tokenizer, questions, target, cfg)
     if questions:
         result |= tally(replies)
+    if questions and cfg.samples:
+        result["vote"], drawn = vote(model, tokenizer, questions, target, cfg)
+        for reply, answers in zip(replies, drawn):
+            reply["samples"] = answers
     if suites:
         result |= robustness(model, tokenizer, suites, target, cfg)
     return result, replies
@@ -346,7 +320,7 @@ def main(cfg):
         for result, measured in zip(results, speed.measure(cfg.checkpoints, asked[:20])):
             result |= measured
     print("\n" + tables(results) + "\n")
-    write_report(cfg, results, shown_answers(results, questions, replies, cfg.samples))
+    write_report(cfg, results, shown_answers(results, questions, replies, cfg.shown))
     if questions:
         write_answers(cfg, results, questions, replies)
     print(f"written: {show(cfg.out)}.md, .json" + (", .answers.jsonl" if questions else ""))

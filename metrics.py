@@ -1,4 +1,4 @@
-"""The statistics of eval.py and RESULTS.md: intervals, paired tests, calibration, repetition.
+"""The statistics of eval.py and RESULTS.md: intervals, paired tests, votes, calibration, repeats.
 
 A figure without an interval says nothing about the next run; a difference between two models that
 answered the same questions is paired, or it is drowned in the questions' own spread. Each function
@@ -118,6 +118,30 @@ def repetition(ids, n=4):
     """
     grams = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def majority(answers, same):
+    """Place of the answer that most give: of the first one of the largest group; None: no answer.
+
+    answers: texts; None or blank ones do not vote. same(a, b): are two answers one? A group is made
+    by its first member. Of equal groups the one that began first wins.
+    """
+    groups = []
+    for place, text in enumerate(answers):
+        if text is not None and text.strip():
+            group = next((g for g in groups if same(text, answers[g[0]])), None)
+            if group is None:
+                groups.append(group := [])
+            group.append(place)
+    return max(groups, key=len)[0] if groups else None  # max: the first of the longest
+
+
+def pass_at(k, n, right):
+    """Chance that one of k answers is right, k drawn from n of which `right` are: pass@k.
+
+    Unbiased for k fresh answers (Chen et al. 2021, eq. 1); at k = n: 1 where any is right.
+    """
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def front(points):

@@ -81,6 +81,19 @@ def robustness_table(results):
     return "\n".join([lines, mean, worst, *ended])
 
 
+def vote_table(results):
+    """Greedy answers beside what several samples make of them, and what each costs."""
+    first = results[0]["vote"]
+    sizes = [k for k, _ in first["best_of"]]
+    return rows_of(
+        ["model", "greedy", f"majority of {first['samples']}", *(f"best of {k}" for k in sizes),
+         "answer tokens", f"of {first['samples']}"], results,
+        lambda r: [r["model"], proportion(r), proportion(dict(
+            exact=r["vote"]["majority"], exact_interval=r["vote"]["majority_interval"])),
+            *(f"{share:.1%}" for _, share in r["vote"]["best_of"]),
+            number(r, "answer_tokens", ".1f"), number(r["vote"], "tokens", ".1f")])
+
+
 def proportion(r):
     """Exact match with its interval, or a dash."""
     if "exact" not in r:
@@ -116,6 +129,8 @@ def shown_answers(results, questions, replies, count):
 def tables(results):
     """Every table that has figures, one under the other."""
     found = [table(results), keeps(results), details(results)]
+    if "vote" in results[0]:
+        found.append(vote_table(results))
     if "suites" in results[0]:
         found.append(robustness_table(results))
     if "p50_ms" in results[0] or "decode1" in results[0]:

@@ -16,10 +16,19 @@ The last line but one:              out/student-reason.pt: validation ce ... nat
 How it differs from the papers:
 1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 fine-tune pretrained students; here a
    student may also start from random weights, since the stories need no other knowledge.
-2. --target answer trains on the bare answers of the same questions: the comparison that shows what
-   the chain of thought is worth. Hsieh et al. 2023 train both as two tasks.
-3. The tags are single control ids, so their weight reaches them and nothing else.
-4. It is train_pretrain.py on text that a teacher wrote: `diff` shows the tag weight, not much more.
+2. --target multi is Distilling step-by-step (Hsieh et al. 2023): chain and bare answer are two
+   tasks, two examples a question. There a prefix of the question names the task and two losses are
+   weighed; here the response's first token names it, <think> or <answer>, after the question has
+   been read, every token weighs the same, and the chain ends with its answer. Left to itself the
+   model takes either (a coin that costs ln 2 nats a response); `eval.py --target cot` or `--target
+   answer` begins the response for it.
+3. --long-frac: Li et al. 2025 mix two teachers, or long and short traces of a question; here long
+   and short questions may differ (dataset/mixture.py).
+4. The tags are single control ids, so their weight reaches them and nothing else.
+
+What the chain is worth is seen beside the same rows with --target answer, the bare answers, or
+mixed: half of the questions with their thoughts, half without. It is train_pretrain.py on text that
+a teacher wrote: `diff` shows the tag weight, not much more.
 """
 import math
 import time
@@ -50,7 +59,8 @@ class Config:
     init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
     window: int = 256              # tokens in a training window (128 to 1,024), up to the context
     context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
-    target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
+    target: Literal["cot", "answer", "multi", "mixed"] = "cot"  # what is learned, see above
+    long_frac: float = -1          # share of long traces (0 to 0.5); -1: as they are
     tag_weight: float = 1.0        # weight of the four tag ids in the loss (1 to 10)
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
@@ -75,6 +85,8 @@ class Config:
 def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
     check(0 < cfg.tag_weight <= 1e6, "--tag-weight", cfg.tag_weight, "above 0, up to 1,000,000")
+    check(cfg.long_frac == -1 or 0 <= cfg.long_frac <= 1, "--long-frac", cfg.long_frac,
+          "a share from 0 to 1, or -1 for the file as it is")
     env = common.start(cfg)
     common.check_run_flags(cfg, env)
 

@@ -11,19 +11,26 @@ import numpy as np
 import torch
 
 import cli
-from dataset import prepare
+from dataset import mixture, prepare
 from tokenizer import check_fingerprint
 
 
 def open_data(path, tokenizer, window, target="cot", loss_on="response", documents=0,
-              skip_bad_lines=False):
+              skip_bad_lines=False, long_frac=-1):
     """A folder of prepare.py, or any file that it reads (prepared on the spot, once, in out/data).
 
     Returns a dict: ids, mask, document (windows, window + 1) arrays on disk, meta, and `name`.
-    Raises UserError where the data were cut by another tokenizer.
+    Raises UserError where the data were cut by another tokenizer. long_frac: see mixture.py.
     """
     path = cli.need_file(path, "bash speedrun.sh makes the default data; or name a file of yours",
-                         folder=True)
+                         folder=long_frac == -1)
+    if long_frac != -1:
+        settings = (cli.sha256_file(path), tokenizer.fingerprint, long_frac, documents,
+                    skip_bad_lines)
+        mixed = cli.OUT / "data" / "windows" / f"{path.stem}-{hash_of(settings)}.jsonl"
+        if not mixed.exists():
+            mixture.write_mixture(path, mixed, tokenizer, long_frac, documents, skip_bad_lines)
+        path, documents = mixed, 0
     if path.is_file():
         settings = (cli.sha256_file(path), path.suffix.lower() == ".txt", tokenizer.fingerprint,
                     window, target, loss_on, documents, skip_bad_lines)

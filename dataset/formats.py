@@ -31,6 +31,7 @@ CHUNK = 4 * 2**20     # bytes: the piece of a file that one worker reads, and a 
 MAX_LINE = 8 * 2**20  # bytes: a longer line is a bad line and is never held in memory
 ROLES = ("system", "user", "assistant")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TARGETS = ("cot", "answer", "full", "multi", "mixed")  # see turn_body, and forms for the last two
 KEYS = "text, conversations, messages, instruction + output, or question + answer"
 
 
@@ -296,9 +297,30 @@ def encode_document(tokenizer, document, target="cot", loss_on="response"):
     return ids, mask
 
 
+def forms(document, target):
+    """The forms (targets of encode_document) in which a document is learned, an example each.
+
+    multi: with its thought and as a bare answer; mixed: one of the two, half of the questions each,
+    by a hash of their text, so that all the answers to one question have one form.
+    """
+    if target not in ("multi", "mixed"):
+        return [target]
+    if isinstance(document, str) or all(turn.think is None for turn in document):
+        return ["cot"]  # there is one form only
+    asked = "\n".join(turn.content for turn in document)
+    half = hashlib.sha256(asked.encode()).digest()[0] % 2
+    return ["cot", "answer"] if target == "multi" else [("cot", "answer")[half]]
+
+
 def turn_body(tokenizer, turn, target):
-    """Ids of a turn between its role's mark and its <end>; target="answer" drops the thought."""
+    """Ids of a turn between its role's mark and its <end>.
+
+    target: "cot" <think>...</think><answer>...</answer>, "answer" without the thought, "full" all
+    of it as plain text, without a tag.
+    """
     t, body = tokenizer, []
+    if target == "full" and turn.answer is not None:
+        return t.encode(plain_reply(turn))
     if turn.think is not None and target == "cot":
         body += [t.think, *t.encode(turn.think), t.end_think]
     if turn.answer is not None:
@@ -306,11 +328,27 @@ def turn_body(tokenizer, turn, target):
     return body + t.encode(turn.content)
 
 
+def plain_reply(turn):
+    """A reply as one plain text, in GSM8K's notation: the thought, then `#### ` and the answer.
+
+    No mark before an answer of several lines (it would read as a heading), or without a thought.
+    """
+    if turn.think is None:
+        return turn.answer
+    return turn.think + ("\n" if "\n" in turn.answer else "\n#### ") + turn.answer
+
+
 def prompt_ids(tokenizer, turns, target="cot"):
     """What generation starts from: every turn before the last assistant turn, then <assistant>."""
     before = turns[:-1] if turns[-1].role == "assistant" else turns
     ids, _ = encode_document(tokenizer, before, target) if before else ([], [])
     return ids + [tokenizer.assistant]
+
+
+def opening(tokenizer, target):
+    """The ids that a response of this form begins with. Put behind a prompt they tell a model that
+    has learned two forms (target multi or mixed) which one is asked."""
+    return {"cot": [tokenizer.think], "answer": [tokenizer.answer]}.get(target, [])
 
 
 def parse_response(tokenizer, ids, target="cot"):
@@ -335,7 +373,8 @@ def span(tokenizer, ids, first, last):
 
 
 def well_formed(tokenizer, ids, target="cot"):
-    """Exactly <think>...</think><answer>...</answer><end>; target "answer": without the thought."""
+    """Exactly <think>...</think><answer>...</answer><end>; target "answer": without the thought;
+    "full": text without a tag."""
     t, ids = tokenizer, [int(i) for i in ids]
     if t.end not in ids:
         return False
@@ -344,5 +383,7 @@ def well_formed(tokenizer, ids, target="cot"):
     marks = [body[i] for i in places]
     if target == "answer":
         return marks == [t.answer, t.end_answer] and places == [0, len(body) - 1]
+    if target == "full":
+        return bool(body) and not marks
     return (marks == [t.think, t.end_think, t.answer, t.end_answer] and places[0] == 0
             and places[2] == places[1] + 1 and places[3] == len(body) - 1)

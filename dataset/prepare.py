@@ -41,8 +41,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cli import OUT, atomic_write, check, fail, label, need_file, run, show
-from dataset.formats import (bad_lines_text, count_bad, cut, encode_document, read_documents,
-                             read_lines)
+from dataset.formats import (TARGETS, bad_lines_text, count_bad, cut, encode_document, forms,
+                             read_documents, read_lines)
 from tokenizer import Tokenizer
 
 VERSION = 2
@@ -59,7 +59,7 @@ class Config:
     tokenizer: str = OUT / "tokenizer.model"  # made by tokenizer/train.py
     out: str = OUT / "data" / "prepared"      # folder to make
     window: int = 256                         # tokens a model sees at once (64 to 4,096)
-    target: Literal["cot", "answer"] = "cot"  # keep the chain of thought, or the answer alone
+    target: Literal[TARGETS] = "cot"          # form of a reply, as in the training
     loss_on: Literal["response", "all"] = "response"  # what the mask marks as learned
     documents: int = 0                        # only the first so many rows of the file; 0: all
     workers: int = 0                          # processes; 0: one a core
@@ -76,16 +76,17 @@ def prepare_chunk(tokenizer, path, chunk, window, target, loss_on, skip_bad_line
     packed, stream, report = Packed(window + 1), [np.array([], dtype=ids_type)], {}
     counts = {"documents": 0, "too_long": 0, "longest": 0}
     for _, document in read_documents(path, skip_bad_lines, report, *chunk):
-        ids, mask = encode_document(tokenizer, document, target, loss_on)
-        if isinstance(document, str):
-            stream.append(np.array(ids, dtype=ids_type))
-        elif len(ids) <= window + 1:
-            packed.add(ids, mask)
-        else:
-            counts["too_long"] += 1
-            counts["longest"] = max(counts["longest"], len(ids))
-            continue
-        counts["documents"] += 1
+        for form in forms(document, target):
+            ids, mask = encode_document(tokenizer, document, form, loss_on)
+            if isinstance(document, str):
+                stream.append(np.array(ids, dtype=ids_type))
+            elif len(ids) <= window + 1:
+                packed.add(ids, mask)
+            else:
+                counts["too_long"] += 1
+                counts["longest"] = max(counts["longest"], len(ids))
+                continue
+            counts["documents"] += 1
     stream = np.concatenate(stream)
     # text and conversations may stand in one file
     pairs = zip(packed.arrays(tokenizer.pad), stream_arrays(stream, window, tokenizer.pad))
@@ -97,7 +98,9 @@ class Packed:
     """Documents packed whole into windows of `size` tokens, each where it leaves least room.
 
     Padding of the stories at 256: 5.1 % in the order of the file, 3.3 % with the longest of 1,024
-    first. Documents of more than half a window pad more, however they are packed.
+    first. GSM8K (2,048 pieces, 56 to 593 tokens) at 512: 2.0 %, where batches of 8 to 32 documents
+    of like length, out of 50 batches sorted, pad 2.2 to 3.2 %. Documents of more than half a window
+    pad more, however they are packed: GSM8K at 256 14.4 %, of which 14.2 % cannot be avoided.
     """
 
     def __init__(self, size):
@@ -307,7 +310,8 @@ def summary(meta):
     """One line that says what a folder holds, and what it does not."""
     line = (f"{meta['windows']:,} windows of {meta['window']} | {meta['documents']:,} documents | "
             f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised | "
-            f"padding {meta['padding_share']:.1%}")
+            f"padding {meta['padding_share']:.1%}"
+            + " (a larger --window pads less)" * (meta["padding_share"] > 0.1))
     if meta["too_long"]:
         line += (f" | {meta['too_long']:,} documents left out: too long "
                  f"(--window {meta['longest'] - 1} keeps them)")

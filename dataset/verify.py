@@ -181,8 +181,12 @@ def verdict(reference, answer, ended, well_formed):
         return "format"
     if answer is None or not answer.strip():
         return "no answer"
-    right = same_answer(answer, reference) or same_answer(marked(answer), marked(reference))
-    return "ok" if right else "wrong answer"
+    return "ok" if agree(answer, reference) else "wrong answer"
+
+
+def agree(a, b):
+    """Are two answers one, or what they mark as final?"""
+    return same_answer(a, b) or same_answer(marked(a), marked(b))
 
 
 def marked(text):

@@ -168,6 +168,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
                       log_every=1, dtype="float32")
         values |= {"pretrain": dict(tokenizer=world.tokenizer), "distill_logits": dict(
             teacher=world.teacher), "distill_reason": dict(tokenizer=world.tokenizer),
+                   "distill_responses": dict(tokenizer=world.tokenizer),
                    "distill_features": dict(teacher=world.teacher, hidden_weight=0.5, relation_weight=2,
                                             relation_heads=2),
                    "distill_onpolicy": dict(teacher=world.teacher, max_new_tokens=20)}[script]

@@ -15,7 +15,7 @@ from tokenizer import Tokenizer
 from tokenizer.train import train
 
 SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
-           "distill_onpolicy")
+           "distill_onpolicy", "distill_responses")
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 
 
@@ -78,7 +78,9 @@ def test_a_wrong_flag_or_value_is_named(script, flag, words, refused, tiny_world
     ("distill_onpolicy", "--on-policy-share=1.1"), ("distill_onpolicy", "--max-new-tokens=0"),
     ("distill_onpolicy", "--sample-temperature=-1"), ("distill_features", "--hidden-weight=-1"), ("distill_features", "--relation-weight=nan"),
     ("distill_reason", "--tag-weight=0"),
-    ("distill_reason", "--tag-weight=-2")])
+    ("distill_reason", "--tag-weight=-2"), ("distill_reason", "--long-frac=1.1"),
+    ("distill_reason", "--long-frac=-0.5"), ("distill_reason", "--long-frac=nan"),
+    ("distill_reason", "--target=full"), ("distill_responses", "--target=cot")])
 def test_a_wrong_value_of_a_knob_of_distillation_is_named(script, flag, refused, tiny_world):
     """An alpha over 1 pushes away from the labels; a temperature of 0 divides by it."""
     said = refused(f"train_{script}", *tiny_world.flags(script), flag)
@@ -95,7 +97,8 @@ def test_a_wrong_value_of_generate_is_named(flag, refused, tiny_world, out_dir):
 
 
 @pytest.mark.parametrize("flag", ["--questions=-1", "--batch=0", "--max-new-tokens=0",
-                                  "--window=161"])
+                                  "--window=161", "--think-budget=-1", "--samples=-1",
+                                  "--target=multi"])
 def test_a_wrong_value_of_eval_is_named(flag, refused, tiny_world, out_dir):
     """0 new tokens score every model as wrong, and the table shows it as a result."""
     said = refused("eval", tiny_world.teacher, f"--data={tiny_world.val}", f"--out={out_dir / 'e'}", flag)
@@ -109,7 +112,9 @@ def test_a_wrong_value_of_eval_is_named(flag, refused, tiny_world, out_dir):
     ("pretrain", "tokenizer", "python tokenizer/train.py"), ("pretrain", "init", "make it with"),
     ("distill_logits", "teacher", "python train_pretrain.py --name teacher"),
     ("distill_logits", "data", "speedrun.sh"), ("distill_logits", "init", "make it with"),
-    ("distill_reason", "data", "speedrun.sh"), ("distill_reason", "tokenizer", "tokenizer/train.py")])
+    ("distill_reason", "data", "speedrun.sh"),
+    ("distill_reason", "tokenizer", "tokenizer/train.py"),
+    ("distill_responses", "data", "speedrun.sh"), ("distill_responses", "val", "speedrun.sh")])
 @pytest.mark.parametrize("what", ["does not exist", "is empty"])
 def test_a_missing_or_empty_file_says_which_command_makes_it(script, flag, command, what, refused,
                                                             tiny_world, tmp_path):
@@ -262,9 +267,9 @@ def test_windows_of_another_tokenizer_are_refused_with_both_fingerprints(
 def test_windows_made_with_other_settings_are_refused(script, changes, words, call, refused, tiny_world,
                                                       tmp_path):
     """A folder of prepare.py is as it is: --window, --target or --documents beside it would be dead."""
-    folder = tmp_path / "windows"
+    folder, target = tmp_path / "windows", "full" if script == "distill_responses" else "cot"
     done = call("dataset.prepare", f"--input={tiny_world.train}", f"--tokenizer={tiny_world.tokenizer}",
-                f"--out={folder}", "--window=143")
+                f"--out={folder}", "--window=143", f"--target={target}")
     assert done.status == 0, done.err
     flags = tiny_world.flags(script, steps=1, data=folder)
     assert call(f"train_{script}", *flags).status == 0

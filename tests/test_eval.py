@@ -1,19 +1,24 @@
 """Claims about eval.py: every figure of the table against a number made another way."""
+import itertools
 import json
 import math
+import random
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import answers
 import checkpoints
 import eval as evaluation
 import report as report_tables
+import rowfile
 import speed
+from answers import judge, tally
 from dataset.batches import open_data
 from dataset.formats import Turn, encode_document, read_documents
-from eval import judge, tally
-from metrics import wilson
+from dataset.verify import agree
+from metrics import majority, pass_at, wilson
 from report import reliability_table, robustness_table
 
 
@@ -61,7 +66,7 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
 
 def test_the_table_the_json_and_the_answers_are_written(report, tiny_world):
     """One table for people, one file for programs, and what the models really said."""
-    found, text, printed = report([tiny_world.teacher, tiny_world.init], "--samples=2")
+    found, text, printed = report([tiny_world.teacher, tiny_world.init], "--shown=2")
     assert [r["model"] for r in found["results"]] == ["teacher", "init"]
     assert all(r["parameters"] == 63_744 and r["n"] == 6 for r in found["results"])
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -147,7 +152,7 @@ def suite(name, sources, answers, question="2 + 3?"):
 def test_suites_are_paired_with_their_own_clean_problems(tiny_world, tiny_tokenizer, monkeypatch):
     """Unpaired, a suite of fewer or easier problems would look like robustness."""
     ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>")
-    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
+    monkeypatch.setattr(answers, "generate", lambda model, prompts, *_: [ids for _ in prompts])
     suites = {"clean": suite("clean", ["clean0", "clean1", "clean2"], "775"),
               "typos": suite("typos", ["clean2", "clean0"], "75"),  # wrong -> right, right -> wrong
               "names": suite("names", ["clean0", "clean1"], "59"),
@@ -221,10 +226,10 @@ def test_a_model_that_always_says_the_same_or_never_ends_scores_so(reply, end, e
                                                                   tiny_world, tiny_tokenizer,
                                                                   monkeypatch):
     """Constant models are where a score that is always good, or a loop that never ends, shows."""
-    answers = [document[-1].answer for _, document in read_documents(tiny_world.val)]
-    assert answers.count("7") == 1 and len(answers) == 6
+    right = [document[-1].answer for _, document in read_documents(tiny_world.val)]
+    assert right.count("7") == 1 and len(right) == 6
     ids = say(tiny_tokenizer, reply, end)
-    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
+    monkeypatch.setattr(answers, "generate", lambda model, prompts, *_: [ids for _ in prompts])
     [result] = report([tiny_world.init])[0]["results"]
     assert result["exact"] == pytest.approx(exact) and result["format"] == form
     assert result["exact_interval"] == pytest.approx(wilson(round(6 * exact), 6))
@@ -279,6 +284,191 @@ def test_peak_memory_is_a_models_own(tiny_world):
     assert 50 < found["peak_mb"] < 1e-6 * speed.peak_memory() - 200 and len(ballast)
 
 
+# --- several samples ------------------------------------------------------------------------------
+
+def test_the_majority_equals_a_count_of_all_pairs():
+    """Brute force: who agrees with most, the first of them; blanks are silent."""
+    rng = random.Random(0)
+    for _ in range(2000):
+        given = rng.choices(["7", "7.0", "8", " 8", "x", None, "", "  "], k=rng.randint(0, 7))
+        votes = [sum(bool(b and b.strip()) and agree(a, b) for b in given) if a and a.strip() else 0
+                 for a in given]
+        expected = votes.index(max(votes)) if max(votes, default=0) else None
+        assert majority(given, agree) == expected, given
+
+
+def test_the_chance_of_k_answers_is_the_share_of_all_choices():
+    """Chen et al. 2021 against every choice of k out of n."""
+    for n in range(1, 7):
+        for right in range(n + 1):
+            for k in range(1, n + 1):
+                choices = list(itertools.combinations([1] * right + [0] * (n - right), k))
+                assert pass_at(k, n, right) == pytest.approx(sum(map(any, choices)) / len(choices))
+
+
+def fake_samples(monkeypatch, tokenizer, said):
+    """Let the model say these texts in turn where it samples, else the third; "...": no end."""
+    texts = itertools.cycle(said)
+
+    def generate(model, prompts, *_, temperature=0, generator=None):
+        chosen = [next(texts) if temperature else said[2] for _ in prompts]
+        return [say(tokenizer, t.removesuffix("..."), not t.endswith("...")) for t in chosen]
+    monkeypatch.setattr(answers, "generate", generate)
+
+
+def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, out_dir, tmp_path, monkeypatch):
+    """Three questions, four samples each: right 2, 1 and 3 times; the second is lost by the vote.
+
+    Cut-off answers do not vote, and every token of every sample is paid for."""
+    right = "<think>So.</think><answer>7</answer>"
+    wrong, other = right.replace("7", "8"), right.replace("7", "9")
+    fake_samples(monkeypatch, tiny_tokenizer, [
+        wrong + "...", wrong, right, right, wrong, right, wrong, other, other, right, right, right])
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"question": "3 + 4?", "answer": "#### 7"}) + "\n", encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8") * 3, encoding="utf-8")
+    found, text, _ = report([tiny_world.init], f"--data={path}", "--samples=4", "--temperature=0.7")
+    [result] = found["results"]
+    vote, size = result["vote"], len(say(tiny_tokenizer, right))
+    assert result["exact"] == 1 and result["answer_tokens"] == size  # greedy, as ever
+    assert vote["majority"] == 2 / 3 and vote["majority_interval"] == pytest.approx(wilson(2, 3))
+    assert [k for k, _ in vote["best_of"]] == [1, 2, 4]
+    assert [share for _, share in vote["best_of"]] == pytest.approx(
+        [6 / 12, (5 / 6 + 3 / 6 + 1) / 3, 1])
+    assert vote["tokens"] == pytest.approx((12 * size - 1) / 3)
+    assert "| init | 100.0% (43.9-100.0) | 66.7% (20.8-93.9) | 50.0% | 77.8% | 100.0% | " in text
+    rows = [json.loads(line) for line in (out_dir / "report.answers.jsonl").open(encoding="utf-8")]
+    assert rows[1]["answers"]["init"]["samples"] == ["8", "7", "8", "9"]
+
+
+def test_samples_repeat_and_follow_the_seed(report, tiny_world, out_dir):
+    """A vote that no other run can reproduce is no evidence; what never changes is no sample."""
+    def drawn(seed):
+        report([tiny_world.init], "--samples=2", "--temperature=1", f"--seed={seed}")
+        return (out_dir / "report.answers.jsonl").read_text(encoding="utf-8")
+    first = drawn(1)
+    assert drawn(1) == first != drawn(2)
+    samples = [json.loads(line)["answers"]["init"]["samples"] for line in first.splitlines()]
+    assert all(len(pair) == 2 for pair in samples)
+
+
+def test_samples_without_a_temperature_are_refused(call, tiny_world):
+    """Greedy answers are all the same: a vote among them would look like a result."""
+    done = call("eval", tiny_world.init, f"--data={tiny_world.val}", "--samples=4")
+    assert done.status == 2
+    assert "--temperature has a wrong value; got 0.0; expected above 0" in done.err
+
+
+def test_a_row_says_how_it_was_voted(report, tiny_world, out_dir):
+    """A majority of 4 at temperature 1 and one of 32 at 0.5 are two figures."""
+    report([tiny_world.init], "--samples=2", "--temperature=1", "--seed=3", "--think-budget=5",
+           f"--row={out_dir / 'rows.jsonl'}")
+    row = json.loads((out_dir / "rows.jsonl").read_text(encoding="utf-8"))
+    assert row["evaluation"] | dict(temperature=1, seed=3, think_budget=5) == row["evaluation"]
+    assert row["metrics"]["vote"]["samples"] == 2 and row["digest"] == rowfile.digest(row)
+
+
+# --- a response that is begun, a thought that is ended --------------------------------------------
+
+@pytest.mark.parametrize("target, first", [("cot", "<think>"), ("answer", "<answer>"),
+                                           ("full", "")])
+def test_a_target_begins_the_response(target, first, report, tiny_world, tiny_tokenizer, out_dir,
+                                      monkeypatch):
+    """How a model of two forms is told which is asked; its first token is counted as said."""
+    prompts = []
+
+    def generate(model, asked, *_):
+        prompts.extend(asked)
+        return [tiny_tokenizer.encode("7") + [tiny_tokenizer.end] for _ in asked]
+    monkeypatch.setattr(answers, "generate", generate)
+    [result] = report([tiny_world.init], f"--target={target}")[0]["results"]
+    texts = [tiny_tokenizer.decode(prompt, show_control=True) for prompt in prompts]
+    assert {text.rpartition("<assistant>")[2] for text in texts} == {first}
+    rows = [json.loads(line) for line in (out_dir / "report.answers.jsonl").open(encoding="utf-8")]
+    assert all(row["answers"]["init"]["response"] == first + "7<end>" for row in rows)
+    assert result["answer_tokens"] == len(tiny_tokenizer.encode("7")) + 1 + bool(first)
+
+
+@pytest.mark.parametrize("trained, asked", [("cot", "cot"), ("answer", "answer"), ("multi", "cot"),
+                                            ("mixed", "cot")])
+def test_by_itself_a_model_is_scored_as_it_was_trained(trained, asked, report, call, tiny_world,
+                                                       out_dir):
+    """ce of the chains for a model that knows both forms, so that it compares with the others'."""
+    call("train_distill_reason", *tiny_world.flags("distill_reason", target=trained, steps=1))
+    found = report([out_dir / "run.pt"])[0]["results"][0]
+    told = report([out_dir / "run.pt"], f"--target={asked}")[0]["results"][0]
+    assert found["ce"] == told["ce"] and found["counted_tokens"] == told["counted_tokens"]
+    other = report([out_dir / "run.pt"], "--target=full")[0]["results"][0]
+    assert other["counted_tokens"] != found["counted_tokens"]
+
+
+def test_both_tasks_of_a_multi_model_can_be_asked(report, call, tiny_world, tmp_path, out_dir):
+    """One model, two answers: with the chain and without, each in its form."""
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(tiny_world.train.read_text(encoding="utf-8").splitlines(True)[1:3]),
+                   encoding="utf-8")
+    done = call("train_distill_reason", *tiny_world.flags(
+        "distill_reason", data=few, val=few, target="multi", batch=2, steps=120, warmup=5, lr=1e-2,
+        eval_every=120))
+    assert done.status == 0, done.err
+    for target in ("cot", "answer"):
+        [result] = report([out_dir / "run.pt"], f"--data={few}", f"--target={target}",
+                          "--max-new-tokens=60")[0]["results"]
+        assert result["exact"] == result["format"] == 1, target
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_thought_longer_than_its_budget_is_ended(begun, tiny_world, tiny_tokenizer):
+    """At most N tokens of thought, whoever began it; what the model says then is its own."""
+    t, cfg = tiny_tokenizer, evaluation.Config()
+    model = checkpoints.load_model(tiny_world.init)[0]
+    cfg.max_new_tokens, cfg.target = 30, "cot" if begun else "auto"
+    prompt = [t.user, *t.encode("2 + 3?"), t.end, t.assistant]
+    first = [t.think] * begun
+    seen = []
+    real = answers.generate
+
+    def generate(model, prompts, *rest, **more):
+        seen.extend(prompts)
+        rows = real(model, prompts, *rest, **more)
+        return [[t.think] + row[1:] if len(seen) == 1 and not begun else row for row in rows]
+    for budget in (1, 4, 9):
+        seen.clear()
+        cfg.think_budget = budget
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(answers, "generate", generate)
+            [row] = answers.write(model, t, [prompt + first], first, cfg, {})
+        thought = (first + row)[1:]
+        assert thought[budget] == t.end_think and t.end_think not in thought[:budget]
+        assert seen[1] == prompt + first + row[:budget + 1 + (not begun)] and len(row) <= 30
+        assert row[len(seen[1]) - len(seen[0]):] == real(
+            model, seen[1:], 30, {t.end})[0][:30 - len(seen[1]) + len(seen[0])]
+
+
+def test_a_budget_that_no_thought_reaches_changes_nothing(report, tiny_world, out_dir, call):
+    """The answers of a trained model, with and without a generous budget."""
+    call("train_distill_reason", *tiny_world.flags("distill_reason", steps=60, lr=1e-2,
+                                                   eval_every=60))
+    replies = []
+    for budget in (0, 40, 200):
+        report([out_dir / "run.pt"], "--max-new-tokens=60", f"--think-budget={budget}")
+        replies.append((out_dir / "report.answers.jsonl").read_text(encoding="utf-8"))
+    assert replies[0] == replies[1] == replies[2] and "</think>" in replies[0]
+
+
+def test_a_budget_is_kept_where_the_context_ends(tiny_world, tiny_tokenizer):
+    """A closed thought that leaves no room for an answer is cut off, not an error."""
+    t, cfg = tiny_tokenizer, evaluation.Config()
+    cfg.max_new_tokens, cfg.target = 50, "cot"
+    model = checkpoints.load_model(tiny_world.init)[0]
+    for left in range(1, 8):
+        prompt = [t.user] * (model.config.max_seq_len - left - 1) + [t.think]
+        for budget in (1, left, 40):
+            cfg.think_budget = budget
+            [row] = answers.write(model, t, [prompt], [t.think], cfg, {})
+            assert 1 <= len(row) <= 50
+
+
 # --- talking --------------------------------------------------------------------------------------
 
 def test_prompt_answers_once_and_chat_goes_on_after_a_long_question(call, tiny_world, monkeypatch):
@@ -317,7 +507,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(call, report, tiny_world, t
     replies = []
     for batch in (1, 16):
         report([tiny_world.teacher], f"--data={path}", "--questions=7", "--max-new-tokens=60",
-               f"--batch={batch}", "--samples=1")
+               f"--batch={batch}", "--shown=1")
         replies.append((tmp_path / "out/report.answers.jsonl").read_text(encoding="utf-8"))
     assert replies[0] == replies[1]
 
@@ -340,3 +530,22 @@ def test_two_models_of_one_file_name_are_told_apart(report, tiny_world, tmp_path
     report(paths)
     row = json.loads((out_dir / "report.answers.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert len(row["answers"]) == 2
+
+
+@pytest.mark.parametrize("flags, words", [(["--target=answer"], "<answer>"),
+                                          (["--target=cot"], "<think>"), ([], "")])
+def test_a_talk_is_begun_and_its_thought_ended_as_in_the_evaluation(flags, words, call, tiny_world,
+                                                                  tiny_tokenizer):
+    """What a reader sees when he talks must be what the table measures."""
+    model, t, _ = checkpoints.load_model(tiny_world.init)
+    done = call("eval", tiny_world.init, "--prompt=2 + 3?", "--max-new-tokens=12",
+                "--think-budget=3", *flags)
+    cfg = evaluation.Config(max_new_tokens=12, think_budget=3, batch=1,
+                            target=(flags or ["=auto"])[0].partition("=")[2])
+    [reply] = answers.answer(model, t, [[Turn("user", "2 + 3?"), Turn("assistant", "", None, "5")]],
+                             "cot", cfg)
+    assert done.status == 0 and done.out.rstrip("\n") == reply["response"].rstrip("\n\ufffd")
+    assert done.out.startswith(words)
+    if words == "<think>":
+        thought = done.out.partition("</think>")[0].removeprefix("<think>")
+        assert "</think>" in done.out and len(t.encode(thought)) <= 4

@@ -20,9 +20,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
-           "distill_onpolicy")
+           "distill_onpolicy", "distill_responses")
 KNOBS = {"pretrain": {}, "distill_logits": dict(alpha=0.7, temperature=2),
          "distill_reason": dict(tag_weight=3), "distill_features": dict(hidden_loss="cosine"),
+         "distill_responses": {},
          "distill_onpolicy": dict(sample_temperature=0)}  # greedy: both ways write the same
 
 
@@ -71,6 +72,7 @@ def losses(out, name):
 
 MORE = [("distill_features", dict(size="0.9m", relation_weight=0)),  # with projections
         ("distill_logits", dict(fused="on")),
+        ("distill_reason", dict(target="multi", long_frac=0.25)),  # rank 0 chooses the rows
         *(("distill_logits", dict(divergence=name)) for name in (
             "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation"))]
 

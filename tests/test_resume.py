@@ -19,7 +19,7 @@ import common
 from cli import ROOT
 
 SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
-           "distill_onpolicy")
+           "distill_onpolicy", "distill_responses")
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 CLOCKS = {"seconds", "train_seconds", "writing"}  # what two equal runs may differ in
 

@@ -17,6 +17,7 @@ import common
 import train_distill_features
 import train_distill_logits
 import train_distill_reason
+import train_distill_responses
 import train_pretrain
 from cli import ROOT
 from dataset.batches import eval_batches, open_data, step_batches, step_windows, tensors
@@ -24,12 +25,13 @@ from dataset.formats import encode_document, read_documents
 from optim import get_lr
 
 SCRIPTS = {"pretrain": train_pretrain, "distill_logits": train_distill_logits,
-           "distill_reason": train_distill_reason, "distill_features": train_distill_features}
+           "distill_reason": train_distill_reason, "distill_features": train_distill_features,
+           "distill_responses": train_distill_responses}
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 ENV = type("Env", (), dict(rank=0, world=1, device="cpu"))
 ALPHA, TEMPERATURE, TAG_WEIGHT = 0.7, 2.0, 3.0
 KNOBS = {"pretrain": {}, "distill_logits": dict(alpha=ALPHA, temperature=TEMPERATURE),
-         "distill_reason": dict(tag_weight=TAG_WEIGHT),
+         "distill_reason": dict(tag_weight=TAG_WEIGHT), "distill_responses": dict(window=150),
          "distill_features": dict(alpha=ALPHA, temperature=TEMPERATURE)}
 
 
@@ -117,6 +119,11 @@ def expected_gradient(script, world, tokenizer):
     loss, n_valid = 0.0, 0.0
     for _, document in read_documents(world.train):
         ids, mask = encode_document(tokenizer, document)
+        if script == "distill_responses":  # <user> 4, <end> 2, <assistant> 5, and no other mark
+            asked, told = document
+            asked = [4, *tokenizer.encode(asked.content), 2, 5]
+            said = [*tokenizer.encode(f"{told.think}\n#### {told.answer}"), 2]
+            ids, mask = asked + said, [0] * len(asked) + [1] * len(said)
         weights = torch.tensor(mask[1:], dtype=torch.float32)                     # (T,)
         labels = torch.tensor(ids[1:])                                            # (T,)
         logits = model(torch.tensor([ids[:-1]]))[0]                               # (T, V)
@@ -382,7 +389,7 @@ def test_the_checkpoint_keeps_the_best_weights_of_validation(script, train, tiny
     assert len(ces) == 6 and state["best_step"] == 1 + ces.index(min(ces)) < 6
     assert state["best_ce"] == pytest.approx(min(ces), abs=1e-4)
     model, tokenizer, _ = checkpoints.load_model(out_dir / "run.pt")
-    data = open_data(tiny_world.val, tokenizer, 143)
+    data = open_data(tiny_world.val, tokenizer, 143, state["run_config"]["target"])
     cfg = config(eval_windows=0, val=tiny_world.val)
     env = type("Env", (), vars(ENV) | dict(autocast=torch.no_grad))
     assert common.validation_ce(model, data, cfg, env) == pytest.approx(min(ces), abs=1e-4)
