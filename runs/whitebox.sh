@@ -76,6 +76,7 @@ trials() {
     trial init/decay-.6        $logits $init --steps 1000
     trial init-hidden/batch-4  $features $init --steps 2000 --batch 4 --hidden-layers last
     trial init-hidden/weight-4 $features $init --steps 1000 --hidden-layers last --hidden-weight 4
+    trial init-hidden/tau-1.5  $features $init --steps 1000 --hidden-layers last --temperature 1.5
     trial init-hidden/pairs    $features $init --steps 1000 --hidden-layers 1:1,2:8,3:14
 }
 

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Black box, end to end: a teacher behind HTTP, its answers filtered, students that never saw its file.
+#   bash runs/blackbox.sh      under 15 minutes on 2 cores, after bash speedrun.sh; results in out/blackbox.md
+# Stopped? The same command goes on where it was. PORT=8123 names the port of the teacher's server.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+out=${MINIDISTILL_OUT:-out} port=${PORT:-8123}
+if [ ! -e "$out/teacher.pt" ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
+asked=$out/data/blackbox-prompts.jsonl answers=$out/data/blackbox.jsonl rows=$out/data/blackbox-filtered.jsonl
+stories=$out/data/stories
+
+# the wall: a process that gives text, on loopback
+$python serve.py --checkpoint "$out/teacher.pt" --port "$port" & server=$!
+trap 'kill $server 2> /dev/null' EXIT
+until $python -c "import socket; socket.create_connection(('127.0.0.1', $port), 1).close()" 2> /dev/null; do
+    kill -0 $server; sleep 0.5  # it ends the script where the server has ended
+done
+
+# ask, filter, look at the card
+$python dataset/prompts.py --input "$stories/distill.jsonl" --out "$asked"
+$python dataset/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$asked" \
+    --questions 4000 --out "$answers"
+kill $server; trap - EXIT
+$python dataset/filter.py --input "$answers" --out "$rows" --against "$stories/val.jsonl" "$stories/test.jsonl"
+
+# the same rows, three lessons: bare answers, whole replies, chains of thought
+train="--data $rows --val $stories/val.jsonl --steps 800"
+$python train_distill_responses.py $train --target answer --name blackbox-answer
+$python train_distill_responses.py $train --name blackbox-full
+$python train_distill_reason.py $train --name blackbox-reason
+$python eval.py "$out"/blackbox-{answer,full,reason}.pt --out "$out/blackbox"
