@@ -250,7 +250,8 @@ class Handler(BaseHTTPRequestHandler):
         connection, and the reply may be lost with it."""
         with contextlib.suppress(OSError):
             self.connection.settimeout(self.service.cfg.read_seconds)
-            if self.streaming:  # too late for a status
+            if self.streaming:  # too late for a status but in the log
+                self.status = refusal.status
                 self.connection.sendall(self.unsent + b"data: %s\n\n" % json.dumps(
                     error_body(refusal)).encode())
                 return

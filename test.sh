@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 if [ ! -x .venv/bin/python ]; then python3 -m venv .venv; fi
 python=.venv/bin/python
-if ! $python -c "import torch, sentencepiece, pytest, scipy, matplotlib; from numpy import vecdot" 2> /dev/null; then
+if ! $python -c "import torch, sentencepiece, pytest, scipy, matplotlib, openai; from numpy import vecdot" 2> /dev/null; then
     echo "installing requirements-dev.txt into .venv (once)"
     $python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 fi
