@@ -24,10 +24,13 @@ prepare_white() {
         $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
     fi
     $python $pretrain 1 --name white-teacher-0 --seed 0
-    for kind in topk sampled hidden; do  # of the students' documents, once; any number of students
-        $python dataset/cache_teacher.py --teacher "$teacher" --data "$prose/train.jsonl" --documents 533 \
-            --kind $kind --out "$cache-$kind"
-    done
+    local kind
+    for kind in topk sampled hidden; do make_cache $kind; done
+}
+make_cache() {  # of the students' documents, once, for any number of students
+    local kind=$1; shift
+    $python dataset/cache_teacher.py --teacher "$teacher" --data "$prose/train.jsonl" --documents 533 \
+        --kind $kind --out "$cache-$kind" "$@"
 }
 
 # mode NAME SCRIPT FLAGS...: one recipe. With --times, 60 steps of it instead, and a row of their time.
@@ -36,12 +39,16 @@ times=results/whitebox-times.jsonl
 best="alone alone-1400 alone-2600 init init-hidden cached-hidden hidden jsd"
 mode() {
     local name=$1; shift
-    if [ $group = best ] && [[ " $best " != *" $name "* ]]; then return 0; fi
+    if [ $group = best ]; then
+        if [[ " $best " != *" $name "* ]]; then return 0; fi
+        if [[ $name != alone* ]]; then set -- "$@" --temperature 1.5; fi  # as the trials say
+    fi
     if [ "$turn" = 0 ]; then run "$group/$name" "$seed" "$@"; return; fi
     if grep -qsF "{\"recipe\": \"white/$name\", \"seed\": $turn," $times; then return 0; fi
+    local making=0; if [[ "$*" == *--cache* ]]; then making=$made; fi
     $python "$@" --steps 60 --log-every 2 --eval-every 1000 --save-every 1000 --fresh --name white-time
     $python runs/step_time.py "$out/white-time.csv" --recipe "white/$name" --turn "$turn" --row $times \
-        --making "${making:-0}"
+        --making $making
 }
 
 # trial NAME SCRIPT FLAGS...: a setting tried at a seed that no table uses, scored on validation data
@@ -68,6 +75,9 @@ trials() {
     trial alone/decay-1        $alone --steps 1000 --weight-decay 1
     trial alone/decay-2        $alone --steps 1000 --weight-decay 2
     trial alone/decay-4        $alone --steps 1000
+    trial alone/decay-8        $alone --steps 1000 --weight-decay 8
+    trial alone/decay-8-600    $alone --steps 600 --weight-decay 8
+    trial alone/lr-1e-2        $alone --steps 1000 --lr 1e-2
     trial alone/2000-decay-4   $alone --steps 2000
     trial forward/decay-.3     $cached "$cache-hidden" --steps 1000 --weight-decay 0.3
     trial forward/decay-.6     $cached "$cache-hidden" --steps 1000
@@ -102,7 +112,16 @@ recipes() {
     mode on-policy          train_distill_onpolicy.py $online --steps 1000 --divergence forward_kl --on-policy-share 0.25
 }
 turn=0
-if [ "${1:-}" = --times ]; then prepare_white; for turn in 1 2; do recipes; done; exit; fi
+if [ "${1:-}" = --times ]; then
+    prepare_white; seed=9
+    for turn in 1 2; do
+        began=$(date +%s%N)  # what a cache costs: the script's start, one pass of the teacher, the writing
+        make_cache topk --fresh
+        made=$((($(date +%s%N) - began) / 1000000000))
+        recipes
+    done
+    exit
+fi
 run white/teacher 0 $pretrain 1
 trials
 for seed in ${SEEDS:-1 2}; do recipes; done
