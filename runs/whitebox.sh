@@ -44,7 +44,7 @@ mode() {
         if [[ $name != alone* ]]; then set -- "$@" --temperature 1.5; fi  # as the trials say
     fi
     if [ "$turn" = 0 ]; then run "$group/$name" "$seed" "$@"; return; fi
-    if grep -qsF "{\"recipe\": \"white/$name\", \"seed\": $turn," $times; then return 0; fi
+    if ! rows=$times missing "white/$name" "$turn"; then return 0; fi
     local making=0; if [[ "$*" == *--cache* ]]; then making=$made; fi
     $python "$@" --steps 60 --log-every 2 --eval-every 1000 --save-every 1000 --fresh --name white-time
     $python runs/step_time.py "$out/white-time.csv" --recipe "white/$name" --turn "$turn" --row $times \
