@@ -7,6 +7,7 @@ says is shown as plain text, cut at 40 characters.
 """
 import json
 import math
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,16 +33,21 @@ class Tally:
     kept: dict = field(default_factory=counters)
     answers: Counter = field(default_factory=Counter)
     usage: Counter = field(default_factory=Counter)
-    sizes: list = field(default_factory=list)     # (prompt, answer) of each kept row
+    sizes: array = field(default_factory=lambda: array("q"))  # prompt, answer, prompt, answer ...
     grams: dict = field(default_factory=lambda: {1: [], 2: [], 3: []})
     words: int = 0
+
+
+def clean(text, marks):
+    """A text on one line, a space for each of these marks."""
+    return "".join(c if c.isprintable() and c not in marks else " " for c in text)
 
 
 def plain(value):
     """Any value of a row as a short text that breaks no line and no table of Markdown."""
     if not isinstance(value, (str, int, float, type(None))):
         value = f"({type(value).__name__})"
-    text = "".join(c if c.isprintable() and c not in "|`<>*_[]\\" else " " for c in str(value)[:41])
+    text = clean(str(value)[:41], "|`<>*_[]\\")
     return (text[:40].strip() or "(empty)") + "…" * (len(text) > 40)
 
 
@@ -63,7 +69,7 @@ def add(tally, keys, size=None, text="", answer=None):
         if type(usage.get(name)) is int:
             tally.usage[name] += usage[name]
     if size:
-        tally.sizes.append(size)
+        tally.sizes.extend(size)
         count(tally.answers, plain(answer) if answer is not None else "(none found)")
         if tally.words < WORDS:
             codes = near.hashed(near.words(text))
@@ -87,7 +93,7 @@ def share(part, whole):
 
 def lengths(sizes):
     """Mean and percentiles of prompt and answer."""
-    at, columns = [0, 5, 25, 50, 75, 95, 100], np.array(sizes, dtype=np.int64).T
+    at, columns = [0, 5, 25, 50, 75, 95, 100], np.array(sizes).reshape(-1, 2).T
     return table(["", "mean", *(f"{p} %" for p in at)], [
         (name, f"{column.mean():,.1f}", *(f"{v:,.0f}" for v in np.percentile(column, at)))
         for name, column in zip(("prompt", "answer"), columns)])
@@ -107,11 +113,12 @@ def render(tally, title, facts, dropped, copies, unit, made):
     facts: [(what, text)]; dropped: {reason: rows}; copies: {reason: of what the rows are copies};
     made: the settings, which `settings` reads again.
     """
-    kept, total = len(tally.sizes), len(tally.sizes) + sum(dropped.values())
+    kept = len(tally.sizes) // 2
+    total = kept + sum(dropped.values())
     distinct = [f"distinct-{n} {len(np.unique(np.concatenate(found))) / tally.words:.4f}"
                 for n, found in tally.grams.items()]
-    parts = [f"# Data card: {title}", f"{share(kept, total)} of {total:,} rows are kept.",
-             "\n".join(f"- {what}: `{text.replace('`', ' ')}`" for what, text in facts),
+    parts = [f"# Data card: {plain(title)}", f"{share(kept, total)} of {total:,} rows are kept.",
+             "\n".join(f"- {what}: `{clean(text, '`')}`" for what, text in facts),
              "## Dropped, by the first reason",
              table(["reason", "rows"], [(name, share(n, total)) for name, n in dropped.items()])]
     for name, of in copies.items():

@@ -8,8 +8,8 @@ rows are near copies where all of this holds:
 1. NUMBERS COUNT: the same numbers and signs in the same order, prompt and answer together. Only
    such rows can meet in a bucket: a template with a million numbers costs no comparison.
 2. The prompts share THRESHOLD of their word pairs (Jaccard), and so do the answers: another answer
-   to one prompt is no copy. 0.55: about one word in six is changed, moved, lost or added. Case and
-   punctuation do not count; a typo is a changed word.
+   to one prompt is no copy. 0.55: about one word in seven is another, or moved, lost or added. Case
+   and punctuation do not count; a typo is another word.
 3. NAMES COUNT: where a word with a capital letter, or one that stands there twice or more, is
    replaced everywhere by another such word (Mia by Tom, apples by pears), it is another story. Not
    if it is a typo: letters swapped, one lost or added. Another word in one place is a copy, and in
@@ -20,8 +20,9 @@ words, where one word is the answer. Found against one's will: the same answer t
 one long instruction and a short text (make the instruction a system turn, or raise the threshold).
 
 How it differs from the papers: sets of word pairs, not of longer runs (Broder 1997), since texts
-are short; 8 bits a hash (Li & Koenig 2010); and a row meets two others a band at most, where others
-compare all pairs of a bucket (Leskovec, Rajaraman & Ullman 2014, 3.4): linear, whatever the data.
+are short; 8 bits a hash (Li & Koenig 2010); and a row meets two others a band and is compared with
+four at most, where others compare all pairs of a bucket (Leskovec, Rajaraman & Ullman 2014, section
+3.4): linear, whatever the data. In a template without numbers a copy may so be missed.
 """
 import re
 from collections import Counter
@@ -31,19 +32,22 @@ from zlib import crc32
 
 import numpy as np
 
+from dataset.verify import NARROW
+
 THRESHOLD = 0.55
 BANDS, ROWS = 40, 4  # a pair at 0.55 meets in 98 % of cases, at 0.65 in 99.9 %, at 0.05 in 0.04 %
-SLACK = 0.15  # four standard deviations of a similarity that 160 hashes estimate
+SLACK = 0.12  # three standard deviations of a similarity that 160 hashes estimate
+QUESTIONS = 4  # rows that a row is compared with exactly, at most
 
 # In a language that puts no spaces between words, a letter counts as one.
 UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
             "\U00020000-\U0003ffff")
-SIGNS = "-+*/^=<>×÷"
-SIGN = rf"[{SIGNS}](?= ?[(.$]?\d)|[+*/^=<>](?= ?[a-z]\b)|-(?=[a-z]\b)"  # x-y, 3 - 2; not e-mail
+SIGNS = tuple("-+*/^=<>×÷")
+SIGN = (rf"[{''.join(SIGNS)}](?= ?-?[(.$]?\d)|[+*/^=<>](?= ?[a-z]\b)"  # 3 - 2, x + y = -2
+        r"|-(?=[a-z]\b)")  # x-y; not e-mail
 PUNCTUATION = r"!-/:-@\[-`{-~¡-¿\u2000-\u206f\u3000-\u303f\ufe30-\ufe4f\uff00-\uff0f"
 WORD = re.compile(rf"\d+(?:[.,]\d+)*%?|[{UNSPACED}]|(?:(?![{UNSPACED}])[^\W\d_])+|{SIGN}"
                   rf"|[^\w\s{PUNCTUATION}]")  # the last: emoji, and marks that are no \w
-NARROW = {0xFF01 + i: 0x21 + i for i in range(94)} | dict.fromkeys(map(ord, "−‐‑–﹣"), "-")
 
 
 # --- a text as words and numbers ------------------------------------------------------------------
@@ -57,7 +61,7 @@ def words(text):
 
 def is_number(word):
     """A number or a sign; number words (five, 五) are words like others."""
-    return word[:1].isnumeric() and not "\u2e80" < word[0] < "\ua000" or word in tuple(SIGNS)
+    return word[:1].isnumeric() and not "\u2e80" < word[0] < "\ua000" or word in SIGNS
 
 
 def numbers(found):
@@ -173,14 +177,17 @@ def neighbours(signatures, gates):
 def find_copies(signatures, gates, verify, threshold=THRESHOLD):
     """{row: the earlier row of which it is a near copy}; the first of several is kept.
 
-    verify(earlier, later) -> bool is asked about candidates whose signatures agree well enough. A
-    row that is a copy stands for what it copies: ten thousand copies cost ten thousand questions.
+    verify(earlier, later) -> bool is asked about the candidates whose signatures agree best, at
+    most QUESTIONS for a row. A copy stands for what it copies, so 10,000 copies of a row cost
+    10,000 questions.
     """
     copy_of = {}
     for row, pairs in groupby(neighbours(signatures, gates).tolist(), key=lambda pair: pair[1]):
-        for earlier in dict.fromkeys(copy_of.get(first, first) for first, _ in pairs):
-            agreement = (signatures[row] == signatures[earlier]).mean()
-            if agreement >= threshold - SLACK and verify(earlier, row):
+        others = np.array(sorted({copy_of.get(first, first) for first, _ in pairs}))
+        agreement = (signatures[others] == signatures[row]).mean(axis=1)
+        best = np.argsort(-agreement, kind="stable")[:QUESTIONS]
+        for earlier in others[best[agreement[best] >= threshold - SLACK]].tolist():
+            if verify(earlier, row):
                 copy_of[row] = earlier
                 break
     return copy_of

@@ -8,7 +8,8 @@ Chinese has runs of 26. Unlike there:
 1. NUMBERS COUNT. Stories share sentences: against 2,000 questions, one clean row in nine has 13 of
    their words. A run counts only where the numbers of the question stand in the text, in order and
    nothing between them, or those of the text in the question (a piece of it). Another problem of
-   one template is no leak; a piece of a question among other numbers is not found.
+   one template is no leak; a piece of a question among other numbers is not found, nor is a copy
+   with a typo in every dozen words.
 2. A run that more than 20 questions share is an instruction ("Let us think step by step ...").
 """
 import re
@@ -47,7 +48,7 @@ def questions_of(document):
     if isinstance(document, str):
         return [document]
     asked = [turn.content for turn in document if turn.role == "user"] or [document[-1].content]
-    return ["\n".join(asked), *asked]
+    return list(dict.fromkeys(["\n".join(asked), *asked]))
 
 
 def runs(found):

@@ -18,7 +18,7 @@ MAX_LENGTH = 1_000  # characters: a longer text is no number (int() refuses 4,30
 
 # Full width to half width and every minus to "-". Not NFKC: that turns 5² into 52 and 1½ into 11/2.
 NARROW = {0xFF01 + i: 0x21 + i for i in range(94)}
-NARROW.update(zip(map(ord, "−‐‑–﹣⁄￥"), "-----/¥"))
+NARROW.update(zip(map(ord, "−‐‑–﹣⁄￥½¼¾"), [*"-----/¥", " 1/2", " 1/4", " 3/4"]))
 
 # 14  1,234  12.5  .5  1e3; then optionally /4 after it, 1 and a space before 1/2, % behind
 PLAIN = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
@@ -37,6 +37,7 @@ PHRASE = re.compile(r"(?:answer\**\s*(?:is\b|[:：=])|答案\**\s*(?:是|为|[:�
 # A unit is at most three words of three letters or more, or these; right behind the digits only
 # these (2ab and 5x are algebra). None may be a word that changes the number: 5 million, 14 maybe.
 UNITS = set("km cm mm m kg mg g lb lbs oz ft in mi l ml s h hr hrs min ms mph".split())
+POWER = re.compile(r"\b(km|cm|mm|m|ft|in|mi|s) ?(?:\^ ?\{? ?[23] ?\}?|[²³])")  # cm^2; not x^2
 NO_UNIT = set("""hundred thousand lakh million mil mln billion bln trillion crore grand dozen gross
     double half halve third quarter fifth percentage two three four five six seven eight nine ten
     and nor not but than then plus minus over divided multiplied squared cubed sqrt factorial mod
@@ -57,6 +58,7 @@ def clean(text):
     text = text.translate(NARROW).replace("{,}", ",").replace("\\!", "")
     text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", text)  # 1\,234; but 1\,4 is not 14
     text = re.sub(r"\s?per ?cent\b|\\%", "%", text, flags=re.I)
+    text = re.sub(r"(?:\bnegative |负)(?=\s?[$€£¥]?[0-9])", "-", text, flags=re.I)
     text = FRAC.sub(lambda m: f"${m[1] or m[3]}/{m[2] or m[4]} ", text)  # $ goes below, sign or not
     for _ in range(3):  # from the inside out: \boxed{\text{5}}
         text = WRAPPED.sub(r" \1 ", text)
@@ -93,7 +95,8 @@ def parse_number(text):
 
 
 def is_unit(rest):
-    """Is what stands behind the digits a unit: " apples left", "km/h", "个苹果"?"""
+    """Is what stands behind the digits a unit: " apples left", "km/h", "cm^2", "个苹果"?"""
+    rest = POWER.sub(r"\1", rest)
     if UNIT_ZH.fullmatch(rest):
         return True
     words = re.findall("([ /]?)([A-Za-z]+)", rest)
