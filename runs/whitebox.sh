@@ -58,7 +58,7 @@ trial() {
 }
 
 small="$files --size 0.7m --documents 533 --lr 6e-3"
-alone="train_pretrain.py $small --tokenizer $out/prose.model --weight-decay 4"
+alone="train_pretrain.py $small --tokenizer $out/prose.model --weight-decay 4 --lr 1e-2"
 soft="$small --weight-decay 0.6 --alpha 1 --temperature 2"
 online="--teacher $teacher $soft"
 logits="train_distill_logits.py $online"
@@ -70,15 +70,14 @@ cached="train_distill_logits.py $soft --cache"
 trials() {
     trial teacher/decay-.5     $pretrain 0.5
     trial teacher/decay-1      $pretrain 1
-    trial alone/decay-.6       $alone --steps 1000 --weight-decay 0.6
-    trial alone/600            $alone --steps 600 --weight-decay 0.6
-    trial alone/decay-1        $alone --steps 1000 --weight-decay 1
-    trial alone/decay-2        $alone --steps 1000 --weight-decay 2
-    trial alone/decay-4        $alone --steps 1000
-    trial alone/decay-8        $alone --steps 1000 --weight-decay 8
-    trial alone/decay-8-600    $alone --steps 600 --weight-decay 8
-    trial alone/lr-1e-2        $alone --steps 1000 --lr 1e-2
-    trial alone/2000-decay-4   $alone --steps 2000
+    trial alone/decay-.6       $alone --steps 1000 --weight-decay 0.6 --lr 6e-3
+    trial alone/600            $alone --steps 600 --weight-decay 0.6 --lr 6e-3
+    trial alone/decay-1        $alone --steps 1000 --weight-decay 1 --lr 6e-3
+    trial alone/decay-2        $alone --steps 1000 --weight-decay 2 --lr 6e-3
+    trial alone/decay-4        $alone --steps 1000 --lr 6e-3
+    trial alone/decay-8        $alone --steps 1000 --weight-decay 8 --lr 6e-3
+    trial alone/lr-1e-2        $alone --steps 1000
+    trial alone/2000-decay-4   $alone --steps 2000 --lr 6e-3
     trial forward/decay-.3     $cached "$cache-hidden" --steps 1000 --weight-decay 0.3
     trial forward/decay-.6     $cached "$cache-hidden" --steps 1000
     trial forward/decay-1      $cached "$cache-hidden" --steps 1000 --weight-decay 1
