@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import checkpoints
 from cli import UserError
 from dataset import batches
-from dataset.batches import eval_batches, open_data
+from dataset.batches import open_data
 from dataset.formats import (TARGETS, Turn, encode_document, forms, opening, prompt_ids,
                              read_documents)
 from dataset.mixture import share_out
@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_divided_is_refused(rows, words, tmp_path, tiny_to
     path = write(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError, match=f"cannot be divided.*{words}.*fix: leave --long-frac out"):
         open_data(path, tiny_tokenizer, 143, long_frac=0.2)
-    assert not list((out_dir).glob("data/windows/*"))
+    assert not list(out_dir.glob("data/windows/*"))
 
 
 def test_long_frac_of_a_folder_of_windows_is_refused(call, tiny_world, tmp_path, out_dir):
