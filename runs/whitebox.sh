@@ -15,7 +15,7 @@ source runs/rows.sh
 mkdir -p results
 
 group=white prose=$out/data/prose test=$out/data/prose/test.jsonl val=$out/data/prose/val.jsonl
-teacher=$out/white-teacher-0.pt cache=$out/data/white-cache
+teacher=$out/white-teacher-0.pt cache=$out/data/white-cache mixed=$out/data/white-mixed.jsonl
 files="--data $prose/train.jsonl --val $val --eval-windows 0"
 pretrain="train_pretrain.py $files --tokenizer $out/prose.model --size 3m-deep --lr 3e-3 --steps 1500 --weight-decay"
 prepare_white() {
@@ -26,7 +26,13 @@ prepare_white() {
     $python $pretrain 1 --name white-teacher-0 --seed 0
     local kind
     for kind in topk sampled hidden; do make_cache $kind; done
+    write_documents
+    if [ ! -e "$mixed" ]; then
+        cat <(head -533 "$prose/train.jsonl") "$out/data/white-written.jsonl" > "$mixed.tmp"
+        mv "$mixed.tmp" "$mixed"
+    fi
 }
+write_documents() { $python dataset/write.py --teacher "$teacher" --documents 1600 --out "$out/data/white-written.jsonl" "$@"; }
 make_cache() {  # of the students' documents, once, for any number of students
     local kind=$1; shift
     $python dataset/cache_teacher.py --teacher "$teacher" --data "$prose/train.jsonl" --documents 533 \
@@ -36,7 +42,7 @@ make_cache() {  # of the students' documents, once, for any number of students
 # mode NAME SCRIPT FLAGS...: one recipe. With --times, 60 steps of it instead, and a row of their time.
 times=results/whitebox-times.jsonl
 # In the group "best" those of $best alone.
-best="alone alone-1400 alone-2600 init init-hidden cached-hidden hidden jsd"
+best="alone alone-1400 alone-2600 cached-hidden hidden init init-hidden init-hidden-written"
 mode() {
     local name=$1; shift
     if [ $group = best ]; then
@@ -45,7 +51,8 @@ mode() {
     fi
     if [ "$turn" = 0 ]; then run "$group/$name" "$seed" "$@"; return; fi
     if ! rows=$times missing "white/$name" "$turn"; then return 0; fi
-    local making=0; if [[ "$*" == *--cache* ]]; then making=$made; fi
+    local making=0
+    if [[ "$*" == *--cache* ]]; then making=$cached_in; elif [[ "$*" == *"$mixed"* ]]; then making=$written_in; fi
     $python "$@" --steps 60 --log-every 2 --eval-every 1000 --save-every 1000 --fresh --name white-time
     $python runs/step_time.py "$out/white-time.csv" --recipe "white/$name" --turn "$turn" --row $times \
         --making $making
@@ -97,6 +104,8 @@ recipes() {
     mode init               $logits $init --steps 1000
     mode cached-hidden      $cached "$cache-hidden" --steps 1000
     mode init-hidden        $features $init --steps 1000 --hidden-layers last
+    mode written            $logits --steps 1000 --data "$mixed" --documents 0
+    mode init-hidden-written $features $init --steps 1000 --hidden-layers last --data "$mixed" --documents 0
     mode jsd                $cached "$cache-hidden" --steps 1000 --divergence jsd
     mode hidden             $features --steps 1000 --hidden-layers last
     mode cached-topk        $cached "$cache-topk" --steps 1000
@@ -114,9 +123,9 @@ turn=0
 if [ "${1:-}" = --times ]; then
     prepare_white; seed=9
     for turn in 1 2; do
-        began=$(date +%s%N)  # what a cache costs: the script's start, one pass of the teacher, the writing
-        make_cache topk --fresh
-        made=$((($(date +%s%N) - began) / 1000000000))
+        # what a cache costs, and what the teacher's documents do: from the script's start to its end
+        began=$SECONDS; make_cache topk --fresh; cached_in=$((SECONDS - began))
+        began=$SECONDS; write_documents --fresh; written_in=$((SECONDS - began))
         recipes
     done
     exit
