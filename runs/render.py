@@ -376,6 +376,19 @@ def white_table(rows, group):
     return "\n".join(lines)
 
 
+def recipes_table(rows, *groups):
+    """What the rows of some groups say so far, without a comparison: seeds, ce, KL, minutes."""
+    lines = ["| recipe | seeds | steps | test ce | KL to the teacher | minutes of training |",
+             "|---|---|---:|---:|---:|---:|"]
+    for recipe in sorted(r for r in rows if r.split("/")[0] in groups):
+        found, row = seeds_of(rows, recipe), first(rows, recipe)
+        minutes = statistics.fmean(r["train_seconds"] for r in found.values()) / 60
+        lines.append(f"| {recipe} | {', '.join(map(str, found))} | {row['config']['steps']:,} | "
+                     f"{spread(values(rows, recipe, 'ce'), '.4f')} | "
+                     f"{spread(values(rows, recipe, 'kl'), '.3f')} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
 def scoreboard(_):
     """The speedrun's own table, from the JSON that eval.py wrote at its end."""
     found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))
@@ -438,6 +451,7 @@ TABLES = {
     "prose": lambda rows: modes_table(rows, "prose"),
     "white": lambda rows: white_table(rows, "white"),
     "best": lambda rows: white_table(rows, "best"),
+    "white-rows": lambda rows: recipes_table(rows, "white", "best"),
     "reason": reason_table,
     "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
                                              "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
