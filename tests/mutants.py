@@ -77,7 +77,11 @@ MUTANTS = [
     (9, "dataset/batches.py", "max(weight.sum().item(), 1.0)", "weight.sum()", NO_TOKEN + "[pretrain]"),
     (9, "losses.py", "torch.where(weights != 0, values * weights, 0.0)", "(values * weights)",
      "test_losses.py::test_uncounted_tokens_may_hold_anything"),
+    (9, "dataset/formats.py", 'learned = 1 if turn.role == "assistant" or', "learned = 1 if turn is document[-1] or",
+     "test_responses.py::test_every_assistant_turn_counts_and_no_prompt[full]"),
     # 10: a mean of means over micro-batches
+    (10, "train_distill_responses.py", "weight[keep]) / n_valid", "weight[keep]) / keep.sum() / cfg.accumulate",
+     FORMULA + "[distill_responses]"),
     (10, "train_pretrain.py", "weight[keep]) / n_valid", "weight[keep]) / keep.sum() / cfg.accumulate",
      FORMULA + "[pretrain]"),
     (10, "train_distill_logits.py", "loss = loss / n_valid ",
@@ -115,6 +119,8 @@ MUTANTS = [
     (17, "dataset/teacher_cache.py", "    if len(wrong):", "    if False:",
      "test_cache.py::test_other_tokens_in_a_window_are_noticed"),
     # 17: data of another tokenizer
+    (17, "dataset/batches.py", "window, target, loss_on, documents, skip_bad_lines)",
+     "window, loss_on, documents, skip_bad_lines)", "test_reason.py::test_every_target_has_windows_of_its_own"),
     (17, "tokenizer/__init__.py", "if have != want:", "if len(have) != len(want):",
      "test_bad_input.py::test_windows_of_another_tokenizer_are_refused_with_both_fingerprints[pretrain]"),
     # 18: vocabularies that do not fit
@@ -145,6 +151,8 @@ MUTANTS = [
      "test_verify.py::test_the_final_answer_is_found"),
     (23, "dataset/verify.py", "return a == b\n    a, b", "return abs(a or 0) == abs(b or 0)\n    a, b",
      "test_verify.py::test_an_answer_holds_where_the_table_says_so"),
+    (23, "answers.py", 'extract_answer(parsed["text"]) if is_number else', 'extract_answer(parsed["text"]) if False else',
+     "test_responses.py::test_a_full_answer_is_scored_by_its_last_line_or_number"),
     # 24: tags of several pieces, or boosted elsewhere
     (24, "dataset/batches.py", "is_tag & (weight > 0)", "is_tag",
      "test_train.py::test_tag_weight_reaches_the_tag_ids_of_the_response_alone"),
@@ -153,7 +161,11 @@ MUTANTS = [
     (24, "train_distill_reason.py", "cfg.tag_weight)\n", "1.0)\n", FORMULA + "[distill_reason]"),
     (24, "tokenizer/train.py", "control_symbols=CONTROL[2:]", "user_defined_symbols=CONTROL[2:]",
      "test_tokenizer.py::test_no_text_spells_a_mark"),
+    (24, "dataset/formats.py", '    if target == "full" and turn.answer is not None:', "    if False:",
+     "test_responses.py::test_full_answers_hold_no_tag"),
     # 25: the first or the last token of a response
+    (25, "dataset/formats.py", "return t.encode(plain_reply(turn))", "return t.encode(turn.answer)",
+     "test_responses.py::test_every_assistant_turn_counts_and_no_prompt[full]"),
     (25, "dataset/formats.py", "[learned] * len(body)", "[0] + [learned] * (len(body) - 1)", SPAN),
     (25, "dataset/formats.py", "[learned] * len(body)", "[learned] * (len(body) - 1) + [0]",
      "test_train.py::test_the_supervised_tokens_are_the_responses_from_first_to_last"),
