@@ -47,7 +47,7 @@ def plain(value):
     """Any value of a row as a short text that breaks no line and no table of Markdown."""
     if not isinstance(value, (str, int, float, type(None))):
         value = f"({type(value).__name__})"
-    text = clean(str(value)[:41], "|`<>*_[]\\")
+    text = clean(str(value)[:41], "|`<>*[]\\")
     return (text[:40].strip() or "(empty)") + "…" * (len(text) > 40)
 
 

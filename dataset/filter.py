@@ -10,7 +10,7 @@ OUT byte for byte, a dropped one to OUT.dropped.jsonl with "dropped", the first 
 and "of", the line that it repeats. OUT.card.md describes what is kept. --off near,language leaves
 two of them out:
 
-    truncation  finish_reason "length", verdict "truncated", or a tag that is opened and not closed
+    truncation  finish_reason "length" (or "content_filter"), verdict "truncated", or an open tag
     format      verdict "format", or tags that formats.py cannot take apart
     answer      no answer, or another than "reference" (dataset/verify.py), or its verdict says so
     length      an answer below --min-length, a row above --max-length

@@ -142,7 +142,8 @@ def judge(keys, line, cfg, on, tokenizer):
     if isinstance(keys, dict):
         given = keys.get("verdict")
         reason = VERDICTS.get(given) if isinstance(given, str) else None
-        reason = "truncation" if keys.get("finish_reason") == "length" else reason
+        ended = keys.get("finish_reason") not in ("length", "content_filter")
+        reason = reason if ended else "truncation"
         if reason in on:
             return None, reason
     try:

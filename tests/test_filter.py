@@ -58,6 +58,8 @@ BAD = [
     ("truncation", turns(ASKED, "<think>She has 12+")),
     ("truncation", turns(ASKED, "Let me see. <think>She has 12+")),
     ("truncation", turns(ASKED, "<think>She has 17</think><answer>1")),
+    ("truncation", turns(ASKED, "<think>She has 17</think><think>or")),
+    ("truncation", turns(ASKED, "I will not", finish_reason="content_filter")),
     ("truncation", {"conversations": [{"role": "user", "content": ASKED}], "content": None,
                     "reasoning_content": "She has", "finish_reason": "length"}),
     ("format", turns(ASKED, "17", verdict="format")),
@@ -72,11 +74,13 @@ BAD = [
     ("length", turns(ASKED, " ".join(map(str, range(5000))))), ("length", turns("y" * 20_001, "17")),
     ("length", {"text": " ".join(map(str, range(6000)))}),
     ("repetition", turns(ASKED, LOOP * 20)), ("repetition", turns(ASKED, PROSE + " " + LOOP * 12)),
+    ("repetition", turns(ASKED, " ".join(map(str, range(500))) + LOOP * 12)),  # the end alone
     ("repetition", turns(ASKED, "<think>" + LOOP * 20 + "</think><answer>17</answer>")),
     ("repetition", turns(ASKED, "ha" * 300)), ("repetition", turns("笑一笑吧，好吗", "哈" * 100)),
     ("repetition", turns(ASKED, "!" * 100)), ("repetition", {"text": LOOP * 20}),
     ("language", turns(ASKED, "她现在一共有十七个苹果")),
     ("language", turns(ASKED, "<think>她有十二个，又买了五个，所以是十七个</think><answer>17</answer>")),
+    ("language", turns(ASKED, f"<think>{PROSE}</think><answer>她现在一共有十七个苹果</answer>")),
     ("language", turns("小红有12个苹果，又买了5个，一共几个？", "She has 17 apples in all.")),
     ("language", turns("Сколько яблок у Маши теперь?", "She has seventeen apples now.")),
     ("language", turns("How many apples?", "כמה תפוחים יש לה עכשיו")),
@@ -95,6 +99,8 @@ FINE = [
     turns("用Python写一个函数", "```python\ndef add(first, second):\n    return first + second\n```"),
     turns("求和", "\\frac{1}{2} + \\sqrt{x} = \\text{sum}"), turns("2+3=?", "五，因为二加三等于五"),
     turns("Translate 你好 for me", "你好 means hello, or good day"), turns(ASKED, "十七"),
+    turns("Write a text with 早上好 in it", "早上好，大家好，欢迎你们来这里"),
+    turns("Explain machine learning to me", "机器学习 (machine learning) 是一种方法"),
     turns("これは何ですか、教えてください", "本当 です。林檎 と 梨 があります"), turns("Say it in Greek", "ναι"),
     turns("Which one?", "That."), {"text": PROSE}, {"text": "短文。"}, turns("😀", "😀😂"), turns("😀", "😂😂"),
     {"conversations": [{"role": "user", "content": ASKED}], "content": "17", "reasoning_content": "12+5=17",
@@ -157,7 +163,8 @@ def test_a_changed_prompt_or_system_turn_is_no_copy_of_its_seed(sift):
     """prompts.py makes typos on purpose; the filter would undo its work."""
     seed = turns(ASKED, "It is 17.", operation="none")
     typo = ASKED.replace("apples", "aplpes")
-    other = {"messages": [{"role": "system", "content": "Be kind."}, *turns(typo, "It is 17.")["messages"]]}
+    other = {"messages": [{"role": "system", "content": "Be kind."}, *turns(typo, "It is 17.")["messages"]],
+             "operation": "none"}
     rows = [seed, turns(typo, "It is 17.", operation="typos"), other]
     assert sift(rows).dropped == []
     assert sift([seed, turns(typo, "It is 17.", operation="none")], "--fresh").reasons == ["near"]

@@ -83,6 +83,7 @@ COPIES = [
     STORY.replace("more", "moer"), STORY.replace("Then she", "She"), STORY.replace("buys", "gets"),
     STORY.replace("Mia has 12", "Mai has 12"), STORY.replace("gives away", "away gives"),
     STORY.replace("How", "Tell me: how"), STORY.replace("apples has Mia now", "apples does Mia have now"),
+    STORY.replace("Mia", "Maia"), STORY.replace("apples", "aples"),  # twice the same typo
     STORY.replace("Mia has", "Ann has", 1),  # a name in one place of two: a slip
     "How many apples has Mia now? " + STORY.replace(" How many apples has Mia now?", ""),
 ]
@@ -266,6 +267,27 @@ def test_ten_thousand_copies_cost_ten_thousand_questions():
     asked = []
     found = find_copies(one, np.zeros(10_000, dtype=np.uint64), lambda a, b: asked.append((a, b)) or True)
     assert found == dict.fromkeys(range(1, 10_000), 0) and len(asked) == 9_999
+
+
+def test_a_row_meets_the_row_before_it_and_what_that_one_copies():
+    """In a bucket that begins with a stranger: the copies behind it would be lost, or kept in turns."""
+    same = np.tile(signature(sketch(STORY, "14")), (5, 1))
+    found = find_copies(same, np.zeros(5, dtype=np.uint64), lambda earlier, later: earlier == 1)
+    assert found == {2: 1, 3: 1, 4: 1}
+
+
+def test_a_row_is_compared_with_those_that_agree_best_and_with_few():
+    """It may meet two others in each band: eighty comparisons a row are hours."""
+    rng = np.random.default_rng(0)
+    rows = np.tile(rng.integers(0, 256, 160, dtype=np.uint8), (31, 1))
+    for i in range(30):  # each agrees with the last row in half of the bands, the one before in more
+        changed = rng.permutation(BANDS)[:BANDS // (4 if i == 29 else 2)]
+        rows[i].reshape(BANDS, 4)[changed] = i
+    asked = []
+    find_copies(rows, np.zeros(31, dtype=np.uint64), lambda *pair: asked.append(pair))
+    last = [earlier for earlier, later in asked if later == 30]
+    assert len(last) == near.QUESTIONS == 4 and last[0] == 29
+    assert len(neighbours(rows, np.zeros(31, dtype=np.uint64))) > 31 * near.QUESTIONS
 
 
 def test_rows_that_only_look_alike_cost_a_bounded_number_of_questions():

@@ -54,6 +54,7 @@ def piece(text, first, count):
     (question("In 1902 somebody asked me: " + piece(NILE, 3, 13)), 1),
     (question("what is 2 + 3"), 2), (question(SHORT.replace("+", "-")), None),
     (question("Please tell me, what is 2+3?"), None),            # short: the whole question alone
+    ({"messages": [{"role": "user", "content": "Ask me!"}, {"role": "assistant", "content": SHORT}]}, None),
     ({"conversations": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": SHORT},
                         {"role": "assistant", "content": "5"}]}, 2),
     ({"messages": [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi."},
