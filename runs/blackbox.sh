@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Black box, end to end: a teacher behind HTTP, its answers filtered, students that never saw its file.
-#   bash runs/blackbox.sh      under 15 minutes on 2 cores, after bash speedrun.sh; results in out/blackbox.md
+#   bash runs/blackbox.sh      4 minutes on 2 cores, after bash speedrun.sh; results in out/blackbox.md
 # Stopped? The same command goes on where it was. PORT=8123 names the port of the teacher's server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,7 @@ asked=$out/data/blackbox-prompts.jsonl answers=$out/data/blackbox.jsonl rows=$ou
 stories=$out/data/stories
 
 # the wall: a process that gives text, on loopback
-$python serve.py --checkpoint "$out/teacher.pt" --port "$port" & server=$!
+$python serve.py --checkpoint "$out/teacher.pt" --port "$port" 2> "$out/blackbox-serve.log" & server=$!
 trap 'kill $server 2> /dev/null' EXIT
 until $python -c "import socket; socket.create_connection(('127.0.0.1', $port), 1).close()" 2> /dev/null; do
     kill -0 $server; sleep 0.5  # it ends the script where the server has ended
@@ -29,4 +29,4 @@ train="--data $rows --val $stories/val.jsonl --steps 800"
 $python train_distill_responses.py $train --target answer --name blackbox-answer
 $python train_distill_responses.py $train --name blackbox-full
 $python train_distill_reason.py $train --name blackbox-reason
-$python eval.py "$out"/blackbox-{answer,full,reason}.pt --out "$out/blackbox"
+$python eval.py "$out"/{teacher,blackbox-answer,blackbox-full,blackbox-reason}.pt --out "$out/blackbox"
