@@ -167,11 +167,7 @@ def open_run(cfg, env, inputs):
     state = load(path, made_by="the same command with --fresh")
     now = {**comparable(cfg), **inputs}
     before = {**state.get("run_config", {}), **state.get("inputs", {})}
-    differing = [f"{k} was {before.get(k)!r}, is {now.get(k)!r}"
-                 for k in sorted(set(now) | set(before)) if now.get(k) != before.get(k)]
-    if differing:
-        fail(f"{show(path)} was made by another run: " + ", ".join(differing),
-             fix="choose another --name, or replace it with --fresh")
+    cli.refuse_others(path, before, now, "run", "--name")
     check(isinstance(state.get("step"), int) and state["step"] >= 0, "--name", show(path),
           "the checkpoint of a run, with its step")
     if state["step"] >= cfg.steps:

@@ -60,6 +60,15 @@ def check_apart(flag, out, *sources):
     check(not same, flag, str(out), "a file that is not read")
 
 
+def refuse_others(path, old, new, by="command", flag="--out"):
+    """UserError with what differs between what made a file and what is asked now, two dicts."""
+    differing = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in sorted({*old, *new})
+                 if old.get(k) != new.get(k)]
+    if differing:
+        fail(f"{show(path)} was made by another {by}: " + ", ".join(differing),
+             fix=f"choose another {flag}, or replace it with --fresh")
+
+
 def need_file(path, made_by, folder=False):
     """Path of an existing, non-empty file (or folder), or UserError with what makes it."""
     path = Path(path)

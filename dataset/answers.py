@@ -84,11 +84,7 @@ def open_answers(path, header, jobs, fresh):
             found = dict(json.loads(next(file, b"")))
         except (ValueError, TypeError):
             fail(f"{show(path)} was not made by this script", fix="choose another --out")
-        differing = [f"{k} was {found.get(k)!r}, is {v!r}" for k, v in header.items()
-                     if found.get(k) != v]
-        if differing:
-            fail(f"{show(path)} was made by another command: " + ", ".join(differing),
-                 fix="choose another --out, or replace it with --fresh")
+        cli.refuse_others(path, found, header)
         for number, line in enumerate(file, 2):
             if line.endswith(b"\n"):
                 try:

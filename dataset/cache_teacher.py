@@ -132,7 +132,7 @@ def start(progress, about, fresh):
     if fresh or not progress.exists():
         return 0
     found = read_json(progress, "about", "windows")
-    refuse_others(progress.parent, found["about"], about)
+    cli.refuse_others(progress.parent, found["about"], about)
     return found["windows"]
 
 
@@ -143,15 +143,6 @@ def check_folder(folder):
         texts = [(folder / n).read_text(encoding="utf-8", errors="replace") for n in names]
         if not any("teacher_fingerprint" in text for text in texts):
             fail(f"{show(folder)} holds other files", fix="choose another --out")
-
-
-def refuse_others(folder, old, new):
-    """UserError with what differs between the cache that is there and the one that is asked for."""
-    differing = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new})
-                 if old.get(key) != new.get(key)]
-    if differing:
-        fail(f"{show(folder)} is another cache: " + ", ".join(differing),
-             fix="choose another --out, or replace it with --fresh")
 
 
 def describe(cfg, teacher, tokenizer, data, env):
@@ -198,7 +189,7 @@ def main(cfg):
     check_folder(folder)
     if finished.exists() and not cfg.fresh:
         old = {k: v for k, v in read_json(finished, *about).items() if k != "sha256"}
-        refuse_others(folder, old, about)
+        cli.refuse_others(folder, old, about)
         open_arrays(folder, about, "r")  # or one line that says what is damaged
         print(f"already made: {show(folder)} (--fresh makes it again)")
     else:

@@ -228,10 +228,7 @@ def already_made(cfg, settings):
     except (OSError, ValueError, LookupError, TypeError):
         fail(f"{show(cfg.out)} is there, without a card of this script", fix=fix)
     settings = {**settings, "output": sha256_file(cfg.out)}
-    differ = [f"{key} was {old.get(key)!r}, is {settings.get(key)!r}"
-              for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
-    if differ:
-        fail(f"{show(cfg.out)} was made otherwise: {', '.join(differ)}", fix=fix)
+    cli.refuse_others(cfg.out, old, settings)
     return True
 
 

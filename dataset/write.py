@@ -55,10 +55,7 @@ def read_parts(path, header, fresh):
         old, batches = dict(json.loads(lines[0])), [list(json.loads(line)) for line in lines[1:]]
     except (ValueError, TypeError, IndexError):
         fail(f"{show(path)} was not made by this script", fix="choose another --out")
-    differing = [f"{k} was {old.get(k)!r}, is {v!r}" for k, v in header.items() if old.get(k) != v]
-    if differing:
-        fail(f"{show(path)} was made by another command: " + ", ".join(differing),
-             fix="choose another --out, or replace it with --fresh")
+    cli.refuse_others(path, old, header)
     return batches
 
 

@@ -84,10 +84,7 @@ if [ $scale = 1 ]; then
     files="--data $prose/train.jsonl --val $val --eval-windows 0"
     pretrain_prose="train_pretrain.py $files --tokenizer $out/prose.model --lr 3e-3 --steps 1500 --weight-decay 0.5"
     prepare_prose() {
-        if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
-        if [ ! -e "$out/prose.model" ]; then
-            $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
-        fi
+        make_prose
         $python $pretrain_prose --name prose-teacher-0 --seed 0
     }
     run prose/teacher 0 $pretrain_prose

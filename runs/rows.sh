@@ -1,5 +1,5 @@
-# Finished runs as rows, for the scripts beside this one: `source runs/rows.sh` gives missing and run.
-# They read: rows (the file), group, python, out, teacher, test, eval_flags.
+# Finished runs as rows, for the scripts beside this one: `source runs/rows.sh` gives missing, run and make_prose.
+# They read: rows (the file), group, python, out, teacher, test, eval_flags, prose.
 
 # missing RECIPE SEED: is this row wanted, and not there yet?
 missing() {
@@ -18,4 +18,12 @@ run() {
     $python "$@" --name "$name" --seed "$seed"
     $python eval.py "$out/$name.pt" --teacher "$teacher" --data "$test" --out "$out/$name" \
         --speed false --row "$rows" --recipe "$recipe" $eval_flags
+}
+
+# What both scripts on prose begin with: its text in $prose, its tokenizer. The text depends on the Python version.
+make_prose() {
+    if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
+    if [ ! -e "$out/prose.model" ]; then
+        $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
+    fi
 }

@@ -1,6 +1,6 @@
 """What renormalising a top-k list does to a student (TRAPS 13), made visible: results/topk.jsonl.
 
-    python runs/topk_bias.py     after bash runs/whitebox.sh; about 15 minutes on 2 cores
+    python runs/topk_bias.py     after bash runs/whitebox.sh, which makes the teacher
 
 For some k, two students on prose learn from the same cached lists. One has the bucket for all other
 tokens, as dataset/cache_teacher.py keeps it; for the other the cache is doctored: the k log-

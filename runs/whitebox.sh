@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # White box, every way: what the teacher's distribution, hidden states, relations and layers are worth on prose.
-#   bash runs/whitebox.sh           two seeds of all, four new ones of the best; about 3 hours on 2 cores
-#   bash runs/whitebox.sh --times   what a step of each costs, taking turns; 10 minutes on an idle machine
+#   bash runs/whitebox.sh           two seeds of all, four new ones of the best; hours on 2 cores
+#   bash runs/whitebox.sh --times   what a step of each costs, taking turns, on an idle machine
 #   SEEDS=1 ONLY="white/c*" bash runs/whitebox.sh    some of the seeds, the recipes that fit a pattern
 # Rows in results/whitebox.jsonl, times in results/whitebox-times.jsonl; what is there is skipped. A new
 # way to distil is one line that begins with "mode".
@@ -19,10 +19,7 @@ teacher=$out/white-teacher-0.pt cache=$out/data/white-cache mixed=$out/data/whit
 files="--data $prose/train.jsonl --val $val --eval-windows 0"
 pretrain="train_pretrain.py $files --tokenizer $out/prose.model --size 3m-deep --lr 3e-3 --steps 1500 --weight-decay"
 prepare_white() {
-    if [ ! -e "$prose/about.json" ]; then $python dataset/prose.py; fi
-    if [ ! -e "$out/prose.model" ]; then
-        $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
-    fi
+    make_prose
     $python $pretrain 1 --name white-teacher-0 --seed 0
     local kind
     for kind in topk sampled hidden; do make_cache $kind; done
@@ -88,7 +85,7 @@ trials() {
     trial forward/decay-.3     $cached "$cache-hidden" --steps 1000 --weight-decay 0.3
     trial forward/decay-.6     $cached "$cache-hidden" --steps 1000
     trial forward/decay-1      $cached "$cache-hidden" --steps 1000 --weight-decay 1
-    trial init/decay-.3        $logits $init --steps 1000 --weight-decay 0.3
+    trial init/1,8,14          $logits $init --steps 1000 --weight-decay 0.3
     trial init/decay-.6        $logits $init --steps 1000
     trial init-hidden/batch-4  $features $init --steps 2000 --batch 4 --hidden-layers last
     trial init-hidden/weight-4 $features $init --steps 1000 --hidden-layers last --hidden-weight 4
