@@ -6,7 +6,7 @@
     d is MSE or 1 - cosine; P a learned projection where the widths differ; R = softmax(a a^T/c^.5)
     says how similar the tokens are to each other, by their queries, keys or values (MiniLMv2)
 
-One CPU command (3 minutes):        python train_distill_features.py
+One CPU command (2 minutes):        python train_distill_features.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_features.py --size 2m
 The last line but one:              out/student-features.pt: validation ce ... nats a token ...
 

@@ -145,6 +145,21 @@ def checked(turns):
     return turns
 
 
+def with_reply(row):
+    """A row as it is, or, where it ends before the assistant's reply, with "?" in that place: the
+    readers demand one. A prompt whose answer nobody knows is so told from others."""
+    if not isinstance(row, dict):
+        return row
+    for key in ("conversations", "messages"):
+        last = row[key][-1] if isinstance(row.get(key), list) and row[key] else None
+        if isinstance(last, dict) and last.get("role") == "user":
+            return {key: [*row[key], dict(role="assistant", content="?")]}
+    for key, reply in (("question", "answer"), ("instruction", "output")):
+        if key in row and row.get(reply) in (None, ""):
+            return {**row, reply: "?"}
+    return row
+
+
 def string(row, key):
     """row[key], which must be a valid text."""
     value = row.get(key)

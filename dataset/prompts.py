@@ -41,7 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli import OUT, atomic_write, check, check_apart, fail, need_file, run, show  # noqa: E402
 from dataset import stories, suites  # noqa: E402
 from dataset.formats import (BadRow, Turn, bad_lines_text, parse_response_text,  # noqa: E402
-                             parse_row, read_documents, string, turn_row)
+                             parse_row, read_documents, string, turn_row,
+                             with_reply)
 from dataset.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noqa: E402
 from dataset.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
 from dataset.verify import marked, parse_number  # noqa: E402
@@ -78,7 +79,7 @@ def parse_prompt(row):
     try:
         turns = parse_row(row)
     except BadRow:
-        turns = parse_row(with_answer(row))[:-1]
+        turns = parse_row(with_reply(row))[:-1]
     if isinstance(turns, str):
         raise BadRow("plain text", expected="a prompt: see dataset/formats.py")
     if all(turn.role != "user" for turn in turns):
@@ -88,20 +89,6 @@ def parse_prompt(row):
         raise BadRow("a question that is kept for the evaluation", expected="no row of val.jsonl, "
                      "test.jsonl or a suite: nobody may train on these")
     return row, turns
-
-
-def with_answer(row):
-    """The row with something in place of a missing answer, so that it can be parsed; or itself."""
-    if not isinstance(row, dict):
-        return row
-    for key in ("conversations", "messages"):
-        last = row[key][-1] if isinstance(row.get(key), list) and row[key] else None
-        if isinstance(last, dict) and last.get("role") == "user":
-            return {key: [*row[key], dict(role="assistant", content="?")]}
-    for key, reply in (("question", "answer"), ("instruction", "output")):
-        if key in row and row.get(reply) in (None, ""):
-            return {**row, reply: "?"}
-    return row
 
 
 def known_answer(turn):

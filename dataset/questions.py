@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Optional
 
 from cli import fail, show
-from dataset.formats import (BadRow, Turn, bad_lines_text, parse_conversation, parse_row,
-                             read_documents, short, string)
+from dataset.formats import (BadRow, Turn, bad_lines_text, parse_row, read_documents, short,
+                             string, with_reply)
 from dataset.verify import extract_answer
 
 
@@ -26,17 +26,12 @@ class Prompt:
 
 def parse_prompt(row):
     """A row of any format as a Prompt, its source empty where the row has none; or BadRow."""
-    turns = row.get("conversations", row.get("messages")) if isinstance(row, dict) else None
-    last = turns[-1] if isinstance(turns, list) and turns else None
-    if isinstance(last, dict) and last.get("role") == "user":
-        stand_in = dict(role="assistant", content="?")  # the reader demands an answer
-        *turns, _ = parse_conversation([*turns, stand_in])
-        reference = None
-    else:
-        document = parse_row(row)
-        if isinstance(document, str):
-            raise BadRow("plain text", short(document), "a conversation with a known answer")
-        *turns, said = document
+    document = parse_row(with_reply(row))
+    if isinstance(document, str):
+        raise BadRow("plain text", short(document), "a conversation with a known answer")
+    *turns, said = document
+    reference = None
+    if with_reply(row) is row:
         reference = said.answer if said.answer is not None else extract_answer(said.content)
         if reference is None:
             raise BadRow("no known answer", short(said.content),
