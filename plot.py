@@ -10,6 +10,7 @@
     pareto.png        accuracy against decode speed        (results/students.jsonl)
     sweep.png         temperature x alpha                  (results/sweep.jsonl)
     topk.png          top-k lists, renormalised or not     (results/topk.jsonl)
+    amount.png        accuracy against the teacher's rows  (results/blackbox.jsonl)
 """
 import csv
 import json
@@ -37,6 +38,7 @@ class Config:
     students: str = ROOT / "results/students.jsonl"  # rows of runs/students.sh
     sweep: str = ROOT / "results/sweep.jsonl"        # rows of runs/sweep.sh
     topk: str = ROOT / "results/topk.jsonl"          # rows of runs/topk_bias.py
+    blackbox: str = ROOT / "results/blackbox.jsonl"  # rows of runs/lessons.sh
     out: str = ""                  # folder of the figures; empty: docs/figures, of logs out/figures
 
 
@@ -240,12 +242,41 @@ def topk(cfg, plt):
     return "topk.png"
 
 
+def amount(cfg, plt):
+    """Accuracy against the share of the teacher's rows, a dot a seed, and what bare answers reach
+    with all of them."""
+    if not Path(cfg.blackbox).exists():
+        return None
+    found, bare = {}, []
+    for row in rowfile.read(cfg.blackbox, "metrics"):
+        name, exact = row["recipe"].split("/")[-1], row["metrics"]["exact"]
+        if name == "cot" or name.startswith("rows-"):
+            found.setdefault(100 if name == "cot" else int(name[5:]), []).append(exact)
+        elif name == "bare":
+            bare.append(exact)
+    if not found:
+        return None
+    shares = sorted(found)
+    [line] = plt.plot(shares, [fmean(found[s]) for s in shares], label="chains of thought")
+    for share in shares:
+        plt.scatter([share] * len(found[share]), found[share], 50, color=line.get_color())
+    if bare:
+        plt.axhline(fmean(bare), color="gray", linestyle="--", label="bare answers of all rows")
+    plt.xscale("log")
+    plt.xticks(shares, [f"{s} %" for s in shares])
+    plt.xlabel("share of the teacher's rows (logarithmic)")
+    plt.ylabel("exact match")
+    plt.ylim(0, 1)
+    plt.legend()
+    return "amount.png"
+
+
 def main(cfg):
     """Draw every figure whose data are there."""
     plt = pyplot()
     cfg.out = cfg.out or (OUT / "figures" if cfg.logs else ROOT / "docs/figures")
     Path(cfg.out).mkdir(parents=True, exist_ok=True)
-    figures = (curves, soft_targets, reliability, robustness, pareto, sweep, topk)
+    figures = (curves, soft_targets, reliability, robustness, pareto, sweep, topk, amount)
     for draw in figures[:1] if cfg.logs else figures:
         try:
             name = draw(cfg, plt)

@@ -151,7 +151,8 @@ def main(cfg):
             else:
                 with env.autocast():
                     logits = run_model(x, document, keep)    # (N, V)
-                ce = cross_entropy(logits, y[keep])          # (N,) float32
+                # (N,) float32; at alpha 1 it is for the log alone: no gradient of zeros
+                ce = cross_entropy(logits.detach() if cfg.alpha == 1 else logits, y[keep])
                 if cache:                                    # the teacher ran before
                     rows = rows_of(cache, windows)           # each (N, ...)
                     kd = cached_divergence(cache, rows, cfg.divergence, logits, mix)  # (N,)

@@ -10,18 +10,15 @@ if [ ! -e "$out/teacher.pt" ]; then echo "first: bash speedrun.sh" >&2; exit 2; 
 asked=$out/data/blackbox-prompts.jsonl answers=$out/data/blackbox.jsonl rows=$out/data/blackbox-filtered.jsonl
 stories=$out/data/stories
 
-# the wall: a process that gives text, on loopback
-$python serve.py --checkpoint "$out/teacher.pt" --port "$port" 2> "$out/blackbox-serve.log" & server=$!
-trap 'kill $server 2> /dev/null' EXIT
-until $python -c "import socket; socket.create_connection(('127.0.0.1', $port), 1).close()" 2> /dev/null; do
-    kill -0 $server; sleep 0.5  # it ends the script where the server has ended
-done
+source runs/rows.sh
+teacher=$out/teacher.pt
+serve
 
 # ask, filter, look at the card
 $python dataset/prompts.py --input "$stories/distill.jsonl" --out "$asked"
 $python dataset/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$asked" \
     --questions 4000 --out "$answers"
-kill $server; trap - EXIT
+kill $server
 $python dataset/filter.py --input "$answers" --out "$rows" --against "$stories/val.jsonl" "$stories/test.jsonl"
 
 # the same rows, three lessons: bare answers, whole replies, chains of thought

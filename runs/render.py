@@ -47,7 +47,7 @@ def read_rows(*paths):
 def all_rows():
     """The rows of the files whose recipes are compared over seeds."""
     return read_rows(*(ROOT / f"results/{name}.jsonl"
-                       for name in ("spine", "scoreboard", "whitebox")))
+                       for name in ("spine", "scoreboard", "whitebox", "blackbox")))
 
 
 def seeds_of(rows, recipe):
@@ -339,8 +339,9 @@ def step_times():
 
 
 def white_table(rows, group):
-    """Every white-box recipe against the student without a teacher: at as many steps, and at as
-    many as fit into the recipe's time (the baseline with the smallest budget that is enough)."""
+    """Every white-box recipe against the student without a teacher: at as many steps, and at equal
+    wall-clock. There it has the smallest budget that is enough, or, as it overfits, the best one
+    below that; validation chooses."""
     times, teacher = step_times(), first(rows, "white/teacher")["metrics"]
     plain, _ = times["white/alone"]
     base = values(rows, f"{group}/alone", "ce")
@@ -354,6 +355,8 @@ def white_table(rows, group):
     for recipe in [r for _, r in longer] + [r for r in rows if r.startswith(f"{group}/") and
                                             "/alone" not in r and "/teacher" not in r]:
         ce, name, alone = values(rows, recipe, "ce"), recipe.split("/")[1], "/alone" in recipe
+        if not alone and f"white/{name}" not in times:
+            fail(f"no time of a step of {recipe}", fix="bash runs/whitebox.sh --times")
         ms, making = times["white/alone" if alone else f"white/{name}"]
         own = first(rows, recipe)["config"]["steps"]
         cells = [f"{spread(ce, '.4f')}", spread(values(rows, recipe, "kl"), ".3f"), "", "", "", "",
@@ -366,7 +369,10 @@ def white_table(rows, group):
                      f"{group}/alone-{needed:.0f} or more", "bash runs/whitebox.sh")
             gap = statistics.mean(base.values()) - teacher["ce"]
             cells[2] = f"{-paired(base, ce)[0] / gap:.0%}" if gap >= 0.15 else f"gap {gap:.3f}"
-            for i, other in ((3, base), (5, values(rows, enough[0], "ce"))):
+            allowed = [r for _, r in longer][:[r for _, r in longer].index(enough[0]) + 1]
+            longest = min(allowed, key=lambda r: statistics.fmean(
+                row["val_ce"] for row in seeds_of(rows, r).values()))
+            for i, other in ((3, base), (5, values(rows, longest, "ce"))):
                 cells[i] = "{:+.4f} ± {:.4f}".format(*paired(other, ce))
                 cells[i + 1] = verdict(other, ce, -1)
         elif own == steps:
@@ -389,6 +395,95 @@ def recipes_table(rows, *groups):
     return "\n".join(lines)
 
 
+# --- black box: results/blackbox.jsonl, of runs/lessons.sh -----------------------------------------
+
+LESSONS = dict(bare="bare answers", full="whole replies, no tags", cot="chains of thought",
+               mixed="half with a thought, half without", multi="both tasks, asked for a chain")
+LESSONS["multi-bare"] = "both tasks, asked for an answer"
+SEEN = ("typos", "names", "order", "no_punctuation")  # suites whose operation runs/lessons.sh uses
+
+
+def marks(rows, recipe, *suites):
+    """Accuracy on some suites as one value a problem -> (n,), mean over seeds."""
+    found = [r["metrics"]["suites_right"] for r in seeds_of(rows, recipe).values()]
+    return sum(suite_values({"clean": right["clean"], **{f"{s}_": right[s] for s in suites}})
+               for right in found) / len(found)
+
+
+def points(differences):
+    """Mean and 95 % bootstrap interval of paired differences of accuracy, in points, as text."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in bootstrap(differences)))
+
+
+def lessons_table(rows):
+    """One teacher's text, learned in five ways at equal tokens from one initialisation."""
+    lines = ["| learned | tokens | of them count | exact | of the teacher's | mean of the suites | "
+             "format | tokens an answer | against bare answers | verdict |",
+             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"]
+    whole = first(rows, "blackbox/teacher")["metrics"]["exact"]
+    bare = values(rows, "blackbox/bare", "exact")
+    for name, words in (("teacher", "the teacher itself"), *LESSONS.items()):
+        row, recipe = first(rows, f"blackbox/{name}"), f"blackbox/{name}"
+        exact = values(rows, recipe, "exact")
+        kept = ["-"] * 3
+        if name != "teacher":
+            kept[0] = f"{statistics.fmean(exact.values()) / whole:.1%}"
+            if name != "bare":
+                mean, half = paired(bare, exact)
+                kept[1:] = f"{100 * mean:+.1f} ± {100 * half:.1f}", verdict(bare, exact, 1)
+        lines.append(f"| {words} | {row['tokens']:,} | {row['supervised']:,} | "
+                     f"{exact_match(rows, recipe)} | {kept[0]} | "
+                     f"{spread(values(rows, recipe, 'suite_mean'), '.1%')} | "
+                     f"{spread(values(rows, recipe, 'format'), '.1%')} | "
+                     f"{spread(values(rows, recipe, 'answer_tokens'), '.1f')} | {kept[1]} | "
+                     f"{kept[2]} |")
+    return "\n".join(lines)
+
+
+def enriched_table(rows):
+    """Disturbed questions among those that the teacher was asked, against none, as many rows."""
+    there = first(rows, "blackbox/cot")["metrics"]["suites_right"]
+    held = [s for s in there if s not in (*SEEN, "clean", "other_language")]
+    lines = ["| suites | n | plain questions | half disturbed | points (95 %, paired by problem) |",
+             "|---|---:|---:|---:|---:|"]
+    for name, suites in (("clean", ["clean"]), ("mean of those in training", SEEN),
+                         *[(s, [s]) for s in SEEN], ("mean of those held out", held),
+                         *[(s, [s]) for s in held]):
+        plain, rich = (marks(rows, f"blackbox/{r}", *suites) for r in ("plain", "cot"))
+        n = sum(c != "-" for s in suites for c in there[s])
+        lines.append(f"| {name.replace('_', ' ')} | {n:,} | {plain.mean():.1%} | {rich.mean():.1%} | "
+                     f"{points(rich - plain)} |")
+    return "\n".join(lines)
+
+
+def spoiled_table(rows):
+    """The same chains unjudged, out of order, or with a wrong end, against them as they were kept."""
+    lines = ["| the rows | exact | against the kept ones | verdict |", "|---|---:|---:|---|",
+             f"| kept: judged and filtered | {exact_match(rows, 'blackbox/cot')} | - | - |"]
+    base = values(rows, "blackbox/cot", "exact")
+    for name, words in (("unjudged", "unjudged: as many, of all answers, right and wrong"),
+                        ("shuffled", "half of the chains of several steps shuffled"),
+                        ("wrong", "half of the chains end with a wrong number")):
+        found = values(rows, f"blackbox/{name}", "exact")
+        mean, half = paired(base, found)
+        lines.append(f"| {words} | {exact_match(rows, f'blackbox/{name}')} | "
+                     f"{100 * mean:+.1f} ± {100 * half:.1f} | {verdict(base, found, 1)} |")
+    return "\n".join(lines)
+
+
+def amount_table(rows):
+    """How accuracy grows with the teacher's rows."""
+    lines = ["| rows | share | exact | best step | validation ce |", "|---:|---:|---:|---:|---:|"]
+    for percent in (1, 3, 10, 30, 100):
+        recipe = f"blackbox/rows-{percent}" if percent < 100 else "blackbox/cot"
+        found = seeds_of(rows, recipe).values()
+        best = statistics.fmean(r["best_step"] for r in found)
+        count = first(rows, recipe)["config"]["documents"]  # 0: all
+        lines.append(f"| {f'{count:,}' if count else 'all'} | {percent}% | {exact_match(rows, recipe)} | "
+                     f"{best:,.0f} | {statistics.fmean(r['val_ce'] for r in found):.4f} |")
+    return "\n".join(lines)
+
+
 def scoreboard(_):
     """The speedrun's own table, from the JSON that eval.py wrote at its end."""
     found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))
@@ -401,7 +496,7 @@ def machines_table(_):
              "|---|---|---|---|---:|---:|"]
     for name, script in (("scoreboard", "results.sh"), ("students", "students.sh"),
                          ("teachers", "students.sh"), ("sweep", "sweep.sh"), ("spine", "spine.sh"),
-                         ("whitebox", "whitebox.sh")):
+                         ("whitebox", "whitebox.sh"), ("blackbox", "lessons.sh")):
         found = {}
         for row in more_rows(name):
             v = row["versions"]
@@ -457,6 +552,10 @@ TABLES = {
                                              "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
                                              "gsm8k/answer"]),
     "trials": trials_table,
+    "lessons": lessons_table,
+    "enriched": enriched_table,
+    "spoiled": spoiled_table,
+    "amount": amount_table,
     "students": students_table,
     "teachers": teachers_table,
     "sweep": sweep_table,

@@ -1,5 +1,5 @@
-# Finished runs as rows, for the scripts beside this one: `source runs/rows.sh` gives missing, run and make_prose.
-# They read: rows (the file), group, python, out, teacher, test, eval_flags, prose.
+# Finished runs as rows, for the scripts beside this one: `source runs/rows.sh` gives missing, run, make_prose
+# and serve. They read: rows (the file), group, python, out, teacher, test, eval_flags, prose, port.
 
 # missing RECIPE SEED: is this row wanted, and not there yet?
 missing() {
@@ -26,4 +26,14 @@ make_prose() {
     if [ ! -e "$out/prose.model" ]; then
         $python tokenizer/train.py "$prose/train.jsonl" --out "$out/prose.model"
     fi
+}
+
+# The wall of the black box: a process that gives $teacher's text, on loopback, until its caller kills
+# $server; this script's end kills it, too.
+serve() {
+    $python serve.py --checkpoint "$teacher" --port "$port" 2> "$out/blackbox-serve.log" & server=$!
+    trap 'kill $server 2> /dev/null' EXIT
+    until $python -c "import socket; socket.create_connection(('127.0.0.1', $port), 1).close()" 2> /dev/null; do
+        kill -0 $server; sleep 0.5  # it ends the script where the server has ended
+    done
 }

@@ -39,7 +39,7 @@ make_cache() {  # of the students' documents, once, for any number of students
 # mode NAME SCRIPT FLAGS...: one recipe. With --times, 60 steps of it instead, and a row of their time.
 times=results/whitebox-times.jsonl
 # In the group "best" those of $best alone.
-best="alone alone-1400 alone-2600 cached-hidden hidden init init-hidden init-hidden-written"
+best="alone alone-1400 alone-4000 cached-hidden hidden init init-hidden init-hidden-written"
 mode() {
     local name=$1; shift
     if [ $group = best ]; then
@@ -47,13 +47,20 @@ mode() {
         if [[ $name != alone* ]]; then set -- "$@" --temperature 1.5; fi  # as the trials say
     fi
     if [ "$turn" = 0 ]; then run "$group/$name" "$seed" "$@"; return; fi
-    if ! rows=$times missing "white/$name" "$turn"; then return 0; fi
+    if [[ $name == alone-* ]] || ! rows=$times missing "white/$name" "$turn"; then return 0; fi
     local making=0
-    if [[ "$*" == *--cache* ]]; then making=$cached_in; elif [[ "$*" == *"$mixed"* ]]; then making=$written_in; fi
+    if [[ "$*" == *--cache* ]]; then
+        cached_in=${cached_in:-$(took make_cache topk --fresh)} making=$cached_in
+    elif [[ "$*" == *"$mixed"* ]]; then
+        written_in=${written_in:-$(took write_documents --fresh)} making=$written_in
+    fi
     $python "$@" --steps 60 --log-every 2 --eval-every 1000 --save-every 1000 --fresh --name white-time
     $python runs/step_time.py "$out/white-time.csv" --recipe "white/$name" --turn "$turn" --row $times \
         --making $making
 }
+
+# took COMMAND...: its seconds, from its start to its end: what a cache costs, or the teacher's documents
+took() { local began=$SECONDS; "$@" >&2; echo $((SECONDS - began)); }
 
 # trial NAME SCRIPT FLAGS...: a setting tried at a seed that no table uses, scored on validation data
 trial() {
@@ -113,18 +120,13 @@ recipes() {
     mode forward            $logits --steps 1000
     mode relations          $features --steps 1000 --hidden-weight 0 --relation-weight 1
     mode alone-1400         $alone --steps 1400
-    mode alone-2600         $alone --steps 2600
+    mode alone-4000         $alone --steps 4000
     mode on-policy          train_distill_onpolicy.py $online --steps 1000 --divergence forward_kl --on-policy-share 0.25
 }
 turn=0
 if [ "${1:-}" = --times ]; then
     prepare_white; seed=9
-    for turn in 1 2; do
-        # what a cache costs, and what the teacher's documents do: from the script's start to its end
-        began=$SECONDS; make_cache topk --fresh; cached_in=$((SECONDS - began))
-        began=$SECONDS; write_documents --fresh; written_in=$((SECONDS - began))
-        recipes
-    done
+    for turn in 1 2; do cached_in="" written_in=""; recipes; done
     exit
 fi
 run white/teacher 0 $pretrain 1

@@ -125,7 +125,7 @@ def test_a_changed_figure_no_longer_fits_its_digest(tmp_path):
 
 
 def row(recipe, seed, ce, exact=0.5, steps=10, **metrics):
-    return dict(recipe=recipe, seed=seed, config=dict(steps=steps), tokens=1, best_step=steps,
+    return dict(recipe=recipe, seed=seed, config=dict(steps=steps), tokens=1, best_step=steps, val_ce=ce,
                 metrics=dict(ce=ce, exact=exact, n=10, parameters=100) | metrics)
 
 
@@ -185,6 +185,10 @@ def test_a_recipe_is_judged_against_as_much_time(monkeypatch):
     cells = [c.strip() for c in render.white_table(rows, "white").splitlines()[-1].split("|")[1:-1]]
     assert cells[:3] == ["hidden", "2.00", "0.0"] and cells[5] == "79%"  # 0.8 of the gap of 1.015
     assert cells[6:] == ["-0.8000 ± 0.0000", "BEATS", "+0.2000 ± 0.0000", "DOES NOT BEAT"]
+    for r in rows["white/alone-25"].values():  # overfitted, as validation sees: then it stops early
+        r["val_ce"] = 3.0
+    cells = [c.strip() for c in render.white_table(rows, "white").splitlines()[-1].split("|")[1:-1]]
+    assert cells[8:] == ["-0.7000 ± 0.0000", "BEATS"]
     times["white/hidden"] = (251, 0)
     with pytest.raises(cli.UserError, match="as long as 25 steps alone"):
         render.white_table(rows, "white")

@@ -23,7 +23,9 @@ def flags(tmp_path, tiny_world, out_dir):
         sweep="".join(row(f"s{t}{a}", 1, t * a / 10, temperature=t, alpha=a)
                       for t in (1, 2) for a in (0.5, 1)),
         topk="".join(row(f"{kind}/{k}", 9, 0) for kind in ("bucket", "renormalised")
-                     for k in (8, 2)))
+                     for k in (8, 2)),
+        blackbox=row("blackbox/rows-10", 1, 0.5) + row("blackbox/rows-10", 2, 0.7) +
+        row("blackbox/cot", 1, 0.9) + row("blackbox/bare", 1, 0.2))
     for name, text in files.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
     for name in ("alone", "logits"):
@@ -32,7 +34,7 @@ def flags(tmp_path, tiny_world, out_dir):
             "--question=2 + 3?", *(f"--{name}={tmp_path / name}.jsonl" for name in files)]
 
 
-NAMES = ["curves", "pareto", "reliability", "robustness", "soft-targets", "sweep", "topk"]
+NAMES = ["amount", "curves", "pareto", "reliability", "robustness", "soft-targets", "sweep", "topk"]
 
 
 @pytest.fixture
@@ -64,6 +66,8 @@ def test_the_figures_show_the_rows(call, flags, drawn):
     sure = 100 * (50 * 0.2 + 90 * 0.1 - 2 * 0.9) / 142  # points surer than right, over all tokens
     assert bucket.get_label().startswith("one bucket")
     assert bucket.get_xydata().tolist() == [[2, pytest.approx(sure)], [8, pytest.approx(sure)]]
+    amount = drawn["amount.png"].get_lines()
+    assert amount[0].get_xydata().tolist() == [[10, pytest.approx(0.6)], [100, 0.9]] and amount[1].get_ydata()[0] == 0.2
     sweep = drawn["sweep.png"]
     assert sweep.images[0].get_array().tolist() == [[0.05, 0.1], [0.1, 0.2]]  # tau down, alpha across
     assert drawn["reliability.png"].lines[1].get_xydata().tolist() == [[0.4, 0.2], [0.9, 0.8]]  # no (2, ...)

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# What black-box data is worth: five lessons from one teacher's text, its prompts, its filter, its amount, spoiled.
+#   bash runs/lessons.sh            four seeds, after bash speedrun.sh; two hours on 2 cores; rows in results/blackbox.jsonl
+#   SEEDS=1 ONLY="blackbox/rows-*" bash runs/lessons.sh    some of the seeds, the recipes that fit a pattern
+# The teacher stands behind HTTP: no student reads its file. A row that is there is skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+out=${MINIDISTILL_OUT:-out} port=${PORT:-8124}
+if [ ! -e "$out/teacher.pt" ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
+rows=results/blackbox.jsonl group=blackbox teacher=$out/teacher.pt stories=$out/data/blackbox-stories
+test=$stories/test.jsonl made=$out/data/blackbox
+source runs/rows.sh
+mkdir -p results
+
+prepare_blackbox() {
+    if [ -e "$made-ready" ]; then return 0; fi
+    $python dataset/stories.py --train 1 --test 2000 --out "$stories"
+    $python dataset/suites.py --data "$test" --out "$out/data/blackbox-suites"
+    # 8,000 questions as they are; and 8,000 of which half are disturbed: adversarial ones, edge cases
+    $python dataset/prompts.py --input "$stories/distill.jsonl" --out "$made-rich-prompts.jsonl" \
+        --operations typos,invented,no_punctuation,order,format_trap,boundary,deeper
+    serve
+    ask plain "$stories/distill.jsonl"
+    ask rich "$made-rich-prompts.jsonl"
+    kill $server
+    # as many rows of each: the teacher fails at more of the disturbed questions
+    local n
+    n=$(wc -l < "$made-rich-kept.jsonl")
+    head -n "$n" "$made-plain-kept.jsonl" > "$made-plain.jsonl"
+    cp "$made-rich-kept.jsonl" "$made-rich.jsonl"
+    # and spoiled: answers that nobody judged, chains out of order, chains that end wrong
+    $python dataset/spoil.py --how unjudged --input "$made-rich-raw.jsonl.all.jsonl" --out "$made-all.jsonl" --fresh
+    head -n "$n" "$made-all.jsonl" > "$made-unjudged.jsonl"
+    $python dataset/spoil.py --how shuffled --input "$made-rich.jsonl" --out "$made-shuffled.jsonl" --fresh
+    $python dataset/spoil.py --how wrong --input "$made-rich.jsonl" --out "$made-wrong.jsonl" --fresh
+    touch "$made-ready"
+}
+ask() {  # NAME PROMPTS: the teacher's answers, and those that the filter keeps
+    $python dataset/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$2" --out "$made-$1-raw.jsonl"
+    $python dataset/filter.py --input "$made-$1-raw.jsonl" --out "$made-$1-kept.jsonl" --against "$stories/val.jsonl" "$test"
+}
+
+# lesson NAME ROWS SCRIPT FLAGS...: one student
+lesson() {
+    local name=$1 data=$2; shift 2
+    run "blackbox/$name" "$seed" "$@" --data "$made-$data.jsonl" --val "$stories/val.jsonl" --steps 1600 --lr 1e-2
+}
+reason=train_distill_reason.py answers=train_distill_responses.py
+clean="--questions 2000" eval_flags="$clean --suites $out/data/blackbox-suites"
+if missing blackbox/teacher 0; then
+    prepare_blackbox
+    $python eval.py "$teacher" --data "$test" --out "$out/blackbox-teacher" --speed false --row "$rows" \
+        --recipe blackbox/teacher $eval_flags
+fi
+for seed in ${SEEDS:-1 2 3 4}; do
+    lesson cot          rich  $reason
+    lesson plain        plain $reason
+    lesson bare         rich  $answers --target answer
+    lesson full         rich  $answers
+    lesson mixed        rich  $reason --target mixed
+    eval_flags="$eval_flags --target cot" lesson multi rich $reason --target multi
+    if missing blackbox/multi-bare "$seed"; then
+        $python eval.py "$out/blackbox-multi-$seed.pt" --teacher "$teacher" --data "$test" --speed false $eval_flags \
+            --target answer --out "$out/blackbox-multi-bare-$seed" --row "$rows" --recipe blackbox/multi-bare
+    fi
+    lesson unjudged     unjudged $reason
+    eval_flags=$clean
+    lesson shuffled     shuffled $reason
+    lesson wrong        wrong    $reason
+    n=$(wc -l < "$made-rich.jsonl")
+    for percent in 1 3 10 30; do
+        lesson rows-$percent rich $reason --documents $((n * percent / 100))
+    done
+    eval_flags="$clean --suites $out/data/blackbox-suites"
+done
+if [ -z "${ONLY:-}" ]; then $python runs/render.py; fi
