@@ -382,6 +382,32 @@ def white_table(rows, group):
     return "\n".join(lines)
 
 
+def stories_table(rows):
+    """White-box recipes on the stories, beside the scoreboard's rows of the same seeds."""
+    seeds = seeds_of(rows, "few-white/jsd")
+    rows = {name: {s: found[s] for s in seeds if s in found} for name, found in rows.items()}
+    base = values(rows, "few/alone", "exact")
+    lines = ["| student | steps | test ce | KL to the teacher | exact | mean of the suites | "
+             "minutes | points against alone | verdict |", "|---|---:|---:|---:|---:|---:|---:|---:|---|"]
+    for recipe in ("few/alone", *(f"{r}{axis}" for r in ("few/logits", "few-white/jsd",
+                   "few-white/hidden", "few-white/on-policy") for axis in ("", "-wall"))):
+        found, exact = seeds_of(rows, recipe), values(rows, recipe, "exact")
+        minutes = statistics.fmean(r["train_seconds"] for r in found.values()) / 60
+        against = ["-", "-"]
+        if recipe != "few/alone":
+            against = ["{:+.1f} ± {:.1f}".format(*(100 * x for x in paired(base, exact))),
+                       verdict(base, exact, 1)]
+        axis = "equal wall-clock" if recipe.endswith("-wall") else "equal tokens"
+        name = recipe.split("/")[1].removesuffix("-wall")
+        lines.append(f"| {name}{'' if name == 'alone' else f', {axis}'} | "
+                     f"{first(rows, recipe)['config']['steps']:,} | "
+                     f"{spread(values(rows, recipe, 'ce'), '.4f')} | "
+                     f"{spread(values(rows, recipe, 'kl'), '.3f')} | {exact_match(rows, recipe)} | "
+                     f"{spread(values(rows, recipe, 'suite_mean'), '.1%')} | {minutes:.1f} | "
+                     f"{against[0]} | {against[1]} |")
+    return "\n".join(lines)
+
+
 def recipes_table(rows, *groups):
     """What the rows of some groups say so far, without a comparison: seeds, ce, KL, minutes."""
     lines = ["| recipe | seeds | steps | test ce | KL to the teacher | minutes of training |",
@@ -395,7 +421,7 @@ def recipes_table(rows, *groups):
     return "\n".join(lines)
 
 
-# --- black box: results/blackbox.jsonl, of runs/lessons.sh -----------------------------------------
+# --- black box: results/blackbox.jsonl, of runs/lessons.sh ----------------------------------------
 
 LESSONS = dict(bare="bare answers", full="whole replies, no tags", cot="chains of thought",
                mixed="half with a thought, half without", multi="both tasks, asked for a chain")
@@ -451,13 +477,13 @@ def enriched_table(rows):
                          *[(s, [s]) for s in held]):
         plain, rich = (marks(rows, f"blackbox/{r}", *suites) for r in ("plain", "cot"))
         n = sum(c != "-" for s in suites for c in there[s])
-        lines.append(f"| {name.replace('_', ' ')} | {n:,} | {plain.mean():.1%} | {rich.mean():.1%} | "
-                     f"{points(rich - plain)} |")
+        lines.append(f"| {name.replace('_', ' ')} | {n:,} | {plain.mean():.1%} | "
+                     f"{rich.mean():.1%} | {points(rich - plain)} |")
     return "\n".join(lines)
 
 
 def spoiled_table(rows):
-    """The same chains unjudged, out of order, or with a wrong end, against them as they were kept."""
+    """The same chains unjudged, out of order, or with a wrong end, against those that were kept."""
     lines = ["| the rows | exact | against the kept ones | verdict |", "|---|---:|---:|---|",
              f"| kept: judged and filtered | {exact_match(rows, 'blackbox/cot')} | - | - |"]
     base = values(rows, "blackbox/cot", "exact")
@@ -479,8 +505,8 @@ def amount_table(rows):
         found = seeds_of(rows, recipe).values()
         best = statistics.fmean(r["best_step"] for r in found)
         count = first(rows, recipe)["config"]["documents"]  # 0: all
-        lines.append(f"| {f'{count:,}' if count else 'all'} | {percent}% | {exact_match(rows, recipe)} | "
-                     f"{best:,.0f} | {statistics.fmean(r['val_ce'] for r in found):.4f} |")
+        lines.append(f"| {f'{count:,}' if count else 'all'} | {percent}% | "
+                     f"{exact_match(rows, recipe)} | {best:,.0f} | {statistics.fmean(r['val_ce'] for r in found):.4f} |")
     return "\n".join(lines)
 
 
@@ -546,6 +572,7 @@ TABLES = {
     "prose": lambda rows: modes_table(rows, "prose"),
     "white": lambda rows: white_table(rows, "white"),
     "best": lambda rows: white_table(rows, "best"),
+    "white-stories": stories_table,
     "white-rows": lambda rows: recipes_table(rows, "white", "best"),
     "reason": reason_table,
     "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
