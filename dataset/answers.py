@@ -25,7 +25,8 @@ from dataset.verify import extract_answer, same_answer, verdict
 
 PARAMETERS = ("temperature", "top_p", "max_new_tokens", "system")
 KEPT = ("ok", "unverified")
-KEPT_KEYS = ("conversations", "operation", "source", "label", "sample", "verdict")
+KEPT_KEYS = ("conversations", "operation", "source", "label", "sample", "verdict", "model",
+             "finish_reason", "usage")
 NEEDED = {*KEPT_KEYS, "question", "reference", "reasoning_content", "content"}
 
 
@@ -71,9 +72,12 @@ def row(cfg, prompts, job, **known):
                 time=now.isoformat(timespec="seconds"), **known)
 
 
-def open_answers(path, header, jobs, fresh):
+def open_answers(path, header, jobs, fresh, more):
     """Those of the jobs, (question, sample), that OUT.all.jsonl holds; a new file where there is
-    none or it is to be replaced; UserError for that of another command; a torn last line is cut."""
+    none or it is to be replaced; UserError for that of another command; a torn last line is cut.
+
+    more: may answers to other jobs stand in it? Then they stay, and do not count.
+    """
     if fresh or not path.exists():
         with cli.atomic_write(path, "w") as file:
             file.write(json.dumps(header, ensure_ascii=False) + "\n")
@@ -90,20 +94,28 @@ def open_answers(path, header, jobs, fresh):
                 try:
                     row = json.loads(line)
                     job = row["question"], row["sample"]
-                    ok = job in jobs and NEEDED <= set(row)
+                    ok = (more or job in jobs) and NEEDED <= set(row)
                 except (ValueError, TypeError, LookupError):
                     ok = False
                 if not ok:
                     fail(f"{show(path)}:{number}: no answer of this script", fix="delete the line")
                 done.add(job)
     cli.cut_torn_line(path)
-    return done
+    return done & jobs
+
+
+def hidden(value, key):
+    """What JSON can say, with the key hidden in its texts; names of fields are ours."""
+    if isinstance(value, dict):
+        return {name: hidden(inner, key) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hidden(inner, key) for inner in value]
+    return hide(value, key, 8) if isinstance(value, str) else value
 
 
 def append_rows(file, rows, key=""):
     """Append answers as lines, on the disk before it returns; the key is in none of them."""
-    file.write("".join(hide(json.dumps(row, ensure_ascii=False), key, 8) + "\n"
-                       for row in rows))
+    file.write("".join(json.dumps(hidden(row, key), ensure_ascii=False) + "\n" for row in rows))
     file.flush()
     os.fsync(file.fileno())
 

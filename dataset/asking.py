@@ -30,7 +30,8 @@ from dataset.endpoint import attempt
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before the second request for an answer, the last
 PATIENCE = 600.0  # seconds: a Retry-After above it ends the run
-GIVE_UP = 10      # answers in a row that no retry brought: the server is down
+GIVE_UP = 10      # answers in a row that no retry brought: the server is down; or as many prompts
+                  # refused before the first answer: it is not the prompts
 GRACE = 5.0       # seconds in which a run that ends takes in what is under way
 TICK = 0.1        # seconds after which a pause, a signal or the clock is looked at
 
@@ -113,13 +114,16 @@ def new_state(**more):
         waiting=[],        # [(when, times asked before, (question, sample))]
         flying=0,          # requests under way
         in_a_row=0,        # answers given up since the last one that came
+        came=False,        # has any answer come, in this run or before?
+        aside=[],          # [(order, message)] of refused prompts, until one has
         **more)
 
 
 def ask_all(server, prompts, jobs, cfg, books, state):
     """Yield (job, answer) as they come, in between None: time for a look at the clock.
 
-    jobs: [(question, sample)]; prompts[question] are turns. An answer in its pause keeps its place
+    A refused prompt is an answer, too, with the server's words and the verdict "refused". jobs:
+    [(question, sample)]; prompts[question] are turns. An answer in its pause keeps its place
     among the --concurrency ones: a server that is down gets few requests, not all of them. Nobody
     but this function's thread sends orders, keeps the books and writes rows.
     """
@@ -149,8 +153,21 @@ def ask_all(server, prompts, jobs, cfg, books, state):
         settle(order, reply, cfg, books, state)
         if reply.answer:
             yield order.job, dict(reply.answer, seconds=order.seconds)
+        if state.came:
+            yield from refusals(state)
+    if state.aside and not state.came:
+        state.refused = (state.aside[0][0].job, state.aside[0][1])
     for _ in threads:
         orders.put(None)
+
+
+def refusals(state):
+    """(job, answer) of the prompts that were refused; they are settled then."""
+    for order, message in state.aside:
+        nothing = dict(prompt_tokens=None, completion_tokens=None)
+        yield order.job, dict(content=message, reasoning_content=None, finish_reason=None,
+                              usage=nothing, model=None, seconds=order.seconds, verdict="refused")
+    state.aside.clear()
 
 
 def send_due(orders, prompts, cfg, books, state):
@@ -175,7 +192,7 @@ def send_due(orders, prompts, cfg, books, state):
 def settle(order, reply, cfg, books, state):
     """Books and plans after a reply: what it took, or when to ask again."""
     if reply.answer:
-        state.in_a_row = 0
+        state.in_a_row, state.came = 0, True
         taken = reply.answer["usage"].values()
         if all(taken):  # else nobody knows: what was set aside counts
             note(books, 0, sum(taken) - order.most)
@@ -183,6 +200,9 @@ def settle(order, reply, cfg, books, state):
     state.faults[reply.fault or "refused"] += 1
     if reply.fault == "429":  # not even begun
         note(books, 0, -order.most)
+    if reply.stop and reply.of_prompt and (state.came or len(state.aside) < GIVE_UP - 1):
+        state.aside.append((order, reply.stop))
+        return
     if reply.stop:
         state.refused = state.refused or (order.job, reply.stop)
         return

@@ -4,8 +4,10 @@
     attempt(server, body, timeout)        a POST -> Reply: an answer, a fault, or why to stop
 
 Faults, which may pass when asked again: 408, 429, 5xx, a timeout, a dropped connection, cut or
-invalid JSON, no choice, no content. Every other refusal (400, 401, 404, a redirect, an untrusted
-certificate) will be the same next time: the run stops with one line that gives the server's words.
+invalid JSON, no choice, no content. Every other refusal will be the same next time. Of one prompt
+(400, 413, 422: too long, filtered) it becomes a row, where others are answered; 401, 404, a
+redirect, an untrusted certificate stop the run with one line that gives the server's words. An
+error inside of a 200, as routers send it, counts as its code.
 
 The key is sent to the host of --base-url alone: no redirect is followed, no proxy used, and in the
 clear it goes to this machine alone. What a server repeats of it is hidden.
@@ -53,6 +55,7 @@ class Reply:
     fault: str = ""                # kind of fault
     wait: float = 0.0              # seconds that the server asks to wait
     stop: str = ""                 # the message where asking again cannot help
+    of_prompt: bool = False        # it may be this prompt alone that is refused
 
 
 def read_key():
@@ -147,7 +150,19 @@ def attempt(server, body, timeout):
     except (OSError, http.client.HTTPException) as error:
         late = time.monotonic() - began >= timeout
         return Reply(fault="timeout" if late else KINDS.get(type(error), "dropped connection"))
-    return parse_answer(data) if status < 300 else parse_refusal(server, status, headers, data)
+    reply = parse_answer(data) if status < 300 else None
+    code = error_code(data) if reply and reply.fault == "empty choices" else None
+    return reply if reply and not code else parse_refusal(server, code or status, headers, data)
+
+
+def error_code(data):
+    """The code of an error that came as a 200, such as 402; None where there is none."""
+    found = json.loads(data)
+    error = found.get("error") if isinstance(found, dict) else None
+    if not isinstance(error, dict):
+        return None
+    code = error.get("code")
+    return code if type(code) is int and 400 <= code < 600 else 500
 
 
 def parse_answer(data):
@@ -166,6 +181,9 @@ def parse_answer(data):
         return Reply(fault="empty choices")
     if content is None and finish in ("length", "content_filter"):
         content = ""  # the limit came before the end of the thought, or a filter
+    if isinstance(content, list):  # parts, as some servers send them
+        content = "".join(part["text"] for part in content if isinstance(part, dict)
+                          and isinstance(part.get("text"), str)) or None
     if not isinstance(content, str):
         return Reply(fault="missing content")
     usage = found["usage"] if isinstance(found.get("usage"), dict) else {}
@@ -196,7 +214,8 @@ def parse_refusal(server, status, headers, data):
         fix[status] = "the key was not sent there; if you trust it, pass it as --base-url"
     message = hide(message, server.key)[:300]  # in this order: half a key is a secret, too
     fix = fix.get(status, "change what it names")
-    return Reply(stop=f"{server.url} says {status}: {message}; fix: {fix}")
+    return Reply(stop=f"{server.url} says {status}: {message}; fix: {fix}",
+                 of_prompt=status in (400, 413, 422))
 
 
 def retry_after(text):

@@ -96,7 +96,7 @@ def read_keys(line, path):
 
 def is_header(keys):
     """The first line of generate.py's OUT.all.jsonl: how the teacher was asked."""
-    return isinstance(keys, dict) and {"samples", "seed"} <= keys.keys() and \
+    return isinstance(keys, dict) and {"teacher", "seed"} <= keys.keys() and \
         "conversations" not in keys
 
 
@@ -237,7 +237,8 @@ def next_command(cfg):
     if cfg.input.endswith(".all.jsonl"):
         return f"python dataset/filter.py --input {show(cfg.input.removesuffix('.all.jsonl'))}"
     return (f"python train_distill_reason.py --name student-{Path(cfg.out).stem} "
-            f"--data {show(cfg.out)}")
+            f"--data {show(cfg.out)} --val "
+            f"{'...' if cfg.against else show(OUT / 'data/stories/val.jsonl')}")
 
 
 def write_card(cfg, table, tally, dropped, bad, against, settings):

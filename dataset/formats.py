@@ -231,8 +231,8 @@ def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, f
     for number, (_, line) in enumerate(read_lines(path, start, end), first_line):
         try:
             text = line_text(line)
-            if number == 1:
-                text = text.removeprefix("\ufeff")  # Windows editors put it before the first line
+            if number == 1 or not text_file:  # Windows editors put it before the first line, and
+                text = text.removeprefix("\ufeff")  # whoever joins such files into other lines
             if text_file:
                 parts.append(text)
             elif text.strip():

@@ -11,8 +11,9 @@ said before for the same prompt (rejection sampling: Yuan et al. 2023, 3.3). Whe
 answer, it is kept as "unverified".
 
 Writes OUT.all.jsonl, every answer with all that is known about it (dataset/answers.py), appended:
-after a stop, or a kill, the same command asks for exactly what is missing. And OUT, the kept rows,
-ready for train_distill_reason.py. An endpoint's requests are counted in OUT.requests.jsonl.
+after a stop, or a kill, the same command asks for exactly what is missing (an endpoint may be asked
+for more --questions or --samples then). And OUT, the kept rows, ready for train_distill_reason.py.
+An endpoint's requests are counted in OUT.requests.jsonl.
 Status 0: all answers are there; 1: some are missing (the same command asks for them again); 2: a
 mistake; 130: stopped. Last line: next: python train_distill_reason.py ...
 """
@@ -67,6 +68,7 @@ class Config:
 
 
 MANNERS = ("concurrency", "timeout", "retries", "max_requests", "max_total_tokens")
+GROWING = ("questions", "samples")  # of an endpoint, too: what was paid for stays
 ONLY_ENDPOINT = ("model", "limit_name", *MANNERS)  # MANNERS may change when a run goes on
 LEAST = dict(samples=1, batch=1, max_new_tokens=1, questions=0, concurrency=1, retries=0,
              max_requests=0, max_total_tokens=0)
@@ -144,6 +146,7 @@ def endpoint_rows(cfg, server, prompts, jobs, done, tally):
     path = Path(cfg.out + ".requests.jsonl")
     books = asking.open_books(path, cfg.fresh, new=not done)
     jobs = [job for job in jobs if job not in done]
+    tally.came = bool(done)
     common.catch_signals(tally)
     turns = [asked(cfg, prompt) for prompt in prompts]
     with cli.append(path) as books.file:
@@ -153,11 +156,8 @@ def endpoint_rows(cfg, server, prompts, jobs, done, tally):
                 continue
             job, said = found
             said["model"] = said["model"] or cfg.model
-            yield [answers.row(cfg, prompts, job, **said, seed=asking.seed_of(cfg.seed, *job),
-                               verdict=answers.judge_text(prompts[job[0]], said))]
-    if tally.refused:
-        (q, _), message = tally.refused
-        fail(f"{message} (asking {prompts[q].source})")
+            said.setdefault("verdict", answers.judge_text(prompts[job[0]], said))
+            yield [answers.row(cfg, prompts, job, **said, seed=asking.seed_of(cfg.seed, *job))]
 
 
 def next_command(cfg):
@@ -191,12 +191,14 @@ def check_flags(cfg):
 
 def ask(cfg, path, prompts, fingerprint, missing_rows):
     """Append every missing answer to OUT.all.jsonl; returns in words what did not come, or ""."""
-    header = {k: v for k, v in checkpoints.comparable(cfg).items() if k not in MANNERS}
+    changeable = (*MANNERS, *GROWING) if cfg.base_url else MANNERS
+    header = {k: v for k, v in checkpoints.comparable(cfg).items() if k not in changeable}
     header |= dict(teacher=fingerprint, input=cli.sha256_file(cfg.input))
     key = endpoint.read_key() if cfg.base_url else ""
     jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
-    header = json.loads(endpoint.hide(json.dumps(header), key, 8))  # as in the rows
-    done = answers.open_answers(path, header, set(jobs), cfg.fresh)
+    header = answers.hidden(header, key)  # as in the rows
+    done = answers.open_answers(path, header, set(jobs), cfg.fresh,
+                                more=bool(cfg.base_url))
     total = len(jobs) - len(done)
     if not total:
         print(f"{show(path)} is finished; --fresh asks again")
@@ -207,6 +209,10 @@ def ask(cfg, path, prompts, fingerprint, missing_rows):
         for rows in missing_rows(jobs, done, tally):
             answers.append_rows(file, rows, key)
             show_progress(tally, rows, total)
+    if tally.refused:
+        (q, _), message = tally.refused
+        answers.keep(path, cfg.out)  # what came before is paid for
+        fail(f"{message} (asking {prompts[q].source})")
     missing = total - sum(tally.counts.values())
     if missing and tally.stop:
         raise KeyboardInterrupt  # cli.run says how to go on
@@ -236,6 +242,8 @@ def main(cfg):
              "a higher --max-new-tokens" if counts["truncated"] > sum(counts.values()) / 2
              else "a better teacher")
     print(counted(counts, " | ") or "no answer")
+    if counts["truncated"] > sum(counts.values()) / 10:
+        print("one in ten or more reached the limit: a higher --max-new-tokens, with --fresh")
     print(f"{show(cfg.out)}: {sum(counts[k] for k in answers.KEPT):,} traces of {answered:,} of "
           f"{len(prompts):,} questions\nnext: " +
           (next_command(cfg) if answered else "the same command"))

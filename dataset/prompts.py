@@ -45,7 +45,7 @@ from dataset.formats import (BadRow, Turn, bad_lines_text, parse_response_text, 
                              with_reply)
 from dataset.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noqa: E402
 from dataset.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
-from dataset.verify import marked, parse_number  # noqa: E402
+from dataset.questions import known_answer  # noqa: E402
 
 LONGEST = 4_000  # characters of a rewritten prompt, or twice its seed
 
@@ -89,14 +89,6 @@ def parse_prompt(row):
         raise BadRow("a question that is kept for the evaluation", expected="no row of val.jsonl, "
                      "test.jsonl or a suite: nobody may train on these")
     return row, turns
-
-
-def known_answer(turn):
-    """The final answer of a turn, or None: a number that merely stands in an essay is none."""
-    if turn.role != "assistant" or turn.answer is not None:
-        return turn.answer
-    found = marked(turn.content)
-    return found if found != turn.content or parse_number(found) is not None else None
 
 
 def story_of(row):

@@ -1,7 +1,8 @@
 """Rows of any format as prompts for a teacher: what is asked, and what is known about it.
 
-A row of dataset/formats.py is a prompt and its known answer: the last turn, or what GSM8K has
-behind ####. A conversation that ends with the user is a prompt whose answer nobody knows. Rows that
+A row of dataset/formats.py is a prompt and its known answer: a bare number, what is marked as the
+answer, what GSM8K has behind ####. An essay is none, nor is a number in it; its prompt, and a
+conversation that ends with the user, are prompts whose answer nobody knows. Rows that
 dataset/prompts.py has made, told by their "operation", say more about themselves.
 """
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Optional
 from cli import fail, show
 from dataset.formats import (BadRow, Turn, bad_lines_text, parse_row, read_documents, short,
                              string, with_reply)
-from dataset.verify import extract_answer
+from dataset.verify import marked, parse_number
 
 
 @dataclass
@@ -24,18 +25,21 @@ class Prompt:
     label: str                # "kept", "changed" (by the operation), or "teacher": only it knows
 
 
+def known_answer(turn):
+    """The final answer of a turn, or None: a number that merely stands in an essay is none."""
+    if turn.role != "assistant" or turn.answer is not None:
+        return turn.answer
+    found = marked(turn.content)
+    return found if found != turn.content or parse_number(found) is not None else None
+
+
 def parse_prompt(row):
     """A row of any format as a Prompt, its source empty where the row has none; or BadRow."""
     document = parse_row(with_reply(row))
     if isinstance(document, str):
         raise BadRow("plain text", short(document), "a conversation with a known answer")
     *turns, said = document
-    reference = None
-    if with_reply(row) is row:
-        reference = said.answer if said.answer is not None else extract_answer(said.content)
-        if reference is None:
-            raise BadRow("no known answer", short(said.content),
-                         "one to verify against, or a row that ends with the user's turn")
+    reference = known_answer(said) if with_reply(row) is row else None
     if not turns or turns[-1].role != "user":
         raise BadRow("no question", turns[-1].role if turns else "nothing", "a user's turn last")
     grown = row if "operation" in row else {}  # by dataset/prompts.py: in other files, a "label"

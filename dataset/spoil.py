@@ -1,6 +1,6 @@
 """Rows spoiled on purpose: what in a chain of thought does the student learn from?
 
-    python dataset/spoil.py --input out/data/traces.jsonl --how shuffled --out out/data/shuffled.jsonl
+    python dataset/spoil.py --how shuffled --out out/data/shuffled.jsonl     # of out/data/traces.jsonl
 
     shuffled    the steps of a chain in another order than they were thought; its answer is right
     wrong       the chain's last result, and so the answer, is another number; its order is right
@@ -12,7 +12,8 @@ Last line: next: python train_distill_reason.py --data ...
 Li et al. 2025 ("LLMs can easily learn to reason from demonstrations") find that a student of wrong
 answers loses little and one of shuffled steps much: it is the structure that teaches. There the
 student knows a good deal already and its steps are paragraphs; here it starts from random weights
-and a step is one line, such as "3+19=22". A chain of one step has no other order and stays as it is.
+and a step is one line, such as "3+19=22". A chain of one step has no other order and stays as it
+is.
 """
 import json
 import random
@@ -24,7 +25,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 from cli import OUT, check, fail, show
-from dataset.formats import BadRow, Turn, read_documents, turn_row
+from dataset.formats import BadRow, Turn, parse_response_text, read_documents, turn_row
 from dataset.verify import parse_number
 
 
@@ -76,19 +77,21 @@ def spoil(rows, change, share, seed):
 
 
 def unjudged(row):
-    """A line of OUT.all.jsonl -> turns, its verdict left unread; BadRow for another line.
+    """A line of OUT.all.jsonl -> turns, right or wrong; BadRow for another line.
 
-    No turns: the header, and what has no form or was cut, which no student could learn from.
+    No turns: the header, and what is cut, without form or thought: no chain to learn from.
     """
     if isinstance(row, dict) and "teacher" in row:
         return []
     try:
         turns = [Turn(t["role"], t["content"]) for t in row["conversations"]]
-        thought, content, ended = row["reasoning_content"], row["content"], row["finish_reason"]
+        thought, content, found = row["reasoning_content"], row["content"], row["verdict"]
     except (KeyError, TypeError):
         raise BadRow("no answer of dataset/generate.py", expected="a line of OUT.all.jsonl")
-    whole = thought is not None and ended == "stop"
-    return [*turns, Turn("assistant", "", thought, content)] if whole else []
+    if found not in ("ok", "wrong answer", "unverified"):
+        return []
+    said = parse_response_text(content, thought)
+    return [*turns, said] if said.think else []
 
 
 def main(cfg):
@@ -100,14 +103,16 @@ def main(cfg):
     if out.exists() and not cfg.fresh:
         fail(f"{show(out)} is there already", fix="choose another --out, or --fresh replaces it")
     if cfg.how == "unjudged":
-        rows = [turns for _, turns in read_documents(path, cfg.skip_bad_lines, parse=unjudged)
-                if turns]
+        said = [row for _, row in read_documents(path, cfg.skip_bad_lines, parse=unjudged)]
+        rows = [turns for turns in said if turns]
         count = len(rows)
+        print(f"{len(said) - 1 - count:,} answers are left out: cut, without form or thought")
     else:
         rows = [row for _, row in read_documents(path, cfg.skip_bad_lines)]
         if any(isinstance(row, str) for row in rows):
             fail(f"{show(path)} has rows of plain text", "text", "conversations with thoughts")
-        rows, count = spoil(rows, dict(shuffled=shuffled, wrong=wrong)[cfg.how], cfg.share, cfg.seed)
+        change = shuffled if cfg.how == "shuffled" else wrong
+        rows, count = spoil(rows, change, cfg.share, cfg.seed)
     if count == 0:
         fail(f"{show(path)}: no row can be spoiled", "no thoughts of several steps that end with "
              "the answer", "rows of dataset/generate.py")
@@ -116,7 +121,8 @@ def main(cfg):
             file.write(json.dumps(dict(conversations=[turn_row(t) for t in turns]),
                                   ensure_ascii=False) + "\n")
     print(f"{show(out)}: {count:,} of {len(rows):,} rows {cfg.how}\n"
-          f"next: python train_distill_reason.py --data {show(out)}")
+          f"next: python train_distill_reason.py --name student-{out.stem} --data {show(out)} "
+          "--val ...")
 
 
 if __name__ == "__main__":

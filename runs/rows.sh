@@ -31,9 +31,11 @@ make_prose() {
 # The wall of the black box: a process that gives $teacher's text, on loopback, until its caller kills
 # $server; this script's end kills it, too.
 serve() {
-    $python serve.py --checkpoint "$teacher" --port "$port" 2> "$out/blackbox-serve.log" & server=$!
+    local said=$out/blackbox-serve.txt
+    $python serve.py --checkpoint "$teacher" --port "$port" > "$said" 2> "$out/blackbox-serve.log" & server=$!
     trap 'kill $server 2> /dev/null' EXIT
-    until $python -c "import socket; socket.create_connection(('127.0.0.1', $port), 1).close()" 2> /dev/null; do
-        kill -0 $server; sleep 0.5  # it ends the script where the server has ended
+    until grep -q "^ready:" "$said"; do
+        if ! kill -0 $server 2> /dev/null; then tail -n 1 "$out/blackbox-serve.log" >&2; exit 1; fi
+        sleep 0.5
     done
 }

@@ -247,6 +247,9 @@ def ask(tmp_path, monkeypatch):
                 if answer:
                     found.append(answer[0])
                     want = str(answer[0][0] + 3)
+                    if answer[1].get("verdict") == "refused":
+                        assert "says 4" in answer[1]["content"]
+                        continue
                     assert f"<answer>{want}</answer>" in answer[1]["content"]
         state.books = open_books(path, fresh=False, new=False)
         return found, state
@@ -425,6 +428,44 @@ def test_after_a_refusal_nothing_more_is_sent(ask):
     with serving(plan=lambda number, _: "401" if number >= 2 else "") as mock:
         found, state = ask(mock, 50, concurrency=2)
         assert len(found) == 2 and len(mock.asked) <= 4 and "says 401" in state.refused[1]
+
+
+@pytest.mark.parametrize("status", ["400", "413", "422"])
+def test_a_refused_prompt_costs_its_own_row_alone(ask, status):
+    """One that is too long, or filtered, would stop the same command again and again."""
+    def plan(_, asked):
+        return status if int(asked["messages"][0]["content"].split()[0]) % 4 == 0 else ""
+    with serving(plan=plan) as mock:
+        found, state = ask(mock, 12, concurrency=3)
+        assert sorted(found) == [(q, 0) for q in range(12)] and not state.refused and len(mock.asked) == 12
+        assert state.faults == {"refused": 3} and not state.aside
+
+
+@pytest.mark.parametrize("n", [3, 50])
+def test_where_every_prompt_is_refused_it_is_not_the_prompts(ask, n):
+    """A wrong --model is a 400 at some servers: rows of it would be settled for good."""
+    with serving(plan=lambda *_: "400") as mock:
+        found, state = ask(mock, n, concurrency=1)
+        assert found == [] and "says 400" in state.refused[1] and len(mock.asked) == min(n, asking.GIVE_UP)
+
+
+@pytest.mark.parametrize("found, becomes", [
+    (dict(error=dict(code=402, message="no credits")), "stop"), (dict(error=dict(message="busy")), "500"),
+    (dict(error=dict(code=429, message="slower"), choices=[]), "429"), (dict(choices=[]), "empty choices")])
+def test_an_error_inside_of_a_200_is_heard(found, becomes, monkeypatch):
+    """Routers send them so: asked again and again, "empty choices" hides what they said."""
+    monkeypatch.setattr(endpoint, "post", lambda *_: (200, {}, json.dumps(found).encode()))
+    reply = attempt(parse_base_url("http://127.0.0.1:1/v1", ""), BODY, 5.0)
+    assert "says 402: no credits" in reply.stop if becomes == "stop" else reply.fault == becomes
+
+
+def test_an_answer_in_parts_is_joined():
+    """A list of text parts is how some servers send what others send as one text."""
+    message = dict(content=[dict(type="text", text="4 and "), dict(type="text", text="5")])
+    found = dict(choices=[dict(message=message, finish_reason="stop")])
+    assert endpoint.parse_answer(json.dumps(found).encode()).answer["content"] == "4 and 5"
+    message["content"] = [dict(type="image")]
+    assert endpoint.parse_answer(json.dumps(found).encode()).fault == "missing content"
 
 
 def test_a_bug_in_a_thread_is_raised(ask, monkeypatch):

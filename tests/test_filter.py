@@ -234,7 +234,7 @@ def test_the_raw_file_of_generate_is_read(sift):
            "label": "kept", "reference": "17", "model": "teacher-1", "parameters": {}, "seed": 7,
            "finish_reason": "stop", "usage": {"prompt_tokens": 20, "completion_tokens": 8}, "verdict": "ok",
            "reasoning_content": "12+5=17", "content": "17"}
-    rows = [{"samples": 2, "seed": 0, "temperature": 0.7}, raw,
+    rows = [{"teacher": "", "seed": 0, "temperature": 0.7}, raw,
             {**raw, "content": None, "reasoning_content": None, "verdict": "truncated", "finish_reason": "length"},
             {**raw, "content": "18", "verdict": "wrong answer"}]
     done = sift(rows, name="t.jsonl.all.jsonl")
@@ -380,7 +380,8 @@ def test_without_a_flag_it_filters_what_the_speedrun_left(run_script, out_dir):
     (out_dir / "data/traces.jsonl").write_text(json.dumps(GOOD) + "\n")
     (out_dir / "data/stories/val.jsonl").write_text(json.dumps(turns("Which?", "That.")) + "\n")
     said = run_script("dataset/filter.py").stdout
-    assert re.fullmatch(r"next: python train_distill_reason.py --name student-filtered --data \S+/filtered.jsonl",
+    assert re.fullmatch(r"next: python train_distill_reason.py --name student-filtered --data \S+/filtered.jsonl "
+                        r"--val \S+/val.jsonl",
                         said.splitlines()[-1])
     assert (out_dir / "data/filtered.jsonl").read_bytes() == (out_dir / "data/traces.jsonl").read_bytes()
     assert "val.jsonl sha256" in (out_dir / "data/filtered.jsonl.card.md").read_text()

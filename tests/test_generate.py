@@ -247,13 +247,16 @@ QUESTION = dict(role="user", content="2 and 3?")
     (dict(conversations=[QUESTION, dict(role="assistant", content="5")]), "5", "kept"),
     (dict(messages=[QUESTION, dict(role="assistant", content="<answer>5 pears</answer>"), QUESTION]), None, "teacher"),
     (dict(question="2 and 3?", answer="2+3=5\n#### 5"), "5", "kept"),
-    (dict(instruction="Add!", input="2 and 3?", output="so the answer is 5."), "5", "kept")])
+    (dict(instruction="Add!", input="2 and 3?", output="so the answer is 5."), "5", "kept"),
+    (dict(instruction="Add!", input="2 and 3?", output="Let me sing, in 3 ways."), None, "teacher")])
 def test_a_row_of_any_format_is_a_prompt(row, reference, label):
     """A row that ends with the user asks for what nobody knows; its earlier turns are no answers to it."""
     prompt = parse_prompt(row)
     assert (prompt.reference, prompt.label, prompt.operation, prompt.source) == (reference, label, "none", "")
     assert prompt.turns[-1].role == "user" and prompt.turns[-1].content.endswith("2 and 3?")
-    assert len(prompt.turns) == len(row.get("messages", row.get("conversations", [0, 1]))) - (reference is not None)
+    turns = row.get("messages") or row.get("conversations") or [0, 1]
+    answered = turns[-1] == 1 or turns[-1]["role"] == "assistant"
+    assert len(prompt.turns) == len(turns) - answered
 
 
 def test_what_is_known_about_a_grown_prompt_is_kept_and_other_files_words_are_not():
@@ -270,7 +273,6 @@ def test_what_is_known_about_a_grown_prompt_is_kept_and_other_files_words_are_no
 @pytest.mark.parametrize("row, words", [
     (dict(messages=[dict(role="assistant", content="5")]), "no question"),
     (dict(messages=[QUESTION, dict(role="system", content="!"), dict(role="assistant", content="5")]), "no question"),
-    (dict(instruction="Sing!", output="La la la"), "or a row that ends with the user's turn"),
     (dict(text="2 and 3?"), "plain text"), ([QUESTION], "not a JSON object"), (dict(messages=[]), "an empty conv"),
     (dict(messages=[dict(role="user", content=5)]), "not a string"), (dict(messages=[5, QUESTION]), "not an object")])
 def test_a_row_that_asks_nothing_is_refused(row, words):
@@ -369,7 +371,7 @@ def test_a_row_keeps_all_that_is_known_about_an_answer(teacher, ask, ask_mock, s
     assert 0 <= seconds and when.utcoffset().total_seconds() == 0
     said_by_it = dict(role="assistant", content="3", reasoning_content="So.")
     assert kept == [dict(conversations=[*asked, said_by_it], operation="none", source="val.jsonl:1", label="kept",
-                         sample=0, verdict="ok")]
+                         sample=0, verdict="ok", model=model, finish_reason="stop", usage=usage)]
 
 
 def test_the_endpoint_is_asked_without_the_answer_and_with_every_knob(ask_mock, tiny_world):
@@ -503,7 +505,37 @@ def test_a_refusal_is_one_line_that_names_the_prompt(fault, ask_mock, monkeypatc
     with serving(plan=lambda *_: fault) as mock:
         kept, rows, done = ask_mock(mock, "--concurrency=2", status=2)
         assert done.err.startswith(f"error: {mock.url} says {fault[:3]}: ") and done.err.count("\n") == 1
-        assert "(asking val.jsonl:" in done.err and len(mock.asked) == 2 and not rows and not kept
+        assert "(asking val.jsonl:" in done.err and not rows and not kept
+        assert len(mock.asked) == (6 if fault == "400" else 2)  # it might be that prompt alone
+
+
+def test_a_prompt_that_is_refused_is_a_row_and_the_others_are_kept(ask_mock, out_dir):
+    """What was paid for before, and could not be written because of one that is too long."""
+    with serving(plan=lambda number, _: "400" if number == 2 else "") as mock:
+        kept, rows, done = ask_mock(mock, "--concurrency=1")
+        assert [row["verdict"] for row in rows].count("refused") == 1 and len(kept) == 5 and "refused 1" in done.out
+        assert "is finished" in ask_mock(mock)[2].out
+    (out_dir / "kept.jsonl").unlink()
+    with serving(plan=lambda number, _: "401" if number == 2 else "") as mock:
+        assert len(ask_mock(mock, "--concurrency=1", "--fresh", status=2)[0]) == 2
+
+
+def test_more_can_be_asked_of_an_endpoint_later(ask_mock):
+    """To try 2 questions first, and to pay for them again, would be a strange rule."""
+    with serving() as mock:
+        first = ask_mock(mock, "--questions=2")[1]
+        more = ask_mock(mock, "--questions=4", "--samples=2")[1]
+        assert more[:2] == first and len(more) == 8 == len(mock.asked)
+        assert len(ask_mock(mock, "--questions=1")[0]) == 8 == len(mock.asked)
+
+
+def test_a_key_with_a_quote_in_it_is_hidden_as_well(ask_mock, monkeypatch, out_dir):
+    """In JSON it is spelled otherwise; and a key that is the name of a field must not rename the field."""
+    for key in ('sk-a"b\\c12345678', "question"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with serving(reply=lambda _: said(f"your {key} is here. The answer is 3.")) as mock:
+            rows = ask_mock(mock, "--questions=1", "--fresh")[1]
+            assert rows[0]["content"] == "your [key] is here. The answer is 3."
 
 
 def test_the_key_is_nowhere_but_in_the_request(ask_mock, monkeypatch, out_dir):

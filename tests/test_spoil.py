@@ -70,10 +70,11 @@ def test_unjudged_keeps_right_and_wrong_alike(call, out_dir):
     """All that a student can read, the header and what is cut left out, the verdict unread."""
     path, out = out_dir / "x.all.jsonl", out_dir / "y.jsonl"
     rows = [dict(teacher=""), line("1+1=2", "2", "ok"), line("1+1=3", "3", "wrong answer"),
-            line(None, "<think>", "format"), line("1+1", "", "truncated", "length")]
+            line(None, "<think>", "format"), line("1+1", "", "truncated", "length"),
+            line(None, "<think>2+2=4</think><answer>4</answer>", "ok"), line(None, "4", "ok")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = call("dataset.spoil", "--input", path, "--how", "unjudged", "--out", out)
-    assert done.status == 0 and "2 of 2 rows unjudged" in done.out
+    assert done.status == 0 and "3 of 3 rows unjudged" in done.out and "3 answers are left out" in done.out
     replies = [json.loads(text)["conversations"][-1] for text in out.read_text().splitlines()]
-    assert [r["content"] for r in replies] == ["2", "3"]
+    assert [r["content"] for r in replies] == ["2", "3", "4"]
     assert call("dataset.spoil", "--input", path, "--how", "unjudged", "--out", out).status == 2  # it is there
