@@ -208,7 +208,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, completion)
 
     def heard(self, steps):
-        """The events of all steps, for as long as somebody listens."""
+        """The events of all steps, for as long as somebody listens. Who closes his half of the line
+        after the request counts as gone: no chat client does."""
         for events in steps:
             with contextlib.suppress(BlockingIOError):  # nothing to read: it is there, and silent
                 if not self.connection.recv(1, socket.MSG_PEEK):
