@@ -27,7 +27,7 @@ import torch
 import cli
 import common
 from cli import OUT, check, fail, label, show
-from model import ModelConfig, Transformer, build, config_dict, with_layers
+from model import SIZES, ModelConfig, Transformer, build, config_dict, with_layers
 from tokenizer import Tokenizer, check_fingerprint
 
 
@@ -92,8 +92,18 @@ def load_model(path, device="cpu", made_by="bash speedrun.sh"):
     return model.to(device).eval().requires_grad_(False), tokenizer, state
 
 
+def check_shape(cfg, model):
+    """UserError where --size or --context was typed beside a start that has another shape."""
+    own = vars(model.config)
+    for flag, wanted in (("size", SIZES.get(cfg.size, {})),
+                         ("context", dict(max_seq_len=cfg.context))):
+        check(flag not in cfg.given or wanted.items() <= own.items(), f"--{flag}",
+              getattr(cfg, flag), f"none: the student's start has a shape of its own, {own}")
+
+
 def init_inputs(cfg, model, state):
     """What a run that starts from a checkpoint remembers of it; its shape replaces the flags."""
+    check_shape(cfg, model)
     cfg.size, cfg.context = "", model.config.max_seq_len
     tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
     return dict(init_fingerprint=weights_fingerprint(model), init_tokens=tokens)
@@ -115,8 +125,10 @@ def make_student(cfg, teacher, tokenizer):
     numbers = teacher_layers(cfg.init_from_teacher, layers)
     check(numbers, "--init-from-teacher", cfg.init_from_teacher,
           f"every-other, or some of its blocks in order, such as 1,3 (it has 1 to {layers})")
+    model = with_layers(teacher, numbers)
+    check_shape(cfg, model)
     cfg.size, cfg.context = "", teacher.config.max_seq_len
-    return with_layers(teacher, numbers), {}
+    return model, {}
 
 
 def teacher_layers(rule, layers):

@@ -155,12 +155,16 @@ def validation_ce(model, val, cfg, env):
 @torch.no_grad()
 def teacher_facts(teacher, val, cfg, env):
     """Lines of the self-check: the teacher's own loss, and the mean KL between two of its passes,
-    which is 0, or it is not deterministic (train mode)."""
+    which is 0, or it is not deterministic (train mode). UserError where its logits are no numbers.
+    """
     x, _, document, weight = next(eval_batches(val, cfg.batch, cfg.batch, env.device))
-    first, second = (teacher(x, document, weight > 0) for _ in range(2))  # (N, V)
-    kl = forward_kl(second, first).mean().item()
-    return {"teacher's ce": f"{validation_ce(teacher, val, cfg, env):.3f} nats",
-            "KL(teacher||teacher)": f"{kl:.1e} must be 0"}
+    with env.autocast():
+        first, second = (teacher(x, document, weight > 0) for _ in range(2))  # (N, V)
+    kl, ce = forward_kl(second, first).mean().item(), validation_ce(teacher, val, cfg, env)
+    if not (math.isfinite(kl) and math.isfinite(ce)):
+        fail("the teacher's logits are not finite", f"ce {ce}, KL(teacher||teacher) {kl}",
+             fix=f"another --teacher, or another --dtype than {env.dtype}")
+    return {"teacher's ce": f"{ce:.3f} nats", "KL(teacher||teacher)": f"{kl:.1e} must be 0"}
 
 
 def first_rank_first(env, function):

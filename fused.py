@@ -7,9 +7,9 @@ A (tokens, V) tensor of logits is the largest thing in a training step (4,096 to
 of 32,768: 0.5 GB in float32, and the plain loss holds six or more of them). Here logits live for
 `CHUNK` elements at a time: of a few tokens, student's and teacher's are made, the plain loss of
 losses.py is taken, and its gradient by these logits turned at once into gradients of the hidden
-states and of the output matrix. The backward pass has nothing left to do but to scale them. (The
-idea is that of fused cross-entropy: Wijmans et al. 2024; Hsu et al. 2024, Liger.) Works for every
-divergence, because it calls the plain one.
+states and of the output matrix. The backward pass has nothing left to do but to scale them (Hsu et
+al. 2024, Liger, for cross-entropy; Wijmans et al. 2024 make the logits anew in the backward pass).
+Works for every divergence, because it calls the plain one.
 
 Matmuls are in the dtype of the hidden states, softmax and sums in float32. Uncounted tokens must be
 left out before (hidden[keep]).

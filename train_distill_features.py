@@ -81,10 +81,12 @@ class Config:
 
 
 def check_flags(cfg):
-    """UserError for a weight that cannot be."""
+    """UserError for a weight that cannot be, or for none."""
     for flag in ("logits_weight", "hidden_weight", "relation_weight"):
         check(0 <= getattr(cfg, flag) <= 1e6, "--" + flag.replace("_", "-"), getattr(cfg, flag),
               "0 to 1,000,000")
+    check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "--logits-weight",
+          cfg.logits_weight, "above 0, or another weight above 0")
 
 
 def main(cfg):

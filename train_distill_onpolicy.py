@@ -3,11 +3,12 @@
     loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * D(p_teacher, q_student)    on the data
     loss = tau^2 * D(p_teacher, q_student)                     on text that the student wrote itself
     D exact, over the vocabulary, at every token of a response; no gradient through the writing
-    (Agarwal et al. 2024, GKD, algorithm 1)
+    (Agarwal et al. 2024, GKD, algorithm 1; its lambda is --on-policy-share; tau of total variation)
 
 A student that learns from the data alone has never seen its own mistakes (exposure bias). Here a
 share of each step's windows (--on-policy-share) keeps its prompts, and the student writes the
-responses; the divergence is a choice of its own. Share 0 is train_distill_logits.py, to the bit.
+responses; the divergence is a choice of its own. Share 0 is train_distill_logits.py --fused off, to
+the bit.
 
 One CPU command (6 minutes):        python train_distill_onpolicy.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_onpolicy.py --size 2m
@@ -20,6 +21,7 @@ How it differs from the paper:
 3. On the data's text the labels have a say, too (alpha 1: none, as in the paper).
 4. Plain text has no prompt: the first half of a window stands for one, so at share 0.5 its own
    text is a quarter of what counts. Of several turns, the first answer is written.
+5. The student writes at --sample-temperature, 1, while D is taken at tau, 2; the paper's are 1.
 """
 import math
 import time

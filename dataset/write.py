@@ -92,9 +92,10 @@ def main(cfg):
     began, there = time.time(), len(batches)
     while sum(map(len, batches)) < cfg.documents:
         batches.append(write_batch(cfg, model, tokenizer, len(batches), env))
-        if there == 0 and not any(batches) and len(batches) == 3:
+        if not any(batches) and len(batches) >= 3:
             fail("the teacher writes nothing that is long enough", f"3 batches, {cfg.min_chars} "
-                 "characters at least", fix="a teacher of plain text, or a lower --min-chars")
+                 "characters at least", fix="a teacher of plain text, or a lower --min-chars "
+                 "with --fresh")
         with cli.append(parts) as file:
             file.write(json.dumps(batches[-1]) + "\n")
             file.flush()

@@ -95,12 +95,14 @@ if [ $scale = 1 ]; then
     N=2000; trial alone/2000-decay-.6    $alone --weight-decay 0.6
     N=1000; trial alone/1000-decay-.3    $alone --weight-decay 0.3
     trial alone/1000-decay-.6    $alone --weight-decay 0.6
+    trial alone/1000-decay-4     $alone --weight-decay 4
+    trial alone/1000-decay-4-lr-1e-2  $alone --weight-decay 4 --lr 1e-2
     trial logits/tau-1           $logits --temperature 1
     trial logits/tau-2           $logits --temperature 2
     trial logits/tau-4           $logits --temperature 4
     trial logits/tau-2-decay-.3  $logits --temperature 2 --weight-decay 0.3
     for seed in $seeds; do
-        alone            $alone --weight-decay 0.6
+        alone            $alone --weight-decay 4 --lr 1e-2
         mode logits 490  $logits --temperature 2
     done
 fi

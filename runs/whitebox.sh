@@ -50,7 +50,9 @@ mode() {
     if [[ $name == alone-* ]] || ! rows=$times missing "white/$name" "$turn"; then return 0; fi
     local making=0
     if [[ "$*" == *--cache* ]]; then
-        cached_in=${cached_in:-$(took make_cache topk --fresh)} making=$cached_in
+        local word kind
+        for word in "$@"; do if [[ $word == "$cache-"* ]]; then kind=${word#"$cache-"}; fi; done
+        cached_in[$kind]=${cached_in[$kind]:-$(took make_cache "$kind" --fresh)} making=${cached_in[$kind]}
     elif [[ "$*" == *"$mixed"* ]]; then
         written_in=${written_in:-$(took write_documents --fresh)} making=$written_in
     fi
@@ -121,12 +123,13 @@ recipes() {
     mode relations          $features --steps 1000 --hidden-weight 0 --relation-weight 1
     mode alone-1400         $alone --steps 1400
     mode alone-4000         $alone --steps 4000
-    mode on-policy          train_distill_onpolicy.py $online --steps 1000 --divergence forward_kl --on-policy-share 0.25
+    mode init-on-policy     train_distill_onpolicy.py $online $init --steps 1000 --divergence forward_kl --on-policy-share 0.25
 }
 turn=0
 if [ "${1:-}" = --times ]; then
     prepare_white; seed=9
-    for turn in 1 2; do cached_in="" written_in=""; recipes; done
+    declare -A cached_in
+    for turn in 1 2; do cached_in=() written_in=""; recipes; done
     exit
 fi
 run white/teacher 0 $pretrain 1
@@ -134,4 +137,21 @@ trials
 for seed in ${SEEDS:-1 2}; do recipes; done
 group=best; prepare_best() { prepare_white; }
 for seed in ${SEEDS:-5 6 7 8}; do recipes; done
+
+# --- on the stories: beside alone and logits of runs/results.sh, of which this has teacher, data and flags
+group=few-white few=$out/data/few.jsonl test=$out/data/stories/test.jsonl val=$out/data/stories/val.jsonl
+teacher=$out/few-teacher-0.pt eval_flags="--suites $out/data/suites"
+prepare_few-white() { if [ ! -e "$few" ]; then echo "first: bash runs/results.sh" >&2; exit 2; fi; }
+small="--teacher $teacher --data $few --val $val --size 0.4m --lr 1e-2 --alpha 1 --temperature 2 --eval-every 50"
+# story NAME N SCRIPT FLAGS...: at equal tokens, and N steps, which take the time of 1,600 alone
+story() {
+    local name=$1 wall=$2; shift 2
+    run "few-white/$name" "$seed" "$@" $small --steps 1600
+    run "few-white/$name-wall" "$seed" "$@" $small --steps "$wall"
+}
+for seed in ${SEEDS:-1 2}; do
+    story jsd       780 train_distill_logits.py --divergence jsd
+    story hidden    780 train_distill_features.py --hidden-layers last
+    story on-policy 400 train_distill_onpolicy.py --divergence forward_kl --on-policy-share 0.25
+done
 if [ -z "${ONLY:-}" ]; then $python runs/render.py; fi

@@ -285,7 +285,8 @@ def test_a_window_over_the_context_of_a_checkpoint_is_refused(script, refused, t
         state["model_config"]["max_seq_len"] = 64
     path = write_checkpoint(tmp_path / "short.pt", tiny_tokenizer, shorten)
     changes = dict(init=path) if script == "pretrain" else dict(teacher=path)
-    said = refused(f"train_{script}", *tiny_world.flags(script, **changes))
+    flags = [flag for flag in tiny_world.flags(script, **changes) if "--context" not in flag]
+    said = refused(f"train_{script}", *flags)
     assert "--window" in said and "64" in said
 
 
@@ -308,15 +309,35 @@ def test_a_document_longer_than_the_window_says_which_window_would_do(refused, c
     assert done.status == 0 and "documents left out: too long (--window" in done.out
 
 
-def test_questions_without_a_known_answer_are_refused(refused, tiny_world, tmp_path, out_dir):
-    """There is nothing to verify a sample against."""
+def test_plain_text_is_no_question(refused, tiny_world, tmp_path, out_dir):
+    """There is nobody to answer."""
     path = tmp_path / "q.jsonl"
-    for row, words in (({"text": "plain"}, "plain text"),
-                       ({"instruction": "Sing!", "output": "La la la"}, "no known answer")):
-        path.write_text(json.dumps(row) + "\n", encoding="utf-8")
-        said = refused("dataset.generate", f"--teacher={tiny_world.teacher}", f"--input={path}",
-                       f"--out={out_dir / 'traces.jsonl'}")
-        assert "q.jsonl:1: " in said and words in said
+    path.write_text(json.dumps({"text": "plain"}) + "\n", encoding="utf-8")
+    said = refused("dataset.generate", f"--teacher={tiny_world.teacher}", f"--input={path}",
+                   f"--out={out_dir / 'traces.jsonl'}")
+    assert "q.jsonl:1: " in said and "plain text" in said
+
+
+@pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])
+def test_a_teacher_whose_logits_overflow_is_named(script, refused, tiny_world, monkeypatch):
+    """Its weights are finite; a lower learning rate is no remedy."""
+    real = torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: real(self, x) * (
+        1 if self.weight.requires_grad else float("inf")))
+    assert "the teacher's logits are not finite" in refused(f"train_{script}", *tiny_world.flags(script))
+
+
+def test_a_shape_beside_the_teachers_layers_is_refused(refused, tiny_world):
+    """--size 0.4m that trains something else, without a word."""
+    for changes in (dict(size="0.4m"), dict(context=150)):
+        said = refused("train_distill_logits", *tiny_world.flags("distill_logits", init_from_teacher="1", **changes))
+        assert "has a shape of its own" in said and f"--{next(iter(changes))}" in said
+
+
+def test_features_of_no_weight_are_refused(refused, tiny_world):
+    """It would train to the end, on nothing."""
+    flags = tiny_world.flags("distill_features", logits_weight=0, hidden_weight=0, relation_weight=0)
+    assert "another weight above 0" in refused("train_distill_features", *flags)
 
 
 # --- from anywhere --------------------------------------------------------------------------------
@@ -434,10 +455,13 @@ def test_a_run_cannot_replace_what_it_starts_from(script, call, refused, tiny_wo
 
 
 @all_scripts
-def test_a_run_from_a_checkpoint_says_the_truth_about_its_shape(script, call, tiny_world, out_dir):
-    """--size and --context mean nothing then; rows must not repeat what was typed."""
+def test_a_run_from_a_checkpoint_says_the_truth_about_its_shape(script, call, refused, tiny_world, out_dir):
+    """--size and --context mean nothing then; rows must not repeat their defaults."""
     checkpoints.save(out_dir / "a.pt", checkpoints.load(tiny_world.init) | dict(tokens=1000))
-    flags = tiny_world.flags(script, init=out_dir / "a.pt", size="10m", context=4096, steps=1)
+    for changes in (dict(size="10m"), dict(context=4096)):
+        flags = tiny_world.flags(script, init=out_dir / "a.pt", steps=1, **changes)
+        assert "has a shape of its own" in refused(f"train_{script}", *flags)
+    flags = [f for f in tiny_world.flags(script, init=out_dir / "a.pt", steps=1) if "size" not in f and "context" not in f]
     assert call(f"train_{script}", *flags).status == 0
     state = checkpoints.load(out_dir / "run.pt")
     assert state["run_config"]["size"] == "" and state["run_config"]["context"] == 160

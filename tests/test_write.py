@@ -50,6 +50,13 @@ def test_what_cannot_be_is_one_line(changes, words, wrote):
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1
 
 
+def test_a_teacher_that_writes_nothing_long_is_said_again_and_again(wrote):
+    """The second time the file is there: a check of the first batches alone loops for ever."""
+    for _ in range(2):
+        done, _ = wrote(min_chars=10_000)
+        assert done.status == 2 and "nothing that is long enough" in done.err
+
+
 def test_a_file_of_somebody_else_is_not_replaced(wrote, out_dir):
     """The user's own text under the name of the output."""
     (out_dir / "written.jsonl").write_text('{"text": "mine"}\n')
