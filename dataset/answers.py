@@ -10,7 +10,7 @@ A line of OUT.all.jsonl (after a header) is one answer and all that is known abo
     reasoning_content, content                  what was said, uncut
 
 The form: of a checkpoint <think>...</think><answer>...</answer> is demanded, its own format. Of an
-endpoint no tags are: its answer is all of the content, or what verify.extract_answer finds there.
+endpoint no tags are: its answer is all of the content, or what verify.answer_in finds there.
 """
 import json
 import os
@@ -20,8 +20,9 @@ from datetime import datetime, timezone
 import cli
 from cli import fail, show
 from dataset.endpoint import hide
-from dataset.formats import BadRow, Turn, parse_response, parse_response_text, turn_row
-from dataset.verify import extract_answer, same_answer, verdict
+from dataset.formats import (TAGS, BadRow, Turn, parse_response, parse_response_text, parse_row,
+                             turn_row)
+from dataset.verify import answer_in, verdict
 
 PARAMETERS = ("temperature", "top_p", "max_new_tokens", "system")
 KEPT = ("ok", "unverified")
@@ -48,19 +49,22 @@ def judge_ids(tokenizer, prompt, ids):
 
 
 def judge_text(prompt, answer):
-    """The verdict on an endpoint's answer: as it stands, else by what extract_answer finds in it.
+    """The verdict on an endpoint's answer: without <answer>, by what answer_in finds in it.
 
-    A filter that cuts an answer leaves a part of it, as the limit does.
+    A filter that cuts an answer leaves a part of it, as the limit does. A free text that spells a
+    tag cannot be made thought and answer by kept_turn; where nobody knows the answer, none is.
     """
     ended = answer["finish_reason"] not in ("length", "content_filter")
     try:
         turn = parse_response_text(answer["content"], answer["reasoning_content"])
     except BadRow:  # a tag that stands alone
         return judge(prompt.reference, None, ended, False)
-    found = judge(prompt.reference, turn.content if turn.answer is None else turn.answer, ended,
-                  True)
-    final = extract_answer(answer["content"]) if found == "wrong answer" else None
-    return found if final is None else judge(prompt.reference, final, ended, True)
+    known, final = prompt.reference, turn.content if turn.answer is None else turn.answer
+    if known is None:
+        return judge(known, final, ended, True)
+    if "<answer>" not in answer["content"]:
+        final = answer_in(final, known)
+    return judge(known, final, ended, not any(tag in turn.content for tag in TAGS))
 
 
 def row(cfg, prompts, job, **known):
@@ -125,9 +129,8 @@ def kept_turn(row):
     and answer; BadRow where a teacher has spelled tags that are no form."""
     turn = parse_response_text(row["content"], row["reasoning_content"])
     if turn.answer is None and row["verdict"] == "ok":
-        if same_answer(turn.content, row["reference"]):
-            return Turn("assistant", "", None, turn.content.strip())
-        return Turn("assistant", "", turn.content.strip(), extract_answer(turn.content))
+        said, answer = turn.content.strip(), answer_in(turn.content, row["reference"]).strip()
+        return Turn("assistant", "", None if answer == said else said, answer)
     return turn
 
 
@@ -148,6 +151,7 @@ def keep(path, out):
             if reason in KEPT:
                 try:
                     row["conversations"].append(turn_row(kept_turn(row)))
+                    parse_row(row)  # as the training will
                     rows.append(row)
                 except BadRow:
                     reason = "format"

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from dataset.formats import BadRow, Turn, encode_document, parse_row
-from dataset.verify import extract_answer, verdict
+from dataset.verify import answer_in, extract_answer, verdict
 from metrics import repetition
 
 VERDICTS = {"ok": None, "truncated": "truncation", "format": "format", "no answer": "answer",
@@ -70,7 +70,7 @@ def answer_parts(row):
 
 
 def final_answer(row):
-    """What can be compared with a known answer, or None."""
+    """What stands there as the last answer, for the card, or None."""
     last = row.turns[-1]
     return last.answer if last.answer is not None else extract_answer(last.content)
 
@@ -94,7 +94,9 @@ def wrong(row, cfg):
         reference = str(reference)
     if row.keys.get("verdict") in list(VERDICTS) or not isinstance(reference, str):
         return False
-    return verdict(reference, final_answer(row), True, True) != "ok"
+    last = row.turns[-1]
+    answer = answer_in(last.content, reference) if last.answer is None else last.answer
+    return verdict(reference, answer, True, True) != "ok"
 
 
 def too_short_or_long(row, cfg):

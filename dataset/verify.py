@@ -30,24 +30,47 @@ NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?<![\w.]){VALUE}", re.ASC
 FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}"
                   r"|([0-9])([0-9]))")
 WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}")
-CLOTHES = re.compile(r"\\?[$€£¥]|\*\*|`|°[CF]?|\^\s*(?:\\circ|\{\\circ\})|\\[,;: ()\[\]]")
+CLOTHES = re.compile(r"\\?[$€£¥]|\*\*|__|`|°[CF]?|\^\s*(?:\\circ|\{\\circ\})|\\[,;: ()\[\]]")
 SIGNED_CLOTHES = re.compile(rf"([-+])(?:{CLOTHES.pattern})+\s?")
-PHRASE = re.compile(r"(?:answer\**\s*(?:is\b|[:：=])|答案\**\s*(?:是|为|[:：]))[\s:：*]*", re.I)
+# With what opens, on a line of its own, a list, a formula or a block of code.
+PHRASE = re.compile(r"(?:answer\**\s*(?:is\b|[:：=])|答案\**\s*(?:是|为|[:：]))"
+                    r"(?:\n[ \t]*[-•] |(?:\$\$|\\\[|```\w*)[ \t]*\n|[\s:：*])*", re.I)
 
 # A unit is at most three words of three letters or more, or these; right behind the digits only
 # these (2ab and 5x are algebra). None may be a word that changes the number: 5 million, 14 maybe.
 UNITS = set("km cm mm m kg mg g lb lbs oz ft in mi l ml s h hr hrs min ms mph".split())
 POWER = re.compile(r"\b(km|cm|mm|m|ft|in|mi|s) ?(?:\^ ?\{? ?[23] ?\}?|[²³])")  # cm^2; not x^2
-NO_UNIT = set("""hundred thousand lakh million mil mln billion bln trillion crore grand dozen gross
-    double half halve third quarter fifth percentage two three four five six seven eight nine ten
-    and nor not but than then plus minus over divided multiplied squared cubed sqrt factorial mod
-    log sin cos tan above below under zero negative except without instead either neither wrong
-    incorrect false was isnt maybe perhaps possibly probably about approximately approx roughly
-    around almost nearly least most less short off pct tenth hundredth thousandth
-    millionth""".split())
+DOUBT = set("""or nor not no never neither either instead cannot cant dont doesnt isnt wasnt wont
+    maybe perhaps possibly probably likely unlikely might may could guess guessed unless unsure
+    uncertain unclear doubtful dubious questionable approximately approx roughly wrong incorrect
+    false untrue mistaken erroneous inaccurate invalid impossible implausible rejected refuted
+    disproved denied dismissed discarded excluded ruled 或 不 没 非 无 错 吗 否""".split())
+NO_UNIT_ZH = "零一二三四五六七八九十百千万亿两半几多余或和与及到至不没非无错吗否减加乘除约是对还少负比打"
+NO_UNIT = DOUBT | set(NO_UNIT_ZH) | set("""hundred thousand lakh million mil mln billion bln
+    trillion crore grand dozen gross double two three four five six seven eight nine ten eleven
+    twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty
+    sixty seventy eighty ninety half halve third quarter fourth fifth sixth seventh eighth ninth
+    tenth eleventh twelfth hundredth thousandth millionth percentage pct pi and but then than plus
+    minus over divided multiplied squared cubed sqrt factorial mod modulo choose log sin cos tan
+    above below under zero negative except without about around almost nearly least most less short
+    off was would should if say seem apparently presumably supposedly allegedly hardly barely exceed
+    exceeded fail failed""".split())
 # Chinese: up to eight characters, none of which counts, compares or denies. 千克, 千米 are units.
-UNIT_ZH = re.compile(" ?(?:千[克米瓦])?(?:(?![零一二三四五六七八九十百千万亿两半几多余或和与及到至不没非无"
-                     "减加乘除约是对错还少负比打])[\u4e00-\u9fff]){0,8}")
+UNIT_ZH = re.compile(f" ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")
+
+# The last number of a text without a mark: what takes it back before it, what may stand behind it.
+SENTENCE_END = re.compile(r"[\n!;。]|\.(?=\s|$)|(?<=\?)")
+WORD = re.compile(r"[a-z]+|千[克米瓦]|[\u4e00-\u9fff]", re.I)
+BOUND = re.compile(r"(?:\b(?:than|over|under|above|below|about|around|almost|nearly|least|most|but|"
+                   r"minus|except|error(?: code)?:?)|[<>≤≥≠≈~±^√约]) *$|\d,$", re.I)
+ENDED = re.compile(rf" ?(?:{'|'.join(sorted(UNITS))})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])"
+                   r"|\*(?!\w)|\.(?!\.)|[,:)'\"’”=—\u4e00-\u9fff]|$")  # not 14x, 14 + y, 14...
+CLAUSE_END = re.compile(r"[,:(]|(?<=\w) (?:and|then|but|over)\b")  # 14 left over; not 14 over 3
+
+# An answer that gives its reason, or the equation that it comes from.
+REASON = re.compile(r",?\s*\(?\b(?:because|since)\b|[,，]?\s*因为", re.I)
+EQUATION = re.compile(r"(?:[A-Za-z] ?=)?(?:(?:[-+*/×÷·^().\d ]|,(?=\d)|\\(?:times|cdot|div))+=)*"
+                      r" ?(?:\(([^=()]*)\)|([^=()]*))")  # x = 14, 5+9 = 14, x = 5+9 = 14, (14)
 
 
 def clean(text):
@@ -58,7 +81,7 @@ def clean(text):
     text = text.translate(NARROW).replace("{,}", ",").replace("\\!", "")
     text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", text)  # 1\,234; but 1\,4 is not 14
     text = re.sub(r"\s?per ?cent\b|\\%", "%", text, flags=re.I)
-    text = re.sub(r"(?:\bnegative |负)(?=\s?[$€£¥]?[0-9])", "-", text, flags=re.I)
+    text = re.sub(r"(?:^minus |\bnegative |负)(?=\s?[$€£¥]?[0-9])", "-", text, flags=re.I)
     text = FRAC.sub(lambda m: f"${m[1] or m[3]}/{m[2] or m[4]} ", text)  # $ goes below, sign or not
     for _ in range(3):  # from the inside out: \boxed{\text{5}}
         text = WRAPPED.sub(r" \1 ", text)
@@ -103,8 +126,13 @@ def is_unit(rest):
     if len(words) > 3 or rest != "".join(gap + word for gap, word in words):
         return False
     return all(word.lower() in UNITS and word != "M"  # 5M: five million
-               or gap and len(word) > 2 and not {word.lower(), word.lower().rstrip("s")} & NO_UNIT
+               or gap and len(word) > 2 and not any_of([word], NO_UNIT)
                for gap, word in words)
+
+
+def any_of(words, some):
+    """Is one of the words, or what it is the plural of, among some?"""
+    return any({word, word.rstrip("s")} & some for word in map(str.lower, words))
 
 
 def same_answer(got, reference):
@@ -127,17 +155,17 @@ def plain_text(text):
 def extract_answer(text):
     """The final answer inside a free text, or None. The first of these marks that occurs decides:
 
-    <answer>14</answer>, \\boxed{14}, #### 14, "the answer is 14" (答案是14), the last number. The last
-    one counts where a mark repeats; what stands before </think> does not. A mark that was begun and
-    left empty or open is None, not the number that happens to stand before it (marin#9163).
+    <answer>14</answer>, \\boxed{14}, #### 14, "the answer is 14" (答案是14), the last number if
+    nothing near it takes it back. The last one counts where a mark repeats; what stands before
+    </think> does not. A mark that was begun and left empty or open is None, not the number that
+    happens to stand before it (marin#9163).
     """
     text = text.rpartition("</think>")[2]
     for find in (tagged, boxed, after_hashes, said):
         found = find(text)  # None: no such mark
         if found is not None:
-            return found.strip() or None
-    numbers = [match[0] for match in NUMBER_IN_TEXT.finditer(clean(text))]
-    return numbers[-1] if numbers else None
+            return shortened(found.strip()) or None
+    return last_number(text)
 
 
 def tagged(text):
@@ -173,6 +201,39 @@ def said(text):
     return re.split(r"\n|。|\.(?=\s|$)", text[ends[-1]:], maxsplit=1)[0].strip(" *")
 
 
+def last_number(text):
+    """The last number of a text, or None where that is not what the text says.
+
+    Its sentence may not doubt it (14 or 15; not 14; 14?), no word beside it may change it (over 14;
+    14 dozen), and nothing may be glued to it (14x; 3,14).
+    """
+    text, number = clean(text), None
+    for number in NUMBER_IN_TEXT.finditer(text):
+        pass
+    if number is None:
+        return None
+    before, behind = text[:number.start()], text[number.end():]
+    before, behind = SENTENCE_END.split(before)[-1], SENTENCE_END.split(behind, maxsplit=1)[0]
+    beside = WORD.findall(CLAUSE_END.split(behind)[0])[:3]
+    sentence = re.sub(r"n['’]t\b", " not", before + "|" + behind)
+    if (any_of(WORD.findall(sentence), DOUBT) or "?" in behind or any_of(beside, NO_UNIT)
+            or BOUND.search(before) or not ENDED.match(behind)):
+        return None
+    return number[0]
+
+
+def shortened(found):
+    """A marked answer down to its number: "5+9 = 14", "14, because 2*7=14" and "(14)" are 14.
+
+    What holds no number in that way ("14 or 15", "x=3, x=14") stays as it is.
+    """
+    if len(found) > MAX_LENGTH or parse_number(found) is not None:
+        return found
+    equation = EQUATION.fullmatch(clean(REASON.split(found, maxsplit=1)[0]))
+    number = equation and (equation[1] or equation[2])
+    return number.strip() if number and parse_number(number) is not None else found
+
+
 def verdict(reference, answer, ended, well_formed):
     """Keep a sample ("ok"), or the first reason to reject it: sampling counts these words.
 
@@ -189,7 +250,13 @@ def verdict(reference, answer, ended, well_formed):
 
 def agree(a, b):
     """Are two answers one, or what they mark as final?"""
-    return same_answer(a, b) or same_answer(marked(a), marked(b))
+    return any(same_answer(x, y) for x in readings(a) for y in readings(b))
+
+
+def readings(text):
+    """An answer, what it marks as final where it marks it, and the number in that."""
+    found = marked(text)
+    return [text] if found == text else [text, found, shortened(found)]
 
 
 def marked(text):
@@ -199,3 +266,14 @@ def marked(text):
         if found is not None:
             return found
     return text
+
+
+def answer_in(text, reference):
+    """The part of a free text, without tags, to compare with the known answer `reference`.
+
+    All of it, what it marks as final, or what extract_answer finds: the first that is right. Else
+    all of it.
+    """
+    parts = [*readings(text), extract_answer(text)]
+    return next((part for part in parts if part and any(
+        same_answer(part, known) for known in readings(reference))), text)

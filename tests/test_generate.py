@@ -21,7 +21,8 @@ import cli
 import dataset.generate as generation
 from cli import ROOT
 from dataset import asking
-from dataset.formats import encode_document, prompt_ids, read_documents
+from dataset.answers import keep
+from dataset.formats import Turn, encode_document, prompt_ids, read_documents
 from dataset.questions import parse_prompt
 from mock_endpoint import drawn, said, serving
 from test_eval import say
@@ -415,6 +416,13 @@ WORDS = "Mia has 2 + 1 = 3 pears, so the answer is 3."
     ("<answer>2 or 3</answer>", {}, "wrong answer", None), ("So the answer is 4, not 3.", {}, "wrong answer", None),
     ("There are 3 pears and 4 apples.", {}, "wrong answer", None), ("No idea.", {}, "wrong answer", None),
     ("", {}, "no answer", None), (" \n", dict(reasoning_content="2+1=3"), "no answer", None),
+    ("It is 2 or 3.", {}, "wrong answer", None), ("3 is wrong.", {}, "wrong answer", None),
+    ("So 2 or 3 pears.", dict(reasoning_content="2+1"), "wrong answer", None),
+    ("<answer>2, 3</answer>", {}, "wrong answer", None),  # what is tagged is all of the answer
+    ("The answer is:\n$$\n2+1=3\n$$", {}, "ok", dict(reasoning_content="The answer is:\n$$\n2+1=3\n$$", content="3")),
+    ("We use the <think> tag here: the answer is 3", {}, "format", None), ("\\boxed{3} </answer>", {}, "format", None),
+    ("2+1=3 <answer>3</answer> Hope this helps!", {}, "format", None),
+    ("2+1=3 <answer>", dict(finish_reason="length"), "truncated", None),
     ("<think>2+1=3", {}, "format", None), ("<answer>3</answer> or <answer>4</answer>", {}, "format", None),
     (WORDS, dict(finish_reason="length"), "truncated", None), ("<think>2+", dict(finish_reason="length"), "truncated", None),
     (None, dict(finish_reason="length", reasoning_content="2"), "truncated", None),
@@ -451,6 +459,20 @@ def test_open_prompts_are_kept_as_the_endpoint_said_it(ask_mock, tmp_path):
         [kept], [row], _ = ask_mock(mock, f"--input={path}")
     assert kept["conversations"][-1] == dict(role="assistant", content="La 1, la 2.\u2028La!")
     assert kept["verdict"] == row["verdict"] == "unverified" and row["reference"] is None
+
+
+def test_no_row_is_kept_that_the_training_would_refuse(tmp_path):
+    """A file of answers that an earlier version judged: one row with a stray tag ends both trainings."""
+    known = dict(conversations=[QUESTION], operation="none", source="q:1", label="kept", reference="5", verdict="ok",
+                 reasoning_content=None)
+    told = ["2+3=5", "In the <think> tag: the answer is 5", "2+3=5 <answer>5</answer> Bye!", "\\boxed{5} </answer>"]
+    rows = [dict(known, question=0, sample=i, content=content) for i, content in enumerate(told)]
+    rows.append(dict(rows[0], sample=9, content="A <think> tag opens a thought", reference=None, verdict="unverified"))
+    raw, out = tmp_path / "raw.jsonl", tmp_path / "kept.jsonl"
+    raw.write_text("{}\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    assert keep(raw, out) == ({"ok": 1, "format": 3, "unverified": 1}, 1)
+    documents = [document[-1] for _, document in read_documents(out)]
+    assert documents == [Turn("assistant", "", "2+3=5", "5"), Turn("assistant", "A <think> tag opens a thought")]
 
 
 def test_answers_that_fail_for_good_are_counted_and_asked_again(ask_mock, tiny_world):

@@ -1,10 +1,15 @@
 """Claims about dataset/verify.py: right answers in any clothes pass, nothing that hedges does."""
 import time
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 
-from dataset.verify import MAX_LENGTH, extract_answer, parse_number, same_answer, verdict
+from dataset.answers import judge_text
+from dataset.formats import Turn
+from dataset.rules import Row, wrong
+from dataset.verify import (MAX_LENGTH, answer_in, extract_answer, parse_number, same_answer,
+                            verdict)
 
 HOLDS = [  # (got, reference)
     # plain numbers and signs
@@ -33,11 +38,13 @@ HOLDS = [  # (got, reference)
     ("$5 per hour", "5"), ("$5/hour", "5"), ("50 per centimetre", "50"), ("14 cm^2", "14"),
     (r"14\text{ cm}^2", "14"), ("14m²", "14"), (r"9.8 \text{m/s}^{2}", "9.8"), ("14 ft³.", "14"),
     ("negative 5", "-5"), ("Negative $5", "-5"), ("负5", "-5"), ("负 5元", "-5"),
+    ("minus 5", "-5"), ("Minus $5", "-5"), ("5 months", "5"), ("5 seconds", "5"), ("5 errors", "5"),
     # clothes
     ("$14$", "14"), (r"$\$14$", "14"), (r"\(14\)", "14"), (r"\[14\]", "14"), (r"\text{14}", "14"),
     (r"5\,\text{km}.", "5"), (r"\boxed{14}", "14"), (r"\boxed{\text{14}}", "14"), ("**14**", "14"),
     (r"\boxed{\frac{1}{2}}", "0.5"), ("'14'", "14"), ("*14*", "14"), ('"14"', "14"),
-    ("-**5**", "-5"), ("５０", "50"), ("－１，２３４．５", "-1234.5"), ("５０％", "50%"), ("14个！", "14"),
+    ("-**5**", "-5"), ("__14__", "14"), ("５０", "50"), ("－１，２３４．５", "-1234.5"), ("５０％", "50%"),
+    ("14个！", "14"),
     # texts
     ("Yes", "yes"), ("yes!", "Yes."), ("  New   York ", "new york"), (r"\text{east}", "East"),
     ("x = 5", "x = 5"), ("14 or 15", "14 or 15"), ("(A)", "(a)"), ("红色。", "红色"), ("5x", "5x"),
@@ -57,7 +64,12 @@ REFUSED = [
     ("14 apples, not 15", "14"), ("14 apples and 3 pears", "14"), ("12+2=14", "14"),
     ("x = 14", "14"), ("14?", "14"), ("≈14", "14"), ("~14", "14"), ("about 14", "14"),
     (">14", "14"), ("±14", "14"), ("14 apples maybe", "14"), ("14, or so", "14"),
-    ("14 which some say exceeds", "14"), ("'14?", "14"),
+    ("14 which some say exceeds", "14"), ("'14?", "14"), ("14 cannot work", "14"),
+    ("14 would fail", "14"), ("14 fails", "14"), ("14 rejected", "14"), ("14 ruled out", "14"),
+    ("14 seems unlikely", "14"), ("14 mistaken", "14"), ("14 doubtful", "14"), ("14 might", "14"),
+    ("14 excluded", "14"), ("14 could hold", "14"), ("14 should hold", "14"), ("14 unless", "14"),
+    ("14 impossible", "14"), ("14吗", "14"), ("(14)", "14"), ("x=14", "14"), ("5+9 = 14", "14"),
+    ("14, because 2*7=14", "14"), ("14 (since 2*7=14)", "14"),
     ("14...", "14"), ("14 maybe", "14"), ("14或15", "14"), ("不是14", "14"), ("14不对", "14"),
     ("14:00", "14"), ("3/4/2020", "3/4"), ("[14, 14]", "14"), ("answer: 14", "14"),
     # glued or cut digits
@@ -68,7 +80,10 @@ REFUSED = [
     # words and signs that change the number
     ("5 million", "5"), ("$5 billion", "5"), ("5M", "5"), ("5k", "5"), ("5 dozen", "5"),
     ("5 hundreds", "5"), ("5 times three", "5"), ("5 minus one", "5"), ("5 and a half", "5"),
-    ("5 thirds", "5"), ("5 squared", "5"), ("5 degrees below zero", "5"), ("5万", "5"), ("5千", "5"),
+    ("5 thirds", "5"), ("5 fourths", "5"), ("5 sixths", "5"), ("5 eighths", "5"), ("5 ninth", "5"),
+    ("5 twelfths", "5"), ("5 eleven", "5"), ("5 twenty", "5"), ("5 ninety", "5"), ("5 mod", "5"),
+    ("5 modulo", "5"), ("5 choose", "5"), ("minus 5", "5"), ("5 minus 3", "2"), ("1__4", "14"),
+    ("5 squared", "5"), ("5 degrees below zero", "5"), ("5万", "5"), ("5千", "5"),
     ("5亿元", "5"), ("5个半", "5"), ("10多个", "10"), ("5x", "5"), ("5 x", "5"), ("2ab", "2"),
     ("5abc", "5"), ("14 x^2", "14"), ("14 cm^4", "14"), ("14^2 cm", "14"), ("14 apples^2", "14"),
     ("5 negative 3", "5"), ("negative 5", "5"), ("负5", "5"), ("负责5", "5"), ("负责5", "-5"),
@@ -153,12 +168,34 @@ def test_numbers_are_exact(text, number):
     ("the answer is:\n\n14", "14"),
     ("答案是14个苹果。因为12+2=14，共3步", "14个苹果"),
     ("答案：-5", "-5"), ("所以答案为 1/2。", "1/2"),
+    # phrases with a formula, a block or a list below
+    ("The answer is:\n$$\n14\n$$", "14"), ("The final answer is:\n\n\\[\n14\n\\]", "14"),
+    ("The answer is:\n```\n14\n```\nBye 3", "14"), ("Answer:\n```text\n14\n```", "14"),
+    ("**Answer:**\n- 14", "14"), ("**Answer:**\n\n  - **14** apples", "14** apples"),
+    ("**Answer:**\n- -14", "-14"), ("Answer:\n-14", "-14"), ("Answer: - 14", "- 14"),
+    ("The answer is:\n$$\n- 14\n$$", "- 14"), ("The answer is:\n$$\n", None),
+    # reasons and equations
+    ("The answer is 5 + 9 = 14.", "14"), ("The answer is 14, because 2*7=14.", "14"),
+    ("The answer is 14 because 2*7=14.", "14"), ("The answer is 14 (since 2*7=14).", "14"),
+    ("The answer is 14, since 7 is half.", "14"), ("答案是14，因为12+2=14。", "14"),
+    ("The answer is $x = 14$.", "14"), (r"\boxed{x=14}", "14"), ("n = 2\n#### n = -14", "-14"),
+    (r"The answer is x = 2 \times 7 = 14 apples.", "14 apples"),
+    (r"\boxed{\frac{28}{2} = 14}", "14"), ("The answer is 1,000 + 500 = 1,500", "1,500"),
+    ("The answer is (14)", "14"), ("The answer is (-14).", "-14"), ("Answer: __14__", "__14__"),
+    ("The answer is minus 14", "minus 14"),
+    ("The answer is 15, because 14+1=15", "15"), ("The answer is 15 = 14", "14"),
+    ("The answer is not 14 because 2*7=14", "not 14 because 2*7=14"),
+    ("The answer is 12 when x = 14", "12 when x = 14"), ("The answer is 2x = 14", "2x = 14"),
+    ("The answer is 12, 7*2=14", "12, 7*2=14"), ("The answer is 12 (2*7=14)", "12 (2*7=14)"),
+    (r"\boxed{x=3, x=14}", "x=3, x=14"), (r"\boxed{x=3 \quad x=14}", r"x=3 \quad x=14"),
+    (r"\boxed{x=3 \text{ or } x=14}", r"x=3 \text{ or } x=14"), (r"\boxed{x>=14}", "x>=14"),
+    (r"\boxed{x=\pm 14}", r"x=\pm 14"), (r"\boxed{y=2x=14}", "y=2x=14"), ("Answer: x=y", "x=y"),
     # the last number
     ("It is 14 apples, I think.", "14"), ("x = -14", "-14"), ("17-3", "3"), ("f(x)-5", "5"),
     ("3–5", "5"), ("it costs $1,234.50.", "1,234.50"), ("a loss of -$5", "-5"), ("is −5", "-5"),
     (r"$x = -\frac{3}{4}$", "-3/4"), ("half of 3 is 1 1/2 cups", "1 1/2"), ("up by 50%!", "50%"),
-    ("12 or 14", "14"), ("1, 2", "2"), ("3 4", "4"),
-    ("1,2345", "2345"), ("1.2.5", "1.2"), ("so...5", None),
+    ("12 or 14", None), ("1, 2", "2"), ("3 4", "4"),
+    ("1,2345", None), ("1.2.5", "1.2"), ("so...5", None),
     ("她有14个", "14"), ("气温是-5度", "-5"), ("（－５）", "-5"),
     ("drink H2O", None), ("so 1e999999999", "1e999999999"), ("no idea", None), ("", None),
     # thoughts are no answers
@@ -188,11 +225,53 @@ def test_a_rejection_names_its_first_reason(answer, ended, well_formed, expected
     assert verdict("14", answer, ended, well_formed) == expected
 
 
+# In a free text these say it: an equation, an exclamation, a share of something.
+RIGHT_IN_PROSE = [(got, "14") for got in (
+    "12+2=14", "x = 14", "x=14", "5+9 = 14", "answer: 14", "14, because 2*7=14",
+    "14 (since 2*7=14)", "(14)")] + [("5!", "5"), ("负责5", "5"), ("50% apples", "0.5")] + [
+    ("She has 14 apples now.", "14"), ("Mia has 14.", "14"), ("So she walked 14km today.", "14"),
+    ("It is 14 because 12+2=14.", "14"), ("She would have 14 apples left.", "14"),
+    ("She has 14 apples left over.", "14"), ("She has 14 apples and is happy.", "14"),
+    ("It is *14*.", "14"), ("How many are not red? 14", "14"),
+    ("Is it 12? No! It is 14.", "14"), ("**14** go.", "14"),
+    ("She paid $14.00 for it.", "14"), ("That makes 14. Ask me more or less.", "14"),
+    ("She has 3 more than Tom, so 14.", "14"), ("一共是14个苹果。", "14"), ("她走了14千米。", "14"),
+    ("Paris", "Paris"), ("Yes.", "yes"), ("New York", "new york"), ("Answer: Paris", "Paris"),
+    (r"So \boxed{x=14}.", "14"), (r"So \boxed{x=14}.", "x=14"), ("So it is x=14.", "14")]
+WRONG_IN_PROSE = [
+    ("It is 14 or 15", "15"), ("It is either 12 or 14.", "14"), ("It cannot be 14.", "14"),
+    ("I do not know, maybe 12, 13 or 14", "14"), ("It isn't 14", "14"), ("It can’t be 14.", "14"),
+    ("Sorry, I can't help with that. Error 14", "14"), ("Error code: 14", "14"),
+    ("Is it 14?", "14"), ("Is it 14 apples?", "14"), ("I guess 14", "14"), ("x^14", "14"),
+    ("It is 14, I guess.", "14"),
+    ("She has more than 14.", "14"), ("It is over 14.", "14"), ("Nearly 14", "14"),
+    ("all but 14", "14"), ("It is minus 14.", "14"), ("It may be 14 apples.", "14"),
+    ("She has 14 dozen eggs.", "14"), ("3,14", "14"), (r"\sqrt{14}", "14"), ("约14个", "14"),
+    ("It weighs 14 kg or so", "14"), ("可能不是14个", "14"), ("是14个吗？", "14"),
+    ("It is 14 over 3.", "14"), ("It is 14 and a half.", "14"), ("It is 14 + x.", "14"),
+    ("It is 14*x.", "14"), ("There are 14 million people.", "14"),
+    ("Answer: 15, because 14+1=15", "14"),
+    ("So there are 14 left, not counting two.", "14"),  # right, but "not" is not understood
+    ("It is A.", "A"), ("Paris or Rome", "Paris")]
+PROSE = [(*row, True) for row in HOLDS + RIGHT_IN_PROSE] + [
+    (*row, False) for row in REFUSED + WRONG_IN_PROSE if row not in RIGHT_IN_PROSE]
+
+
+@pytest.mark.parametrize("text, reference, holds", PROSE)
+def test_a_free_text_is_right_where_it_says_so_without_a_doubt(text, reference, holds):
+    """Taken for its last number, whatever stands around it, "14 is wrong" teaches the error; and
+    what generate.py keeps filter.py would drop, or the other way round."""
+    said = dict(content=text, reasoning_content=None, finish_reason="stop")
+    assert (judge_text(SimpleNamespace(reference=reference), said) == "ok") is holds
+    row = Row({"reference": reference}, [Turn("assistant", text)], (0, len(text)))
+    assert wrong(row, None) is not holds
+
+
 LONG = 100_000
 HOSTILE = [piece * (LONG // len(piece)) for piece in [
     "1", "1,234,", "1 ", "1e", "-$", " ", "\n", "\\", "\\boxed{", "\\text{", "\\frac{",
     "\\frac{1}{", "<answer>", "</think>", "####", "answer is ", "answer**", "答案是", "per cent",
-    "个!", "^\\circ",
+    "个!", "^\\circ", "> ", "than ", "1,2", "14 or ", "\n- ", "```", "$$\n", "=", "1=", "__",
 ]] + [head + filler * LONG + tail for head, filler, tail in [
     ("1", " ", "1"), ("1", "0", "/"), ("1e", "9", ""), ("\\boxed", " ", "{1}"), ("1 ", "1", "/2"),
     ("\\frac{", " ", "1}{2}"), ("\\frac{", "1", "}{2}"), ("answer", "*", "is"), ("ab", "!", "x"),
@@ -206,6 +285,7 @@ def test_hostile_texts_end_quickly():
         start = time.process_time()
         extract_answer(text)
         assert not same_answer(text, "14") and not same_answer(text, "x")
+        answer_in(text, "14")
         seconds = time.process_time() - start
         assert seconds < 1, f"{seconds:.1f} s: {text[:20]!r}"  # 0.05; quadratic: a minute or more
 
@@ -238,7 +318,9 @@ def test_prefixes_of_an_answer_never_raise():
 
 @pytest.mark.parametrize("answer, reference, said", [
     ("So the answer is \\boxed{14}.", "14", "ok"), ("14", "Therefore \\boxed{14}", "ok"),
-    ("The answer is 14.", "\\boxed{14}", "ok"), ("so 12 + 2 #### 14", "14", "ok"),
+    ("The answer is 14.", "\\boxed{14}", "ok"), ("The answer is 5 + 9 = 14.", "14", "ok"),
+    ("So \\boxed{x=14}", "x=14", "ok"), ("12+2=14", "14", "wrong answer"),
+    ("so 12 + 2 #### 14", "14", "ok"),
     ("So the answer is \\boxed{15}.", "14", "wrong answer"),
     ("It is 14 or 15", "14", "wrong answer"), ("not 14", "14", "wrong answer")])
 def test_a_mark_inside_an_answer_decides(answer, reference, said):
