@@ -464,7 +464,7 @@ def test_open_prompts_are_kept_as_the_endpoint_said_it(ask_mock, tmp_path):
 def test_no_row_is_kept_that_the_training_would_refuse(tmp_path):
     """A file of answers that an earlier version judged: one row with a stray tag ends both trainings."""
     known = dict(conversations=[QUESTION], operation="none", source="q:1", label="kept", reference="5", verdict="ok",
-                 reasoning_content=None)
+                 reasoning_content=None, model="m", finish_reason="stop", usage={})
     told = ["2+3=5", "In the <think> tag: the answer is 5", "2+3=5 <answer>5</answer> Bye!", "\\boxed{5} </answer>"]
     rows = [dict(known, question=0, sample=i, content=content) for i, content in enumerate(told)]
     rows.append(dict(rows[0], sample=9, content="A <think> tag opens a thought", reference=None, verdict="unverified"))
