@@ -1,4 +1,6 @@
 """Claims about train_distill_onpolicy.py: the student's own words, corrected exactly, and nothing else."""
+from itertools import groupby
+
 import numpy as np
 import pytest
 import torch
@@ -131,21 +133,64 @@ def test_writing_depends_on_seed_and_step_alone(data, tiny_model, tiny_tokenizer
     assert written(3) == first != written(3, seed=1) and written(4) != first
 
 
-def test_nothing_counts_after_the_first_end_and_no_gradient_flows_through_the_writing(
-        train, monkeypatch):
-    """What comes after the end is no answer; a graph through the sampling would hold every step."""
-    seen, real = [], rewrite.generate
+@pytest.fixture
+def write(data, tiny_model, tiny_tokenizer):
+    """A function: `write(max_new_tokens=3)` -> (student, the windows that it wrote in a step); its
+    logit of <end> is `end` higher."""
+    def run(end=0.0, **changes):
+        model = tiny_model(vocab_size=320, max_seq_len=160)
+        bias = torch.zeros(320).index_fill(0, torch.tensor([tiny_tokenizer.end]), end)
+        run.graphs = []
+        model.lm_head.register_forward_hook(
+            lambda _, inputs, logits: (run.graphs.append(logits.requires_grad), logits + bias)[1])
+        cfg, env = config(on_policy_share=1, **changes), environment()
+        return model, student_writes(cfg, env, model, tiny_tokenizer, data, 0,
+                                     step_batches(data, 0, cfg, env)[0])[0]
+    return run
 
-    def watch(model, prompts, count, stop, **how):
-        rows = real(model, prompts, count, stop, **how)
-        seen.append([r for r in rows])
-        assert not torch.is_inference_mode_enabled()
-        return rows
-    monkeypatch.setattr(rewrite, "generate", watch)
-    train(on_policy_share=1, steps=2)
-    assert len(seen) == 2
-    for row in seen[0]:
-        assert 2 not in row[:-1]  # <end> is id 2
+
+def by_weight(batches):
+    """[(ids that do not count, ids after them that do)] of all windows, without the padding."""
+    found = []
+    for x, y, _, weight, _ in batches:
+        weight = torch.nn.functional.pad(weight, (1, 0))         # (B, T + 1), as the next
+        for row in torch.stack([torch.cat([x[:, :1], y], 1), weight > 0], -1).tolist():
+            runs = [[id for id, _ in run] for _, run in groupby(row, lambda pair: pair[1])]
+            found += zip(runs[::2], runs[1::2])
+    return found
+
+
+def test_nothing_counts_after_the_first_end_and_no_gradient_flows_through_the_writing(
+        write, data, tiny_tokenizer):
+    """What comes after the end is no answer; a graph through the sampling would hold every step."""
+    _, batches = write(end=3.0)
+    assert write.graphs and not any(write.graphs)
+    assert not any(t.is_inference() for batch in batches for t in batch[:4])  # or backward fails
+    prompts = [p for n in step_windows(16, 0, 8, 0) for p in prompts_of(data, n, 143)]
+    found = by_weight(batches)
+    assert sorted(prompt for prompt, _ in found) == sorted(prompts)
+    for _, response in found:
+        assert tiny_tokenizer.end not in response[:-1]
+        assert response[-1] == tiny_tokenizer.end or len(response) == 20
+    assert {len(response) == 20 for _, response in found} == {True, False}  # both were seen
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_a_response_without_an_end_is_as_long_as_max_new_tokens_says(count, write):
+    """TRAPS 4: a dead knob, and every answer is cut off, or half of a step is spent on babble."""
+    _, batches = write(end=-torch.inf, max_new_tokens=count)
+    assert {len(response) for _, response in by_weight(batches)} == {count}
+
+
+def test_the_student_writes_at_sample_temperature(write):
+    """TRAPS 4: a dead knob. At 0 it takes the likeliest token, and less often the warmer it is."""
+    shares = []
+    for temperature in (0.0, 0.3, 1.0):
+        model, batches = write(sample_temperature=temperature)
+        right = torch.cat([(model(x, document).argmax(-1) == y)[weight > 0]
+                           for x, y, document, weight, _ in batches])
+        shares.append(right.float().mean())
+    assert shares[0] > 0.99 and 0.9 > shares[1] > shares[2] + 0.1
 
 
 def test_its_own_words_are_no_labels(train):
