@@ -88,6 +88,18 @@ def test_hidden_distances_by_hand():
     assert hidden_cosine(5 * a, b).item() == pytest.approx(1 - 1 / 3)  # blind to length
 
 
+def test_of_several_pairs_the_hidden_term_is_the_mean():
+    """Summed, twice the layers would weigh twice as much; the map would be a second weight."""
+    def block(*numbers):
+        return dict(hidden=torch.tensor([[numbers, (9.0, 9.0)]]))  # (1, 2, D), one left out
+    student, teacher = [block(1.0, 2.0), block(0.0, 3.0)], [block(1.0, 0.0), block(4.0, 3.0)]
+    keep = torch.tensor([[True, False]])
+    value = hidden_term(Config(hidden_loss="mse"), [(1, 1), (2, 2)], [], student, teacher, keep)
+    assert value.tolist() == [(4 / 2 + 16 / 2) / 2]
+    value = hidden_term(Config(hidden_loss="cosine"), [(1, 1), (2, 2)], [], student, teacher, keep)
+    assert value.tolist() == pytest.approx([(1 - 1 / 5 ** 0.5 + 1 - 3 / 5) / 2])
+
+
 def relation_by_hand(student, teacher, heads, document):
     """Loops over batch, head, t and s, in plain Python."""
     values = [[0.0] * T for _ in range(B)]
