@@ -100,6 +100,19 @@ def test_of_several_pairs_the_hidden_term_is_the_mean():
     assert value.tolist() == pytest.approx([(1 - 1 / 5 ** 0.5 + 1 - 3 / 5) / 2])
 
 
+@torch.no_grad()
+def test_of_several_pairs_the_relation_term_is_the_mean_over_queries_keys_and_values(tiny_model):
+    """Summed, the same as above, and three times that."""
+    ids, document = torch.arange(B * T).view(B, T), torch.ones(B, T)
+    student, teacher = recorded(tiny_model(), ids), recorded(tiny_model(seed=9), ids)
+    value = relation_term(Config(relation_heads=2), [(1, 2), (2, 1)], student, teacher, document,
+                          document > 0)
+    flat = lambda x: x.transpose(1, 2).flatten(2)  # (B, heads, T, C) -> (B, T, heads * C)
+    parts = [relation_kl(flat(student[s][which]), flat(teacher[t][which]), 2)
+             for s, t in ((0, 1), (1, 0)) for which in "qkv"]
+    torch.testing.assert_close(value, torch.stack(parts).mean(0).flatten())
+
+
 def relation_by_hand(student, teacher, heads, document):
     """Loops over batch, head, t and s, in plain Python."""
     values = [[0.0] * T for _ in range(B)]
