@@ -61,7 +61,7 @@ class FusedLoss(torch.autograd.Function):
         """The four sums; the gradients are made here, too, and kept."""
         grad_hidden = torch.empty_like(hidden)                                # (N, D)
         grad_head = torch.zeros_like(head, dtype=torch.float32)               # (V, D)
-        sums = torch.zeros(4, dtype=torch.float32, device=hidden.device)
+        sums = [torch.zeros((), dtype=torch.float32, device=hidden.device) for _ in range(4)]
         matrix, teacher_matrix = (w.to(h.dtype) for w, h in ((head, hidden),
                                                              (teacher_head, teacher_hidden)))
         step = max(1, CHUNK // len(head))
@@ -81,6 +81,7 @@ class FusedLoss(torch.autograd.Function):
             for i, values in enumerate((ce, kd, teacher_ce), 1):
                 sums[i] += total(values.detach(), weight[part])
         ctx.save_for_backward(grad_hidden, grad_head.to(head.dtype))
+        ctx.mark_non_differentiable(*sums[1:])  # or they would have a gradient, of zeros
         return tuple(sums)
 
     @staticmethod

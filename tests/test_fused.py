@@ -53,11 +53,34 @@ def test_values_and_gradients_are_the_plain_ones(name, mix, chunk, monkeypatch):
 
 @pytest.mark.parametrize("name, mix", CASES)
 def test_bf16_is_within_its_own_rounding(name, mix, monkeypatch):
-    """The chunks' gradients of the matrix must be summed in float32, or small ones vanish."""
+    """Of two roundings of the same numbers, one that is ten times as large is a bug."""
     monkeypatch.setattr(fused, "CHUNK", 5 * V)
     ours, theirs = both(How(0.7, name, 1.0, mix), torch.bfloat16)
     for a, b in zip(ours, theirs):
         assert (a.float() - b.float()).norm() <= 2e-2 * b.float().norm()
+
+
+def test_the_matrix_gradients_of_a_thousand_chunks_are_summed_in_float32(monkeypatch):
+    """A sum of 8 bits stops growing where the next number is below its last bit: off by 3 %."""
+    monkeypatch.setattr(fused, "CHUNK", V)  # one token at a time
+    gradients = []
+    for dtype, way in ((torch.bfloat16, fused_loss), (torch.float32, plain)):
+        tensors = [t.bfloat16().to(dtype) if t.is_floating_point() and t.dim() == 2 else t
+                   for t in inputs(torch.bfloat16, n=1000)]  # both read the same numbers
+        head = tensors[1] = tensors[1].float().requires_grad_()
+        way(*tensors, How(0.7))[0].backward()
+        gradients.append(head.grad)
+    ours, exact = gradients
+    assert (ours - exact).norm() <= 5e-3 * exact.norm()
+
+
+def test_the_loss_alone_has_a_gradient():
+    """A zero one, without a word, where somebody learns from ce or kd instead."""
+    hidden, head, *rest = inputs()
+    loss, *others = fused_loss(hidden.requires_grad_(), head.requires_grad_(), *rest, How(0.7))
+    assert loss.requires_grad and not any(value.requires_grad for value in others)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        others[0].backward()
 
 
 def test_the_teacher_itself_costs_nothing():
