@@ -40,8 +40,8 @@ import cli
 import common
 from cli import OUT, check, fail, show
 from dataset.batches import open_data, tensors
-from dataset.teacher_cache import (NAMES, SAME, checksums, first_rows, open_arrays, read_json,
-                                   row_bytes)
+from dataset.teacher_cache import (NAMES, SAME, checksums, files_of, first_rows, is_about,
+                                   open_arrays, read_json, row_bytes)
 from losses import cross_entropy, log_softmax
 
 
@@ -131,18 +131,27 @@ def start(progress, about, fresh):
     """How many windows an unfinished cache holds; UserError where it is another one's."""
     if fresh or not progress.exists():
         return 0
-    found = read_json(progress, "about", "windows")
+    found = read_json(progress, lambda found: type(found["windows"]) is int
+                      and 0 <= found["windows"] <= found["about"]["windows"])
     cli.refuse_others(progress.parent, found["about"], about)
     return found["windows"]
 
 
-def check_folder(folder):
-    """UserError for a folder that holds something else than a cache, finished or not."""
-    if folder.exists() and any(folder.iterdir()):
-        names = [n for n in ("about.json", "progress.json") if (folder / n).exists()]
-        texts = [(folder / n).read_text(encoding="utf-8", errors="replace") for n in names]
-        if not any("teacher_fingerprint" in text for text in texts):
-            fail(f"{show(folder)} holds other files", fix="choose another --out")
+def check_folder(folder, fresh):
+    """UserError for a folder that holds something else than a cache, finished or not.
+
+    A damaged cache may not say what it is: `fresh` takes one by the names of its files.
+    """
+    names = {p.name for p in folder.iterdir()} if folder.exists() else set()
+    names = {name for name in names if not name.endswith(".tmp")}  # of a killed writer
+    texts = [(folder / n).read_text(encoding="utf-8", errors="replace")
+             for n in ("about.json", "progress.json") if n in names]
+    if not names or any("teacher_fingerprint" in text for text in texts):
+        return
+    if not names <= {*NAMES} or names == {"tokenizer.model"}:  # that alone may be anybody's
+        fail(f"{show(folder)} holds other files", fix="choose another --out")
+    if not fresh:
+        fail(f"{show(folder)} holds a damaged cache", fix="--fresh makes it again")
 
 
 def describe(cfg, teacher, tokenizer, data, env):
@@ -186,9 +195,9 @@ def main(cfg):
     check(about["tokens"] > 0, "--data", cfg.data, "text with at least one counted token")
     lock = checkpoints.lock_file(folder)  # held until this function ends  # noqa: F841
     finished = folder / "about.json"
-    check_folder(folder)
+    check_folder(folder, cfg.fresh)
     if finished.exists() and not cfg.fresh:
-        old = {k: v for k, v in read_json(finished, *about).items() if k != "sha256"}
+        old = {k: v for k, v in read_json(finished, is_about).items() if k != "sha256"}
         cli.refuse_others(folder, old, about)
         open_arrays(folder, about, "r")  # or one line that says what is damaged
         print(f"already made: {show(folder)} (--fresh makes it again)")
@@ -212,7 +221,7 @@ def finish(cfg, teacher, tokenizer, data, about, folder, env):
     if cfg.kind == "hidden":
         with cli.atomic_write(folder / "head.bin") as file:
             file.write(teacher.lm_head.weight.float().cpu().numpy().tobytes())
-    hashes = {p.name: cli.sha256_file(p) for p in sorted(folder.iterdir()) if p.name in NAMES[:-2]}
+    hashes = {name: cli.sha256_file(folder / name) for name in files_of(about)}
     with cli.atomic_write(folder / "about.json", "w") as file:
         json.dump(dict(about, sha256=hashes), file, indent=1)
     (folder / "progress.json").unlink()

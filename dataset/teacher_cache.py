@@ -37,6 +37,12 @@ def layout(about):
             }[about["kind"]] | {"label_ce": ("float32", ())}
 
 
+def files_of(about):
+    """The names of a cache's files, all but about.json, which holds a checksum of each."""
+    arrays = [*layout(about), "windows"] + ["head"] * (about["kind"] == "hidden")
+    return [*(f"{name}.bin" for name in arrays), "tokenizer.model"]
+
+
 def row_bytes(about):
     """Bytes a counted token."""
     return sum(np.dtype(d).itemsize * int(np.prod(s)) for d, s in layout(about).values())
@@ -73,15 +79,27 @@ def open_arrays(folder, about, mode):
     return found
 
 
-def read_json(path, *keys):
-    """A dict with these keys, or UserError."""
+def read_json(path, fits):
+    """The dict in a file, or UserError where there is none, or where `fits(dict)` is not True."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        [found[key] for key in keys]
-        return found
-    except (ValueError, KeyError, TypeError):
+        ok = fits(found)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ok = False
+    if not ok:
         fail(f"{show(path)} is damaged, or not of this script",
              fix="make the cache again with --fresh, or in another folder")
+    return found
+
+
+def is_about(found):
+    """Whether a dict describes a finished cache; a KeyError where a key is missing or unknown."""
+    tau, whole = found["temperature"], ("k", "dim", "vocab_size", "tokens", "windows")
+    return (all(type(found[key]) is int for key in whole)
+            and (tau is None if found["kind"] == "hidden" else type(tau) in (int, float))
+            and found["payload"] in ("float16", "float32")
+            and all(type(found[f"{of}_fingerprint"]) is str for of in ("teacher", "tokenizer"))
+            and isinstance(found["sha256"], dict) and {*files_of(found)} <= {*found["sha256"]})
 
 
 def read_about(path):
@@ -90,15 +108,17 @@ def read_about(path):
     if (folder / "progress.json").exists() and not (folder / "about.json").exists():
         fail(f"{show(folder)} is not finished", fix="the command that began it goes on")
     file = cli.need_file(folder / "about.json", "python dataset/cache_teacher.py")
-    return read_json(file, "kind", "k", "temperature", "payload", "dim", "vocab_size", "tokens",
-                     "windows", "teacher_fingerprint", "tokenizer_fingerprint", "sha256", *SAME)
+    return read_json(file, is_about)
 
 
 def cached_tokenizer(path):
     """The tokenizer of a cache: with it, no file of the teacher is needed."""
-    tokenizer = Tokenizer.load(Path(path) / "tokenizer.model")
-    check_fingerprint(tokenizer.fingerprint, read_about(path).get("tokenizer_fingerprint"), path,
-                      "make the cache again with --fresh")
+    tokenizer, about = Tokenizer.load(Path(path) / "tokenizer.model"), read_about(path)
+    fix = "make the cache again with --fresh"
+    check_fingerprint(tokenizer.fingerprint, about["tokenizer_fingerprint"], path, fix)
+    if tokenizer.vocab_size != about["vocab_size"]:
+        fail(f"{show(path)} and its tokenizer differ in vocabulary",
+             f"{about['vocab_size']} and {tokenizer.vocab_size}", fix=fix)
     return tokenizer
 
 
@@ -130,9 +150,10 @@ def open_cache(path, data, cfg, device="cpu"):
     if about["kind"] == "sampled" and cfg.divergence != "forward_kl":
         fail("a sampled cache has forward KL alone", cfg.divergence, "forward_kl",
              "--kind topk, or hidden")
-    for name, expected in about["sha256"].items():
-        if cli.sha256_file(cli.need_file(folder / name, "--fresh makes it again")) != expected:
-            fail(f"{show(folder / name)} is cut short or changed", fix="make the cache again")
+    fix = "make the cache again with --fresh"
+    for name in files_of(about):
+        if cli.sha256_file(cli.need_file(folder / name, fix)) != about["sha256"][name]:
+            fail(f"{show(folder / name)} is cut short or changed", fix=fix)
     found = dict(open_arrays(folder, about, "r"), about=about, folder=folder, tau=cfg.temperature,
                  device=device,
                  first_rows=first_rows(data["mask"]), ids_of=data["ids"])

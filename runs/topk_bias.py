@@ -10,6 +10,7 @@ plot.py` draws it. Rows that are there are skipped.
 """
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,8 @@ def script(*words):
 
 def main(cfg):
     """A cache, its doctored twin, and a student of each, for every k."""
+    cli.check(re.fullmatch(r"([1-9]\d{0,5},)+", cfg.ks + ","), "--ks", cfg.ks,
+              "whole numbers from 1, commas between")
     there = {row["recipe"] for row in rowfile.read(cfg.row)} if os.path.exists(cfg.row) else set()
     data = ["--data", cfg.data, "--documents", cfg.documents]
     for k in map(int, cfg.ks.split(",")):

@@ -1,4 +1,5 @@
 """Claims about dataset/cache_teacher.py: a cache says what the teacher says, of the right tokens."""
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import checkpoints
+import cli
 from cli import UserError
 from dataset import cache_teacher
 from dataset.batches import open_data, tensors
@@ -370,9 +372,98 @@ def test_a_damaged_cache_is_one_line(make, tiny_world, call, name, damage):
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes(whole[:-3] if damage == "cut" else b"{}" * 7)
+        path.write_bytes(whole[:-3] if damage == "cut" else b"[" * 99_999)
     done = call("train_distill_logits", *tiny_world.flags("distill_logits", cache=folder, temperature=1))
     assert done.status == 2 and done.err.count("\n") == 1 and done.err.startswith("error: "), done.err
+
+
+@pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
+def test_a_description_without_a_checksum_or_another_part_is_refused(kind, make):
+    """Without its checksum, whatever stands in a file is the teacher."""
+    folder = make(kind=kind)
+    about = json.loads((folder / "about.json").read_text())
+    assert about["sha256"].keys() == {p.name for p in folder.iterdir()} - {"about.json"}
+    without = lambda found, key: {k: v for k, v in found.items() if k != key}
+    damaged = [about | dict(sha256=without(about["sha256"], name)) for name in about["sha256"]]
+    damaged += [about | dict(sha256=list(about["sha256"])), [], 5]
+    damaged += [without(about, key) for key in ("kind", "k", "temperature", "sha256", "payload",
+                                                "teacher_fingerprint", "tokenizer_fingerprint")]
+    for found in damaged:
+        (folder / "about.json").write_text(json.dumps(found))
+        with pytest.raises(UserError, match="about.json is damaged"):
+            read_about(folder)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(kind="top"), dict(kind=[]), dict(kind="hidden"), dict(k=None), dict(k=0), dict(k="8"),
+    dict(k=8.0), dict(temperature=None), dict(temperature="1.0"), dict(payload="float8"),
+    dict(vocab_size=None), dict(vocab_size=321), dict(dim={}), dict(tokens=-1), dict(windows="16"),
+    dict(teacher_fingerprint=1), dict(tokenizer_fingerprint=None), dict(sha256=None),
+    dict(sha256={})], ids=str)
+def test_an_edited_description_is_one_line(changes, make, tiny_world, call):
+    """A traceback; or, of temperature null, a list that is used at any temperature."""
+    folder = make()
+    about = json.loads((folder / "about.json").read_text())
+    (folder / "about.json").write_text(json.dumps(about | changes))
+    flags = tiny_world.flags("distill_logits", cache=folder, temperature=1)
+    done = call("train_distill_logits", *(f for f in flags if not f.startswith("--teacher")))
+    assert done.status == 2 and done.err.count("\n") == 1 and str(folder) in done.err, done.err
+    make(status=2)
+    assert make.said.count("error: ") == 1 and "--fresh" in make.said
+
+
+@pytest.mark.parametrize("changes", [
+    dict(about=5), dict(about=None), dict(about={}), dict(about=dict(windows="16")), dict(windows="3"),
+    dict(windows=None), dict(windows=-1), dict(windows=17), dict(windows=True)], ids=str)
+def test_an_edited_progress_is_one_line(changes, make, monkeypatch):
+    """A traceback, windows that are never asked, or rows counted from the end."""
+    monkeypatch.setattr(cache_teacher, "ask", None)
+    with pytest.raises(TypeError):
+        make()
+    path = cli.OUT / "cache/progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(teacher_fingerprint=1) | changes))
+    make(status=2)
+    assert make.said.count("error: ") == 1 and "progress.json is damaged" in make.said
+
+
+@pytest.mark.parametrize("damage", ["cut about", "no about", "half a progress"])
+def test_a_damaged_cache_is_made_again_with_fresh_alone(damage, make):
+    """"Make the cache again with --fresh" was the advice, "holds other files" the answer to it."""
+    folder = make()
+    whole = {p.name: p.read_bytes() for p in folder.iterdir()}
+    about = whole["about.json"]
+    if damage == "cut about":
+        (folder / "about.json").write_bytes(about[:20])
+    else:
+        (folder / "about.json").unlink()
+    if damage == "half a progress":
+        (folder / "progress.json").write_bytes(b'{"about": ' + about[:20])
+    (folder / ".about.json.1.tmp").write_bytes(about[:20])  # what a killed writer leaves
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    make(status=2)
+    assert "--fresh" in make.said and {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    make(fresh="true")
+    assert whole.items() <= {p.name: p.read_bytes() for p in folder.iterdir()}.items()
+
+
+@pytest.mark.parametrize("others", [["tokenizer.model"], ["ids.bin", "mine.bin"], ["about.json", "x.csv"]],
+                         ids=str)
+def test_fresh_takes_no_file_that_may_be_somebody_elses(others, make, tmp_path):
+    """A tokenizer alone, or a name that is not a cache's: no damaged cache, and nothing is replaced."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in others:
+        (folder / name).write_text("{}")
+    make(status=2, out=folder, fresh="true")
+    assert "holds other files" in make.said
+    assert {p.name: p.read_text() for p in folder.iterdir()} == dict.fromkeys(others, "{}")
+
+
+@pytest.mark.parametrize("ks", ["", ",", "2,", "x", "0", "-1", "2.5", "9" * 5000])
+def test_wrong_lengths_of_topk_bias_are_one_line(ks, call):
+    """A traceback of int()."""
+    done = call("runs.topk_bias", f"--ks={ks}")
+    assert done.status == 2 and done.err.startswith("error: --ks has a wrong value"), done.err
 
 
 def test_another_teacher_than_the_caches_is_refused(make, tiny_world, call):
