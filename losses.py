@@ -11,8 +11,8 @@ probability is rounded by up to 0.4 %, small KLs come out negative); float64 sta
 
 The divergences, of the student's q and the teacher's p, both softened by the temperature tau:
 
-    forward_kl         KL(p || q)                 q must be wherever p is: it covers
-    reverse_kl         KL(q || p)                 q must not be where p is not: it chooses
+    forward_kl         KL(p || q)     q must be wherever p is: mode-covering, or mean-seeking
+    reverse_kl         KL(q || p)     q must not be where p is not: mode-seeking
     jsd                b KL(p || m) + (1-b) KL(q || m),  m = b p + (1-b) q       between the two
     skew_forward_kl    KL(p || s p + (1-s) q)     forward, but never larger than -ln s
     skew_reverse_kl    KL(q || (1-s) p + s q)     reverse, the same
@@ -188,6 +188,8 @@ def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
 
     Its mean over draws is the KL, and so is its gradient's, tau (q - counts/k): the draws stand in
     an expectation over p that does not depend on the student. A single value may be negative.
+    That holds while it has not seen them. Read again, in a second epoch, they do depend on each
+    other: it can learn them by heart, and then the mean, too, falls below 0.
     Source: Anshumann et al. 2025, section 3.
     """
     log_q = log_softmax(student_logits, temperature)                          # (N, V)

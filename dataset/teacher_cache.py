@@ -123,10 +123,14 @@ def cached_tokenizer(path):
 
 
 def describe_cache(cache):
-    """Its line in the self-check of a training."""
-    about = cache["about"]
-    return {"cache": f"{show(cache['folder'])}: {about['kind']}, k {about['k']}, "
-                     f"{about['tokens']:,} tokens"}
+    """Its lines in the self-check of a training; a second one where draws are read again."""
+    about, facts = cache["about"], {}
+    facts["cache"] = (f"{show(cache['folder'])}: {about['kind']}, k {about['k']}, "
+                      f"{about['tokens']:,} tokens")
+    if about["kind"] == "sampled" and cache["passes"] > 1:
+        facts["draws"] = (f"each is read {cache['passes']:.1f} times; after the first the student "
+                          "can learn them by heart: kd may fall below 0")
+    return facts
 
 
 def open_cache(path, data, cfg, device="cpu"):
@@ -155,7 +159,7 @@ def open_cache(path, data, cfg, device="cpu"):
         if cli.sha256_file(cli.need_file(folder / name, fix)) != about["sha256"][name]:
             fail(f"{show(folder / name)} is cut short or changed", fix=fix)
     found = dict(open_arrays(folder, about, "r"), about=about, folder=folder, tau=cfg.temperature,
-                 device=device,
+                 device=device, passes=cfg.steps * cfg.batch / len(data["ids"]),
                  first_rows=first_rows(data["mask"]), ids_of=data["ids"])
     found["checksums"] = np.fromfile(folder / "windows.bin", dtype=np.uint32)
     if about["kind"] == "hidden":

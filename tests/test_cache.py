@@ -12,7 +12,8 @@ import cli
 from cli import UserError
 from dataset import cache_teacher
 from dataset.batches import open_data, tensors
-from dataset.teacher_cache import cached_divergence, open_cache, read_about, row_bytes, rows_of
+from dataset.teacher_cache import (cached_divergence, describe_cache, open_cache, read_about,
+                                   row_bytes, rows_of)
 from losses import (DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl,
                     topk_divergence)
 from test_divergences import CASES
@@ -105,6 +106,17 @@ def test_the_sampled_loss_and_its_gradient_are_unbiased():
     assert ((gradient - expected).abs() < 4 * tau * counts.std(0) / draws ** 0.5 + 1e-12).all()
 
 
+def test_a_student_that_knows_the_draws_by_heart_seems_better_than_the_teacher():
+    """What a second epoch over the same draws leads to: a kd below 0, and a KL that is not."""
+    teacher = draw(200, V, seed=2)
+    log_p = log_softmax(teacher)
+    ids = torch.multinomial(log_p.exp(), 4, replacement=True,
+                            generator=torch.Generator().manual_seed(0))               # (N, k)
+    by_heart = torch.nn.functional.one_hot(ids, V).sum(1).double().add(0.01).log()  # (N, V)
+    seeming = sampled_forward_kl(by_heart, ids, (log_p.exp() * log_p).sum(-1))
+    assert seeming.mean() < -0.1 < 0.1 < divergence("forward_kl", by_heart, teacher).mean()
+
+
 # --- the folder -----------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -125,7 +137,8 @@ def opened(tiny_world, tiny_tokenizer, out_dir):
     """A function: folder -> (cache, data, teacher), as a training opens them."""
     def run(folder, **changes):
         cfg = SimpleNamespace(**dict(window=143, loss_on="response", target="cot", documents=0,
-                                     temperature=1.0, divergence="forward_kl") | changes)
+                                     temperature=1.0, divergence="forward_kl", steps=4,
+                                     batch=4) | changes)
         data = open_data(tiny_world.train, tiny_tokenizer, cfg.window, loss_on=cfg.loss_on)
         return open_cache(folder, data, cfg), data, checkpoints.load_model(tiny_world.teacher)[0]
     return run
@@ -185,7 +198,7 @@ def test_hidden_states_give_every_temperature(make, opened):
 
 @torch.no_grad()
 def test_float16_is_as_near_as_the_docstring_of_the_test_says(make, opened):
-    """float16 has 11 bits: log-probabilities of about -10 are rounded by up to 0.004; KL by less."""
+    """float16 has 11 bits: log-probabilities of about -10 are rounded by 0.004 at most; KL less."""
     for kind in ("topk", "hidden"):
         exact, data, _ = opened(make(kind=kind, k=320, fresh="true"))
         rows = rows_of(exact, np.arange(16))
@@ -221,6 +234,18 @@ def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, tiny_w
             assert difference < (1e-4 if kind != "sampled" else 0.2), (run, name)
     if kind == "sampled":  # not the same, or nothing was sampled
         assert any(not torch.equal(ce["cached"][n], w) for n, w in ce["online"].items())
+
+
+def test_draws_that_are_read_again_are_announced(make, opened, tiny_world, call):
+    """Without bias in the first pass; then they are a training set, and a kd below 0 no KL."""
+    folder = make(kind="sampled")  # 16 windows
+    for steps, batch, lines in ((4, 4, 1), (5, 4, 2), (2, 8, 1), (2, 16, 2)):
+        assert len(describe_cache(opened(folder, steps=steps, batch=batch)[0])) == lines
+    flags = tiny_world.flags("distill_logits", cache=folder, temperature=1)  # 4 steps of 8 windows
+    done = call("train_distill_logits", *flags)
+    assert done.status == 0 and "each is read 2.0 times" in done.out
+    folder = make(kind="topk", fresh="true")
+    assert len(describe_cache(opened(folder, steps=99)[0])) == 1  # a list is the same in each epoch
 
 
 def test_a_training_from_the_cache_needs_no_teacher(make, tiny_world, call, out_dir):
@@ -413,15 +438,16 @@ def test_an_edited_description_is_one_line(changes, make, tiny_world, call):
 
 
 @pytest.mark.parametrize("changes", [
-    dict(about=5), dict(about=None), dict(about={}), dict(about=dict(windows="16")), dict(windows="3"),
-    dict(windows=None), dict(windows=-1), dict(windows=17), dict(windows=True)], ids=str)
+    dict(about=5), dict(about=None), dict(about={}), dict(about=dict(windows="16")),
+    dict(windows="3"), dict(windows=None), dict(windows=-1), dict(windows=17), dict(windows=True)], ids=str)
 def test_an_edited_progress_is_one_line(changes, make, monkeypatch):
     """A traceback, windows that are never asked, or rows counted from the end."""
     monkeypatch.setattr(cache_teacher, "ask", None)
     with pytest.raises(TypeError):
         make()
     path = cli.OUT / "cache/progress.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict(teacher_fingerprint=1) | changes))
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | dict(teacher_fingerprint=1) | changes))
     make(status=2)
     assert make.said.count("error: ") == 1 and "progress.json is damaged" in make.said
 
@@ -446,10 +472,10 @@ def test_a_damaged_cache_is_made_again_with_fresh_alone(damage, make):
     assert whole.items() <= {p.name: p.read_bytes() for p in folder.iterdir()}.items()
 
 
-@pytest.mark.parametrize("others", [["tokenizer.model"], ["ids.bin", "mine.bin"], ["about.json", "x.csv"]],
-                         ids=str)
+@pytest.mark.parametrize("others", [["tokenizer.model"], ["ids.bin", "mine.bin"],
+                                    ["about.json", "x.csv"]], ids=str)
 def test_fresh_takes_no_file_that_may_be_somebody_elses(others, make, tmp_path):
-    """A tokenizer alone, or a name that is not a cache's: no damaged cache, and nothing is replaced."""
+    """A tokenizer alone, or a name that is not a cache's: no damaged cache, nothing is replaced."""
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in others:
@@ -508,7 +534,7 @@ def test_other_text_of_the_same_shape_is_refused(make, opened, tiny_world, tmp_p
     changed.write_text(tiny_world.train.read_text().replace("pears", "peers"))
     data = open_data(changed, tiny_tokenizer, 143)
     cfg = SimpleNamespace(window=143, loss_on="response", target="cot", documents=0, temperature=1.0,
-                          divergence="forward_kl")
+                          divergence="forward_kl", steps=1, batch=1)
     with pytest.raises(UserError, match="made from other data: data_sha256"):
         open_cache(folder, data, cfg)
 
