@@ -128,7 +128,7 @@ def describe_cache(cache):
     facts["cache"] = (f"{show(cache['folder'])}: {about['kind']}, k {about['k']}, "
                       f"{about['tokens']:,} tokens")
     if about["kind"] == "sampled" and cache["passes"] > 1:
-        facts["draws"] = (f"each is read {cache['passes']:.1f} times; after the first the student "
+        facts["draws"] = (f"each is read {cache['passes']:.1f} times; the student "
                           "can learn them by heart: kd may fall below 0")
     return facts
 

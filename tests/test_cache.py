@@ -439,7 +439,8 @@ def test_an_edited_description_is_one_line(changes, make, tiny_world, call):
 
 @pytest.mark.parametrize("changes", [
     dict(about=5), dict(about=None), dict(about={}), dict(about=dict(windows="16")),
-    dict(windows="3"), dict(windows=None), dict(windows=-1), dict(windows=17), dict(windows=True)], ids=str)
+    dict(windows="3"), dict(windows=None), dict(windows=-1), dict(windows=17),
+    dict(windows=True)], ids=str)
 def test_an_edited_progress_is_one_line(changes, make, monkeypatch):
     """A traceback, windows that are never asked, or rows counted from the end."""
     monkeypatch.setattr(cache_teacher, "ask", None)
