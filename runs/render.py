@@ -382,6 +382,31 @@ def white_table(rows, group):
     return "\n".join(lines)
 
 
+def white_lines(rows, group):
+    """The table in a line a recipe, for the README."""
+    lines = []
+    for line in white_table(rows, group).splitlines()[2:]:
+        name, _, _, _, _, closed, _, tokens, _, wall = (c.strip() for c in line.split("|")[1:-1])
+        if tokens:
+            lines.append(f"- {name} closes {closed}: {tokens} at equal tokens, {wall} at equal "
+                         "wall-clock")
+    return "\n".join(lines)
+
+
+def cache_table(_):
+    """What each cache costs, and after how many steps it has paid against the teacher beside."""
+    times = step_times()
+    online, plain = times["white/forward"][0], times["white/alone"][0]
+    lines = ["| cache | made in | a step | steps/s of plain pretraining | pays after |",
+             "|---|---:|---:|---:|---:|",
+             f"| none, the teacher beside | - | {online:.0f} ms | {plain / online:.2f} | - |"]
+    for kind in ("topk", "sampled", "hidden"):
+        ms, making = times[f"white/cached-{kind}"]
+        lines.append(f"| {kind} | {making:.0f} s | {ms:.0f} ms | {plain / ms:.2f} | "
+                     f"{1000 * making / (online - ms):,.0f} steps |")
+    return "\n".join(lines)
+
+
 def stories_table(rows):
     """White-box recipes on the stories, beside the scoreboard's rows of the same seeds."""
     seeds = seeds_of(rows, "few-white/jsd")
@@ -573,6 +598,8 @@ TABLES = {
     "white": lambda rows: white_table(rows, "white"),
     "best": lambda rows: white_table(rows, "best"),
     "white-stories": stories_table,
+    "best-lines": lambda rows: white_lines(rows, "best"),
+    "cache-pays": cache_table,
     "white-rows": lambda rows: recipes_table(rows, "white", "best"),
     "reason": reason_table,
     "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
