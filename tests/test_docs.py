@@ -189,7 +189,10 @@ def test_a_recipe_is_judged_against_as_much_time(monkeypatch):
         r["val_ce"] = 3.0
     cells = [c.strip() for c in render.white_table(rows, "white").splitlines()[-1].split("|")[1:-1]]
     assert cells[8:] == ["-0.7000 ± 0.0000", "BEATS"]
-    times["white/hidden"] = (251, 0)
+    times["white/hidden"] = (251, 0)  # longer than any budget, of which the longest does worse
+    assert "-0.7000" in render.white_table(rows, "white")
+    for r in rows["white/alone-25"].values():
+        r["val_ce"] = 1.0
     with pytest.raises(cli.UserError, match="as long as 25 steps alone"):
         render.white_table(rows, "white")
 
