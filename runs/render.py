@@ -411,13 +411,31 @@ def cache_table(_):
     return "\n".join(lines)
 
 
+def topk_table(_):
+    """Students of lists of k tokens, with a bucket for the rest, and renormalised."""
+    found = {}
+    for row in more_rows("topk"):
+        kind, k = row["recipe"].split("/")
+        m = row["metrics"]
+        surer = sum(n * (sure - right) for n, sure, right in m["reliability"]) / \
+            sum(n for n, _, _ in m["reliability"])
+        found.setdefault(int(k), {})[kind] = (m["ce"], m["kl"], 100 * surer)
+    lines = ["| k | ce, bucket | ce, renormalised | KL to the teacher, bucket | renormalised | "
+             "surer than right, bucket | renormalised |", "|---:" * 7 + "|"]
+    for k, kinds in sorted(found.items()):
+        cells = [f"{kinds[kind][i]:{form}}" for i, form in ((0, ".3f"), (1, ".3f"), (2, "+.1f"))
+                 for kind in ("bucket", "renormalised")]
+        lines.append(f"| {k} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def stories_table(rows):
     """White-box recipes on the stories, beside the scoreboard's rows of the same seeds."""
     seeds = seeds_of(rows, "few-white/jsd")
     rows = {name: {s: found[s] for s in seeds if s in found} for name, found in rows.items()}
     base = values(rows, "few/alone", "exact")
     lines = ["| student | steps | test ce | KL to the teacher | exact | mean of the suites | "
-             "minutes | points against alone | verdict |", "|---|---:|---:|---:|---:|---:|---:|---:|---|"]
+             "minutes | points against alone | verdict |", "|---" + "|---:" * 7 + "|---|"]
     for recipe in ("few/alone", *(f"{r}{axis}" for r in ("few/logits", "few-white/jsd",
                    "few-white/hidden", "few-white/on-policy") for axis in ("", "-wall"))):
         found, exact = seeds_of(rows, recipe), values(rows, recipe, "exact")
@@ -535,7 +553,8 @@ def amount_table(rows):
         best = statistics.fmean(r["best_step"] for r in found)
         count = first(rows, recipe)["config"]["documents"]  # 0: all
         lines.append(f"| {f'{count:,}' if count else 'all'} | {percent}% | "
-                     f"{exact_match(rows, recipe)} | {best:,.0f} | {statistics.fmean(r['val_ce'] for r in found):.4f} |")
+                     f"{exact_match(rows, recipe)} | {best:,.0f} | "
+                     f"{statistics.fmean(r['val_ce'] for r in found):.4f} |")
     return "\n".join(lines)
 
 
@@ -604,6 +623,7 @@ TABLES = {
     "white-stories": stories_table,
     "best-lines": lambda rows: white_lines(rows, "best"),
     "cache-pays": cache_table,
+    "topk": topk_table,
     "white-rows": lambda rows: recipes_table(rows, "white", "best"),
     "reason": reason_table,
     "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
