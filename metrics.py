@@ -85,6 +85,13 @@ def points_lost(right):
     return np.array([float(c) for c in right["clean"]]) - suite_values(right)
 
 
+def surer(reliability):
+    """Mean confidence in the likeliest token minus how often it is right, of a Calibration's bins:
+    (tokens, mean confidence, accuracy) of each."""
+    return sum(n * (sure - right) for n, sure, right in reliability) / \
+        sum(n for n, _, _ in reliability)
+
+
 class Calibration:
     """Does a model that says 80 % hit 80 %? Token by token, its likeliest token against the text.
 

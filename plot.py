@@ -26,7 +26,7 @@ import rowfile
 from cli import OUT, ROOT, check, fail, show
 from dataset.formats import Turn, prompt_ids
 from decoding import generate
-from metrics import front
+from metrics import front, surer
 
 
 @dataclass
@@ -226,11 +226,8 @@ def topk(cfg, plt):
         return None
     found = {}
     for row in rows:
-        bins = row["metrics"]["reliability"]  # (tokens, mean confidence, accuracy) of each
-        tokens = sum(b[0] for b in bins)
         kind, k = row["recipe"].split("/")
-        too_sure = sum(n * (sure - right) for n, sure, right in bins) / tokens
-        found.setdefault(kind, []).append((int(k), 100 * too_sure))
+        found.setdefault(kind, []).append((int(k), 100 * surer(row["metrics"]["reliability"])))
     for kind, mark in (("renormalised", "s"), ("bucket", "o")):
         label = {"bucket": "one bucket for all others"}.get(kind, kind)
         plt.plot(*zip(*sorted(found.get(kind, [(1, float("nan"))]))), marker=mark, label=label)

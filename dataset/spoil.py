@@ -1,6 +1,6 @@
 """Rows spoiled on purpose: what in a chain of thought does the student learn from?
 
-    python dataset/spoil.py --how shuffled --out out/data/shuffled.jsonl     # of out/data/traces.jsonl
+    python dataset/spoil.py --how shuffled --out out/data/shuffled.jsonl
 
     shuffled    the steps of a chain in another order than they were thought; its answer is right
     wrong       the chain's last result, and so the answer, is another number; its order is right

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What black-box data is worth: five lessons from one teacher's text, its prompts, its filter, its amount, spoiled.
-#   bash runs/lessons.sh            four seeds, after bash speedrun.sh; two hours on 2 cores; rows in results/blackbox.jsonl
+#   bash runs/lessons.sh            four seeds, after bash speedrun.sh; hours on 2 cores; rows in results/blackbox.jsonl
 #   SEEDS=1 ONLY="blackbox/rows-*" bash runs/lessons.sh    some of the seeds, the recipes that fit a pattern
 # The teacher stands behind HTTP: no student reads its file. A row that is there is skipped.
 set -euo pipefail

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 import rowfile
 from cli import ROOT, check, fail, show
-from metrics import bootstrap, front, paired_t, points_lost, suite_values, wilson
+from metrics import bootstrap, front, paired_t, points_lost, suite_values, surer, wilson
 from report import keeps
 from report import table as eval_table
 
@@ -96,6 +96,17 @@ def verdict(a, b, better):
     if abs(mean) <= half:
         return "INCONCLUSIVE"
     return "BEATS" if mean * better > 0 else "DOES NOT BEAT"
+
+
+def points(differences):
+    """Mean and 95 % bootstrap interval of paired differences of accuracy, in points, as text."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in bootstrap(differences)))
+
+
+def against(base, found):
+    """Mean of found - base over seeds and its interval, in points of accuracy, as text."""
+    mean, half = paired(base, found)
+    return f"{100 * mean:+.1f} ± {100 * half:.1f}"
 
 
 def exact_match(rows, recipe):
@@ -195,14 +206,13 @@ def robust_table(rows, group):
         accuracy = {s: statistics.fmean(m["suites"][s]["exact"] for m in metrics)
                     for s in metrics[0]["suites_right"]}
         worst = min(accuracy, key=accuracy.get)
-        against = ["-", "-"]
+        other = ["-", "-"]
         if recipe != f"{group}/teacher":
             for i, value in enumerate((suite_values, points_lost)):
                 each = sum(value(m["suites_right"]) for m in metrics) / len(metrics)
-                found = bootstrap(each - value(theirs))
-                against[i] = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in found))
-        lines.append(f"| {recipe.split('/')[-1]} | {clean} | {mean} | {against[0]} | {unseen} | "
-                     f"{worst}, {accuracy[worst]:.1%} | {lost:.1f} | {against[1]} |")
+                other[i] = points(each - value(theirs))
+        lines.append(f"| {recipe.split('/')[-1]} | {clean} | {mean} | {other[0]} | {unseen} | "
+                     f"{worst}, {accuracy[worst]:.1%} | {lost:.1f} | {other[1]} |")
     return "\n".join(lines)
 
 
@@ -417,9 +427,7 @@ def topk_table(_):
     for row in more_rows("topk"):
         kind, k = row["recipe"].split("/")
         m = row["metrics"]
-        surer = sum(n * (sure - right) for n, sure, right in m["reliability"]) / \
-            sum(n for n, _, _ in m["reliability"])
-        found.setdefault(int(k), {})[kind] = (m["ce"], m["kl"], 100 * surer)
+        found.setdefault(int(k), {})[kind] = (m["ce"], m["kl"], 100 * surer(m["reliability"]))
     lines = ["| k | ce, bucket | ce, renormalised | KL to the teacher, bucket | renormalised | "
              "surer than right, bucket | renormalised |", "|---:" * 7 + "|"]
     for k, kinds in sorted(found.items()):
@@ -440,10 +448,9 @@ def stories_table(rows):
                    "few-white/hidden", "few-white/on-policy") for axis in ("", "-wall"))):
         found, exact = seeds_of(rows, recipe), values(rows, recipe, "exact")
         minutes = statistics.fmean(r["train_seconds"] for r in found.values()) / 60
-        against = ["-", "-"]
+        other = ["-", "-"]
         if recipe != "few/alone":
-            against = ["{:+.1f} ± {:.1f}".format(*(100 * x for x in paired(base, exact))),
-                       verdict(base, exact, 1)]
+            other = against(base, exact), verdict(base, exact, 1)
         axis = "equal wall-clock" if recipe.endswith("-wall") else "equal tokens"
         name = recipe.split("/")[1].removesuffix("-wall")
         lines.append(f"| {name}{'' if name == 'alone' else f', {axis}'} | "
@@ -451,20 +458,7 @@ def stories_table(rows):
                      f"{spread(values(rows, recipe, 'ce'), '.4f')} | "
                      f"{spread(values(rows, recipe, 'kl'), '.3f')} | {exact_match(rows, recipe)} | "
                      f"{spread(values(rows, recipe, 'suite_mean'), '.1%')} | {minutes:.1f} | "
-                     f"{against[0]} | {against[1]} |")
-    return "\n".join(lines)
-
-
-def recipes_table(rows, *groups):
-    """What the rows of some groups say so far, without a comparison: seeds, ce, KL, minutes."""
-    lines = ["| recipe | seeds | steps | test ce | KL to the teacher | minutes of training |",
-             "|---|---|---:|---:|---:|---:|"]
-    for recipe in sorted(r for r in rows if r.split("/")[0] in groups):
-        found, row = seeds_of(rows, recipe), first(rows, recipe)
-        minutes = statistics.fmean(r["train_seconds"] for r in found.values()) / 60
-        lines.append(f"| {recipe} | {', '.join(map(str, found))} | {row['config']['steps']:,} | "
-                     f"{spread(values(rows, recipe, 'ce'), '.4f')} | "
-                     f"{spread(values(rows, recipe, 'kl'), '.3f')} | {minutes:.1f} |")
+                     f"{other[0]} | {other[1]} |")
     return "\n".join(lines)
 
 
@@ -483,11 +477,6 @@ def marks(rows, recipe, *suites):
                for right in found) / len(found)
 
 
-def points(differences):
-    """Mean and 95 % bootstrap interval of paired differences of accuracy, in points, as text."""
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in bootstrap(differences)))
-
-
 def lessons_table(rows):
     """One teacher's text, learned in five ways at equal tokens from one initialisation."""
     lines = ["| learned | tokens | of them count | exact | of the teacher's | mean of the suites | "
@@ -502,8 +491,7 @@ def lessons_table(rows):
         if name != "teacher":
             kept[0] = f"{statistics.fmean(exact.values()) / whole:.1%}"
             if name != "bare":
-                mean, half = paired(bare, exact)
-                kept[1:] = f"{100 * mean:+.1f} ± {100 * half:.1f}", verdict(bare, exact, 1)
+                kept[1:] = against(bare, exact), verdict(bare, exact, 1)
         lines.append(f"| {words} | {row['tokens']:,} | {row['supervised']:,} | "
                      f"{exact_match(rows, recipe)} | {kept[0]} | "
                      f"{spread(values(rows, recipe, 'suite_mean'), '.1%')} | "
@@ -538,9 +526,8 @@ def spoiled_table(rows):
                         ("shuffled", "half of the chains of several steps shuffled"),
                         ("wrong", "half of the chains end with a wrong number")):
         found = values(rows, f"blackbox/{name}", "exact")
-        mean, half = paired(base, found)
         lines.append(f"| {words} | {exact_match(rows, f'blackbox/{name}')} | "
-                     f"{100 * mean:+.1f} ± {100 * half:.1f} | {verdict(base, found, 1)} |")
+                     f"{against(base, found)} | {verdict(base, found, 1)} |")
     return "\n".join(lines)
 
 
@@ -624,7 +611,6 @@ TABLES = {
     "best-lines": lambda rows: white_lines(rows, "best"),
     "cache-pays": cache_table,
     "topk": topk_table,
-    "white-rows": lambda rows: recipes_table(rows, "white", "best"),
     "reason": reason_table,
     "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
                                              "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
