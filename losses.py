@@ -174,12 +174,13 @@ def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None)
     rounded to float16, is made to sum to 1 again: that is not the renormalisation of the k, which
     would move the bucket's mass to them.
     """
-    log_q = log_softmax(student_logits, temperature)                          # (N, V)
-    kept = log_q.gather(-1, ids)                                              # (N, k)
+    z = upcast(student_logits) / temperature                               # (N, V)
+    merged = z.gather(-1, ids)                                             # (N, k)
     if log_p.shape[-1] > ids.shape[-1]:
-        rest = log_q.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)  # (N, 1)
-        kept = torch.cat([kept, rest], -1)                                    # (N, k + 1)
-    return scale(name, temperature) * of_log_probabilities(name, kept, log_softmax(log_p), mix)
+        rest = z.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)   # (N, 1)
+        merged = torch.cat([merged, rest], -1)                             # (N, k + 1)
+    log_q = log_softmax(merged)  # outcomes may be merged before they are normalised
+    return scale(name, temperature) * of_log_probabilities(name, log_q, log_softmax(log_p), mix)
 
 
 def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):

@@ -72,7 +72,12 @@ def passed(cfg, books, tokens):
 
 
 def seed_of(seed, question, sample):
-    """The seed of one answer, below 2^31: the same in every run, another one for each sample."""
+    """The seed of one answer, below 2^31: the same in every run, another one for each sample.
+
+    None, which is not sent, of --seed -1: some servers refuse the word.
+    """
+    if seed < 0:
+        return None
     digest = hashlib.sha256(f"{seed} {question} {sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
@@ -81,7 +86,8 @@ def request_body(cfg, turns, seed):
     """The request as bytes. Of earlier assistant turns the answer alone: some refuse thoughts."""
     said = [dict(role=t.role, content=t.content if t.answer is None else t.answer) for t in turns]
     body = {"model": cfg.model, "messages": said, "temperature": cfg.temperature,
-            cfg.limit_name: cfg.max_new_tokens, "seed": seed}
+            cfg.limit_name: cfg.max_new_tokens}
+    body |= {} if seed is None else {"seed": seed}
     body |= {"top_p": cfg.top_p} if cfg.top_p < 1 else {}  # some refuse it beside a temperature
     return json.dumps(body, ensure_ascii=False).encode()
 

@@ -62,7 +62,7 @@ class Config:
     retries: int = 6               # further requests for an answer that failed (about a minute)
     max_requests: int = 0          # never send more, over all runs of this --out; 0: no limit
     max_total_tokens: int = 0      # never take more tokens, prompts and answers; 0: no limit
-    seed: int = 0                  # of the answers, whatever was there before a stop
+    seed: int = 0                  # of the answers; -1: none for an endpoint that refuses the word
     skip_bad_lines: bool = False   # count bad lines of the input and go on
     fresh: bool = False            # ask everything again, and count the budgets anew
 
@@ -178,7 +178,8 @@ def check_flags(cfg):
         check(least <= value <= most, "--" + flag.replace("_", "-"), value,
               f"a whole number from {least} to {most:,}")
     check(0 < cfg.timeout <= 86_400, "--timeout", cfg.timeout, "seconds, above 0, at most a day")
-    check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
+    check((-1 if cfg.base_url else 0) <= cfg.seed < 2**32, "--seed", cfg.seed,
+          "a whole number from 0, below 2^32" + " (-1: none)" * bool(cfg.base_url))
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
           "0 (greedy), or 0.01 to 100")
     check(0 <= cfg.top_p <= 1, "--top-p", cfg.top_p, "a number from 0 to 1")

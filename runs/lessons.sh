@@ -17,6 +17,7 @@ prepare_blackbox() {
     if [ -e "$made-ready" ]; then return 0; fi
     $python dataset/stories.py --train 1 --test 2000 --out "$stories"
     $python dataset/suites.py --data "$test" --out "$out/data/blackbox-suites"
+    $python dataset/suites.py --data "$test" --out "$out/data/blackbox-suites-2000" --problems 2000
     # 8,000 questions as they are; and 8,000 of which half are disturbed: adversarial ones, edge cases
     $python dataset/prompts.py --input "$stories/distill.jsonl" --out "$made-rich-prompts.jsonl" \
         --operations typos,invented,no_punctuation,order,format_trap,boundary,deeper
@@ -46,6 +47,13 @@ lesson() {
     local name=$1 data=$2; shift 2
     run "blackbox/$name" "$seed" "$@" --data "$made-$data.jsonl" --val "$stories/val.jsonl" --steps 1600 --lr 1e-2
 }
+# again NAME LESSON FLAGS...: a student evaluated once more, in another way
+again() {
+    local name=$1 model=$2; shift 2
+    if ! missing "blackbox/$name" "$seed"; then return 0; fi
+    $python eval.py "$out/blackbox-$model-$seed.pt" --teacher "$teacher" --data "$test" --speed false "$@" \
+        --out "$out/blackbox-$name-$seed" --row "$rows" --recipe "blackbox/$name"
+}
 reason=train_distill_reason.py answers=train_distill_responses.py
 clean="--questions 2000" eval_flags="$clean --suites $out/data/blackbox-suites"
 if missing blackbox/teacher 0; then
@@ -60,10 +68,8 @@ for seed in ${SEEDS:-1 2 3 4}; do
     lesson full         rich  $answers
     lesson mixed        rich  $reason --target mixed
     eval_flags="$eval_flags --target cot" lesson multi rich $reason --target multi
-    if missing blackbox/multi-bare "$seed"; then
-        $python eval.py "$out/blackbox-multi-$seed.pt" --teacher "$teacher" --data "$test" --speed false $eval_flags \
-            --target answer --out "$out/blackbox-multi-bare-$seed" --row "$rows" --recipe blackbox/multi-bare
-    fi
+    again multi-bare multi $eval_flags --target answer
+    for name in cot plain; do again $name-2000 $name $clean --suites "$out/data/blackbox-suites-2000"; done
     lesson unjudged     unjudged $reason
     eval_flags=$clean
     lesson shuffled     shuffled $reason

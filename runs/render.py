@@ -503,14 +503,14 @@ def lessons_table(rows):
 
 def enriched_table(rows):
     """Disturbed questions among those that the teacher was asked, against none, as many rows."""
-    there = first(rows, "blackbox/cot")["metrics"]["suites_right"]
+    there = first(rows, "blackbox/cot-2000")["metrics"]["suites_right"]
     held = [s for s in there if s not in (*SEEN, "clean", "other_language")]
     lines = ["| suites | n | plain questions | half disturbed | points (95 %, paired by problem) |",
              "|---|---:|---:|---:|---:|"]
     for name, suites in (("clean", ["clean"]), ("mean of those in training", SEEN),
                          *[(s, [s]) for s in SEEN], ("mean of those held out", held),
                          *[(s, [s]) for s in held]):
-        plain, rich = (marks(rows, f"blackbox/{r}", *suites) for r in ("plain", "cot"))
+        plain, rich = (marks(rows, f"blackbox/{r}-2000", *suites) for r in ("plain", "cot"))
         n = sum(c != "-" for s in suites for c in there[s])
         lines.append(f"| {name.replace('_', ' ')} | {n:,} | {plain.mean():.1%} | "
                      f"{rich.mean():.1%} | {points(rich - plain)} |")

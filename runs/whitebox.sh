@@ -152,6 +152,6 @@ story() {
 for seed in ${SEEDS:-1 2}; do
     story jsd       780 train_distill_logits.py --divergence jsd
     story hidden    780 train_distill_features.py --hidden-layers last
-    story on-policy 400 train_distill_onpolicy.py --divergence forward_kl --on-policy-share 0.25
+    story on-policy 450 train_distill_onpolicy.py --divergence forward_kl --on-policy-share 0.25
 done
 if [ -z "${ONLY:-}" ]; then $python runs/render.py; fi

@@ -493,4 +493,4 @@ def test_a_request_says_what_was_asked_for():
             dict(role="assistant", content="5"), dict(role="assistant", content="Yes."),
             dict(role="user", content="Sure?")])
     cfg.top_p = 1.0
-    assert "top_p" not in json.loads(request_body(cfg, turns, 9))
+    assert {"top_p", "seed"} & set(json.loads(request_body(cfg, turns, seed_of(-1, 0, 0)))) == set()
