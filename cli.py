@@ -54,6 +54,14 @@ def check(ok, flag, value, expected):
         fail(f"{flag} has a wrong value", repr(value), expected, f"pass another {flag}")
 
 
+def check_ranges(cfg, **ranges):
+    """UserError for a flag outside its (least, most), both allowed; NaN is outside, too."""
+    for name, (least, most) in ranges.items():
+        value = getattr(cfg, name)
+        check(least <= value <= most, "--" + name.replace("_", "-"), value,
+              f"{least:,} to {most:,}")
+
+
 def check_apart(flag, out, *sources):
     """UserError where an output would replace one of the inputs."""
     same = [s for s in sources if s and os.path.abspath(s) == os.path.abspath(out)]
@@ -214,6 +222,15 @@ def run(main, config_class):
         sys.exit(130)
 
 
+def is_default(cfg, name):
+    """Does a flag hold its default? Of a path: the same file, however it is written."""
+    default = next(f.default for f in dataclasses.fields(cfg) if f.name == name)
+    value = getattr(cfg, name)
+    if isinstance(default, Path):
+        return os.path.abspath(value) == os.path.abspath(default)
+    return value == default
+
+
 # --- files that are whole or not there ------------------------------------------------------------
 
 @contextlib.contextmanager
@@ -234,6 +251,12 @@ def atomic_write(path, mode="wb"):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(path, data):
+    """Text or bytes as a file that is whole, or as it was before."""
+    with atomic_write(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def remove_leftovers(path):
