@@ -432,6 +432,7 @@ def test_the_next_write_removes_what_a_killed_writer_left(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / f".a.pt.{dead.pid}.tmp").write_bytes(b"half")
+    (tmp_path / f".a.pt.x.{dead.pid}.tmp/in").mkdir(parents=True)
     (tmp_path / f".a.pt.{os.getppid()}.tmp").write_bytes(b"alive")
     (tmp_path / f".b.pt.{dead.pid}.tmp").write_bytes(b"of another file")
     with cli.atomic_write(tmp_path / "a.pt") as file:
