@@ -92,6 +92,15 @@ def load_model(path, device="cpu", made_by="bash speedrun.sh"):
     return model.to(device).eval().requires_grad_(False), tokenizer, state
 
 
+def load_teacher(cfg, device):
+    """(teacher, its tokenizer, what the run remembers of it); its context must hold a window."""
+    teacher, tokenizer, _ = load_model(cfg.teacher, device,
+                                       "python train_pretrain.py --name teacher")
+    room = teacher.config.max_seq_len
+    check(cfg.window <= room, "--window", cfg.window, f"1 to the teacher's context, {room}")
+    return teacher, tokenizer, dict(teacher_fingerprint=weights_fingerprint(teacher))
+
+
 def check_shape(cfg, model):
     """UserError where --size or --context was typed beside a start that has another shape."""
     own = vars(model.config)

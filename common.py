@@ -85,7 +85,6 @@ def check_run_flags(cfg, env):
     validation data, and for a run that would replace what it starts from."""
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
           "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
-    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to --context {cfg.context}")
     default = {field.name: field.default for field in dataclasses.fields(cfg)}
     own = os.path.abspath(cfg.data) != str(default["data"])
     check("val" in cfg.given or not own, "--val", label(cfg.val),
@@ -238,7 +237,11 @@ def should_stop(env):
 
 
 def open_text(cfg, env, tokenizer):
-    """(train, val, what the run remembers of them): the first rank prepares, the others find it."""
+    """(train, val, what the run remembers of them): the first rank prepares, the others find it.
+
+    After the model, which may come from a checkpoint with a context of its own.
+    """
+    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to the context, {cfg.context}")
     options = dict(window=cfg.window, target=cfg.target, skip_bad_lines=cfg.skip_bad_lines,
                    loss_on=getattr(cfg, "loss_on", "response"))
 

@@ -78,15 +78,11 @@ class Config:
 
 def load_teacher(cfg, env):
     """(teacher, tokenizer, what the run remembers of it); with a cache the teacher is None."""
-    made_by = "python train_pretrain.py --name teacher"
     if not cfg.cache:
-        teacher, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device, made_by)
-        made = checkpoints.weights_fingerprint(teacher)
-        return teacher, tokenizer, dict(teacher_fingerprint=made)
+        return checkpoints.load_teacher(cfg, env.device)
     made = read_about(cfg.cache)["teacher_fingerprint"]
     if "teacher" in cfg.given:
-        named = checkpoints.load_model(cfg.teacher, "cpu", made_by)[0]
-        other = checkpoints.weights_fingerprint(named)
+        other = checkpoints.load_teacher(cfg, "cpu")[2]["teacher_fingerprint"]
         check(other == made, "--teacher", cfg.teacher, f"the one that made {cfg.cache}: {made}")
     else:
         cfg.teacher = ""  # the default one may be another
@@ -106,8 +102,6 @@ def main(cfg):
     teacher, tokenizer, inputs = load_teacher(cfg, env)
     model, start = checkpoints.make_student(cfg, teacher, tokenizer)
     inputs |= start
-    room = min(m.config.max_seq_len for m in (teacher, model) if m)
-    check(cfg.window <= room, "--window", cfg.window, f"at most the context of both models, {room}")
     model.to(env.device).train().requires_grad_(True)
 
     train, val, text = common.open_text(cfg, env, tokenizer)

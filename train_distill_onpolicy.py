@@ -94,13 +94,9 @@ def main(cfg):
     common.check_run_flags(cfg, env)
 
     # the teacher: frozen, in eval mode; the student speaks its tokenizer
-    teacher, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device,
-                                              made_by="python train_pretrain.py --name teacher")
-    inputs = dict(teacher_fingerprint=checkpoints.weights_fingerprint(teacher))
+    teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env.device)
     model, start = checkpoints.make_student(cfg, teacher, tokenizer)
     inputs |= start
-    room = min(teacher.config.max_seq_len, model.config.max_seq_len)
-    check(cfg.window <= room, "--window", cfg.window, f"at most the context of both models, {room}")
     model.to(env.device).train().requires_grad_(True)
 
     train, val, text = common.open_text(cfg, env, tokenizer)

@@ -96,8 +96,6 @@ def main(cfg):
         model, tokenizer, start = checkpoints.load_model(cfg.init)
         inputs = checkpoints.init_inputs(cfg, model, start)
         cfg.tokenizer = ""
-        check(cfg.window <= model.config.max_seq_len, "--window", cfg.window,
-              f"at most the context of {cfg.init}, {model.config.max_seq_len}")
     else:
         tokenizer = Tokenizer.load(cli.need_file(cfg.tokenizer, "python tokenizer/train.py"))
         model = build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context)

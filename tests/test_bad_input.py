@@ -290,6 +290,21 @@ def test_a_window_over_the_context_of_a_checkpoint_is_refused(script, refused, t
     assert "--window" in said and "64" in said
 
 
+@pytest.mark.parametrize("script, changes", [("pretrain", ["init"]), ("distill_logits", ["teacher", "init"]),
+                                             ("distill_logits", ["teacher", "init_from_teacher"])])
+def test_a_window_may_fill_the_context_of_a_checkpoint(script, changes, call, tiny_world, tiny_tokenizer,
+                                                       out_dir):
+    """It was compared with the default --context, 512, although the start's context is longer."""
+    def lengthen(state):
+        state["model_config"]["max_seq_len"] = 600
+    path = write_checkpoint(out_dir / "long.pt", tiny_tokenizer, lengthen)
+    changes = {name: "1" if name == "init_from_teacher" else path for name in changes}
+    flags = tiny_world.flags(script, steps=1, window=600, batch=1, **changes)
+    done = call(f"train_{script}", *[f for f in flags if "--context" not in f and "--size" not in f])
+    assert done.status == 0, done.err
+    assert checkpoints.load(out_dir / "run.pt")["run_config"]["context"] == 600
+
+
 def test_a_prompt_longer_than_the_context_is_refused(refused, tiny_world, tmp_path, out_dir):
     """It would be cut, silently, or fail in the attention."""
     said = refused("eval", tiny_world.teacher, "--prompt", "Why? " * 99)
