@@ -266,7 +266,7 @@ def report(cfg, env, shares, rows):
 def main(cfg):
     """Measure both parts, then print and write them."""
     env = common.start(cfg)
-    tokenizer = Tokenizer.load(cli.need_file(cfg.tokenizer, "python tokenizer/train.py"))
+    tokenizer = Tokenizer.load(cfg.tokenizer)
     data = open_data(cfg.data, tokenizer, cfg.window)
     cli.check(cfg.rounds > 0, "--rounds", cfg.rounds, "a positive whole number")
     cli.check(cfg.window <= 512, "--window", cfg.window, "at most 512, the context")

@@ -118,6 +118,16 @@ def init_inputs(cfg, model, state):
     return dict(init_fingerprint=weights_fingerprint(model), init_tokens=tokens)
 
 
+def start_model(cfg):
+    """(model, tokenizer, what the run remembers of them): of --init, or --size and --tokenizer."""
+    if cfg.init:
+        model, tokenizer, start = load_model(cfg.init)
+        cfg.tokenizer = ""
+        return model, tokenizer, init_inputs(cfg, model, start)
+    tokenizer = Tokenizer.load(cfg.tokenizer)
+    return build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context), tokenizer, {}
+
+
 def make_student(cfg, teacher, tokenizer):
     """(model, what the run remembers of its start): of --init, --init-from-teacher, or --size."""
     check(not (cfg.init and cfg.init_from_teacher), "--init", cfg.init, "no --init-from-teacher")

@@ -24,6 +24,7 @@ import torch.distributed as dist
 import cli
 from cli import OUT, ROOT, check, fail, label, show
 from dataset.batches import eval_batches, open_data
+from dataset.prepare import summary
 from losses import cross_entropy, forward_kl
 
 
@@ -151,6 +152,15 @@ def validation_ce(model, val, cfg, env):
     return ce_sum / count
 
 
+def facts(model, tokenizer, train, val, cfg, env):
+    """Lines of the self-check: what is read, and the loss before the first step."""
+    return {"data": f"{train['name']}: {summary(train['meta'])}",
+            "validation": summary(val["meta"]),
+            "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
+            "ce at start": f"{validation_ce(model, val, cfg, env):.3f} nats; "
+                           f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing"}
+
+
 @torch.no_grad()
 def teacher_facts(teacher, val, cfg, env):
     """Lines of the self-check: the teacher's own loss, and the mean KL between two of its passes,
@@ -222,6 +232,14 @@ def next_command(cfg):
     if os.path.abspath(cfg.val) != default["val"]:
         words += f" --data {show(cfg.val)}"
     return words + (f" --teacher {show(cfg.teacher)}" if getattr(cfg, "teacher", "") else "")
+
+
+def end(cfg, env, progress):
+    """Say what a whole run made and what to type next; leave the ranks."""
+    say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
+             f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
+             f"next: {next_command(cfg)}")
+    finish(env)
 
 
 def finish(env):

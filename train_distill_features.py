@@ -17,7 +17,6 @@ How it differs from the papers:
 3. Queries and keys are taken after QK-norm, before RoPE.
 4. The projections are trained with AdamW, kept for a resume, and dropped in the end.
 """
-import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -27,9 +26,8 @@ import torch
 import checkpoints
 import cli
 import common
-from cli import OUT, check, show
+from cli import OUT, check
 from dataset.batches import step_batches
-from dataset.prepare import summary
 from features import check_heads, hidden_term, layer_pairs, make_projections, relation_term
 from losses import DIVERGENCES, cross_entropy, divergence, total
 from model import SIZES
@@ -124,11 +122,7 @@ def main(cfg):
         "parameters": f"{model.num_parameters():,}, teacher {teacher.num_parameters():,}, "
                       f"projections {sum(p.numel() for p in projections.parameters()):,}",
         "layers": f"hidden {hidden_pairs}, relations {relation_pairs} (student, teacher)",
-        "data": f"{train['name']}: {summary(train['meta'])}",
-        "validation": summary(val["meta"]),
-        "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
-        "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
-                       f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing",
+        **common.facts(model, tokenizer, train, val, cfg, env),
         **common.teacher_facts(teacher, val, cfg, env)})
     log_file = common.open_log(cfg, env, progress.step)
     common.catch_signals(env)
@@ -199,10 +193,7 @@ def main(cfg):
         if stopped and not last:
             common.stop_signal(env, cfg)
 
-    common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
-                    f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-                    f"next: {common.next_command(cfg)}")
-    common.finish(env)
+    common.end(cfg, env, progress)
 
 
 if __name__ == "__main__":

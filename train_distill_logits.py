@@ -14,7 +14,6 @@ How it differs from the paper:
 3. The teacher runs beside the student, on the same windows; with --cache, it ran once before.
    `diff train_pretrain.py train_distill_logits.py`: the loop differs in the teacher's lines.
 """
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,10 @@ import torch
 import checkpoints
 import cli
 import common
-from cli import OUT, check, show
+from cli import OUT, check
 from dataset.batches import step_batches
 from dataset.teacher_cache import (cached_divergence, cached_tokenizer, describe_cache, open_cache,
                                    read_about, rows_of)
-from dataset.prepare import summary
 from fused import fused_terms, pays
 from losses import DIVERGENCES, cross_entropy, divergence, total
 from model import SIZES
@@ -117,11 +115,7 @@ def main(cfg):
     common.print_start(cfg, env, {
         "parameters": f"{model.num_parameters():,}" +
                       (f", teacher {teacher.num_parameters():,}" if teacher else ""),
-        "data": f"{train['name']}: {summary(train['meta'])}",
-        "validation": summary(val["meta"]),
-        "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
-        "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
-                       f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing",
+        **common.facts(model, tokenizer, train, val, cfg, env),
         "loss": "fused, never all logits at once" if fused else "plain",
         **(describe_cache(cache) if cache else common.teacher_facts(teacher, val, cfg, env))})
     log_file = common.open_log(cfg, env, progress.step)
@@ -192,10 +186,7 @@ def main(cfg):
         if stopped and not last:
             common.stop_signal(env, cfg)
 
-    common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
-                    f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-                    f"next: {common.next_command(cfg)}")
-    common.finish(env)
+    common.end(cfg, env, progress)
 
 
 if __name__ == "__main__":

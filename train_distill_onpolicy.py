@@ -23,7 +23,6 @@ How it differs from the paper:
    text is a quarter of what counts. Of several turns, the first answer is written.
 5. The student writes at --sample-temperature, 1, while D is taken at tau, 2; the paper's are 1.
 """
-import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -33,9 +32,8 @@ import torch
 import checkpoints
 import cli
 import common
-from cli import OUT, check, show
+from cli import OUT, check
 from dataset.batches import step_batches
-from dataset.prepare import summary
 from dataset.rewrite import student_writes
 from losses import DIVERGENCES, cross_entropy, divergence, total
 from model import SIZES
@@ -109,11 +107,7 @@ def main(cfg):
 
     common.print_start(cfg, env, {
         "parameters": f"{model.num_parameters():,}, teacher {teacher.num_parameters():,}",
-        "data": f"{train['name']}: {summary(train['meta'])}",
-        "validation": summary(val["meta"]),
-        "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
-        "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
-                       f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing",
+        **common.facts(model, tokenizer, train, val, cfg, env),
         **common.teacher_facts(teacher, val, cfg, env)})
     log_file = common.open_log(cfg, env, progress.step)
     common.catch_signals(env)
@@ -178,10 +172,7 @@ def main(cfg):
         if stopped and not last:
             common.stop_signal(env, cfg)
 
-    common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
-                    f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-                    f"next: {common.next_command(cfg)}")
-    common.finish(env)
+    common.end(cfg, env, progress)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ What the chain is worth is seen beside the same rows with --target answer, the b
 mixed: half of the questions with their thoughts, half without. It is train_pretrain.py on text that
 a teacher wrote: `diff` shows the tag weight, not much more.
 """
-import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -40,13 +39,11 @@ import torch
 import checkpoints
 import cli
 import common
-from cli import OUT, check, show
+from cli import OUT, check
 from dataset.batches import step_batches
-from dataset.prepare import summary
 from losses import cross_entropy, total
-from model import SIZES, build
+from model import SIZES
 from optim import get_lr, make_optimizers
-from tokenizer import Tokenizer
 
 
 @dataclass
@@ -91,14 +88,7 @@ def main(cfg):
     common.check_run_flags(cfg, env)
 
     # the model: its shape and tokenizer come from a checkpoint where there is one
-    inputs = {}
-    if cfg.init:
-        model, tokenizer, start = checkpoints.load_model(cfg.init)
-        inputs = checkpoints.init_inputs(cfg, model, start)
-        cfg.tokenizer = ""
-    else:
-        tokenizer = Tokenizer.load(cli.need_file(cfg.tokenizer, "python tokenizer/train.py"))
-        model = build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context)
+    model, tokenizer, inputs = checkpoints.start_model(cfg)
     model.to(env.device).train().requires_grad_(True)
 
     train, val, text = common.open_text(cfg, env, tokenizer)
@@ -111,11 +101,7 @@ def main(cfg):
 
     common.print_start(cfg, env, {
         "parameters": f"{model.num_parameters():,}",
-        "data": f"{train['name']}: {summary(train['meta'])}",
-        "validation": summary(val["meta"]),
-        "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
-        "ce at start": f"{common.validation_ce(model, val, cfg, env):.3f} nats; "
-                       f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing"})
+        **common.facts(model, tokenizer, train, val, cfg, env)})
     log_file = common.open_log(cfg, env, progress.step)
     common.catch_signals(env)
 
@@ -169,10 +155,7 @@ def main(cfg):
         if stopped and not last:
             common.stop_signal(env, cfg)
 
-    common.say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
-                    f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-                    f"next: {common.next_command(cfg)}")
-    common.finish(env)
+    common.end(cfg, env, progress)
 
 
 if __name__ == "__main__":
