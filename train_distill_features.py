@@ -137,7 +137,7 @@ def main(cfg):
 
         # 2) forward, backward
         batches, n_valid, counts = step_batches(train, step, cfg, env)
-        sums = [0.0] * 5                        # ce, kd, hidden, relation, teacher's ce
+        sums = [0.0] * 6                        # loss, ce, kd, hidden, relation, teacher's ce
         for x, y, document, weight, _ in batches:            # each (B, T)
             keep, theirs, ours = weight > 0, [], []          # (B, T) the N tokens that count
             with torch.no_grad(), env.autocast():
@@ -154,19 +154,18 @@ def main(cfg):
                 relation = relation_term(cfg, relation_pairs, ours, theirs, document, keep)  # (N,)
             values = cfg.logits_weight * ((1 - cfg.alpha) * ce + cfg.alpha * kd) \
                 + cfg.hidden_weight * hidden + cfg.relation_weight * relation  # (N,)
-            loss = total(values, weight[keep]) / n_valid     # the one normaliser
+            teacher_ce = cross_entropy(teacher_logits, y[keep])
+            terms = [total(v, weight[keep]) for v in (values, ce, kd, hidden, relation, teacher_ce)]
+            loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()
-            terms = ce, kd, hidden, relation, cross_entropy(teacher_logits, y[keep])
             for i, term in enumerate(terms):
-                sums[i] += total(term.detach(), weight[keep]).item()
+                sums[i] += term.item()
 
         # 3) clip, step
         common.sum_gradients(trained, env)
         norm = torch.nn.utils.clip_grad_norm_(trained, cfg.clip).item()
-        ce, kd, hidden, relation, teacher_ce = (
+        loss, ce, kd, hidden, relation, teacher_ce = (
             s / n_valid for s in common.sum_over_ranks(sums, env))
-        loss = cfg.logits_weight * ((1 - cfg.alpha) * ce + cfg.alpha * kd) \
-            + cfg.hidden_weight * hidden + cfg.relation_weight * relation  # of all ranks
         common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:
             optimizer.step()

@@ -131,11 +131,11 @@ def main(cfg):
 
         # 2) forward, backward
         batches, n_valid, counts = step_batches(train, step, cfg, env)
-        sums = [0.0, 0.0, 0.0]                               # ce, kd, teacher's ce
+        sums = [0.0] * 4                                     # loss, ce, kd, teacher's ce
         for x, y, document, weight, windows in batches:      # each (B, T); their numbers (B,)
             keep = weight > 0                                # (B, T) the N tokens that count
             if fused:                                        # the same four sums
-                loss, *terms = fused_terms(cfg, env, model, teacher, x, y, document, weight, mix)
+                terms = fused_terms(cfg, env, model, teacher, x, y, document, weight, mix)
             else:
                 with env.autocast():
                     logits = run_model(x, document, keep)    # (N, V)
@@ -151,8 +151,8 @@ def main(cfg):
                     kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)
                     teacher_ce = cross_entropy(teacher_logits, y[keep])               # (N,)
                 values = (1 - cfg.alpha) * ce + cfg.alpha * kd  # (N,) tau^2 is in kd
-                loss, *terms = (total(v, weight[keep]) for v in (values, ce, kd, teacher_ce))
-            loss = loss / n_valid                            # the one normaliser
+                terms = [total(v, weight[keep]) for v in (values, ce, kd, teacher_ce)]
+            loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()
             for i, term in enumerate(terms):
                 sums[i] += term.item()
@@ -160,8 +160,7 @@ def main(cfg):
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
-        ce, kd, teacher_ce = (s / n_valid for s in common.sum_over_ranks(sums, env))
-        loss = (1 - cfg.alpha) * ce + cfg.alpha * kd         # of all ranks, for the log
+        loss, ce, kd, teacher_ce = (s / n_valid for s in common.sum_over_ranks(sums, env))
         common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:
             optimizer.step()

@@ -124,7 +124,7 @@ def main(cfg):
         batches, _, _ = step_batches(train, step, cfg, env)
         batches, n_valid, counts, writing = student_writes(cfg, env, model, tokenizer, train, step,
                                                            batches)
-        sums = [0.0, 0.0, 0.0, 0.0]                          # loss, ce, kd, teacher's ce
+        sums = [0.0] * 4                                     # loss, ce, kd, teacher's ce
         for x, y, document, weight, own in batches:          # each (B, T); own: True or False
             keep = weight > 0                                # (B, T) the N tokens that count
             with torch.no_grad(), env.autocast():
@@ -136,11 +136,12 @@ def main(cfg):
             # its own words are no labels: where the student wrote, the teacher's term stands alone
             alpha = 1.0 if own else cfg.alpha
             values = (1 - alpha) * ce + alpha * kd           # (N,)
-            loss = total(values, weight[keep]) / n_valid     # the one normaliser
+            teacher_ce = cross_entropy(teacher_logits, y[keep])  # (N,)
+            terms = [total(v, weight[keep]) for v in (values, ce, kd, teacher_ce)]
+            loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()
-            sums[0] += loss.item() * n_valid
-            for i, term in enumerate((ce, kd, cross_entropy(teacher_logits, y[keep])), 1):
-                sums[i] += total(term.detach(), weight[keep]).item()
+            for i, term in enumerate(terms):
+                sums[i] += term.item()
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)

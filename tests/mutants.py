@@ -42,8 +42,8 @@ MUTANTS = [
     # 2: divided by the mask twice
     (2, "losses.py", "values * weights, 0.0).sum()", "values * weights, 0.0).sum() / weights.sum()",
      "test_losses.py::test_doubling_the_batch_changes_nothing"),
-    (2, "train_distill_logits.py", "loss = loss / n_valid ",
-     "loss = loss / n_valid / keep.sum() ", FORMULA + "[distill_logits]"),
+    (2, "train_distill_logits.py", "loss = terms[0] / n_valid ",
+     "loss = terms[0] / n_valid / keep.sum() ", FORMULA + "[distill_logits]"),
     # 3: without tau squared
     (3, "losses.py", "scale(name, temperature) * of_log_probabilities(name, log_q", "of_log_probabilities(name, log_q",
      "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
@@ -84,8 +84,8 @@ MUTANTS = [
      FORMULA + "[distill_responses]"),
     (10, "train_pretrain.py", "weight[keep]) / n_valid", "weight[keep]) / keep.sum() / cfg.accumulate",
      FORMULA + "[pretrain]"),
-    (10, "train_distill_logits.py", "loss = loss / n_valid ",
-     "loss = loss / keep.sum() / cfg.accumulate ", FORMULA + "[distill_logits]"),
+    (10, "train_distill_logits.py", "loss = terms[0] / n_valid ",
+     "loss = terms[0] / keep.sum() / cfg.accumulate ", FORMULA + "[distill_logits]"),
     (10, "train_distill_reason.py", "weight[keep]) / n_valid",
      "weight[keep]) / weight.sum() / cfg.accumulate", FORMULA + "[distill_reason]"),
     # 11: a mean of means over ranks
