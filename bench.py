@@ -265,14 +265,13 @@ def report(cfg, env, shares, rows):
 
 def main(cfg):
     """Measure both parts, then print and write them."""
+    cli.check_ranges(cfg, rounds=(1, 10**9), window=(1, 512))  # 512: the context
     env = common.start(cfg)
     tokenizer = Tokenizer.load(cfg.tokenizer)
     data = open_data(cfg.data, tokenizer, cfg.window)
-    cli.check(cfg.rounds > 0, "--rounds", cfg.rounds, "a positive whole number")
-    cli.check(cfg.window <= 512, "--window", cfg.window, "at most 512, the context")
     windows = len(data["ids"])
-    cli.check(0 < cfg.batch <= windows, "--batch", cfg.batch, f"1 to {windows:,}, what --data has")
-    numbers = np.random.default_rng(cfg.seed).permutation(len(data["ids"]))[:cfg.batch]
+    cli.check(cfg.batch <= windows, "--batch", cfg.batch, f"1 to {windows:,}, what --data has")
+    numbers = np.random.default_rng(cfg.seed).permutation(windows)[:cfg.batch]
     batch = tensors(data, numbers, env.device)
     shares = share_of_peak(cfg, env, batch, tokenizer.vocab_size)
     teacher = build(cfg.teacher, tokenizer.vocab_size).to(env.device).eval().requires_grad_(False)

@@ -28,11 +28,12 @@ from dataset.prepare import summary
 from losses import cross_entropy, forward_kl
 
 
-# smallest sensible values; 1e-9 stands for "more than 0"
-SHARED_FLAGS = dict(steps=1, batch=1, accumulate=1, window=1, context=1, lr=1e-9, clip=1e-9,
-                    weight_decay=0, warmup=0, documents=0, eval_every=1, eval_windows=0,
-                    save_every=1, log_every=1, seed=0)
-LARGEST = dict(window=2**16 - 1, context=2**20, batch=2**20, seed=2**32 - 1)  # more: a mistake
+# least and most of the flags that all loops share; 1e-9 stands for "more than 0"
+MANY = 10**9
+RANGES = dict(steps=(1, MANY), batch=(1, 2**20), accumulate=(1, 2**20), window=(1, 2**16 - 1),
+              context=(1, 2**20), lr=(1e-9, MANY), clip=(1e-9, MANY), weight_decay=(0, MANY),
+              warmup=(0, MANY), documents=(0, MANY), eval_every=(1, MANY), eval_windows=(0, MANY),
+              save_every=(1, MANY), log_every=(1, MANY), seed=(0, 2**32 - 1))
 
 
 # --- device, precision, seeds, ranks --------------------------------------------------------------
@@ -43,11 +44,7 @@ def start(cfg):
     Returns env: device, dtype (its name), autocast (a fresh context manager a call), rank, world,
     stop.
     """
-    for flag, at_least in SHARED_FLAGS.items():
-        value, at_most = getattr(cfg, flag, at_least), LARGEST.get(flag, math.inf)
-        check(math.isfinite(value) and at_least <= value <= at_most,
-              "--" + flag.replace("_", "-"), value, f"a number of at least {at_least}" +
-              (f" and at most {at_most:,}" if at_most < math.inf else ""))
+    cli.check_ranges(cfg, **{flag: RANGES[flag] for flag in RANGES if hasattr(cfg, flag)})
     env = device_and_dtype(cfg)
     env.world, env.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     env.stop, env.began = False, time.time()
@@ -74,9 +71,7 @@ def device_and_dtype(cfg):
 
 def check_loss_flags(cfg):
     """UserError for a wrong alpha, temperature, beta or skew -> the divergence's own parameter."""
-    check(0 <= cfg.alpha <= 1, "--alpha", cfg.alpha, "a number from 0 to 1")
-    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
-    check(0 <= cfg.beta <= 1, "--beta", cfg.beta, "a number from 0 to 1")
+    cli.check_ranges(cfg, alpha=(0, 1), temperature=(0.01, 1000), beta=(0, 1))
     check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew
 

@@ -237,14 +237,12 @@ def append_row(cfg, result, state):
 
 def check_flags(cfg):
     """UserError for a value that cannot be, and for an output that would replace another's file."""
-    for flag, least in dict(questions=0, samples=0, shown=0, batch=1, max_new_tokens=1, seed=0,
-                            think_budget=0, window=0, top=0).items():
-        value = getattr(cfg, flag)
-        check(least <= value < 2**32, "--" + flag.replace("_", "-"), value,
-              f"a whole number from {least}")
+    many = 2**32 - 1
+    cli.check_ranges(cfg, window=(0, many), questions=(0, many), max_new_tokens=(1, many),
+                     think_budget=(0, many), samples=(0, 1000), batch=(1, many), shown=(0, many),
+                     top=(0, many), seed=(0, many))
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
           "0 (greedy), or 0.01 to 100")
-    check(cfg.samples <= 1000, "--samples", cfg.samples, "at most 1,000")
     check(not cfg.samples or cfg.temperature, "--temperature", cfg.temperature,
           "above 0 where --samples are drawn (0.7, say)")
     for flag in {"prompt", "complete"} & cfg.given:

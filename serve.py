@@ -47,7 +47,7 @@ import torch
 import checkpoints
 import cli
 from chat_api import Refusal, check_model, chunks, error_body, read_request, whole, write
-from cli import OUT, check, fail
+from cli import OUT, fail
 
 MAX_HEAD = 16_384      # bytes of request line and headers
 MAX_CONNECTIONS = 512  # a thread each; most of so many can only be slow or idle
@@ -314,11 +314,8 @@ def read_key():
 
 def main(cfg):
     """Load the checkpoint, listen, answer until a signal comes."""
-    for name, least, most in (("port", 0, 65_535), ("at_once", 1, 256), ("max_n", 1, 128),
-                              ("max_body", 1, 2**30), ("read_seconds", 0.1, 3_600),
-                              ("seconds", 0.1, 86_400)):
-        value = getattr(cfg, name)
-        check(least <= value <= most, "--" + name.replace("_", "-"), value, f"{least} to {most:,}")
+    cli.check_ranges(cfg, port=(0, 65_535), at_once=(1, 256), max_n=(1, 128), max_body=(1, 2**30),
+                     read_seconds=(0.1, 3_600), seconds=(0.1, 86_400))
     key = read_key()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer, _ = checkpoints.load_model(cfg.checkpoint, device, "python train_pretrain.py")

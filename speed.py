@@ -26,7 +26,7 @@ import checkpoints
 import cli
 import common
 import rowfile
-from cli import OUT, check, label
+from cli import OUT, label
 from dataset.formats import prompt_ids, read_documents
 from decoding import decode_steps, generate
 
@@ -151,10 +151,8 @@ def table(names, results):
 
 def main(cfg):
     """Measure, print, append rows."""
-    for flag in ("questions", "rounds", "new_tokens"):
-        check(getattr(cfg, flag) > 0, "--" + flag.replace("_", "-"), getattr(cfg, flag),
-              "a positive whole number")
-    check(0 <= cfg.seed < 2**63, "--seed", cfg.seed, "a whole number from 0, below 2^63")
+    cli.check_ranges(cfg, questions=(1, 10**9), rounds=(1, 10**9), new_tokens=(1, 10**9),
+                     seed=(0, 2**63 - 1))
     if cfg.row:
         rowfile.check_file(cfg.row)
     paths = cfg.checkpoints or [str(OUT / "teacher.pt")]

@@ -80,9 +80,8 @@ class Config:
 
 def check_flags(cfg):
     """UserError for a weight that cannot be, or for none."""
-    for flag in ("logits_weight", "hidden_weight", "relation_weight"):
-        check(0 <= getattr(cfg, flag) <= 1e6, "--" + flag.replace("_", "-"), getattr(cfg, flag),
-              "0 to 1,000,000")
+    cli.check_ranges(cfg, logits_weight=(0, 10**6), hidden_weight=(0, 10**6),
+                     relation_weight=(0, 10**6))
     check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "--logits-weight",
           cfg.logits_weight, "above 0, or another weight above 0")
 

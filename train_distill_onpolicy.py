@@ -84,10 +84,9 @@ class Config:
 def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
     mix = common.check_loss_flags(cfg)
-    check(0 <= cfg.on_policy_share <= 1, "--on-policy-share", cfg.on_policy_share, "0 to 1")
+    cli.check_ranges(cfg, on_policy_share=(0, 1), max_new_tokens=(1, 10**9))
     check(cfg.sample_temperature == 0 or 0.01 <= cfg.sample_temperature <= 100,
           "--sample-temperature", cfg.sample_temperature, "0 (greedy), or 0.01 to 100")
-    check(cfg.max_new_tokens > 0, "--max-new-tokens", cfg.max_new_tokens, "a positive whole number")
     env = common.start(cfg)
     common.check_run_flags(cfg, env)
 
