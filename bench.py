@@ -257,10 +257,9 @@ def report(cfg, env, shares, rows):
                      f"{r['speed']:.2f} |")
     text = "\n".join(lines) + "\n"
     print("\n" + text)
-    with cli.atomic_write(f"{cfg.out}.md", "w") as file:
-        file.write(text)
-    with cli.atomic_write(f"{cfg.out}.json", "w") as file:
-        json.dump(dict(versions=v, dtype=env.dtype, shares=shares, ablation=rows), file, indent=1)
+    cli.write_file(f"{cfg.out}.md", text)
+    cli.write_file(f"{cfg.out}.json", json.dumps(dict(versions=v, dtype=env.dtype, shares=shares,
+                                                      ablation=rows), indent=1))
 
 
 def main(cfg):

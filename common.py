@@ -4,12 +4,10 @@ Checkpoints are in checkpoints.py. A run called NAME owns two files: out/NAME.pt
 """
 import contextlib
 import csv
-import dataclasses
 import itertools
 import math
 import os
 import platform
-import random
 import signal
 import subprocess
 import sys
@@ -50,8 +48,6 @@ def start(cfg):
     env.stop, env.began = False, time.time()
     if env.world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if env.device.type == "cuda" else "gloo")
-    random.seed(cfg.seed)
-    np.random.seed(cfg.seed)
     torch.manual_seed(cfg.seed)  # CPU and all GPUs
     return env
 
@@ -81,9 +77,7 @@ def check_run_flags(cfg, env):
     validation data, and for a run that would replace what it starts from."""
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
           "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
-    default = {field.name: field.default for field in dataclasses.fields(cfg)}
-    own = os.path.abspath(cfg.data) != str(default["data"])
-    check("val" in cfg.given or not own, "--val", label(cfg.val),
+    check("val" in cfg.given or cli.is_default(cfg, "data"), "--val", label(cfg.val),
           "validation text of the same kind as --data: hold some lines back (a tenth, say), "
           "or a file of another source")
     cli.check_apart("--name", OUT / f"{cfg.name}.pt", cfg.init, getattr(cfg, "teacher", ""))
@@ -223,8 +217,7 @@ def stop_signal(env, cfg):
 def next_command(cfg):
     """What to type after a run: its evaluation, on text of the kind that it was trained on."""
     words = f"python eval.py {show(OUT / cfg.name)}.pt"
-    default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
-    if os.path.abspath(cfg.val) != default["val"]:
+    if not cli.is_default(cfg, "val"):
         words += f" --data {show(cfg.val)}"
     return words + (f" --teacher {show(cfg.teacher)}" if getattr(cfg, "teacher", "") else "")
 

@@ -195,10 +195,9 @@ def write_report(cfg, results, answers_text):
             f"KL and agreement against {results[0]['teacher']}; "
             f"float32, {v['threads']} threads, {v['machine']}, torch {v['torch']}.\n\n"
             f"{tables(results)}\n\n{reliability_table(results)}\n\n{answers_text}")
-    with cli.atomic_write(f"{cfg.out}.md", "w") as file:
-        file.write(text)
-    with cli.atomic_write(f"{cfg.out}.json", "w") as file:
-        json.dump(dict(data=label(cfg.data), versions=v, results=results), file, indent=1)
+    cli.write_file(f"{cfg.out}.md", text)
+    cli.write_file(f"{cfg.out}.json", json.dumps(dict(data=label(cfg.data), versions=v,
+                                                      results=results), indent=1))
 
 
 def write_answers(cfg, results, questions, replies):
