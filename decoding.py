@@ -169,18 +169,15 @@ def next_token_logits(model, cache):
     return lambda token: model.lm_head(model.hidden_states(token[:, None], cache=cache)[:, -1])
 
 
-def sample(logits, temperature, top_k=0, top_p=1.0, generator=None):
+def sample(logits, temperature, top_p=1.0, generator=None):
     """One token a row of logits (B, V) -> (B,). Temperature 0 is greedy.
 
-    top_k keeps the k likeliest tokens; top_p the smallest set with that mass (Holtzman et al.
-    2020), the likeliest token always in it.
+    top_p keeps the smallest set of tokens with that mass (Holtzman et al. 2020), the likeliest
+    token always in it.
     """
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature
-    if 0 < top_k < logits.shape[-1]:
-        best = logits.topk(top_k)
-        logits = torch.full_like(logits, -torch.inf).scatter_(-1, best.indices, best.values)
     if top_p < 1:
         ordered, index = logits.sort(descending=True)
         mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # (B, V)
@@ -189,8 +186,7 @@ def sample(logits, temperature, top_k=0, top_p=1.0, generator=None):
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
-def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p=1.0,
-                 generator=None):
+def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, generator=None):
     """Yield (B,) new tokens a step, for prompts (lists of ids) of different lengths.
 
     Prompts are padded on the left, so that all of them end in the same column and RoPE's distances
@@ -210,7 +206,7 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p
     logits = model.lm_head(model.hidden_states(ids, cache=cache)[:, -1])  # (B, V)
     step = None
     for left in range(max_new_tokens, 0, -1):
-        token = sample(logits, temperature, top_k, top_p, generator)  # (B,)
+        token = sample(logits, temperature, top_p, generator)  # (B,)
         yield token
         if left > 1:
             step = step or next_token_logits(model, cache)
@@ -221,7 +217,7 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_k=0, top_p
 def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     """Continue each prompt (a list of ids) -> a list of lists of new ids, the stop id included.
 
-    A row without a stop id at its end ran into the limit. `sampling`: temperature, top_k, top_p,
+    A row without a stop id at its end ran into the limit. `sampling`: temperature, top_p,
     generator, as in `sample`. Raises ValueError where a prompt leaves no room in the context.
     """
     if max_new_tokens < 1 or not prompts:
