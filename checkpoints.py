@@ -101,19 +101,20 @@ def load_teacher(cfg, device):
     return teacher, tokenizer, dict(teacher_fingerprint=weights_fingerprint(teacher))
 
 
-def check_shape(cfg, model):
-    """UserError where --size or --context was typed beside a start that has another shape."""
+def take_shape(cfg, model):
+    """The start's shape replaces the flags; UserError where --size or --context was typed beside it
+    and is another one."""
     own = vars(model.config)
     for flag, wanted in (("size", SIZES.get(cfg.size, {})),
                          ("context", dict(max_seq_len=cfg.context))):
         check(flag not in cfg.given or wanted.items() <= own.items(), f"--{flag}",
               getattr(cfg, flag), f"none: the student's start has a shape of its own, {own}")
+    cfg.size, cfg.context = "", model.config.max_seq_len
 
 
 def init_inputs(cfg, model, state):
     """What a run that starts from a checkpoint remembers of it; its shape replaces the flags."""
-    check_shape(cfg, model)
-    cfg.size, cfg.context = "", model.config.max_seq_len
+    take_shape(cfg, model)
     tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
     return dict(init_fingerprint=weights_fingerprint(model), init_tokens=tokens)
 
@@ -145,8 +146,7 @@ def make_student(cfg, teacher, tokenizer):
     check(numbers, "--init-from-teacher", cfg.init_from_teacher,
           f"every-other, or some of its blocks in order, such as 1,3 (it has 1 to {layers})")
     model = with_layers(teacher, numbers)
-    check_shape(cfg, model)
-    cfg.size, cfg.context = "", teacher.config.max_seq_len
+    take_shape(cfg, model)
     return model, {}
 
 
