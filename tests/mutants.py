@@ -45,7 +45,8 @@ MUTANTS = [
     (2, "train_distill_logits.py", "loss = terms[0] / n_valid ",
      "loss = terms[0] / n_valid / keep.sum() ", FORMULA + "[distill_logits]"),
     # 3: without tau squared
-    (3, "losses.py", "scale(name, temperature) * of_log_probabilities(name, log_q", "of_log_probabilities(name, log_q",
+    (3, "losses.py", "scale(name, temperature) * of_log_probabilities(name, log_q, log_p",
+     "of_log_probabilities(name, log_q, log_p",
      "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
     # 4: dead knobs
     (4, "train_distill_logits.py", "teacher_logits, cfg.temperature, mix)", "teacher_logits, 1.0, mix)",
