@@ -247,7 +247,8 @@ def open_text(cfg, env, tokenizer):
 
     After the model, which may come from a checkpoint with a context of its own.
     """
-    check(cfg.window <= cfg.context, "--window", cfg.window, f"1 to the context, {cfg.context}")
+    check(cfg.window <= cfg.context, "--window", cfg.window,
+          f"1 to the context, {cfg.context} (--context sets a new model's)")
     options = dict(window=cfg.window, target=cfg.target, skip_bad_lines=cfg.skip_bad_lines,
                    loss_on=getattr(cfg, "loss_on", "response"))
 
