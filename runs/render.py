@@ -584,9 +584,9 @@ def file_map(_):
                 continue
             if path.suffix == ".py":
                 first = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
-            else:  # the comment under #!, up to the line that shows a command
-                first = text.split("\n#  ")[0].split("\n", 1)[1].split("\n\n")[0]
-                first = first.split("\nset -")[0].replace("# ", "").split(":  ")[0]
+            else:  # the comment at the top, up to the line that shows a command
+                first = text.removeprefix("#!/usr/bin/env bash\n").replace("\n# ", "\n")
+                first = re.split(r"\n {2}|\n\n|\nset -|:  ", first.removeprefix("# "))[0]
             first = re.split(r"(?<=[.?:]) (?=[A-Z])|:$", " ".join(first.split()))[0].rstrip(".:")
             lines.append(f"| `{path.relative_to(ROOT)}` | {len(text.splitlines())} | {first} |")
     return "\n".join(lines)
