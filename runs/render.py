@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 import rowfile
 from cli import ROOT, check, fail, show
-from metrics import bootstrap, front, paired_t, points_lost, suite_values, surer, wilson
-from report import columns, keeps, markdown, number
+from metrics import bootstrap, front, paired_t, points_lost, suite_values, surer
+from report import columns, keeps, markdown, number, proportion
 from report import table as eval_table
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md", "docs/equations.md")
@@ -124,14 +124,13 @@ def gap_closed(base, found, teacher):
 
 
 def exact_match(rows, recipe):
-    """One seed: with Wilson's interval. Several: mean ± standard deviation.
+    """One seed: with Wilson's interval. Several: mean ± standard deviation. A dash for text.
 
     All seeds answer the same questions, so pooling them would make the interval too narrow.
     """
-    found = [r["metrics"] for _, r in sorted(rows[recipe].items())]
-    if len(found) == 1:
-        low, high = wilson(round(found[0]["exact"] * found[0]["n"]), found[0]["n"])
-        return f"{found[0]['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+    found = [r["metrics"] for r in rows[recipe].values()]
+    if len(found) == 1 or "exact" not in found[0]:
+        return proportion(found[0])
     return spread((m["exact"] for m in found), ".1%")
 
 
@@ -182,10 +181,10 @@ def modes(rows, group):
 def mode_cells(rows, recipe, name, *compared):
     """One line of modes_table; compared: gap closed, difference and verdict, or nothing."""
     row = first(rows, recipe)
-    exact = exact_match(rows, recipe) if "exact" in row["metrics"] else "-"
     best = statistics.mean(r["best_step"] for r in rows[recipe].values())
     return [name, f"{row['config']['steps']:,}", f"{best:,.0f}", f"{row['tokens']:,}",
-            over_seeds(rows, recipe, "ce", ".4f"), exact, *(compared or ["-"] * 3)]
+            over_seeds(rows, recipe, "ce", ".4f"), exact_match(rows, recipe),
+            *(compared or ["-"] * 3)]
 
 
 # No question of any student was changed in these ways (dataset/prompts.py has the others).
@@ -269,7 +268,7 @@ def reason_table(rows):
         row = first(rows, recipe)
         near = nearest(rows[recipe].values(), key=lambda r: r["metrics"]["exact"])
         lines.append([name, row["config"]["steps"], f"{row['tokens']:,}", f"{row['supervised']:,}",
-                      exact_match(rows, recipe), exact_match({0: {0: near}}, 0),
+                      exact_match(rows, recipe), proportion(near["metrics"]),
                       over_seeds(rows, recipe, "format", ".1%"),
                       over_seeds(rows, recipe, "answer_tokens", ".1f")])
     return markdown("trained on | steps: | tokens: | supervised: | exact: | nearest seed: | "
@@ -282,9 +281,8 @@ def single_table(rows, recipes):
     for recipe in recipes:
         for seed, row in rows.get(recipe, {}).items():
             m = row["metrics"]
-            exact = exact_match({recipe: {seed: row}}, recipe) if "exact" in m else "-"
             lines.append([recipe, seed, f"{m['parameters']:,}", row["config"]["steps"],
-                          f"{m['ce']:.4f}", f"{m['bits_per_byte']:.3f}", exact,
+                          f"{m['ce']:.4f}", f"{m['bits_per_byte']:.3f}", proportion(m),
                           number(m, "format", ".1%")])
     return markdown("run | seed: | parameters: | steps: | test ce: | bits/byte: | exact: | format:",
                     lines)
@@ -295,9 +293,8 @@ def trials_table(rows):
     lines = []
     for recipe in sorted(r for r in rows if r.startswith("trial/")):
         for seed, row in rows[recipe].items():
-            exact = exact_match({0: {0: row}}, 0) if "exact" in row["metrics"] else "-"
             lines.append([recipe.removeprefix("trial/"), seed, row["config"]["steps"],
-                          f"{row['metrics']['ce']:.4f}", exact])
+                          f"{row['metrics']['ce']:.4f}", proportion(row["metrics"])])
     return markdown("trial | seed: | steps: | validation ce: | exact:", lines)
 
 
@@ -312,7 +309,7 @@ MODEL = "model | parameters: | exact: | test ce:"
 def model_cells(row):
     """One row of a MODEL table."""
     m = row["metrics"]
-    return [row["recipe"], f"{m['parameters']:,}", exact_match({0: {0: row}}, 0), f"{m['ce']:.4f}"]
+    return [row["recipe"], f"{m['parameters']:,}", proportion(m), f"{m['ce']:.4f}"]
 
 
 def students_table(_):

@@ -126,7 +126,7 @@ def test_a_changed_figure_no_longer_fits_its_digest(tmp_path):
 
 def row(recipe, seed, ce, exact=0.5, steps=10, **metrics):
     return dict(recipe=recipe, seed=seed, config=dict(steps=steps), tokens=1, best_step=steps, val_ce=ce,
-                metrics=dict(ce=ce, exact=exact, n=10, parameters=100) | metrics)
+                metrics=dict(ce=ce, exact=exact, exact_interval=(0, 1), parameters=100) | metrics)
 
 
 def table_of(*rows):
