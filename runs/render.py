@@ -350,59 +350,69 @@ def step_times():
     return {recipe: tuple(map(statistics.fmean, zip(*turns))) for recipe, turns in found.items()}
 
 
-def white_table(rows, group):
-    """Every white-box recipe against the student without a teacher: at as many steps, and at equal
-    wall-clock. There it has the smallest budget that is enough, or, as it overfits, the best one
-    below that; validation chooses. Where none is enough the longest must do worse than a shorter
-    one on validation data: then more steps would not help."""
+def as_long(rows, recipe, needed):
+    """The student without a teacher that a recipe is compared with at equal wall-clock, which are
+    `needed` steps of that student: the smallest budget that is enough, or, as it overfits, the best
+    one below that; validation chooses. Where none is enough the longest must do worse than a
+    shorter one on validation data: then more steps would not help."""
+    group = recipe.split("/")[0]
+    budgets = alone_budgets(rows, group)
+    longer = [alone for _, alone in budgets]
+    shorter = sum(steps < needed for steps, _ in budgets)
+    best = min(longer[:shorter + 1], key=lambda alone: statistics.fmean(
+        row["val_ce"] for row in seeds_of(rows, alone).values()))
+    if shorter == len(longer) and best == longer[-1]:
+        fail(f"{recipe} takes as long as {needed:,.0f} steps alone", "no such row",
+             f"{group}/alone-{needed:.0f} or more", "bash runs/whitebox.sh")
+    return best
+
+
+def alone_budgets(rows, group):
+    """[(steps, recipe)] of the students without a teacher."""
+    return sorted((first(rows, r)["config"]["steps"], r) for r in rows
+                  if re.fullmatch(rf"{group}/alone(-\d+)?", r))
+
+
+def white_rows(rows, group):
+    """Every white-box recipe against the student without a teacher, at as many steps and at equal
+    wall-clock: the cells of white_table."""
     times, teacher = step_times(), first(rows, "white/teacher")["metrics"]
     plain, _ = times["white/alone"]
     base = values(rows, f"{group}/alone", "ce")
-    steps = first(rows, f"{group}/alone")["config"]["steps"]
-    longer = sorted((first(rows, r)["config"]["steps"], r) for r in rows
-                    if re.fullmatch(rf"{group}/alone(-\d+)?", r))
-    lines = [["teacher", "", "", f"{teacher['ce']:.4f}", 0, "100%", "", "", "", ""]]
-    for recipe in [r for _, r in longer] + [r for r in rows if r.startswith(f"{group}/") and
-                                            "/alone" not in r and "/teacher" not in r]:
-        ce, name, alone = values(rows, recipe, "ce"), recipe.split("/")[1], "/alone" in recipe
-        if not alone and f"white/{name}" not in times:
+    alone = [recipe for _, recipe in alone_budgets(rows, group)]
+    lines = []
+    for recipe in alone + [r for r in rows if r.startswith(f"{group}/") and
+                           r not in (*alone, f"{group}/teacher")]:
+        ce, name = values(rows, recipe, "ce"), recipe.split("/")[1]
+        timed = "white/alone" if recipe in alone else f"white/{name}"
+        if timed not in times:
             fail(f"no time of a step of {recipe}", fix="bash runs/whitebox.sh --times")
-        ms, making = times["white/alone" if alone else f"white/{name}"]
-        own = first(rows, recipe)["config"]["steps"]
-        cells = [spread(ce.values(), ".4f"), over_seeds(rows, recipe, "kl", ".3f"), "", "", "", "",
-                 ""]
-        if not alone:
-            needed = (own * ms + 1000 * making) / plain  # steps alone that take as long
-            val = {r: statistics.fmean(row["val_ce"] for row in seeds_of(rows, r).values())
-                   for _, r in longer}
-            enough = [r for budget, r in longer if budget >= needed]
-            if not enough and val[longer[-1][1]] > min(val.values()):
-                enough = [longer[-1][1]]
-            if not enough:
-                fail(f"{recipe} takes as long as {needed:,.0f} steps alone", "no such row",
-                     f"{group}/alone-{needed:.0f} or more", "bash runs/whitebox.sh")
-            cells[2] = gap_closed(base, ce, teacher["ce"])
-            allowed = [r for _, r in longer][:[r for _, r in longer].index(enough[0]) + 1]
-            longest = min(allowed, key=val.get)
-            for i, other in ((3, base), (5, values(rows, longest, "ce"))):
-                cells[i:i + 2] = judged(other, ce, "ce")
-        elif own == steps:
-            cells[2] = "0%"
-        lines.append([name, f"{ms / plain:.2f}", f"{(own * ms / 1000 + making) / 60:.1f}", *cells])
-    return markdown("recipe | a step costs: | minutes: | test ce: | KL to the teacher: | "
-                    "gap closed: | ce against alone, equal tokens: | verdict | equal wall-clock: | "
-                    "verdict", lines)
+        ms, making = times[timed]
+        seconds = first(rows, recipe)["config"]["steps"] * ms / 1000 + making
+        compared = ["0%" if recipe == f"{group}/alone" else "", *[""] * 4]
+        if recipe not in alone:
+            longest = values(rows, as_long(rows, recipe, 1000 * seconds / plain), "ce")
+            compared = [gap_closed(base, ce, teacher["ce"]),
+                        *judged(base, ce, "ce"), *judged(longest, ce, "ce")]
+        lines.append([name, f"{ms / plain:.2f}", f"{seconds / 60:.1f}",
+                      spread(ce.values(), ".4f"), over_seeds(rows, recipe, "kl", ".3f"), *compared])
+    return lines
+
+
+def white_table(rows, group):
+    """The rows of white_rows, the teacher above them."""
+    ce = first(rows, "white/teacher")["metrics"]["ce"]
+    return markdown(
+        "recipe | a step costs: | minutes: | test ce: | KL to the teacher: | gap closed: | "
+        "ce against alone, equal tokens: | verdict | equal wall-clock: | verdict",
+        [["teacher", "", "", f"{ce:.4f}", 0, "100%", *[""] * 4], *white_rows(rows, group)])
 
 
 def white_lines(rows, group):
     """The table in a line a recipe, for the README."""
-    lines = []
-    for line in white_table(rows, group).splitlines()[2:]:
-        name, _, _, _, _, closed, _, tokens, _, wall = (c.strip() for c in line.split("|")[1:-1])
-        if tokens:
-            lines.append(f"- {name} closes {closed}: {tokens} at equal tokens, {wall} at equal "
-                         "wall-clock")
-    return "\n".join(lines)
+    return "\n".join(
+        f"- {name} closes {closed}: {tokens} at equal tokens, {wall} at equal wall-clock"
+        for name, *_, closed, _, tokens, _, wall in white_rows(rows, group) if tokens)
 
 
 def cache_table(_):
@@ -464,8 +474,7 @@ SEEN = ("typos", "names", "order", "no_punctuation")  # suites whose operation r
 def marks(rows, recipe, *suites):
     """Accuracy on some suites as one value a problem -> (n,), mean over seeds."""
     found = [r["metrics"]["suites_right"] for r in seeds_of(rows, recipe).values()]
-    return sum(suite_values({"clean": right["clean"], **{f"{s}_": right[s] for s in suites}})
-               for right in found) / len(found)
+    return sum(suite_values(right, suites) for right in found) / len(found)
 
 
 def lessons_table(rows):
