@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Temperature times alpha, on 3 % of the stories: a row of results/sweep.jsonl a cell, on validation data.
-#   bash runs/sweep.sh         about 25 minutes on 2 cores, after bash speedrun.sh; python plot.py draws it
+#   bash runs/sweep.sh         about 25 minutes on 2 cores, after bash speedrun.sh
 # Rows that are there are skipped. (alpha 0 would be the student without a teacher.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
