@@ -47,6 +47,14 @@ def test_every_table_equals_its_rows():
         assert render.rendered(text, rows) == text, f"{name}: python runs/render.py"
 
 
+def test_every_table_is_shown():
+    """Code for a table that no document shows is read and kept for nobody."""
+    shown = {name for file in render.FILES for name in re.findall(
+        r"^<!-- ([\w-]+) -->$", (ROOT / file).read_text(encoding="utf-8"), flags=re.M)} - {"end"}
+    later = {"lessons", "enriched", "spoiled", "amount", "white-stories"}
+    assert shown == set(render.TABLES) - later
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_in_the_documents_has_known_flags(name):
     """A documented command that stops with "unknown flag"."""
