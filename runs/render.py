@@ -69,6 +69,11 @@ def values(rows, recipe, metric):
     return {seed: row["metrics"][metric] for seed, row in seeds_of(rows, recipe).items()}
 
 
+def mean_of(rows, recipe, key):
+    """Mean over the seeds of a recipe of what stands beside the metrics."""
+    return statistics.fmean(row[key] for row in seeds_of(rows, recipe).values())
+
+
 def spread(found, form):
     """Mean and standard deviation of numbers, one a seed, as text."""
     v = list(found)
@@ -181,10 +186,9 @@ def modes(rows, group):
 def mode_cells(rows, recipe, name, *compared):
     """One line of modes_table; compared: gap closed, difference and verdict, or nothing."""
     row = first(rows, recipe)
-    best = statistics.mean(r["best_step"] for r in rows[recipe].values())
-    return [name, f"{row['config']['steps']:,}", f"{best:,.0f}", f"{row['tokens']:,}",
-            over_seeds(rows, recipe, "ce", ".4f"), exact_match(rows, recipe),
-            *(compared or ["-"] * 3)]
+    return [name, f"{row['config']['steps']:,}", f"{mean_of(rows, recipe, 'best_step'):,.0f}",
+            f"{row['tokens']:,}", over_seeds(rows, recipe, "ce", ".4f"),
+            exact_match(rows, recipe), *(compared or ["-"] * 3)]
 
 
 # No question of any student was changed in these ways (dataset/prompts.py has the others).
@@ -202,7 +206,8 @@ def robust_table(rows, group):
             if [v.replace("1", "0") for v in m["suites_right"].values()] != \
                     [v.replace("1", "0") for v in theirs.values()]:
                 fail(f"{recipe} was asked other suites than its teacher", fix="make its rows again")
-        lost = statistics.fmean(100 * points_lost(m["suites_right"]).mean() for m in metrics)
+        each = {value: sum(value(m["suites_right"]) for m in metrics) / len(metrics)
+                for value in (suite_values, points_lost)}
         clean, mean, unseen = (
             spread(found, ".1%") for found in (
                 [m["suites"]["clean"]["exact"] for m in metrics],
@@ -213,11 +218,10 @@ def robust_table(rows, group):
         worst = min(accuracy, key=accuracy.get)
         other = ["-", "-"]
         if recipe != f"{group}/teacher":
-            for i, value in enumerate((suite_values, points_lost)):
-                each = sum(value(m["suites_right"]) for m in metrics) / len(metrics)
-                other[i] = points(each - value(theirs))
+            other = [points(own - value(theirs)) for value, own in each.items()]
         lines.append([recipe.split("/")[-1], clean, mean, other[0], unseen,
-                      f"{worst}, {accuracy[worst]:.1%}", f"{lost:.1f}", other[1]])
+                      f"{worst}, {accuracy[worst]:.1%}",
+                      f"{100 * each[points_lost].mean():.1f}", other[1]])
     return markdown("model | clean: | mean of the suites: | against the teacher (95 %): | of the "
                     "five unseen: | worst suite | points lost: | more than the teacher (95 %):",
                     lines)
@@ -243,16 +247,17 @@ def keeps_lines(rows, group):
     whole = statistics.fmean(values(rows, f"{group}/teacher", "exact").values())
     size = first(rows, f"{group}/alone")["metrics"]["parameters"] / \
         first(rows, f"{group}/teacher")["metrics"]["parameters"]
-    lines = []
+    alone, lines = values(rows, f"{group}/alone", "exact"), []
     for recipe in (f"{group}/alone", *modes(rows, group)):
         kept = [x / whole for x in values(rows, recipe, "exact").values()]
-        tokens, wall = (verdict(values(rows, f"{group}/alone", "exact"),
-                                values(rows, r, "exact"), 1) if r in rows else None
-                        for r in (recipe, f"{recipe}-wall"))
-        verb, judged = ("reaches", "") if recipe.endswith("/alone") else (
-            "keeps", f"; against alone: {tokens} at equal tokens, {wall} at equal wall-clock")
+        verb, compared = "reaches", ""
+        if recipe != f"{group}/alone":
+            tokens, wall = (verdict(alone, values(rows, r, "exact"), 1)
+                            for r in (recipe, f"{recipe}-wall"))
+            verb = "keeps"
+            compared = f"; against alone: {tokens} at equal tokens, {wall} at equal wall-clock"
         lines.append(f"- {recipe.split('/')[-1]} {verb} {statistics.fmean(kept):.1%} "
-                     f"({min(kept):.1%} to {max(kept):.1%}) of the teacher's accuracy{judged}")
+                     f"({min(kept):.1%} to {max(kept):.1%}) of the teacher's accuracy{compared}")
     return "\n".join(lines) + (
         f"\n\nEach at {size:.1%} of the teacher's parameters and, measured {len(speeds[0])} times, "
         f"{one} times its speed at batch 1 and {many} times at batch 32.")
@@ -315,12 +320,12 @@ def model_cells(row):
 def students_table(_):
     """Seven shapes on one teacher's traces; on the Pareto front where none is faster and better."""
     rows = more_rows("students")
-    points = [(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows]
+    best = front([(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows])
     lines = []
-    for row, point in zip(rows, points):
+    for row in rows:
         m = row["metrics"]
         lines.append([*model_cells(row), f"{m['decode1']:,.0f}", f"{m['decode32']:,.0f}",
-                      "yes" if point in front(points) else ""])
+                      "yes" if (m["decode1"], m["exact"]) in best else ""])
     return markdown(f"{MODEL} | decode 1: | decode 32: | Pareto front", lines)
 
 
@@ -359,8 +364,7 @@ def as_long(rows, recipe, needed):
     budgets = alone_budgets(rows, group)
     longer = [alone for _, alone in budgets]
     shorter = sum(steps < needed for steps, _ in budgets)
-    best = min(longer[:shorter + 1], key=lambda alone: statistics.fmean(
-        row["val_ce"] for row in seeds_of(rows, alone).values()))
+    best = min(longer[:shorter + 1], key=lambda alone: mean_of(rows, alone, "val_ce"))
     if shorter == len(longer) and best == longer[-1]:
         fail(f"{recipe} takes as long as {needed:,.0f} steps alone", "no such row",
              f"{group}/alone-{needed:.0f} or more", "bash runs/whitebox.sh")
@@ -450,15 +454,15 @@ def stories_table(rows):
     lines = []
     for recipe in ("few/alone", *(f"{r}{axis}" for r in ("few/logits", "few-white/jsd",
                    "few-white/hidden", "few-white/on-policy") for axis in ("", "-wall"))):
-        found, exact = seeds_of(rows, recipe), values(rows, recipe, "exact")
-        minutes = statistics.fmean(r["train_seconds"] for r in found.values()) / 60
+        exact = values(rows, recipe, "exact")
         axis = "equal wall-clock" if recipe.endswith("-wall") else "equal tokens"
         name = recipe.split("/")[1].removesuffix("-wall")
         lines.append([f"{name}{'' if name == 'alone' else f', {axis}'}",
                       f"{first(rows, recipe)['config']['steps']:,}",
                       over_seeds(rows, recipe, "ce", ".4f"), over_seeds(rows, recipe, "kl", ".3f"),
                       exact_match(rows, recipe), over_seeds(rows, recipe, "suite_mean", ".1%"),
-                      f"{minutes:.1f}", *(["-", "-"] if name == "alone" else judged(base, exact))])
+                      f"{mean_of(rows, recipe, 'train_seconds') / 60:.1f}",
+                      *(["-", "-"] if name == "alone" else judged(base, exact))])
     return markdown("student | steps: | test ce: | KL to the teacher: | exact: | mean of the "
                     "suites: | minutes: | points against alone: | verdict", lines)
 
@@ -533,11 +537,10 @@ def amount_table(rows):
     lines = []
     for percent in (1, 3, 10, 30, 100):
         recipe = f"blackbox/rows-{percent}" if percent < 100 else "blackbox/cot"
-        found = seeds_of(rows, recipe).values()
-        best = statistics.fmean(r["best_step"] for r in found)
         count = first(rows, recipe)["config"]["documents"]  # 0: all
         lines.append([f"{count:,}" if count else "all", f"{percent}%", exact_match(rows, recipe),
-                      f"{best:,.0f}", f"{statistics.fmean(r['val_ce'] for r in found):.4f}"])
+                      f"{mean_of(rows, recipe, 'best_step'):,.0f}",
+                      f"{mean_of(rows, recipe, 'val_ce'):.4f}"])
     return markdown("rows: | share: | exact: | best step: | validation ce:", lines)
 
 
@@ -578,12 +581,12 @@ def file_map(_):
             if not text.strip():
                 continue
             if path.suffix == ".py":
-                first = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
+                said = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
             else:  # the comment at the top, up to the line that shows a command
-                first = text.removeprefix("#!/usr/bin/env bash\n").replace("\n# ", "\n")
-                first = re.split(r"\n {2}|\n\n|\nset -|:  ", first.removeprefix("# "))[0]
-            first = re.split(r"(?<=[.?:]) (?=[A-Z])|:$", " ".join(first.split()))[0].rstrip(".:")
-            lines.append([f"`{path.relative_to(ROOT)}`", len(text.splitlines()), first])
+                said = text.removeprefix("#!/usr/bin/env bash\n").replace("\n# ", "\n")
+                said = re.split(r"\n {2}|\n\n|\nset -|:  ", said.removeprefix("# "))[0]
+            said = re.split(r"(?<=[.?:]) (?=[A-Z])|:$", " ".join(said.split()))[0].rstrip(".:")
+            lines.append([f"`{path.relative_to(ROOT)}`", len(text.splitlines()), said])
     return markdown("file | lines: | what it is", lines)
 
 
