@@ -18,7 +18,7 @@ prepare_white() {
     $python $pretrain 1 --name white-teacher-0 --seed 0
     local kind
     for kind in topk sampled hidden; do make_cache $kind; done
-    if [ ! -e "$mixed" ] && [[ "${ONLY:-written}" == *written* ]]; then
+    if [ ! -e "$mixed" ]; then
         write_documents
         cat <(head -533 "$prose/train.jsonl") "$out/data/white-written.jsonl" > "$mixed.tmp"
         mv "$mixed.tmp" "$mixed"
