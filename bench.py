@@ -30,6 +30,7 @@ from dataset.teacher_cache import cached_divergence, checksums, first_rows, open
 from losses import cross_entropy, forward_kl, total
 from model import SIZES, build
 from optim import make_optimizers
+from report import markdown
 from tokenizer import Tokenizer
 
 
@@ -242,20 +243,18 @@ def ablation(cfg, env, batch, vocab_size, caches, teacher):
 def report(cfg, env, shares, rows):
     """The two tables as Markdown, and all figures as JSON."""
     v = common.versions()
-    lines = [f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; {label(cfg.data)}, "
-             f"{cfg.batch} windows of {cfg.window} tokens a step", "",
-             "| model | dtype | run | ms a step | tokens/s | GFLOP/s | peak GFLOP/s | of peak |",
-             "|---|---|---|---:|---:|---:|---:|---:|"]
-    for r in shares:
-        lines.append(f"| {r['model']} | {r['dtype']} | {r['how']} | {r['ms']:.0f} | "
-                     f"{r['tokens_per_second']:,.0f} | {r['gflops']:.0f} | "
-                     f"{r['peak_gflops']:.0f} | {r['share_of_peak']:.0%} |")
-    lines += ["", "| logits step, one factor changed | ms | text tokens/s | speed |",
-              "|---|---:|---:|---:|"]
-    for r in rows:
-        lines.append(f"| {r['variant']} | {r['ms']:.0f} | {r['tokens_per_second']:,.0f} | "
-                     f"{r['speed']:.2f} |")
-    text = "\n".join(lines) + "\n"
+    text = "\n\n".join((
+        f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; {label(cfg.data)}, "
+        f"{cfg.batch} windows of {cfg.window} tokens a step",
+        markdown(
+            "model | dtype | run | ms a step: | tokens/s: | GFLOP/s: | peak GFLOP/s: | of peak:",
+            [[r["model"], r["dtype"], r["how"], f"{r['ms']:.0f}", f"{r['tokens_per_second']:,.0f}",
+              f"{r['gflops']:.0f}", f"{r['peak_gflops']:.0f}", f"{r['share_of_peak']:.0%}"]
+             for r in shares]),
+        markdown(
+            "logits step, one factor changed | ms: | text tokens/s: | speed:",
+            [[r["variant"], f"{r['ms']:.0f}", f"{r['tokens_per_second']:,.0f}",
+              f"{r['speed']:.2f}"] for r in rows]))) + "\n"
     print("\n" + text)
     cli.write_file(f"{cfg.out}.md", text)
     cli.write_file(f"{cfg.out}.json", json.dumps(dict(versions=v, dtype=env.dtype, shares=shares,

@@ -62,14 +62,16 @@ def bootstrap(differences, rounds=10_000, seed=0):
     return float(d.mean()), float(low), float(high)
 
 
-def suite_values(right):
+def suite_values(right, suites=()):
     """The mean accuracy on the suites as one value a problem -> (n,), so that `bootstrap` of the
     difference of two models is paired problem by problem.
 
     right: {suite: "10-1..."}, a character a problem of "clean": 1 right, 0 wrong, - not in this
-    suite. The mean of the values is the mean of the suites' accuracies.
+    suite; suites: their names, none: all but "clean". The mean of the values is the mean of the
+    suites' accuracies.
     """
-    value, suites = np.zeros(len(right["clean"])), [name for name in right if name != "clean"]
+    value = np.zeros(len(right["clean"]))
+    suites = suites or [name for name in right if name != "clean"]
     for name in suites:
         there = np.array([c != "-" for c in right[name]])
         hits = np.array([c == "1" for c in right[name]])

@@ -1,14 +1,13 @@
 """Figures from logs, reports and rows, into docs/figures/. Needs matplotlib (requirements-dev.txt).
 
     python plot.py                          every figure whose data are there
-    python plot.py out/class-*.csv          the learning curves of these runs alone
+    python plot.py out/student-*.csv        the learning curves of these runs, into out/figures/
 
     curves.png        validation cross-entropy against step, of the CSV files
     soft-targets.png  the teacher's next-token distribution at temperatures 1, 2 and 4
     reliability.png   confidence against accuracy          (results/scoreboard.jsonl, or a report)
     robustness.png    accuracy on each suite               (the same; of eval.py --suites)
     pareto.png        accuracy against decode speed        (results/students.jsonl)
-    sweep.png         temperature x alpha                  (results/sweep.jsonl)
     topk.png          top-k lists, renormalised or not     (results/topk.jsonl)
     amount.png        accuracy against the teacher's rows  (results/blackbox.jsonl)
 """
@@ -31,14 +30,11 @@ from metrics import front, surer
 
 @dataclass
 class Config:
-    logs: list = None              # CSV files of runs; none: those of the speedrun's students
-    report: str = ROOT / "results/scoreboard.jsonl"  # rows, or a report of eval.py
+    logs: list = None              # CSV files of runs: their learning curves, nothing else
+    results: str = ROOT / "results"  # folder of rows, those of runs/*.sh and runs/topk_bias.py
+    report: str = ""               # a report of eval.py, instead of the rows of the scoreboard
     teacher: str = OUT / "teacher.pt"  # whose soft targets are drawn
     question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # it is asked
-    students: str = ROOT / "results/students.jsonl"  # rows of runs/students.sh
-    sweep: str = ROOT / "results/sweep.jsonl"        # rows of runs/sweep.sh
-    topk: str = ROOT / "results/topk.jsonl"          # rows of runs/topk_bias.py
-    blackbox: str = ROOT / "results/blackbox.jsonl"  # rows of runs/lessons.sh
     out: str = ""                  # folder of the figures; empty: docs/figures, of logs out/figures
 
 
@@ -56,14 +52,16 @@ def pyplot():
     return plt
 
 
+def rows_of(cfg, name):
+    """The rows of a file of --results; none where there is no such file."""
+    path = Path(cfg.results) / f"{name}.jsonl"
+    return rowfile.read(path, "metrics") if path.exists() else []
+
+
 def curves(cfg, plt):
     """Validation cross-entropy against step; logarithmic, since losses fall by factors."""
-    logs = [Path(p) for p in cfg.logs] if cfg.logs else \
-        [p for p in (OUT / f"student-{k}.csv" for k in ("alone", "logits", "reason")) if p.exists()]
-    if not logs:
-        return None
-    for path in logs:
-        cli.need_file(path, "name the CSV of a run")
+    for path in cfg.logs:
+        path = cli.need_file(path, "name the CSV of a run")
         with open(path, newline="", encoding="utf-8") as file:
             rows = [r for r in csv.DictReader(file) if r.get("val_ce")]
         plt.plot([int(r["step"]) for r in rows], [float(r["val_ce"]) for r in rows], "o-",
@@ -106,15 +104,13 @@ def soft_targets(cfg, plt):
 def report_results(cfg, key):
     """The results that have this key: of a report of eval.py, or of rows: one a recipe few/MODE at
     equal tokens; accuracy on a suite is the mean over seeds, all else the first seed's."""
-    path = Path(cfg.report)
-    if not path.exists():
-        return []
-    if path.suffix == ".json":
+    if cfg.report:
+        path = cli.need_file(cfg.report, "python eval.py")
         report = json.loads(path.read_text(encoding="utf-8"))
-        check("results" in report, "--report", show(path), "a report of eval.py, or rows")
+        check("results" in report, "--report", show(path), "the .json of a report of eval.py")
         return [r for r in report["results"] if key in r]
     found = {}
-    for row in rowfile.read(path, "metrics"):
+    for row in rows_of(cfg, "scoreboard"):
         group, _, model = row["recipe"].partition("/")
         if group == "few" and key in row["metrics"] and not model.endswith("-wall"):
             found.setdefault(model, []).append(
@@ -169,9 +165,7 @@ def robustness(cfg, plt):
 
 def pareto(cfg, plt):
     """Accuracy against decode speed; a dot a model, its name and parameters beside it."""
-    if not Path(cfg.students).exists():
-        return None
-    rows = [r for r in rowfile.read(cfg.students, "metrics") if "decode1" in r["metrics"]]
+    rows = [r for r in rows_of(cfg, "students") if "decode1" in r["metrics"]]
     if not rows:
         return None
     points = [(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows]
@@ -189,45 +183,15 @@ def pareto(cfg, plt):
     return "pareto.png"
 
 
-def sweep(cfg, plt):
-    """Accuracy on validation problems of each temperature and alpha."""
-    if not Path(cfg.sweep).exists():
-        return None
-    rows = rowfile.read(cfg.sweep, "metrics")
-    if not rows:
-        return None
-    taus = sorted({r["config"]["temperature"] for r in rows})
-    alphas = sorted({r["config"]["alpha"] for r in rows})
-    grid = [[float("nan")] * len(alphas) for _ in taus]
-    for r in rows:
-        place = taus.index(r["config"]["temperature"]), alphas.index(r["config"]["alpha"])
-        grid[place[0]][place[1]] = r["metrics"]["exact"]
-    plt.imshow(grid, cmap="viridis", aspect="auto")
-    plt.grid(False)
-    for i, line in enumerate(grid):
-        for j, value in enumerate(line):
-            plt.text(j, i, f"{value:.1%}", ha="center", va="center", color="white",
-                     bbox=dict(facecolor="black", alpha=0.45, linewidth=0))
-    plt.xticks(range(len(alphas)), [f"{a:g}" for a in alphas])
-    plt.yticks(range(len(taus)), [f"{t:g}" for t in taus])
-    plt.xlabel("alpha, weight of the teacher")
-    plt.ylabel("temperature")
-    plt.colorbar(label="exact match")
-    return "sweep.png"
-
-
 def topk(cfg, plt):
     """How much surer than right a student is that learned from top-k lists, with the bucket for all
     other tokens and with the list renormalised (TRAPS 13)."""
-    if not Path(cfg.topk).exists():
-        return None
-    rows = rowfile.read(cfg.topk, "metrics")
-    if not rows:
-        return None
     found = {}
-    for row in rows:
+    for row in rows_of(cfg, "topk"):
         kind, k = row["recipe"].split("/")
         found.setdefault(kind, []).append((int(k), 100 * surer(row["metrics"]["reliability"])))
+    if not found:
+        return None
     for kind, mark in (("renormalised", "s"), ("bucket", "o")):
         label = {"bucket": "one bucket for all others"}.get(kind, kind)
         plt.plot(*zip(*sorted(found.get(kind, [(1, float("nan"))]))), marker=mark, label=label)
@@ -242,10 +206,8 @@ def topk(cfg, plt):
 def amount(cfg, plt):
     """Accuracy against the share of the teacher's rows, a dot a seed, and what bare answers reach
     with all of them."""
-    if not Path(cfg.blackbox).exists():
-        return None
     found, bare = {}, []
-    for row in rowfile.read(cfg.blackbox, "metrics"):
+    for row in rows_of(cfg, "blackbox"):
         name, exact = row["recipe"].split("/")[-1], row["metrics"]["exact"]
         if name == "cot" or name.startswith("rows-"):
             found.setdefault(100 if name == "cot" else int(name[5:]), []).append(exact)
@@ -273,8 +235,8 @@ def main(cfg):
     plt = pyplot()
     cfg.out = cfg.out or (OUT / "figures" if cfg.logs else ROOT / "docs/figures")
     Path(cfg.out).mkdir(parents=True, exist_ok=True)
-    figures = (curves, soft_targets, reliability, robustness, pareto, sweep, topk, amount)
-    for draw in figures[:1] if cfg.logs else figures:
+    figures = (soft_targets, reliability, robustness, pareto, topk, amount)
+    for draw in (curves,) if cfg.logs else figures:
         try:
             name = draw(cfg, plt)
         except (ValueError, KeyError, TypeError) as error:  # UnicodeDecodeError is a ValueError

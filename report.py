@@ -1,22 +1,33 @@
-"""The tables of eval.py as Markdown: from results to text, and nothing else."""
-import speed
+"""Markdown tables, and those of eval.py: from results to text, and nothing else."""
+
+SPEEDS = {"prefill1": "prefill 1", "prefill32": "prefill 32", "decode1": "decode 1",
+          "decode32": "decode 32", "first_ms": "first token ms", "p50_ms": "answer p50 ms",
+          "p95_ms": "answer p95 ms", "weights_mb": "MB of weights", "peak_mb": "MB peak"}
 
 
-def rows_of(heads, results, cells):
-    """A Markdown table: the heads, and cells(result) of each."""
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(cells(r)) + " |" for r in results])
+def markdown(head, rows):
+    """A table; head "model | steps: | verdict": a colon ends the name of a column of numbers."""
+    names = head.split(" | ")
+    lines = [[name.removesuffix(":") for name in names], *rows]
+    text = ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
+    text.insert(1, "".join("|---:" if name.endswith(":") else "|---" for name in names) + "|")
+    return "\n".join(text)
+
+
+def columns(names):
+    """Columns of numbers, as a part of a head."""
+    return " | ".join(f"{name}:" for name in names)
 
 
 def table(results):
     """The scoreboard; a cell without a figure is a dash."""
-    return rows_of(
-        ["model", "parameters", "train tokens", "ce", "bits/byte", "KL", "agree", "exact", "format",
-         "tok/s batch 1", "batch 32"], results,
-        lambda r: [r["model"], f"{r['parameters']:,}", number(r, "train_tokens", ",d"),
-                   number(r, "ce", ".4f"), number(r, "bits_per_byte", ".3f"),
-                   *against_teacher(r), proportion(r), number(r, "format", ".1%"),
-                   number(r, "decode1", ",.0f"), number(r, "decode32", ",.0f")])
+    return markdown(
+        "model | parameters: | train tokens: | ce: | bits/byte: | KL: | agree: | exact: | "
+        "format: | tok/s batch 1: | batch 32:",
+        [[r["model"], f"{r['parameters']:,}", number(r, "train_tokens", ",d"),
+          number(r, "ce", ".4f"), number(r, "bits_per_byte", ".3f"), *against_teacher(r),
+          proportion(r), number(r, "format", ".1%"), number(r, "decode1", ",.0f"),
+          number(r, "decode32", ",.0f")] for r in results])
 
 
 def against_teacher(r):
@@ -42,11 +53,11 @@ def keeps(results):
 
 def details(results):
     """Calibration, copying, and what the answers look like."""
-    return rows_of(
-        ["model", "ECE", "copy", "answer tokens", "repeats", "limit", "too long for ce"], results,
-        lambda r: [r["model"], number(r, "ece", ".4f"), number(r, "copy", ".1%"),
-                   number(r, "answer_tokens", ".1f"), number(r, "repeats", ".1%"),
-                   number(r, "limit", ".1%"), number(r, "too_long", ",d")])
+    return markdown(
+        "model | ECE: | copy: | answer tokens: | repeats: | limit: | too long for ce:",
+        [[r["model"], number(r, "ece", ".4f"), number(r, "copy", ".1%"),
+          number(r, "answer_tokens", ".1f"), number(r, "repeats", ".1%"),
+          number(r, "limit", ".1%"), number(r, "too_long", ",d")] for r in results])
 
 
 def reliability_table(results):
@@ -58,40 +69,45 @@ def reliability_table(results):
     def cells(i):
         return [f"{i / bins:.2f}-{(i + 1) / bins:.2f}"] + [
             "{1:.1%} of {0:,}".format(*f[i]) if i in f else "-" for f in found]
-    used = sorted(set().union(*found))
-    return rows_of(["confidence: right", *(r["model"] for r in results)], used, cells)
+    return markdown(f"confidence: right | {columns(r['model'] for r in results)}",
+                    map(cells, sorted(set().union(*found))))
 
 
 def robustness_table(results):
     """A line a suite, a column a model: accuracy with its interval, its difference to the same
     problems unchanged, McNemar's p of that."""
-    def cells(name):
-        found = [r["suites"][name] for r in results]
-        return [name] + [f"{proportion(f)}, {100 * (0 - f['drop']):+.1f}, p {f['p']:.2g}"
-                         for f in found]
-    names = [n for n in results[0]["suites"] if n != "hostile"]
-    lines = rows_of(["suite (95 %), points against clean", *(r["model"] for r in results)], names,
-                    cells)
-    mean = "| **mean** | " + " | ".join(f"{r['suite_mean']:.1%}" for r in results) + " |"
-    worst = "| **worst** | " + " | ".join(f"{r['suite_worst']:.1%} {r['worst_suite']}"
-                                          for r in results) + " |"
+    def cell(f):
+        return f"{proportion(f)}, {100 * (0 - f['drop']):+.1f}, p {f['p']:.2g}"
+    rows = [[name, *(cell(r["suites"][name]) for r in results)]
+            for name in results[0]["suites"] if name != "hostile"]
+    rows += [["**mean**", *(f"{r['suite_mean']:.1%}" for r in results)],
+             ["**worst**", *(f"{r['suite_worst']:.1%} {r['worst_suite']}" for r in results)]]
     hostile = [r["suites"].get("hostile") for r in results]
-    cells = [f"{h['ended']} of {h['n']}, {h['refused']}" for h in hostile if h]
-    ended = [f"| hostile texts: ended, refused as too long | {' | '.join(cells)} |"] * bool(cells)
-    return "\n".join([lines, mean, worst, *ended])
+    ended = [f"{h['ended']} of {h['n']}, {h['refused']}" for h in hostile if h]
+    if ended:
+        rows.append(["hostile texts: ended, refused as too long", *ended])
+    return markdown("suite (95 %), points against clean | "
+                    f"{columns(r['model'] for r in results)}", rows)
 
 
 def vote_table(results):
     """Greedy answers beside what several samples make of them, and what each costs."""
     first = results[0]["vote"]
     sizes = [k for k, _ in first["best_of"]]
-    return rows_of(
-        ["model", "greedy", f"majority of {first['samples']}", *(f"best of {k}" for k in sizes),
-         "answer tokens", f"of {first['samples']}"], results,
-        lambda r: [r["model"], proportion(r), proportion(dict(
+    return markdown(
+        f"model | greedy: | majority of {first['samples']}: | "
+        f"{columns(f'best of {k}' for k in sizes)} | answer tokens: | of {first['samples']}:",
+        [[r["model"], proportion(r), proportion(dict(
             exact=r["vote"]["majority"], exact_interval=r["vote"]["majority_interval"])),
-            *(f"{share:.1%}" for _, share in r["vote"]["best_of"]),
-            number(r, "answer_tokens", ".1f"), number(r["vote"], "tokens", ".1f")])
+          *(f"{share:.1%}" for _, share in r["vote"]["best_of"]),
+          number(r, "answer_tokens", ".1f"), number(r["vote"], "tokens", ".1f")] for r in results])
+
+
+def speed_table(results):
+    """What speed.py measures, a line a model."""
+    return markdown(f"model | {columns(SPEEDS.values())}", [
+        [r["model"], *(number(r, key, ",.1f" if key.endswith(("ms", "mb")) else ",.0f")
+                       for key in SPEEDS)] for r in results])
 
 
 def proportion(r):
@@ -134,5 +150,5 @@ def tables(results):
     if "suites" in results[0]:
         found.append(robustness_table(results))
     if "p50_ms" in results[0] or "decode1" in results[0]:
-        found.append(speed.table([r["model"] for r in results], results))
+        found.append(speed_table(results))
     return "\n\n".join(filter(None, found))

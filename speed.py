@@ -29,11 +29,9 @@ import rowfile
 from cli import OUT, label
 from dataset.formats import prompt_ids, read_documents
 from decoding import decode_steps, generate
+from report import speed_table
 
 BATCHES = (1, 32)
-COLUMNS = {"prefill1": "prefill 1", "prefill32": "prefill 32", "decode1": "decode 1",
-           "decode32": "decode 32", "first_ms": "first token ms", "p50_ms": "answer p50 ms",
-           "p95_ms": "answer p95 ms", "weights_mb": "MB of weights", "peak_mb": "MB peak"}
 
 
 @dataclass
@@ -107,7 +105,7 @@ def peak_memory():
 
 
 def measure(paths, questions, rounds=5, new_tokens=64, seed=0):
-    """Checkpoints -> a dict of COLUMNS each: medians over the turns."""
+    """Checkpoints -> a dict of report.SPEEDS each: medians over the turns."""
     context = multiprocessing.get_context("spawn")
     workers = []
     for path in paths:
@@ -138,17 +136,6 @@ def measure(paths, questions, rounds=5, new_tokens=64, seed=0):
     return results
 
 
-def table(names, results):
-    """The results as Markdown."""
-    lines = ["| model | " + " | ".join(COLUMNS.values()) + " |",
-             "|---" + "|---:" * len(COLUMNS) + "|"]
-    for name, r in zip(names, results):
-        cells = ["-" if c not in r else f"{r[c]:,.1f}" if c.endswith(("ms", "mb")) else
-                 f"{r[c]:,.0f}" for c in COLUMNS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main(cfg):
     """Measure, print, append rows."""
     cli.check_ranges(cfg, questions=(1, 10**9), rounds=(1, 10**9), new_tokens=(1, 10**9),
@@ -160,7 +147,7 @@ def main(cfg):
         checkpoints.load_model(path)  # a bad one is refused here, in one line, not in a worker
     questions = [d for _, d in read_documents(cfg.data) if not isinstance(d, str)][:cfg.questions]
     results = measure(paths, questions, cfg.rounds, cfg.new_tokens, cfg.seed)
-    print(table([Path(path).stem for path in paths], results))
+    print(speed_table([r | {"model": Path(path).stem} for path, r in zip(paths, results)]))
     if cfg.row:
         for number, (path, result) in enumerate(zip(paths, results), 1):
             rowfile.append(cfg.row, dict(

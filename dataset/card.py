@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import near
+from report import columns, markdown
 
 FIELDS = ("operation", "label", "verdict", "finish_reason", "model")
 DIFFERENT = 100_000  # values that are told apart; what comes later is counted as one
@@ -80,12 +81,6 @@ def add(tally, keys, size=None, text="", answer=None):
 
 # --- Markdown -------------------------------------------------------------------------------------
 
-def table(head, rows):
-    """A table; its first column is text, the others are numbers."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def share(part, whole):
     """"12 (3.4%)"."""
     return f"{part:,} ({part / max(1, whole):.1%})"
@@ -93,18 +88,18 @@ def share(part, whole):
 
 def lengths(sizes):
     """Mean and percentiles of prompt and answer."""
-    at, columns = [0, 5, 25, 50, 75, 95, 100], np.array(sizes).reshape(-1, 2).T
-    return table(["", "mean", *(f"{p} %" for p in at)], [
+    at, parts = [0, 5, 25, 50, 75, 95, 100], np.array(sizes).reshape(-1, 2).T
+    return markdown(f" | mean: | {columns(f'{p} %' for p in at)}", [
         (name, f"{column.mean():,.1f}", *(f"{v:,.0f}" for v in np.percentile(column, at)))
-        for name, column in zip(("prompt", "answer"), columns)])
+        for name, column in zip(("prompt", "answer"), parts)])
 
 
 def frequencies(answers, total):
     """The most frequent final answers, and the entropy of all."""
     p = np.array(list(answers.values())) / total
     return (f"{len(answers):,} different ones, entropy {-(p * np.log2(p)).sum():.2f} bits of "
-            f"{math.log2(len(answers)):.2f}.\n\n" + table(
-                ["answer", "rows"], [(a, share(n, total)) for a, n in answers.most_common(10)]))
+            f"{math.log2(len(answers)):.2f}.\n\n" + markdown(
+                "answer | rows:", [(a, share(n, total)) for a, n in answers.most_common(10)]))
 
 
 def render(tally, title, facts, dropped, copies, unit, made):
@@ -120,7 +115,7 @@ def render(tally, title, facts, dropped, copies, unit, made):
     parts = [f"# Data card: {plain(title)}", f"{share(kept, total)} of {total:,} rows are kept.",
              "\n".join(f"- {what}: `{clean(text, '`')}`" for what, text in facts),
              "## Dropped, by the first reason",
-             table(["reason", "rows"], [(name, share(n, total)) for name, n in dropped.items()])]
+             markdown("reason | rows:", [(name, share(n, total)) for name, n in dropped.items()])]
     for name, of in copies.items():
         sizes = np.unique(of, return_counts=True)[1]
         parts.append(f"{name} duplicates: {len(of):,} copies of {len(sizes):,} rows, at most "
@@ -131,7 +126,7 @@ def render(tally, title, facts, dropped, copies, unit, made):
               "## Final answers of the kept rows", frequencies(tally.answers, kept)]
     for name in FIELDS:
         if tally.seen[name]:
-            parts += [f"## {name}", table(["", "rows", "kept"], [
+            parts += [f"## {name}", markdown(" | rows: | kept:", [
                 (value, f"{n:,}", share(tally.kept[name][value], n))
                 for value, n in tally.seen[name].most_common(20)])]
     if tally.usage:

@@ -21,6 +21,7 @@ import common
 from cli import OUT
 from fused import How, fused_loss
 from losses import DIVERGENCES, cross_entropy, divergence, total
+from report import markdown
 from speed import peak_memory
 
 
@@ -63,8 +64,6 @@ def one(way, vocab_size, tokens, cfg, pipe):
 def main(cfg):
     """Measure every size in both ways, a process each."""
     context, found = multiprocessing.get_context("spawn"), []
-    print("| V | tokens | plain MB | fused MB | times less | plain s | fused s |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
     for vocab_size, tokens in SIZES:
         result = {}
         for way in ("plain", "fused"):
@@ -76,10 +75,12 @@ def main(cfg):
             process.join()
         (a, plain_s, loss), (b, fused_s, other) = result["plain"], result["fused"]
         assert abs(loss - other) < 1e-2 * abs(loss), (loss, other)
-        print(f"| {vocab_size:,} | {tokens:,} | {a / 1e6:,.0f} | {b / 1e6:,.0f} | {a / b:.1f} | "
-              f"{plain_s:.1f} | {fused_s:.1f} |")
         found.append(dict(vocab_size=vocab_size, tokens=tokens, plain_bytes=a, fused_bytes=b,
                           plain_seconds=plain_s, fused_seconds=fused_s))
+    print(markdown("V: | tokens: | plain MB: | fused MB: | times less: | plain s: | fused s:", [
+        [f"{r['vocab_size']:,}", f"{r['tokens']:,}", f"{r['plain_bytes'] / 1e6:,.0f}",
+         f"{r['fused_bytes'] / 1e6:,.0f}", f"{r['plain_bytes'] / r['fused_bytes']:.1f}",
+         f"{r['plain_seconds']:.1f}", f"{r['fused_seconds']:.1f}"] for r in found]))
     with cli.atomic_write(cfg.out, "w") as file:
         json.dump(dict(versions=common.versions(), divergence=cfg.divergence, dim=cfg.dim,
                        dtype=cfg.dtype, sizes=found), file, indent=1)

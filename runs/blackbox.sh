@@ -4,21 +4,18 @@
 # Stopped? The same command goes on where it was. PORT=8123 names the port of the teacher's server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=.venv/bin/python
-out=${MINIDISTILL_OUT:-out} port=${PORT:-8123}
-if [ ! -e "$out/teacher.pt" ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
+source runs/rows.sh
+port=${PORT:-8123} teacher=$out/teacher.pt
+need "$teacher" "bash speedrun.sh"
 asked=$out/data/blackbox-prompts.jsonl answers=$out/data/blackbox.jsonl rows=$out/data/blackbox-filtered.jsonl
 stories=$out/data/stories
-
-source runs/rows.sh
-teacher=$out/teacher.pt
 serve
 
 # ask, filter, look at the card
 $python dataset/prompts.py --input "$stories/distill.jsonl" --out "$asked"
 $python dataset/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$asked" \
     --questions 4000 --out "$answers"
-kill $server
+stop_serving
 $python dataset/filter.py --input "$answers" --out "$rows" --against "$stories/val.jsonl" "$stories/test.jsonl"
 
 # the same rows, three lessons: bare answers, whole replies, chains of thought

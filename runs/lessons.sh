@@ -5,16 +5,13 @@
 # The teacher stands behind HTTP: no student reads its file. A row that is there is skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=.venv/bin/python
-out=${MINIDISTILL_OUT:-out} port=${PORT:-8124}
-if [ ! -e "$out/teacher.pt" ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
-rows=results/blackbox.jsonl group=blackbox teacher=$out/teacher.pt stories=$out/data/blackbox-stories
-test=$stories/test.jsonl made=$out/data/blackbox
 source runs/rows.sh
-mkdir -p results
+rows=results/blackbox.jsonl group=blackbox teacher=$out/teacher.pt stories=$out/data/blackbox-stories
+test=$stories/test.jsonl made=$out/data/blackbox port=${PORT:-8124}
 
 prepare_blackbox() {
     if [ -e "$made-ready" ]; then return 0; fi
+    need "$teacher" "bash speedrun.sh"
     $python dataset/stories.py --train 1 --test 2000 --out "$stories"
     $python dataset/suites.py --data "$test" --out "$out/data/blackbox-suites"
     $python dataset/suites.py --data "$test" --out "$out/data/blackbox-suites-2000" --problems 2000
@@ -24,7 +21,7 @@ prepare_blackbox() {
     serve
     ask plain "$stories/distill.jsonl"
     ask rich "$made-rich-prompts.jsonl"
-    kill $server
+    stop_serving
     # as many rows of each: the teacher fails at more of the disturbed questions
     local n
     n=$(wc -l < "$made-rich-kept.jsonl")
@@ -51,15 +48,15 @@ lesson() {
 again() {
     local name=$1 model=$2; shift 2
     if ! missing "blackbox/$name" "$seed"; then return 0; fi
-    $python eval.py "$out/blackbox-$model-$seed.pt" --teacher "$teacher" --data "$test" --speed false "$@" \
-        --out "$out/blackbox-$name-$seed" --row "$rows" --recipe "blackbox/$name"
+    need "$out/blackbox-$model-$seed.pt" "SEEDS=$seed ONLY=blackbox/$model bash runs/lessons.sh, without its row in $rows"
+    prepare_blackbox
+    eval_flags="$*" score "blackbox/$name" "$seed" "$out/blackbox-$model-$seed.pt"
 }
 reason=train_distill_reason.py answers=train_distill_responses.py
 clean="--questions 2000" eval_flags="$clean --suites $out/data/blackbox-suites"
 if missing blackbox/teacher 0; then
     prepare_blackbox
-    $python eval.py "$teacher" --data "$test" --out "$out/blackbox-teacher" --speed false --row "$rows" \
-        --recipe blackbox/teacher $eval_flags
+    score blackbox/teacher 0 "$teacher"
 fi
 for seed in ${SEEDS:-1 2 3 4}; do
     lesson cot          rich  $reason
@@ -74,8 +71,10 @@ for seed in ${SEEDS:-1 2 3 4}; do
     eval_flags=$clean
     lesson shuffled     shuffled $reason
     lesson wrong        wrong    $reason
-    n=$(wc -l < "$made-rich.jsonl")
     for percent in 1 3 10 30; do
+        if ! missing blackbox/rows-$percent "$seed"; then continue; fi
+        prepare_blackbox
+        n=$(wc -l < "$made-rich.jsonl")
         lesson rows-$percent rich $reason --documents $((n * percent / 100))
     done
     eval_flags="$clean --suites $out/data/blackbox-suites"

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 import rowfile
 from cli import ROOT, check, fail, show
-from metrics import bootstrap, front, paired_t, points_lost, suite_values, surer, wilson
-from report import keeps
+from metrics import bootstrap, front, paired_t, points_lost, suite_values, surer
+from report import columns, keeps, markdown, number, proportion
 from report import table as eval_table
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md", "docs/equations.md")
@@ -69,11 +69,21 @@ def values(rows, recipe, metric):
     return {seed: row["metrics"][metric] for seed, row in seeds_of(rows, recipe).items()}
 
 
+def mean_of(rows, recipe, key):
+    """Mean over the seeds of a recipe of what stands beside the metrics."""
+    return statistics.fmean(row[key] for row in seeds_of(rows, recipe).values())
+
+
 def spread(found, form):
-    """Mean and standard deviation over seeds as text."""
-    v = list(found.values())
+    """Mean and standard deviation of numbers, one a seed, as text."""
+    v = list(found)
     return format(statistics.mean(v), form) + \
         (f" ± {format(statistics.stdev(v), form)}" if len(v) > 1 else "")
+
+
+def over_seeds(rows, recipe, metric, form):
+    """The same of a metric of a recipe."""
+    return spread(values(rows, recipe, metric).values(), form)
 
 
 def paired(a, b):
@@ -103,22 +113,30 @@ def points(differences):
     return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in bootstrap(differences)))
 
 
-def against(base, found):
-    """Mean of found - base over seeds and its interval, in points of accuracy, as text."""
-    mean, half = paired(base, found)
-    return f"{100 * mean:+.1f} ± {100 * half:.1f}"
+def judged(base, found, metric="exact"):
+    """[mean of found - base over seeds and its interval, in points of accuracy or in nats of
+    cross-entropy, as text; the verdict]."""
+    scale, form, better = (100, ".1f", 1) if metric == "exact" else (1, ".4f", -1)
+    mean, half = (scale * x for x in paired(base, found))
+    return [f"{mean:+{form}} ± {half:{form}}", verdict(base, found, better)]
+
+
+def gap_closed(base, found, teacher):
+    """The share of the gap to the teacher's cross-entropy that is closed, or a gap too small for
+    one, as text."""
+    gap = statistics.mean(base.values()) - teacher
+    return f"{-paired(base, found)[0] / gap:.0%}" if gap >= 0.15 else f"gap {gap:.3f}"
 
 
 def exact_match(rows, recipe):
-    """One seed: with Wilson's interval. Several: mean ± standard deviation.
+    """One seed: with Wilson's interval. Several: mean ± standard deviation. A dash for text.
 
     All seeds answer the same questions, so pooling them would make the interval too narrow.
     """
-    found = [r["metrics"] for _, r in sorted(rows[recipe].items())]
-    if len(found) == 1:
-        low, high = wilson(round(found[0]["exact"] * found[0]["n"]), found[0]["n"])
-        return f"{found[0]['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
-    return spread({i: m["exact"] for i, m in enumerate(found)}, ".1%")
+    found = [r["metrics"] for r in rows[recipe].values()]
+    if len(found) == 1 or "exact" not in found[0]:
+        return proportion(found[0])
+    return spread((m["exact"] for m in found), ".1%")
 
 
 def modes_table(rows, group):
@@ -127,24 +145,19 @@ def modes_table(rows, group):
     The difference is of accuracy where answers can be right or wrong, else of cross-entropy. A mode
     is any recipe GROUP/MODE; one without a GROUP/MODE-wall is refused.
     """
-    metric, better, form, scale = ("exact", 1, "+.1f", 100) if "exact" in \
-        first(rows, f"{group}/alone")["metrics"] else ("ce", -1, "+.4f", 1)
-    lines = ["| student | steps | best step | tokens | test ce | exact | gap closed | "
-             f"{'points' if scale > 1 else 'ce'} against alone | verdict |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|---|",
-             line(rows, teacher_of(rows, group), "teacher", "-", "-", "-"),
-             line(rows, f"{group}/alone", "without a teacher", "-", "-", "-")]
-    teacher_ce = first(rows, teacher_of(rows, group))["metrics"]["ce"]
+    metric = "exact" if "exact" in first(rows, f"{group}/alone")["metrics"] else "ce"
+    teacher = teacher_of(rows, group)
+    lines = [mode_cells(rows, teacher, "teacher"),
+             mode_cells(rows, f"{group}/alone", "without a teacher")]
+    teacher_ce = first(rows, teacher)["metrics"]["ce"]
     base_ce, base = values(rows, f"{group}/alone", "ce"), values(rows, f"{group}/alone", metric)
     for mode in modes(rows, group):
         for recipe, axis in ((mode, "tokens"), (f"{mode}-wall", "wall-clock")):
-            ce, found = values(rows, recipe, "ce"), values(rows, recipe, metric)
-            gap = statistics.mean(base_ce.values()) - teacher_ce
-            closed = f"{-paired(base_ce, ce)[0] / gap:.0%}" if gap >= 0.15 else f"gap {gap:.3f}"
-            mean, half = (scale * x for x in paired(base, found))
-            lines.append(line(rows, recipe, f"{mode.split('/')[-1]}, equal {axis}", closed,
-                              f"{mean:{form}} ± {half:{form[1:]}}", verdict(base, found, better)))
-    return "\n".join(lines)
+            lines.append(mode_cells(rows, recipe, f"{mode.split('/')[-1]}, equal {axis}",
+                                    gap_closed(base_ce, values(rows, recipe, "ce"), teacher_ce),
+                                    *judged(base, values(rows, recipe, metric), metric)))
+    return markdown("student | steps: | best step: | tokens: | test ce: | exact: | gap closed: | "
+                    f"{'points' if metric == 'exact' else 'ce'} against alone: | verdict", lines)
 
 
 def teacher_of(rows, group):
@@ -170,14 +183,12 @@ def modes(rows, group):
     return [r for r in of_group if not r.endswith("-wall")]
 
 
-def line(rows, recipe, name, closed, difference, judged):
-    """One line of modes_table."""
+def mode_cells(rows, recipe, name, *compared):
+    """One line of modes_table; compared: gap closed, difference and verdict, or nothing."""
     row = first(rows, recipe)
-    exact = exact_match(rows, recipe) if "exact" in row["metrics"] else "-"
-    best = statistics.mean(r["best_step"] for r in rows[recipe].values())
-    return (f"| {name} | {row['config']['steps']:,} | {best:,.0f} | {row['tokens']:,} | "
-            f"{spread(values(rows, recipe, 'ce'), '.4f')} | {exact} | {closed} | {difference} | "
-            f"{judged} |")
+    return [name, f"{row['config']['steps']:,}", f"{mean_of(rows, recipe, 'best_step'):,.0f}",
+            f"{row['tokens']:,}", over_seeds(rows, recipe, "ce", ".4f"),
+            exact_match(rows, recipe), *(compared or ["-"] * 3)]
 
 
 # No question of any student was changed in these ways (dataset/prompts.py has the others).
@@ -187,9 +198,7 @@ UNSEEN = ("paraphrase", "distractor", "large", "longer", "upper")
 def robust_table(rows, group):
     """Accuracy on the suites, and what each model loses from clean to their mean, both against the
     teacher: paired bootstraps over problems, each value the mean over seeds."""
-    lines = ["| model | clean | mean of the suites | against the teacher (95 %) | of the five "
-             "unseen | worst suite | points lost | more than the teacher (95 %) |",
-             "|---|---:|---:|---:|---:|---|---:|---:|"]
+    lines = []
     theirs = first(rows, f"{group}/teacher")["metrics"]["suites_right"]
     for recipe in (f"{group}/teacher", f"{group}/alone", *modes(rows, group)):
         metrics = [r["metrics"] for r in seeds_of(rows, recipe).values()]
@@ -197,9 +206,10 @@ def robust_table(rows, group):
             if [v.replace("1", "0") for v in m["suites_right"].values()] != \
                     [v.replace("1", "0") for v in theirs.values()]:
                 fail(f"{recipe} was asked other suites than its teacher", fix="make its rows again")
-        lost = statistics.fmean(100 * points_lost(m["suites_right"]).mean() for m in metrics)
+        each = {value: sum(value(m["suites_right"]) for m in metrics) / len(metrics)
+                for value in (suite_values, points_lost)}
         clean, mean, unseen = (
-            spread(dict(enumerate(found)), ".1%") for found in (
+            spread(found, ".1%") for found in (
                 [m["suites"]["clean"]["exact"] for m in metrics],
                 [m["suite_mean"] for m in metrics],
                 [statistics.fmean(m["suites"][s]["exact"] for s in UNSEEN) for m in metrics]))
@@ -208,26 +218,24 @@ def robust_table(rows, group):
         worst = min(accuracy, key=accuracy.get)
         other = ["-", "-"]
         if recipe != f"{group}/teacher":
-            for i, value in enumerate((suite_values, points_lost)):
-                each = sum(value(m["suites_right"]) for m in metrics) / len(metrics)
-                other[i] = points(each - value(theirs))
-        lines.append(f"| {recipe.split('/')[-1]} | {clean} | {mean} | {other[0]} | {unseen} | "
-                     f"{worst}, {accuracy[worst]:.1%} | {lost:.1f} | {other[1]} |")
-    return "\n".join(lines)
+            other = [points(own - value(theirs)) for value, own in each.items()]
+        lines.append([recipe.split("/")[-1], clean, mean, other[0], unseen,
+                      f"{worst}, {accuracy[worst]:.1%}",
+                      f"{100 * each[points_lost].mean():.1f}", other[1]])
+    return markdown("model | clean: | mean of the suites: | against the teacher (95 %): | of the "
+                    "five unseen: | worst suite | points lost: | more than the teacher (95 %):",
+                    lines)
 
 
 def suites_table(rows, group):
     """Accuracy on each suite, mean over seeds, of the models that results.sh trains."""
     recipes = [f"{group}/teacher", f"{group}/alone", *modes(rows, group)]
-    lines = ["| suite | " + " | ".join(r.split("/")[-1] for r in recipes) + " |",
-             "|---" + "|---:" * len(recipes) + "|"]
-    for suite in first(rows, recipes[0])["metrics"]["suites"]:
-        if suite != "hostile":
-            cells = [spread({s: r["metrics"]["suites"][suite]["exact"]
-                             for s, r in seeds_of(rows, recipe).items()}, ".1%")
-                     for recipe in recipes]
-            lines.append(f"| {suite.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    def cell(recipe, suite):
+        return spread((r["metrics"]["suites"][suite]["exact"]
+                       for r in seeds_of(rows, recipe).values()), ".1%")
+    return markdown(f"suite | {columns(r.split('/')[-1] for r in recipes)}", [
+        [suite.replace("_", " "), *(cell(recipe, suite) for recipe in recipes)]
+        for suite in first(rows, recipes[0])["metrics"]["suites"] if suite != "hostile"])
 
 
 def keeps_lines(rows, group):
@@ -239,16 +247,17 @@ def keeps_lines(rows, group):
     whole = statistics.fmean(values(rows, f"{group}/teacher", "exact").values())
     size = first(rows, f"{group}/alone")["metrics"]["parameters"] / \
         first(rows, f"{group}/teacher")["metrics"]["parameters"]
-    lines = []
+    alone, lines = values(rows, f"{group}/alone", "exact"), []
     for recipe in (f"{group}/alone", *modes(rows, group)):
         kept = [x / whole for x in values(rows, recipe, "exact").values()]
-        tokens, wall = (verdict(values(rows, f"{group}/alone", "exact"),
-                                values(rows, r, "exact"), 1) if r in rows else None
-                        for r in (recipe, f"{recipe}-wall"))
-        verb, judged = ("reaches", "") if recipe.endswith("/alone") else (
-            "keeps", f"; against alone: {tokens} at equal tokens, {wall} at equal wall-clock")
+        verb, compared = "reaches", ""
+        if recipe != f"{group}/alone":
+            tokens, wall = (verdict(alone, values(rows, r, "exact"), 1)
+                            for r in (recipe, f"{recipe}-wall"))
+            verb = "keeps"
+            compared = f"; against alone: {tokens} at equal tokens, {wall} at equal wall-clock"
         lines.append(f"- {recipe.split('/')[-1]} {verb} {statistics.fmean(kept):.1%} "
-                     f"({min(kept):.1%} to {max(kept):.1%}) of the teacher's accuracy{judged}")
+                     f"({min(kept):.1%} to {max(kept):.1%}) of the teacher's accuracy{compared}")
     return "\n".join(lines) + (
         f"\n\nEach at {size:.1%} of the teacher's parameters and, measured {len(speeds[0])} times, "
         f"{one} times its speed at batch 1 and {many} times at batch 32.")
@@ -256,45 +265,42 @@ def keeps_lines(rows, group):
 
 def reason_table(rows):
     """Chains of thought against bare answers of the same questions at equal tokens."""
-    lines = ["| trained on | steps | tokens | supervised | exact | nearest seed | format | "
-             "tokens an answer |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = []
     for recipe, name, nearest in (
             ("stories/reason/cot", "the teacher's verified chains of thought", min),
             ("stories/reason/answer", "bare answers of the same questions", max),
             ("stories/reason/gold", "the stories' own steps, as many, other questions", min)):
-        row = next(iter(rows[recipe].values()))
+        row = first(rows, recipe)
         near = nearest(rows[recipe].values(), key=lambda r: r["metrics"]["exact"])
-        lines.append(f"| {name} | {row['config']['steps']} | {row['tokens']:,} | "
-                     f"{row['supervised']:,} | {exact_match(rows, recipe)} | "
-                     f"{exact_match({0: {0: near}}, 0)} | "
-                     f"{spread(values(rows, recipe, 'format'), '.1%')} | "
-                     f"{spread(values(rows, recipe, 'answer_tokens'), '.1f')} |")
-    return "\n".join(lines)
+        lines.append([name, row["config"]["steps"], f"{row['tokens']:,}", f"{row['supervised']:,}",
+                      exact_match(rows, recipe), proportion(near["metrics"]),
+                      over_seeds(rows, recipe, "format", ".1%"),
+                      over_seeds(rows, recipe, "answer_tokens", ".1f")])
+    return markdown("trained on | steps: | tokens: | supervised: | exact: | nearest seed: | "
+                    "format: | tokens an answer:", lines)
 
 
 def single_table(rows, recipes):
     """One line a recipe, for runs of one seed."""
-    lines = ["| run | seed | parameters | steps | test ce | bits/byte | exact | format |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = []
     for recipe in recipes:
         for seed, row in rows.get(recipe, {}).items():
             m = row["metrics"]
-            exact = exact_match({recipe: {seed: row}}, recipe) if "exact" in m else "-"
-            form = f"{m['format']:.1%}" if "format" in m else "-"
-            lines.append(f"| {recipe} | {seed} | {m['parameters']:,} | {row['config']['steps']} | "
-                         f"{m['ce']:.4f} | {m['bits_per_byte']:.3f} | {exact} | {form} |")
-    return "\n".join(lines)
+            lines.append([recipe, seed, f"{m['parameters']:,}", row["config"]["steps"],
+                          f"{m['ce']:.4f}", f"{m['bits_per_byte']:.3f}", proportion(m),
+                          number(m, "format", ".1%")])
+    return markdown("run | seed: | parameters: | steps: | test ce: | bits/byte: | exact: | format:",
+                    lines)
 
 
 def trials_table(rows):
     """What was tried before, on validation data and a seed of its own."""
-    lines = ["| trial | seed | steps | validation ce | exact |", "|---|---:|---:|---:|---:|"]
+    lines = []
     for recipe in sorted(r for r in rows if r.startswith("trial/")):
         for seed, row in rows[recipe].items():
-            exact = exact_match({0: {0: row}}, 0) if "exact" in row["metrics"] else "-"
-            lines.append(f"| {recipe.removeprefix('trial/')} | {seed} | {row['config']['steps']} | "
-                         f"{row['metrics']['ce']:.4f} | {exact} |")
-    return "\n".join(lines)
+            lines.append([recipe.removeprefix("trial/"), seed, row["config"]["steps"],
+                          f"{row['metrics']['ce']:.4f}", proportion(row["metrics"])])
+    return markdown("trial | seed: | steps: | validation ce: | exact:", lines)
 
 
 def more_rows(name):
@@ -302,28 +308,30 @@ def more_rows(name):
     return rowfile.read(ROOT / f"results/{name}.jsonl", "metrics")
 
 
+MODEL = "model | parameters: | exact: | test ce:"
+
+
+def model_cells(row):
+    """One row of a MODEL table."""
+    m = row["metrics"]
+    return [row["recipe"], f"{m['parameters']:,}", proportion(m), f"{m['ce']:.4f}"]
+
+
 def students_table(_):
     """Seven shapes on one teacher's traces; on the Pareto front where none is faster and better."""
     rows = more_rows("students")
-    points = [(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows]
-    lines = ["| model | parameters | exact | test ce | decode 1 | decode 32 | Pareto front |",
-             "|---|---:|---:|---:|---:|---:|---|"]
-    for row, point in zip(rows, points):
+    best = front([(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows])
+    lines = []
+    for row in rows:
         m = row["metrics"]
-        lines.append(f"| {row['recipe']} | {m['parameters']:,} | {exact_match({0: {0: row}}, 0)} | "
-                     f"{m['ce']:.4f} | {m['decode1']:,.0f} | {m['decode32']:,.0f} | "
-                     f"{'yes' if point in front(points) else ''} |")
-    return "\n".join(lines)
+        lines.append([*model_cells(row), f"{m['decode1']:,.0f}", f"{m['decode32']:,.0f}",
+                      "yes" if (m["decode1"], m["exact"]) in best else ""])
+    return markdown(f"{MODEL} | decode 1: | decode 32: | Pareto front", lines)
 
 
 def teachers_table(_):
     """Three teachers, and the same student taught by each."""
-    lines = ["| model | parameters | exact | test ce |", "|---|---:|---:|---:|"]
-    for row in more_rows("teachers"):
-        m = row["metrics"]
-        lines.append(f"| {row['recipe']} | {m['parameters']:,} | {exact_match({0: {0: row}}, 0)} | "
-                     f"{m['ce']:.4f} |")
-    return "\n".join(lines)
+    return markdown(MODEL, map(model_cells, more_rows("teachers")))
 
 
 def sweep_table(_):
@@ -331,13 +339,12 @@ def sweep_table(_):
     cells = {(r["config"]["temperature"], r["config"]["alpha"]): r["metrics"]
              for r in more_rows("sweep")}
     alphas = sorted({alpha for _, alpha in cells})
-    lines = ["| temperature | " + " | ".join(f"alpha {a:g}" for a in alphas) + " |",
-             "|---:" * (len(alphas) + 1) + "|"]
+    lines = []
     for tau in sorted({tau for tau, _ in cells}):
         found = [cells.get((tau, alpha)) for alpha in alphas]
-        lines.append(f"| {tau:g} | " + " | ".join(
-            f"{m['exact']:.1%} ({m['ce']:.3f})" if m else "-" for m in found) + " |")
-    return "\n".join(lines)
+        lines.append([f"{tau:g}",
+                      *(f"{m['exact']:.1%} ({m['ce']:.3f})" if m else "-" for m in found)])
+    return markdown(columns(["temperature", *(f"alpha {a:g}" for a in alphas)]), lines)
 
 
 def step_times():
@@ -348,77 +355,81 @@ def step_times():
     return {recipe: tuple(map(statistics.fmean, zip(*turns))) for recipe, turns in found.items()}
 
 
-def white_table(rows, group):
-    """Every white-box recipe against the student without a teacher: at as many steps, and at equal
-    wall-clock. There it has the smallest budget that is enough, or, as it overfits, the best one
-    below that; validation chooses. Where none is enough the longest must do worse than a shorter
-    one on validation data: then more steps would not help."""
+def as_long(rows, recipe, needed):
+    """The student without a teacher that a recipe is compared with at equal wall-clock, which are
+    `needed` steps of that student: the smallest budget that is enough, or, as it overfits, the best
+    one below that; validation chooses. Where none is enough the longest must do worse than a
+    shorter one on validation data: then more steps would not help."""
+    group = recipe.split("/")[0]
+    budgets = alone_budgets(rows, group)
+    longer = [alone for _, alone in budgets]
+    shorter = sum(steps < needed for steps, _ in budgets)
+    best = min(longer[:shorter + 1], key=lambda alone: mean_of(rows, alone, "val_ce"))
+    if shorter == len(longer) and best == longer[-1]:
+        fail(f"{recipe} takes as long as {needed:,.0f} steps alone", "no such row",
+             f"{group}/alone-{needed:.0f} or more", "bash runs/whitebox.sh")
+    return best
+
+
+def alone_budgets(rows, group):
+    """[(steps, recipe)] of the students without a teacher."""
+    return sorted((first(rows, r)["config"]["steps"], r) for r in rows
+                  if re.fullmatch(rf"{group}/alone(-\d+)?", r))
+
+
+def white_rows(rows, group):
+    """Every white-box recipe against the student without a teacher, at as many steps and at equal
+    wall-clock: the cells of white_table."""
     times, teacher = step_times(), first(rows, "white/teacher")["metrics"]
     plain, _ = times["white/alone"]
     base = values(rows, f"{group}/alone", "ce")
-    steps = first(rows, f"{group}/alone")["config"]["steps"]
-    longer = sorted((first(rows, r)["config"]["steps"], r) for r in rows
-                    if re.fullmatch(rf"{group}/alone(-\d+)?", r))
-    lines = ["| recipe | a step costs | minutes | test ce | KL to the teacher | gap closed | "
-             "ce against alone, equal tokens | verdict | equal wall-clock | verdict |",
-             "|---|---:|---:|---:|---:|---:|---:|---|---:|---|",
-             f"| teacher | | | {teacher['ce']:.4f} | 0 | 100% | | | | |"]
-    for recipe in [r for _, r in longer] + [r for r in rows if r.startswith(f"{group}/") and
-                                            "/alone" not in r and "/teacher" not in r]:
-        ce, name, alone = values(rows, recipe, "ce"), recipe.split("/")[1], "/alone" in recipe
-        if not alone and f"white/{name}" not in times:
+    alone = [recipe for _, recipe in alone_budgets(rows, group)]
+    lines = []
+    for recipe in alone + [r for r in rows if r.startswith(f"{group}/") and
+                           r not in (*alone, f"{group}/teacher")]:
+        ce, name = values(rows, recipe, "ce"), recipe.split("/")[1]
+        timed = "white/alone" if recipe in alone else f"white/{name}"
+        if timed not in times:
             fail(f"no time of a step of {recipe}", fix="bash runs/whitebox.sh --times")
-        ms, making = times["white/alone" if alone else f"white/{name}"]
-        own = first(rows, recipe)["config"]["steps"]
-        cells = [f"{spread(ce, '.4f')}", spread(values(rows, recipe, "kl"), ".3f"), "", "", "", "",
-                 ""]
-        if not alone:
-            needed = (own * ms + 1000 * making) / plain  # steps alone that take as long
-            val = {r: statistics.fmean(row["val_ce"] for row in seeds_of(rows, r).values())
-                   for _, r in longer}
-            enough = [r for budget, r in longer if budget >= needed]
-            if not enough and val[longer[-1][1]] > min(val.values()):
-                enough = [longer[-1][1]]
-            if not enough:
-                fail(f"{recipe} takes as long as {needed:,.0f} steps alone", "no such row",
-                     f"{group}/alone-{needed:.0f} or more", "bash runs/whitebox.sh")
-            gap = statistics.mean(base.values()) - teacher["ce"]
-            cells[2] = f"{-paired(base, ce)[0] / gap:.0%}" if gap >= 0.15 else f"gap {gap:.3f}"
-            allowed = [r for _, r in longer][:[r for _, r in longer].index(enough[0]) + 1]
-            longest = min(allowed, key=val.get)
-            for i, other in ((3, base), (5, values(rows, longest, "ce"))):
-                cells[i] = "{:+.4f} ± {:.4f}".format(*paired(other, ce))
-                cells[i + 1] = verdict(other, ce, -1)
-        elif own == steps:
-            cells[2] = "0%"
-        lines.append(f"| {name} | {ms / plain:.2f} | {(own * ms / 1000 + making) / 60:.1f} | "
-                     + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ms, making = times[timed]
+        seconds = first(rows, recipe)["config"]["steps"] * ms / 1000 + making
+        compared = ["0%" if recipe == f"{group}/alone" else "", *[""] * 4]
+        if recipe not in alone:
+            longest = values(rows, as_long(rows, recipe, 1000 * seconds / plain), "ce")
+            compared = [gap_closed(base, ce, teacher["ce"]),
+                        *judged(base, ce, "ce"), *judged(longest, ce, "ce")]
+        lines.append([name, f"{ms / plain:.2f}", f"{seconds / 60:.1f}",
+                      spread(ce.values(), ".4f"), over_seeds(rows, recipe, "kl", ".3f"), *compared])
+    return lines
+
+
+def white_table(rows, group):
+    """The rows of white_rows, the teacher above them."""
+    ce = first(rows, "white/teacher")["metrics"]["ce"]
+    return markdown(
+        "recipe | a step costs: | minutes: | test ce: | KL to the teacher: | gap closed: | "
+        "ce against alone, equal tokens: | verdict | equal wall-clock: | verdict",
+        [["teacher", "", "", f"{ce:.4f}", 0, "100%", *[""] * 4], *white_rows(rows, group)])
 
 
 def white_lines(rows, group):
     """The table in a line a recipe, for the README."""
-    lines = []
-    for line in white_table(rows, group).splitlines()[2:]:
-        name, _, _, _, _, closed, _, tokens, _, wall = (c.strip() for c in line.split("|")[1:-1])
-        if tokens:
-            lines.append(f"- {name} closes {closed}: {tokens} at equal tokens, {wall} at equal "
-                         "wall-clock")
-    return "\n".join(lines)
+    return "\n".join(
+        f"- {name} closes {closed}: {tokens} at equal tokens, {wall} at equal wall-clock"
+        for name, *_, closed, _, tokens, _, wall in white_rows(rows, group) if tokens)
 
 
 def cache_table(_):
     """What each cache costs, and after how many steps it has paid against the teacher beside."""
     times = step_times()
     online, plain = times["white/forward"][0], times["white/alone"][0]
-    lines = ["| cache | made in | a step | steps/s of plain pretraining | pays after |",
-             "|---|---:|---:|---:|---:|",
-             f"| none, the teacher beside | - | {online:.0f} ms | {plain / online:.2f} | - |"]
+    lines = [["none, the teacher beside", "-", f"{online:.0f} ms", f"{plain / online:.2f}", "-"]]
     for kind in ("topk", "sampled", "hidden"):
         ms, making = times[f"white/cached-{kind}"]
-        lines.append(f"| {kind} | {making:.0f} s | {ms:.0f} ms | {plain / ms:.2f} | "
-                     f"{1000 * making / (online - ms):,.0f} steps |")
-    return "\n".join(lines)
+        lines.append([kind, f"{making:.0f} s", f"{ms:.0f} ms", f"{plain / ms:.2f}",
+                      f"{1000 * making / (online - ms):,.0f} steps"])
+    return markdown("cache | made in: | a step: | steps/s of plain pretraining: | pays after:",
+                    lines)
 
 
 def topk_table(_):
@@ -428,13 +439,11 @@ def topk_table(_):
         kind, k = row["recipe"].split("/")
         m = row["metrics"]
         found.setdefault(int(k), {})[kind] = (m["ce"], m["kl"], 100 * surer(m["reliability"]))
-    lines = ["| k | ce, bucket | ce, renormalised | KL to the teacher, bucket | renormalised | "
-             "surer than right, bucket | renormalised |", "|---:" * 7 + "|"]
-    for k, kinds in sorted(found.items()):
-        cells = [f"{kinds[kind][i]:{form}}" for i, form in ((0, ".3f"), (1, ".3f"), (2, "+.1f"))
-                 for kind in ("bucket", "renormalised")]
-        lines.append(f"| {k} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(
+        "k: | ce, bucket: | ce, renormalised: | KL to the teacher, bucket: | renormalised: | "
+        "surer than right, bucket: | renormalised:",
+        [[k, *(f"{kinds[kind][i]:{form}}" for i, form in enumerate((".3f", ".3f", "+.1f"))
+               for kind in ("bucket", "renormalised"))] for k, kinds in sorted(found.items())])
 
 
 def stories_table(rows):
@@ -442,24 +451,20 @@ def stories_table(rows):
     seeds = seeds_of(rows, "few-white/jsd")
     rows = {name: {s: found[s] for s in seeds if s in found} for name, found in rows.items()}
     base = values(rows, "few/alone", "exact")
-    lines = ["| student | steps | test ce | KL to the teacher | exact | mean of the suites | "
-             "minutes | points against alone | verdict |", "|---" + "|---:" * 7 + "|---|"]
+    lines = []
     for recipe in ("few/alone", *(f"{r}{axis}" for r in ("few/logits", "few-white/jsd",
                    "few-white/hidden", "few-white/on-policy") for axis in ("", "-wall"))):
-        found, exact = seeds_of(rows, recipe), values(rows, recipe, "exact")
-        minutes = statistics.fmean(r["train_seconds"] for r in found.values()) / 60
-        other = ["-", "-"]
-        if recipe != "few/alone":
-            other = against(base, exact), verdict(base, exact, 1)
+        exact = values(rows, recipe, "exact")
         axis = "equal wall-clock" if recipe.endswith("-wall") else "equal tokens"
         name = recipe.split("/")[1].removesuffix("-wall")
-        lines.append(f"| {name}{'' if name == 'alone' else f', {axis}'} | "
-                     f"{first(rows, recipe)['config']['steps']:,} | "
-                     f"{spread(values(rows, recipe, 'ce'), '.4f')} | "
-                     f"{spread(values(rows, recipe, 'kl'), '.3f')} | {exact_match(rows, recipe)} | "
-                     f"{spread(values(rows, recipe, 'suite_mean'), '.1%')} | {minutes:.1f} | "
-                     f"{other[0]} | {other[1]} |")
-    return "\n".join(lines)
+        lines.append([f"{name}{'' if name == 'alone' else f', {axis}'}",
+                      f"{first(rows, recipe)['config']['steps']:,}",
+                      over_seeds(rows, recipe, "ce", ".4f"), over_seeds(rows, recipe, "kl", ".3f"),
+                      exact_match(rows, recipe), over_seeds(rows, recipe, "suite_mean", ".1%"),
+                      f"{mean_of(rows, recipe, 'train_seconds') / 60:.1f}",
+                      *(["-", "-"] if name == "alone" else judged(base, exact))])
+    return markdown("student | steps: | test ce: | KL to the teacher: | exact: | mean of the "
+                    "suites: | minutes: | points against alone: | verdict", lines)
 
 
 # --- black box: results/blackbox.jsonl, of runs/lessons.sh ----------------------------------------
@@ -473,15 +478,12 @@ SEEN = ("typos", "names", "order", "no_punctuation")  # suites whose operation r
 def marks(rows, recipe, *suites):
     """Accuracy on some suites as one value a problem -> (n,), mean over seeds."""
     found = [r["metrics"]["suites_right"] for r in seeds_of(rows, recipe).values()]
-    return sum(suite_values({"clean": right["clean"], **{f"{s}_": right[s] for s in suites}})
-               for right in found) / len(found)
+    return sum(suite_values(right, suites) for right in found) / len(found)
 
 
 def lessons_table(rows):
     """One teacher's text, learned in five ways at equal tokens from one initialisation."""
-    lines = ["| learned | tokens | of them count | exact | of the teacher's | mean of the suites | "
-             "format | tokens an answer | against bare answers | verdict |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"]
+    lines = []
     whole = first(rows, "blackbox/teacher")["metrics"]["exact"]
     bare = values(rows, "blackbox/bare", "exact")
     for name, words in (("teacher", "the teacher itself"), *LESSONS.items()):
@@ -491,58 +493,55 @@ def lessons_table(rows):
         if name != "teacher":
             kept[0] = f"{statistics.fmean(exact.values()) / whole:.1%}"
             if name != "bare":
-                kept[1:] = against(bare, exact), verdict(bare, exact, 1)
-        lines.append(f"| {words} | {row['tokens']:,} | {row['supervised']:,} | "
-                     f"{exact_match(rows, recipe)} | {kept[0]} | "
-                     f"{spread(values(rows, recipe, 'suite_mean'), '.1%')} | "
-                     f"{spread(values(rows, recipe, 'format'), '.1%')} | "
-                     f"{spread(values(rows, recipe, 'answer_tokens'), '.1f')} | {kept[1]} | "
-                     f"{kept[2]} |")
-    return "\n".join(lines)
+                kept[1:] = judged(bare, exact)
+        lines.append([words, f"{row['tokens']:,}", f"{row['supervised']:,}",
+                      exact_match(rows, recipe), kept[0],
+                      over_seeds(rows, recipe, "suite_mean", ".1%"),
+                      over_seeds(rows, recipe, "format", ".1%"),
+                      over_seeds(rows, recipe, "answer_tokens", ".1f"), *kept[1:]])
+    return markdown("learned | tokens: | of them count: | exact: | of the teacher's: | mean of the "
+                    "suites: | format: | tokens an answer: | against bare answers: | verdict",
+                    lines)
 
 
 def enriched_table(rows):
     """Disturbed questions among those that the teacher was asked, against none, as many rows."""
     there = first(rows, "blackbox/cot-2000")["metrics"]["suites_right"]
     held = [s for s in there if s not in (*SEEN, "clean", "other_language")]
-    lines = ["| suites | n | plain questions | half disturbed | points (95 %, paired by problem) |",
-             "|---|---:|---:|---:|---:|"]
+    lines = []
     for name, suites in (("clean", ["clean"]), ("mean of those in training", SEEN),
                          *[(s, [s]) for s in SEEN], ("mean of those held out", held),
                          *[(s, [s]) for s in held]):
         plain, rich = (marks(rows, f"blackbox/{r}-2000", *suites) for r in ("plain", "cot"))
         n = sum(c != "-" for s in suites for c in there[s])
-        lines.append(f"| {name.replace('_', ' ')} | {n:,} | {plain.mean():.1%} | "
-                     f"{rich.mean():.1%} | {points(rich - plain)} |")
-    return "\n".join(lines)
+        lines.append([name.replace("_", " "), f"{n:,}", f"{plain.mean():.1%}",
+                      f"{rich.mean():.1%}", points(rich - plain)])
+    return markdown("suites | n: | plain questions: | half disturbed: | "
+                    "points (95 %, paired by problem):", lines)
 
 
 def spoiled_table(rows):
     """The same chains unjudged, out of order, or with a wrong end, against those that were kept."""
-    lines = ["| the rows | exact | against the kept ones | verdict |", "|---|---:|---:|---|",
-             f"| kept: judged and filtered | {exact_match(rows, 'blackbox/cot')} | - | - |"]
+    lines = [["kept: judged and filtered", exact_match(rows, "blackbox/cot"), "-", "-"]]
     base = values(rows, "blackbox/cot", "exact")
     for name, words in (("unjudged", "unjudged: as many, of all answers, right and wrong"),
                         ("shuffled", "half of the chains of several steps shuffled"),
                         ("wrong", "half of the chains end with a wrong number")):
-        found = values(rows, f"blackbox/{name}", "exact")
-        lines.append(f"| {words} | {exact_match(rows, f'blackbox/{name}')} | "
-                     f"{against(base, found)} | {verdict(base, found, 1)} |")
-    return "\n".join(lines)
+        lines.append([words, exact_match(rows, f"blackbox/{name}"),
+                      *judged(base, values(rows, f"blackbox/{name}", "exact"))])
+    return markdown("the rows | exact: | against the kept ones: | verdict", lines)
 
 
 def amount_table(rows):
     """How accuracy grows with the teacher's rows."""
-    lines = ["| rows | share | exact | best step | validation ce |", "|---:|---:|---:|---:|---:|"]
+    lines = []
     for percent in (1, 3, 10, 30, 100):
         recipe = f"blackbox/rows-{percent}" if percent < 100 else "blackbox/cot"
-        found = seeds_of(rows, recipe).values()
-        best = statistics.fmean(r["best_step"] for r in found)
         count = first(rows, recipe)["config"]["documents"]  # 0: all
-        lines.append(f"| {f'{count:,}' if count else 'all'} | {percent}% | "
-                     f"{exact_match(rows, recipe)} | {best:,.0f} | "
-                     f"{statistics.fmean(r['val_ce'] for r in found):.4f} |")
-    return "\n".join(lines)
+        lines.append([f"{count:,}" if count else "all", f"{percent}%", exact_match(rows, recipe),
+                      f"{mean_of(rows, recipe, 'best_step'):,.0f}",
+                      f"{mean_of(rows, recipe, 'val_ce'):.4f}"])
+    return markdown("rows: | share: | exact: | best step: | validation ce:", lines)
 
 
 def scoreboard(_):
@@ -553,8 +552,7 @@ def scoreboard(_):
 
 def machines_table(_):
     """Where the rows of each file were made, and how long their training took."""
-    lines = ["| rows | made by | machine | torch | runs | minutes of training |",
-             "|---|---|---|---|---:|---:|"]
+    lines = []
     for name, script in (("scoreboard", "results.sh"), ("students", "students.sh"),
                          ("teachers", "students.sh"), ("sweep", "sweep.sh"), ("spine", "spine.sh"),
                          ("whitebox", "whitebox.sh"), ("blackbox", "lessons.sh")):
@@ -563,9 +561,9 @@ def machines_table(_):
             v = row["versions"]
             found.setdefault((v["machine"], v["torch"]), []).append(row.get("train_seconds", 0))
         for (machine, torch), seconds in sorted(found.items()):
-            lines.append(f"| `{name}.jsonl` | `{script}` | {machine} | {torch} | {len(seconds)} | "
-                         f"{sum(seconds) / 60:.0f} |")
-    return "\n".join(lines)
+            lines.append([f"`{name}.jsonl`", f"`{script}`", machine, torch, len(seconds),
+                          f"{sum(seconds) / 60:.0f}"])
+    return markdown("rows | made by | machine | torch | runs: | minutes of training:", lines)
 
 
 def printed(name):
@@ -575,7 +573,7 @@ def printed(name):
 
 def file_map(_):
     """Every file that a reader opens, its lines, and the first sentence of its own docstring."""
-    lines = ["| file | lines | what it is |", "|---|---:|---|"]
+    lines = []
     for pattern in ("*.py", "dataset/*.py", "tokenizer/*.py", "runs/*.py", "runs/*.sh",
                     "*.sh", "tests/mutants.py"):
         for path in sorted(ROOT.glob(pattern)):
@@ -583,13 +581,13 @@ def file_map(_):
             if not text.strip():
                 continue
             if path.suffix == ".py":
-                first = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
-            else:  # the comment under #!, up to the line that shows a command
-                first = text.split("\n#  ")[0].split("\n", 1)[1].split("\n\n")[0]
-                first = first.split("\nset -")[0].replace("# ", "").split(":  ")[0]
-            first = re.split(r"(?<=[.?:]) (?=[A-Z])|:$", " ".join(first.split()))[0].rstrip(".:")
-            lines.append(f"| `{path.relative_to(ROOT)}` | {len(text.splitlines())} | {first} |")
-    return "\n".join(lines)
+                said = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
+            else:  # the comment at the top, up to the line that shows a command
+                said = text.removeprefix("#!/usr/bin/env bash\n").replace("\n# ", "\n")
+                said = re.split(r"\n {2}|\n\n|\nset -|:  ", said.removeprefix("# "))[0]
+            said = re.split(r"(?<=[.?:]) (?=[A-Z])|:$", " ".join(said.split()))[0].rstrip(".:")
+            lines.append([f"`{path.relative_to(ROOT)}`", len(text.splitlines()), said])
+    return markdown("file | lines: | what it is", lines)
 
 
 TABLES = {

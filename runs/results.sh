@@ -8,18 +8,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in ""|--quick) ;; *) echo "error: got $1; expected nothing or --quick" >&2; exit 2 ;; esac
-python=.venv/bin/python
-if [ ! -x $python ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
+if [ "${1:-}" = --quick ]; then export MINIDISTILL_OUT="${MINIDISTILL_OUT:-out}/quick"; fi
+source runs/rows.sh
 rows=results/scoreboard.jsonl seeds=${SEEDS:-1 2 3 4} scale=1 questions=1000 problems=500
 if [ "${1:-}" = --quick ]; then
-    export MINIDISTILL_OUT="${MINIDISTILL_OUT:-out}/quick"
-    rows=$MINIDISTILL_OUT/scoreboard.jsonl seeds=${SEEDS:-1 2} scale=3
-    questions=300 problems=200
+    rows=$out/scoreboard.jsonl seeds=${SEEDS:-1 2} scale=3 questions=300 problems=200
 fi
-out=${MINIDISTILL_OUT:-out}
-mkdir -p results "$out/data"
-
-source runs/rows.sh
+mkdir -p "$out/data"
 
 # alone SCRIPT FLAGS...: the student without a teacher.   mode NAME WALL SCRIPT FLAGS...: one with; N steps
 # (equal tokens), and WALL steps, which take the time of N steps alone, the teacher's work counted.
@@ -28,12 +23,6 @@ mode() {
     local name=$1 wall=$2; shift 2
     run "$group/$name" "$seed" "$@" --steps $((N / scale))
     run "$group/$name-wall" "$seed" "$@" --steps $((wall / scale))
-}
-
-# trial NAME SCRIPT FLAGS...: a setting tried at a seed that no table uses, scored on validation data
-trial() {
-    local name=$1 test=$val eval_flags=""; shift
-    if [ $scale = 1 ]; then run "trial/$group/$name" 9 "$@" --steps $N; fi
 }
 
 # --- stories: labels for 3 % of what the teacher learned from, and 8,000 questions without worked steps
@@ -62,12 +51,16 @@ run few/teacher 0 $pretrain_few
 small="--size 0.4m --val $val"
 logits="train_distill_logits.py --teacher $teacher --alpha 1 $small"
 N=1600
-for lr in 6e-3 1e-2 1.5e-2; do
-    trial alone/lr-$lr  train_pretrain.py $small --data "$few" --eval-every 50 --lr $lr
-    trial reason/lr-$lr train_distill_reason.py $small --data "$out/data/few-plain.jsonl" --lr $lr
-done
-trial alone/decay-.3    train_pretrain.py $small --data "$few" --eval-every 50 --lr 1e-2 --weight-decay 0.3
-trial reason/decay-.3   train_distill_reason.py $small --data "$out/data/few-plain.jsonl" --lr 1e-2 --weight-decay 0.3
+if [ $scale = 1 ]; then
+    alone="train_pretrain.py $small --data $few --eval-every 50 --steps $N"
+    reason="train_distill_reason.py $small --data $out/data/few-plain.jsonl --steps $N"
+    for lr in 6e-3 1e-2 1.5e-2; do
+        trial alone/lr-$lr  $alone --lr $lr
+        trial reason/lr-$lr $reason --lr $lr
+    done
+    trial alone/decay-.3    $alone --lr 1e-2 --weight-decay 0.3
+    trial reason/decay-.3   $reason --lr 1e-2 --weight-decay 0.3
+fi
 small="$small --lr 1e-2" logits="$logits --lr 1e-2 --temperature 2"
 rich="train_distill_reason.py $small --data $out/data/few-rich.jsonl" teacher_few=$teacher
 for seed in $seeds; do
@@ -91,16 +84,17 @@ if [ $scale = 1 ]; then
     small="$files --size 0.4m --lr 6e-3 --documents 533"
     alone="train_pretrain.py $small --tokenizer $out/prose.model"
     logits="train_distill_logits.py $small --teacher $teacher --alpha 1"
-    N=700;  trial alone/700-decay-.3     $alone --weight-decay 0.3
-    N=2000; trial alone/2000-decay-.6    $alone --weight-decay 0.6
-    N=1000; trial alone/1000-decay-.3    $alone --weight-decay 0.3
-    trial alone/1000-decay-.6    $alone --weight-decay 0.6
-    trial alone/1000-decay-4     $alone --weight-decay 4
-    trial alone/1000-decay-4-lr-1e-2  $alone --weight-decay 4 --lr 1e-2
-    trial logits/tau-1           $logits --temperature 1
-    trial logits/tau-2           $logits --temperature 2
-    trial logits/tau-4           $logits --temperature 4
-    trial logits/tau-2-decay-.3  $logits --temperature 2 --weight-decay 0.3
+    N=1000
+    trial alone/700-decay-.3     $alone --steps 700 --weight-decay 0.3
+    trial alone/2000-decay-.6    $alone --steps 2000 --weight-decay 0.6
+    trial alone/1000-decay-.3    $alone --steps $N --weight-decay 0.3
+    trial alone/1000-decay-.6    $alone --steps $N --weight-decay 0.6
+    trial alone/1000-decay-4     $alone --steps $N --weight-decay 4
+    trial alone/1000-decay-4-lr-1e-2  $alone --steps $N --weight-decay 4 --lr 1e-2
+    trial logits/tau-1           $logits --steps $N --temperature 1
+    trial logits/tau-2           $logits --steps $N --temperature 2
+    trial logits/tau-4           $logits --steps $N --temperature 4
+    trial logits/tau-2-decay-.3  $logits --steps $N --temperature 2 --weight-decay 0.3
     for seed in $seeds; do
         alone            $alone --weight-decay 4 --lr 1e-2
         mode logits 490  $logits --temperature 2

@@ -1,5 +1,11 @@
-# Finished runs as rows, for the scripts beside this one: `source runs/rows.sh` gives missing, run, make_prose
-# and serve. They read: rows (the file), group, python, out, teacher, test, eval_flags, prose, port.
+# Finished runs as rows, for the scripts beside this one: `source runs/rows.sh` gives python, out, and the functions
+# below. They read: rows (the file), group, teacher, test, val, eval_flags, prose, port.
+python=.venv/bin/python out=${MINIDISTILL_OUT:-out} eval_flags="" prepared=""
+mkdir -p results
+
+# need FILE COMMAND: what makes a file that is not there, and the end
+need() { if [ ! -e "$1" ]; then echo "error: no $1; first: $2" >&2; exit 2; fi; }
+need $python "bash speedrun.sh"
 
 # missing RECIPE SEED: is this row wanted, and not there yet?
 missing() {
@@ -9,15 +15,25 @@ missing() {
 
 # run RECIPE SEED SCRIPT FLAGS...: train one model, score it on $test, append its row, unless it is there.
 # What a group's runs need, its prepare_GROUP makes once, before the first of them.
-prepared=""
 run() {
     local recipe=$1 seed=$2 name=${1//\//-}-$2; shift 2
     if ! missing "$recipe" "$seed"; then return 0; fi
     if [ "$prepared" != "$group" ]; then "prepare_$group"; prepared=$group; fi
     echo "== $recipe, seed $seed"
     $python "$@" --name "$name" --seed "$seed"
-    $python eval.py "$out/$name.pt" --teacher "$teacher" --data "$test" --out "$out/$name" \
-        --speed false --row "$rows" --recipe "$recipe" $eval_flags
+    score "$recipe" "$seed" "$out/$name.pt"
+}
+
+# score RECIPE SEED CHECKPOINT: append the row of a model that is there
+score() {
+    $python eval.py "$3" --teacher "$teacher" --data "$test" --out "$out/${1//\//-}-$2" --speed false \
+        --row "$rows" --recipe "$1" $eval_flags
+}
+
+# trial NAME SCRIPT FLAGS...: a setting tried at a seed that no table uses, scored on validation data
+trial() {
+    local name=$1 test=$val eval_flags=""; shift
+    run "trial/$group/$name" 9 "$@"
 }
 
 # What both scripts on prose begin with: its text in $prose, its tokenizer. The text depends on the Python version.
@@ -28,8 +44,8 @@ make_prose() {
     fi
 }
 
-# The wall of the black box: a process that gives $teacher's text, on loopback, until its caller kills
-# $server; this script's end kills it, too.
+# The wall of the black box: a process that gives $teacher's text, on loopback, until stop_serving or
+# the end of the script.
 serve() {
     local said=$out/blackbox-serve.txt
     $python serve.py --checkpoint "$teacher" --port "$port" > "$said" 2> "$out/blackbox-serve.log" & server=$!
@@ -39,3 +55,4 @@ serve() {
         sleep 0.5
     done
 }
+stop_serving() { kill $server; trap - EXIT; }

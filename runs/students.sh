@@ -6,10 +6,9 @@
 # call, so do not use the machine for anything else in its last minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=.venv/bin/python
-out=${MINIDISTILL_OUT:-out}
+source runs/rows.sh
 if [ -e results/students.jsonl ] && [ -e results/teachers.jsonl ]; then echo "both tables are there"; exit; fi
-if [ ! -e "$out/data/traces.jsonl" ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
+need "$out/data/traces.jsonl" "bash speedrun.sh"
 
 # students: chains of thought of the same teacher, equal tokens
 students=()

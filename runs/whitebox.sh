@@ -8,13 +8,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-}" in ""|--times) ;; *) echo "error: got $1; expected nothing or --times" >&2; exit 2 ;; esac
-python=.venv/bin/python
-if [ ! -x $python ]; then echo "first: bash speedrun.sh" >&2; exit 2; fi
-rows=results/whitebox.jsonl out=${MINIDISTILL_OUT:-out} eval_flags=""
 source runs/rows.sh
-mkdir -p results
-
-group=white prose=$out/data/prose test=$out/data/prose/test.jsonl val=$out/data/prose/val.jsonl
+rows=results/whitebox.jsonl group=white prose=$out/data/prose test=$out/data/prose/test.jsonl val=$out/data/prose/val.jsonl
 teacher=$out/white-teacher-0.pt cache=$out/data/white-cache mixed=$out/data/white-mixed.jsonl
 files="--data $prose/train.jsonl --val $val --eval-windows 0"
 pretrain="train_pretrain.py $files --tokenizer $out/prose.model --size 3m-deep --lr 3e-3 --steps 1500 --weight-decay"
@@ -23,7 +18,7 @@ prepare_white() {
     $python $pretrain 1 --name white-teacher-0 --seed 0
     local kind
     for kind in topk sampled hidden; do make_cache $kind; done
-    if [ ! -e "$mixed" ] && [[ "${ONLY:-written}" == *written* ]]; then
+    if [ ! -e "$mixed" ]; then
         write_documents
         cat <(head -533 "$prose/train.jsonl") "$out/data/white-written.jsonl" > "$mixed.tmp"
         mv "$mixed.tmp" "$mixed"
@@ -64,12 +59,6 @@ mode() {
 # took COMMAND...: its seconds, from its start to its end: what a cache costs, or the teacher's documents
 took() { local began=$SECONDS; "$@" >&2; echo $((SECONDS - began)); }
 
-# trial NAME SCRIPT FLAGS...: a setting tried at a seed that no table uses, scored on validation data
-trial() {
-    local name=$1 test=$val; shift
-    if [ "$turn" = 0 ]; then run "trial/white/$name" 9 "$@"; fi
-}
-
 small="$files --size 0.7m --documents 533 --lr 6e-3"
 alone="train_pretrain.py $small --tokenizer $out/prose.model --weight-decay 4 --lr 1e-2"
 soft="$small --weight-decay 0.6 --alpha 1 --temperature 2"
@@ -81,8 +70,7 @@ cached="train_distill_logits.py $soft --cache"
 
 # what both sides tried: the student without a teacher, its budget too, and with one
 trials() {
-    trial teacher/decay-.5     $pretrain 0.5
-    trial teacher/decay-1      $pretrain 1
+    for decay in .5 1; do test=$val run trial/white/teacher/decay-$decay 0 $pretrain $decay; done
     trial alone/decay-.6       $alone --steps 1000 --weight-decay 0.6 --lr 6e-3
     trial alone/600            $alone --steps 600 --weight-decay 0.6 --lr 6e-3
     trial alone/decay-1        $alone --steps 1000 --weight-decay 1 --lr 6e-3
@@ -141,7 +129,7 @@ for seed in ${SEEDS:-5 6 7 8}; do recipes; done
 # --- on the stories: beside alone and logits of runs/results.sh, of which this has teacher, data and flags
 group=few-white few=$out/data/few.jsonl test=$out/data/stories/test.jsonl val=$out/data/stories/val.jsonl
 teacher=$out/few-teacher-0.pt eval_flags="--suites $out/data/suites"
-prepare_few-white() { if [ ! -e "$few" ]; then echo "first: bash runs/results.sh" >&2; exit 2; fi; }
+prepare_few-white() { need "$few" "bash runs/results.sh"; }
 small="--teacher $teacher --data $few --val $val --size 0.4m --lr 1e-2 --alpha 1 --temperature 2 --eval-every 50"
 # story NAME N SCRIPT FLAGS...: at equal tokens, and N steps, which take the time of 1,600 alone
 story() {

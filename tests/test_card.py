@@ -60,7 +60,7 @@ def test_operations_labels_and_verdicts_are_counted_before_and_after():
         add(tally, {"operation": "typos", "verdict": "ok"}, size, "x", "1")
     add(tally, {"operation": "none", "model": "m/1"})
     text = page(tally, {"near": 2})
-    assert "## operation\n\n|  | rows | kept |\n| --- | ---: | ---: |\n| typos | 3 | 2 (66.7%) |\n| none | 1 | 0 (0.0%) |" in text
+    assert "## operation\n\n|  | rows | kept |\n|---|---:|---:|\n| typos | 3 | 2 (66.7%) |\n| none | 1 | 0 (0.0%) |" in text
     assert "| ok | 3 | 2 (66.7%) |" in text and "| m/1 | 1 | 0 (0.0%) |" in text and "## label" not in text
     assert "2 (50.0%) of 4 rows are kept." in text and "| near | 2 (50.0%) |" in text
 

@@ -271,7 +271,7 @@ def test_speed_is_measured_for_every_model_in_a_process_of_its_own(tiny_world):
     """A prompt or an answer longer than the smallest context would fail in the attention."""
     questions = [document for _, document in read_documents(tiny_world.val)][:3]
     found = speed.measure([tiny_world.teacher, tiny_world.init], questions, rounds=1, new_tokens=8)
-    assert len(found) == 2 and all(set(f) == set(speed.COLUMNS) for f in found)
+    assert len(found) == 2 and all(set(f) == set(report_tables.SPEEDS) for f in found)
     assert all(value > 0 for f in found for value in f.values())
     assert found[0]["weights_mb"] == pytest.approx(63_744 * 4 / 1e6)
     assert found[0]["p50_ms"] <= found[0]["p95_ms"]

@@ -6,35 +6,31 @@ import pytest
 import plot
 
 
-def row(recipe, seed, exact, **config):
+def row(recipe, seed, exact):
     suites = {name: dict(exact=exact) for name in ("clean", "typos", "other_language")}
     metrics = dict(exact=exact, ece=0.1, reliability=[(50, 0.4, 0.2), (90, 0.9, 0.8), (2, 0.1, 1.0)], suites=suites,
                    decode1=1000 * seed, decode32=9e3, parameters=10 ** 5)
-    return json.dumps(dict(recipe=recipe, seed=seed, config=config, metrics=metrics)) + "\n"
+    return json.dumps(dict(recipe=recipe, seed=seed, metrics=metrics)) + "\n"
 
 
 @pytest.fixture
 def flags(tmp_path, tiny_world, out_dir):
     """Files of every kind that plot.py reads, as flags."""
     files = dict(
-        report=row("few/alone", 1, 0.5) + row("few/alone", 2, 0.7) + row("few/kd", 1, 0.9) +
+        scoreboard=row("few/alone", 1, 0.5) + row("few/alone", 2, 0.7) + row("few/kd", 1, 0.9) +
         row("few/kd-wall", 1, 0.3) + row("prose/alone", 1, 0.1) + row("trial/few/alone", 9, 0.1),
         students="".join(row(f"size-{n}", n, n / 10) for n in (1, 2, 3)),
-        sweep="".join(row(f"s{t}{a}", 1, t * a / 10, temperature=t, alpha=a)
-                      for t in (1, 2) for a in (0.5, 1)),
         topk="".join(row(f"{kind}/{k}", 9, 0) for kind in ("bucket", "renormalised")
                      for k in (8, 2)),
         blackbox=row("blackbox/rows-10", 1, 0.5) + row("blackbox/rows-10", 2, 0.7) +
         row("blackbox/cot", 1, 0.9) + row("blackbox/bare", 1, 0.2))
     for name, text in files.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
-    for name in ("alone", "logits"):
-        (out_dir / f"student-{name}.csv").write_text("step,val_ce\n1,\n2,3.5\n4,2.5\n")
     return [f"--teacher={tiny_world.teacher}", f"--out={tmp_path / 'figures'}",
-            "--question=2 + 3?", *(f"--{name}={tmp_path / name}.jsonl" for name in files)]
+            "--question=2 + 3?", f"--results={tmp_path}"]
 
 
-NAMES = ["amount", "curves", "pareto", "reliability", "robustness", "soft-targets", "sweep", "topk"]
+NAMES = ["amount", "pareto", "reliability", "robustness", "soft-targets", "topk"]
 
 
 @pytest.fixture
@@ -68,8 +64,6 @@ def test_the_figures_show_the_rows(call, flags, drawn):
     assert bucket.get_xydata().tolist() == [[2, pytest.approx(sure)], [8, pytest.approx(sure)]]
     amount = drawn["amount.png"].get_lines()
     assert amount[0].get_xydata().tolist() == [[10, pytest.approx(0.6)], [100, 0.9]] and amount[1].get_ydata()[0] == 0.2
-    sweep = drawn["sweep.png"]
-    assert sweep.images[0].get_array().tolist() == [[0.05, 0.1], [0.1, 0.2]]  # tau down, alpha across
     assert drawn["reliability.png"].lines[1].get_xydata().tolist() == [[0.4, 0.2], [0.9, 0.8]]  # no (2, ...)
     pareto = drawn["pareto.png"]
     assert pareto.lines[0].get_xydata().tolist() == [[3000, 0.3]]  # it beats the others in both
@@ -85,7 +79,16 @@ def test_a_report_of_eval_is_drawn_as_well(call, flags, tmp_path, drawn):
 
 def test_what_is_missing_is_said_and_the_rest_drawn(call, flags, tmp_path):
     """One missing file must not cost the other figures."""
-    done = call("plot", *flags, f"--sweep={tmp_path / 'no.jsonl'}")
-    assert done.status == 0 and "sweep: its data are not there yet" in done.out
-    assert not (tmp_path / "figures/sweep.png").exists()
+    (tmp_path / "topk.jsonl").unlink()
+    done = call("plot", *flags)
+    assert done.status == 0 and "topk: its data are not there yet" in done.out
+    assert not (tmp_path / "figures/topk.png").exists()
     assert (tmp_path / "figures/pareto.png").exists()
+
+
+def test_the_curves_are_those_of_the_named_logs(call, out_dir, drawn):
+    """Those of an older run, or steps without a validation as zeros."""
+    (out_dir / "a.csv").write_text("step,val_ce\n1,\n2,3.5\n4,2.5\n")
+    assert call("plot", out_dir / "a.csv").status == 0
+    assert list(drawn) == ["curves.png"] and (out_dir / "figures/curves.png").exists()
+    assert drawn["curves.png"].lines[0].get_xydata().tolist() == [[2, 3.5], [4, 2.5]]
