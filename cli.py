@@ -21,6 +21,7 @@ import hashlib
 import inspect
 import os
 import re
+import shutil
 import sys
 import typing
 from pathlib import Path
@@ -260,14 +261,16 @@ def write_file(path, data):
 
 
 def remove_leftovers(path):
-    """Remove the temporary files of killed writers of `path`; a living writer keeps its own."""
+    """Remove the temporary files and folders of killed writers of `path`; a living writer keeps
+    its own."""
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         writer = old.name.split(".")[-2]
         if os.name == "posix" and writer.isdigit():
             try:
                 os.kill(int(writer), 0)  # signal 0: is it alive?
             except ProcessLookupError:
-                old.unlink(missing_ok=True)
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() \
+                    else old.unlink(missing_ok=True)
             except PermissionError:
                 pass
 

@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cli import OUT, atomic_write, check, fail, label, need_file, run, show
+from cli import OUT, atomic_write, check, fail, label, need_file, remove_leftovers, run, show
 from dataset.formats import (TARGETS, bad_lines_text, count_bad, cut, encode_document, forms,
                              read_documents, read_lines)
 from tokenizer import Tokenizer
@@ -351,19 +351,6 @@ def replace_folder(folder, out):
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not attempts_left:
                 raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def remove_leftovers(out):
-    """Remove what killed runs left beside `out`; a run that is alive keeps its folder."""
-    if os.name != "posix":
-        return  # os.kill(pid, 0) would stop that process
-    for path in out.parent.glob(f".{out.name}.*.tmp"):
-        try:
-            os.kill(int(path.name.split(".")[-2]), 0)  # signal 0: is that process alive?
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except (PermissionError, ValueError):  # somebody else's
-            pass
 
 
 def open_windows(folder):

@@ -309,6 +309,16 @@ def test_a_folder_that_only_looks_like_a_leftover_stays(tmp_path, tokenizer, sou
     assert mine.exists()
 
 
+def test_what_a_killed_run_left_is_found_under_any_name(tmp_path, tokenizer, source):
+    """In a pattern "a[1]" means "a1": half folders of it would pile up for ever."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".a[1].{dead.pid}.tmp", f".a[1].old.{dead.pid}.tmp"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    prepare(source, tmp_path / "a[1]", tokenizer, 60)
+    assert sorted(os.listdir(tmp_path)) == ["a[1]", "chats.jsonl"]
+
+
 def test_a_full_disk_leaves_the_old_folder(tmp_path, tokenizer, source, monkeypatch):
     """ENOSPC half-way must cost neither the old data nor leave half of the new."""
     out = tmp_path / "w"
