@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, atomic_write, check, fail, run, sha256_file, show  # noqa: E402
+from cli import (OUT, atomic_write, check, fail, run, sha256_file, show,  # noqa: E402
+                 write_file)
 from dataset.story_texts import NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
 
 OPS = ("add", "sub", "mul", "div")
@@ -218,14 +219,14 @@ def generate(cfg, low, high):
 
 
 def already_made(out, names, settings, fresh):
-    """True where the same settings made all files; UserError where other settings did."""
+    """True where the same settings made each NAME.jsonl; UserError where other settings did."""
     check(not out.exists() or out.is_dir(), "--out", show(out), "a folder, or a new name")
-    found = [name for name in names if (out / name).exists()]
+    found = [path for name in names if (path := out / f"{name}.jsonl").exists()]
     if fresh or not found:
         return False
     fix = "--fresh replaces them, --out DIR leaves them"
     if not (out / "about.json").exists():
-        fail(f"{show(out)} holds {', '.join(found)} but no about.json", fix=fix)
+        fail(f"{show(out)} holds {found[0].name} but no about.json", fix=fix)
     try:
         about = json.loads((out / "about.json").read_text(encoding="utf-8"))
         old, hashes = about["settings"], about["sha256"]
@@ -235,26 +236,35 @@ def already_made(out, names, settings, fresh):
               for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
     if differ:
         fail(f"{show(out)} was made with other settings: {'; '.join(differ)}", fix=fix)
-    changed = [n for n in found if sha256_file(out / n) != hashes.get(n.removesuffix(".jsonl"))]
-    if changed:
-        fail(f"{', '.join(changed)} in {show(out)} was changed since", fix=fix)
+    for path in found:
+        if sha256_file(path) != hashes.get(path.stem):
+            fail(f"{show(path)} was changed since", fix=fix)
     return len(found) == len(names)
 
 
-def write(cfg, out, low, high):
-    """Stream the four files, all of them or none; return hashes, skeletons, characters."""
-    hashes = {split: hashlib.sha256() for split in SHARES}
-    skeletons, characters = set(), Counter()
+def write_set(out, names, rows, settings, **more):
+    """Stream (name, row) pairs into NAME.jsonl, all files or none, then write about.json with
+    `more`; returns {name: sha256}."""
+    hashes = {name: hashlib.sha256() for name in names}
     with contextlib.ExitStack() as stack:
-        files = {s: stack.enter_context(atomic_write(out / f"{s}.jsonl")) for s in SHARES}
-        for split, row in generate(cfg, low, high):
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-            files[split].write(line)
-            hashes[split].update(line)
-            skeletons.add(row["skeleton"])
-            characters[split] += len(row["conversations"][0]["content"])
+        files = {n: stack.enter_context(atomic_write(out / f"{n}.jsonl")) for n in names}
+        for name, row in rows:
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="replace")
+            files[name].write(line)
+            hashes[name].update(line)
         (out / "about.json").unlink(missing_ok=True)  # written last: without it, not finished
-    return {s: h.hexdigest() for s, h in hashes.items()}, skeletons, characters
+    hashes = {name: digest.hexdigest() for name, digest in hashes.items()}
+    about = dict(settings=settings, sha256=hashes, **more)
+    write_file(out / "about.json", json.dumps(about, indent=2) + "\n")
+    return hashes
+
+
+def counted(rows, skeletons, characters):
+    """The same (split, row) pairs; their skeletons and characters a question are noted."""
+    for split, row in rows:
+        skeletons.add(row["skeleton"])
+        characters[split] += len(row["conversations"][0]["content"])
+        yield split, row
 
 
 def main(cfg):
@@ -267,13 +277,13 @@ def main(cfg):
           "lowest-highest, such as 1-4; up to 1-6, where 5 and 6 reach the test split alone")
     out = Path(cfg.out)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("out", "fresh")}
-    if already_made(out, [f"{s}.jsonl" for s in SHARES], settings, cfg.fresh):
+    if already_made(out, SHARES, settings, cfg.fresh):
         print(f"already made: {show(out)} (--fresh makes it again)")
         print("next: python tokenizer/train.py")
         return
-    hashes, skeletons, characters = write(cfg, out, int(match[1]), int(match[2] or match[1]))
-    with atomic_write(out / "about.json", "w") as file:
-        file.write(json.dumps({"settings": settings, "sha256": hashes}, indent=2) + "\n")
+    skeletons, characters = set(), Counter()
+    rows = generate(cfg, int(match[1]), int(match[2] or match[1]))
+    hashes = write_set(out, SHARES, counted(rows, skeletons, characters), settings)
     for split in SHARES:
         count = getattr(cfg, split)
         print(f"{split:<8} {count:>9,} stories | {characters[split] / count:5.1f} characters a "

@@ -15,8 +15,6 @@ A row is a row of stories.py with its "suite" and, as "source", the id of its cl
 compared problem by problem. The right answer is the clean one, but in large and longer. A suite
 leaves out what it cannot change (Chinese has no case). IN_MEAN: the suites that count in a mean.
 """
-import contextlib
-import hashlib
 import json
 import random
 import re
@@ -25,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, atomic_write, check, fail, need_file, run, sha256_file, show  # noqa: E402
+from cli import OUT, check, fail, need_file, run, sha256_file, show  # noqa: E402
 from dataset import stories  # noqa: E402
 from dataset.stories import draw_templates, join, kind_of, pool, tell  # noqa: E402
 from dataset.story_texts import DISTRACTORS, NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
@@ -291,21 +289,15 @@ def read_suites(folder):
 
 def main(cfg):
     """Make the suites, or say that they are there."""
-    clean, out, hashes = read_clean(cfg.data, cfg.problems), Path(cfg.out), {}
+    clean, out = read_clean(cfg.data, cfg.problems), Path(cfg.out)
     settings = dict(problems=cfg.problems, seed=cfg.seed, data_sha256=sha256_file(cfg.data))
-    if stories.already_made(out, [f"{s}.jsonl" for s in SUITES], settings, cfg.fresh):
+    if stories.already_made(out, SUITES, settings, cfg.fresh):
         print(f"already made: {show(out)} (--fresh makes it again)")
         print("next: python eval.py --suites out/data/suites")
         return
     made = make_suites(clean, cfg.seed)
-    with contextlib.ExitStack() as stack:  # all files or none
-        for suite, rows in made.items():
-            data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-            stack.enter_context(atomic_write(out / f"{suite}.jsonl")).write(data)
-            hashes[suite] = hashlib.sha256(data).hexdigest()
-        (out / "about.json").unlink(missing_ok=True)  # written last: without it, not finished
-    with atomic_write(out / "about.json", "w") as file:
-        file.write(json.dumps({"settings": settings, "sha256": hashes}, indent=2) + "\n")
+    pairs = ((suite, row) for suite, rows in made.items() for row in rows)
+    hashes = stories.write_set(out, SUITES, pairs, settings)
     for suite, rows in made.items():
         print(f"{suite:<14} {len(rows):>5} rows | sha256 {hashes[suite][:12]} | "
               f"{show(out / f'{suite}.jsonl')}")

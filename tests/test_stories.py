@@ -263,13 +263,10 @@ def test_a_stopped_run_does_not_pass_for_a_finished_one(tmp_path, monkeypatch):
     """New stories beside the old about.json: "already made" for files of other settings."""
     small = dict(train=20, val=5, test=5, distill=5)
     make(tmp_path, **small)
-    write = stories.write
 
-    def stopped(*args):
-        write(*args)
+    def stopped(*_):
         raise KeyboardInterrupt
-
-    monkeypatch.setattr(stories, "write", stopped)
+    monkeypatch.setattr(stories, "write_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, seed=7, fresh=True, **small)
     with pytest.raises(UserError, match="no about.json"):
