@@ -83,8 +83,7 @@ def open_answers(path, header, jobs, fresh, more):
     more: may answers to other jobs stand in it? Then they stay, and do not count.
     """
     if fresh or not path.exists():
-        with cli.atomic_write(path, "w") as file:
-            file.write(json.dumps(header, ensure_ascii=False) + "\n")
+        cli.write_file(path, json.dumps(header, ensure_ascii=False) + "\n")
         return set()
     done = set()
     with open(path, "rb") as file:

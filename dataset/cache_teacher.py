@@ -126,8 +126,7 @@ def write(cfg, teacher, data, about, folder, env):
 
 def note(progress, about, windows):
     """How far an unfinished cache is."""
-    with cli.atomic_write(progress, "w") as file:
-        json.dump(dict(about=about, windows=windows), file)
+    cli.write_file(progress, json.dumps(dict(about=about, windows=windows)))
 
 
 def start(progress, about, fresh):
@@ -219,14 +218,12 @@ def finish(cfg, teacher, tokenizer, data, about, folder, env):
     """Write all files; about.json, with their checksums, last: without it, not finished."""
     write(cfg, teacher, data, about, folder, env)
     tokenizer.save(folder / "tokenizer.model")
-    with cli.atomic_write(folder / "windows.bin") as file:
-        file.write(checksums(data["ids"]).tobytes())
+    cli.write_file(folder / "windows.bin", checksums(data["ids"]).tobytes())
     if cfg.kind == "hidden":
-        with cli.atomic_write(folder / "head.bin") as file:
-            file.write(teacher.lm_head.weight.float().cpu().numpy().tobytes())
+        head = teacher.lm_head.weight.float().cpu().numpy()
+        cli.write_file(folder / "head.bin", head.tobytes())
     hashes = {name: cli.sha256_file(folder / name) for name in files_of(about)}
-    with cli.atomic_write(folder / "about.json", "w") as file:
-        json.dump(dict(about, sha256=hashes), file, indent=1)
+    cli.write_file(folder / "about.json", json.dumps(dict(about, sha256=hashes), indent=1))
     (folder / "progress.json").unlink()
 
 

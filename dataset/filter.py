@@ -253,8 +253,7 @@ def write_card(cfg, table, tally, dropped, bad, against, settings):
     text = card.render(tally, Path(cfg.out).name, facts, dropped, copies,
                        "tokens" if cfg.tokenizer else "characters",
                        {**settings, "output": sha256_file(cfg.out)})
-    with atomic_write(f"{cfg.out}.card.md", "w") as file:
-        file.write(text)
+    cli.write_file(f"{cfg.out}.card.md", text)
 
 
 def main(cfg):

@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cli import OUT, atomic_write, check, fail, label, need_file, remove_leftovers, run, show
+from cli import OUT, check, fail, label, need_file, remove_leftovers, run, show, write_file
 from dataset.formats import (TARGETS, bad_lines_text, count_bad, cut, encode_document, forms,
                              read_documents, read_lines)
 from tokenizer import Tokenizer
@@ -252,8 +252,7 @@ def prepare(input, out, tokenizer, window, target="cot", loss_on="response", doc
         meta = settings | {"source": label(path), "vocab_size": tokenizer.vocab_size}
         meta |= write_windows(folder, jobs, [end for _, end, _ in chunks], window)
         tokenizer.save(folder / "tokenizer.model")
-        with atomic_write(folder / "meta.json", "w") as file:
-            json.dump(meta, file, indent=1)
+        write_file(folder / "meta.json", json.dumps(meta, indent=1))
         replace_folder(folder, out)
     except OSError as error:
         error.filename = error.filename or str(folder)  # a failed write() does not name its file

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, atomic_write, check, check_apart, fail, need_file, run, show  # noqa: E402
+from cli import OUT, check, check_apart, fail, need_file, run, show, write_file  # noqa: E402
 from dataset import stories, suites  # noqa: E402
 from dataset.formats import (BadRow, Turn, bad_lines_text, parse_response_text,  # noqa: E402
                              parse_row, read_documents, string, turn_row,
@@ -225,8 +225,7 @@ def write(files, fresh):
             fail(f"{show(path)} is there, made otherwise", fix="choose another --out, or --fresh")
     for path, data in files.items():
         if data:
-            with atomic_write(path) as file:
-                file.write(data)
+            write_file(path, data)
         else:
             path.unlink(missing_ok=True)
 

@@ -47,8 +47,7 @@ def read_parts(path, header, fresh):
     """The batches of documents that OUT.parts.jsonl holds, a line each after a header; a new file
     where there is none. UserError for the file of another command."""
     if fresh or not path.exists():
-        with cli.atomic_write(path, "w") as file:
-            file.write(json.dumps(header) + "\n")
+        cli.write_file(path, json.dumps(header) + "\n")
     cli.cut_torn_line(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     try:
@@ -103,8 +102,7 @@ def main(cfg):
         done, rate = sum(map(len, batches)), (len(batches) - there) / (time.time() - began)
         print(f"{done:>7,}/{cfg.documents:,} documents | {rate * cfg.batch:.1f} documents/s")
     texts = [text for batch in batches for text in batch][:cfg.documents]
-    with cli.atomic_write(out, "w") as file:
-        file.write("".join(json.dumps(dict(text=text)) + "\n" for text in texts))
+    cli.write_file(out, "".join(json.dumps(dict(text=text)) + "\n" for text in texts))
     print(f"{show(out)}: {len(texts):,} documents, {sum(map(len, texts)):,} characters\n"
           f"next: cat my.jsonl {show(out)} > mixed.jsonl; python train_distill_logits.py "
           f"--data mixed.jsonl --teacher {show(cfg.teacher)} --val ...")

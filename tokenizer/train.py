@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sentencepiece
 
-from cli import OUT, atomic_write, check, check_apart, fail, need_file, run, show
+from cli import OUT, check, check_apart, fail, need_file, run, show, write_file
 from dataset.formats import bad_lines_text, read_documents, texts
 from tokenizer import CONTROL, META_SPACE, Tokenizer
 
@@ -106,8 +106,7 @@ def main(cfg):
              Tokenizer(made).fingerprint, "--fresh replaces it (checkpoints of the old one become "
              "useless), or choose another --out")
     else:
-        with atomic_write(out) as file:
-            file.write(made)
+        write_file(out, made)
     tokenizer = Tokenizer(made)
     size = sum(len(text.encode()) for text in found)
     tokens = sum(len(tokenizer.encode(text)) for text in found)
