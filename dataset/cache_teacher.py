@@ -171,20 +171,11 @@ def describe(cfg, teacher, tokenizer, data, env):
         **{name: getattr(cfg, name) for name in SAME})
 
 
-def check_flags(cfg):
-    """UserError for a value that cannot be."""
-    check(1 <= cfg.k <= 2**20, "--k", cfg.k, "1 to 1,048,576")
-    check(cfg.out.strip("./"), "--out", cfg.out, "the name of a folder")
-    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
-    check(0 < cfg.window < 2**16, "--window", cfg.window, "1 to 65,535")
-    check(0 < cfg.batch <= 2**16, "--batch", cfg.batch, "1 to 65,536")
-    check(cfg.documents >= 0, "--documents", cfg.documents, "a whole number, 0 for all")
-    check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
-
-
 def main(cfg):
     """Make the cache, go on with it, or say that it is there."""
-    check_flags(cfg)
+    cli.check_ranges(cfg, k=(1, 2**20), temperature=(0.01, 1000), window=(1, 2**16 - 1),
+                     batch=(1, 2**16), documents=(0, 10**12), seed=(0, 2**32 - 1))
+    check(cfg.out.strip("./"), "--out", cfg.out, "the name of a folder")
     env, folder = common.device_and_dtype(cfg), Path(cfg.out).absolute()
     check(not folder.exists() or folder.is_dir(), "--out", show(folder), "a folder, or a new name")
     teacher, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device,

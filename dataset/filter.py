@@ -261,9 +261,7 @@ def main(cfg):
     off = set(filter(None, cfg.off.split(",")))
     on = set(REASONS) - off
     check(off <= set(REASONS), "--off", cfg.off, "some of " + ",".join(REASONS))
-    check(0.3 <= cfg.near <= 1, "--near", cfg.near, "a number from 0.3 to 1")
-    check(cfg.min_length >= 0, "--min-length", cfg.min_length, "a whole number from 0")
-    check(cfg.max_length > 0, "--max-length", cfg.max_length, "a positive whole number")
+    cli.check_ranges(cfg, near=(0.3, 1), min_length=(0, 10**12), max_length=(1, 10**12))
     need_file(cfg.input, "python dataset/generate.py")
     check(is_text(cfg.out) == is_text(cfg.input), "--out", cfg.out, "a .txt for a .txt alone")
     against = evaluation_files(cfg) if "overlap" in on else []

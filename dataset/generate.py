@@ -70,9 +70,10 @@ class Config:
 MANNERS = ("concurrency", "timeout", "retries", "max_requests", "max_total_tokens")
 GROWING = ("questions", "samples")  # of an endpoint, too: what was paid for stays
 ONLY_ENDPOINT = ("model", "limit_name", *MANNERS)  # MANNERS may change when a run goes on
-LEAST = dict(samples=1, batch=1, max_new_tokens=1, questions=0, concurrency=1, retries=0,
-             max_requests=0, max_total_tokens=0)
-MOST = dict(concurrency=256, retries=100)
+MANY = 10**12
+RANGES = dict(samples=(1, MANY), batch=(1, MANY), max_new_tokens=(1, MANY), questions=(0, MANY),
+              concurrency=(1, 256), retries=(0, 100), timeout=(0.001, 86_400), top_p=(0, 1),
+              max_requests=(0, MANY), max_total_tokens=(0, MANY))
 
 
 def show_progress(tally, rows, total):
@@ -173,16 +174,9 @@ def next_command(cfg):
 
 def check_flags(cfg):
     """UserError for a wrong value, and for a flag that this teacher does not heed."""
-    for flag, least in LEAST.items():
-        value, most = getattr(cfg, flag), MOST.get(flag, 2**40)
-        check(least <= value <= most, "--" + flag.replace("_", "-"), value,
-              f"a whole number from {least} to {most:,}")
-    check(0 < cfg.timeout <= 86_400, "--timeout", cfg.timeout, "seconds, above 0, at most a day")
-    check((-1 if cfg.base_url else 0) <= cfg.seed < 2**32, "--seed", cfg.seed,
-          "a whole number from 0, below 2^32" + " (-1: none)" * bool(cfg.base_url))
+    cli.check_ranges(cfg, **RANGES, seed=(-1 if cfg.base_url else 0, 2**32 - 1))
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
           "0 (greedy), or 0.01 to 100")
-    check(0 <= cfg.top_p <= 1, "--top-p", cfg.top_p, "a number from 0 to 1")
     check_unicode(cfg.system + cfg.model + cfg.input + cfg.out)
     check(not cfg.base_url or cfg.model, "--model", cfg.model, "the teacher's name at --base-url")
     for flag in ("teacher", "batch") if cfg.base_url else ONLY_ENDPOINT:

@@ -40,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cli import OUT, check, fail, label, need_file, remove_leftovers, run, show, write_file
+from cli import (OUT, check_ranges, fail, label, need_file, remove_leftovers, run, show,
+                 write_file)
 from dataset.formats import (TARGETS, bad_lines_text, count_bad, cut, encode_document, forms,
                              read_documents, read_lines)
 from tokenizer import Tokenizer
@@ -378,9 +379,7 @@ def open_windows(folder):
 
 def main(cfg):
     """Prepare one file."""
-    check(0 < cfg.window < 2**16, "--window", cfg.window, "1 to 65,535")
-    check(cfg.documents >= 0, "--documents", cfg.documents, "a whole number, 0 for all")
-    check(cfg.workers >= 0, "--workers", cfg.workers, "a whole number, 0 for one a core")
+    check_ranges(cfg, window=(1, 2**16 - 1), documents=(0, 10**12), workers=(0, 10**6))
     prepare(cfg.input, cfg.out, Tokenizer.load(cfg.tokenizer), cfg.window, cfg.target, cfg.loss_on,
             cfg.documents, cfg.workers, cfg.skip_bad_lines, cfg.fresh)
     print(f"next: python train_pretrain.py --tokenizer {show(cfg.tokenizer)} "

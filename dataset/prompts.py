@@ -38,7 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, check, check_apart, fail, need_file, run, show, write_file  # noqa: E402
+from cli import (OUT, check, check_apart, check_ranges, fail, need_file, run, show,  # noqa: E402
+                 write_file)
 from dataset import stories, suites  # noqa: E402
 from dataset.formats import (BadRow, Turn, bad_lines_text, parse_response_text,  # noqa: E402
                              parse_row, read_documents, string, turn_row,
@@ -235,7 +236,7 @@ def from_seeds(cfg, report):
     operations = cfg.operations.split(",")
     unknown = [name for name in operations if name not in OPERATIONS]
     check(not unknown, "--operations", cfg.operations, "some of " + ",".join(OPERATIONS))
-    check(0 <= cfg.share <= 1, "--share", cfg.share, "a number from 0 to 1")
+    check_ranges(cfg, share=(0, 1))
     need_file(cfg.input, "python dataset/stories.py")
     rng, said, missed = random.Random(cfg.seed), set(), Counter()
     made = [changed(rng, seed, operations, cfg.share, said, missed)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, check, fail, run, show  # noqa: E402
+from cli import OUT, check_ranges, fail, run, show  # noqa: E402
 from dataset.stories import already_made, write_set  # noqa: E402
 
 SPLITS = ("train", "val", "test")
@@ -94,7 +94,7 @@ def collect(sources, min_chars):
 
 def main(cfg):
     """Collect, split, write."""
-    check(cfg.min_chars > 0, "--min-chars", cfg.min_chars, "a positive whole number")
+    check_ranges(cfg, min_chars=(1, 10**9))
     out = Path(cfg.out)
     settings = {"min_chars": cfg.min_chars, "order": "shuffled",
                 "python": platform.python_version()}

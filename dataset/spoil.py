@@ -24,7 +24,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
-from cli import OUT, check, fail, show
+from cli import OUT, fail, show
 from dataset.formats import BadRow, Turn, parse_response_text, read_documents, turn_row
 from dataset.verify import parse_number
 
@@ -96,8 +96,7 @@ def unjudged(row):
 
 def main(cfg):
     """Read all rows, change some, write them in their order."""
-    check(0 < cfg.share <= 1, "--share", cfg.share, "above 0, up to 1")
-    check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
+    cli.check_ranges(cfg, share=(0.001, 1), seed=(0, 2**32 - 1))
     cli.check_apart("--out", cfg.out, cfg.input)
     path, out = cli.need_file(cfg.input, "python dataset/generate.py"), Path(cfg.out)
     if out.exists() and not cfg.fresh:

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import (OUT, atomic_write, check, fail, run, sha256_file, show,  # noqa: E402
-                 write_file)
+from cli import (OUT, atomic_write, check, check_ranges, fail, run, sha256_file,  # noqa: E402
+                 show, write_file)
 from dataset.story_texts import NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
 
 OPS = ("add", "sub", "mul", "div")
@@ -269,9 +269,7 @@ def counted(rows, skeletons, characters):
 
 def main(cfg):
     """Make the four splits, or say that they are there."""
-    for split in SHARES:
-        check(0 < getattr(cfg, split) <= 5_000_000, f"--{split}", getattr(cfg, split),
-              "1 to 5,000,000")
+    check_ranges(cfg, **dict.fromkeys(SHARES, (1, 5_000_000)))
     match = re.fullmatch(r"([1-4])(?:-([1-6]))?", cfg.ops)
     check(match and match[1] <= (match[2] or match[1]), "--ops", cfg.ops,
           "lowest-highest, such as 1-4; up to 1-6, where 5 and 6 reach the test split alone")
