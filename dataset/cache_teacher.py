@@ -25,9 +25,7 @@ one is not in them. Everything is keyed by window, in the order of the prepared 
 second epoch and accumulation find the same row. A checksum of each window's tokens is compared when
 it is read. A stop loses nothing: the same command goes on.
 """
-import dataclasses
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -221,11 +219,10 @@ def finish(cfg, teacher, tokenizer, data, about, folder, env):
 def next_command(cfg):
     """What to type after it: a training with the flags that it must share."""
     words = f"python train_distill_logits.py --name student-cached --cache {show(cfg.out)}"
-    default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
-    if os.path.abspath(cfg.data) != default["data"]:
+    if not cli.is_default(cfg, "data"):
         words += f" --data {show(cfg.data)} --val ..."
     for flag in (*SAME, "temperature"):
-        if str(getattr(cfg, flag)) != default[flag]:
+        if not cli.is_default(cfg, flag):
             words += f" --{flag.replace('_', '-')} {getattr(cfg, flag)}"
     return words
 

@@ -238,7 +238,7 @@ def next_command(cfg):
         return f"python dataset/filter.py --input {show(cfg.input.removesuffix('.all.jsonl'))}"
     return (f"python train_distill_reason.py --name student-{Path(cfg.out).stem} "
             f"--data {show(cfg.out)} --val "
-            f"{'...' if 'input' in cfg.given else show(OUT / 'data/stories/val.jsonl')}")
+            f"{show(OUT / 'data/stories/val.jsonl') if cli.is_default(cfg, 'input') else '...'}")
 
 
 def write_card(cfg, table, tally, dropped, bad, against, settings):

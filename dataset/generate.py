@@ -17,10 +17,7 @@ An endpoint's requests are counted in OUT.requests.jsonl.
 Status 0: all answers are there; 1: some are missing (the same command asks for them again); 2: a
 mistake; 130: stopped. Last line: next: python train_distill_reason.py ...
 """
-import dataclasses
 import functools
-import json
-import os
 import sys
 import time
 from collections import Counter
@@ -163,12 +160,10 @@ def endpoint_rows(cfg, server, prompts, jobs, done, tally):
 
 def next_command(cfg):
     """What to type after it; rows elsewhere than the default need to be named."""
-    default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
     words = "python train_distill_reason.py"
-    if os.path.abspath(cfg.out) != default["out"]:
-        val = " --val ..." if os.path.abspath(cfg.input) != default["input"] else \
-            f" --val {show(OUT / 'data/stories/val.jsonl')}"
-        words += f" --name student-{Path(cfg.out).stem} --data {show(cfg.out)}{val}"
+    if not cli.is_default(cfg, "out"):
+        val = show(OUT / "data/stories/val.jsonl") if cli.is_default(cfg, "input") else "..."
+        words += f" --name student-{Path(cfg.out).stem} --data {show(cfg.out)} --val {val}"
     return words
 
 

@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cli import (OUT, check_ranges, fail, label, need_file, remove_leftovers, run, show,
-                 write_file)
+from cli import (OUT, check_ranges, fail, label, need_file, refuse_others, remove_leftovers, run,
+                 show, write_file)
 from dataset.formats import (TARGETS, bad_lines_text, count_bad, cut, encode_document, forms,
                              read_documents, read_lines)
 from tokenizer import Tokenizer
@@ -327,11 +327,7 @@ def find_made(out, settings, fresh):
     if fresh:
         return None
     meta = open_windows(out)[3]
-    differing = [f"{key} {meta.get(key)} there, {settings[key]} asked" for key in SETTINGS
-                 if meta.get(key) != settings[key]]
-    if differing:
-        fail(f"{show(out)} was made with other settings", "; ".join(differing),
-             fix="--fresh replaces it, or choose another --out")
+    refuse_others(out, {key: meta[key] for key in settings}, settings)
     return meta
 
 

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import (OUT, atomic_write, check, check_ranges, fail, run, sha256_file,  # noqa: E402
-                 show, write_file)
+from cli import (OUT, atomic_write, check, check_ranges, fail, refuse_others, run,  # noqa: E402
+                 sha256_file, show, write_file)
 from dataset.story_texts import NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
 
 OPS = ("add", "sub", "mul", "div")
@@ -229,13 +229,10 @@ def already_made(out, names, settings, fresh):
         fail(f"{show(out)} holds {found[0].name} but no about.json", fix=fix)
     try:
         about = json.loads((out / "about.json").read_text(encoding="utf-8"))
-        old, hashes = about["settings"], about["sha256"]
+        old, hashes = dict(about["settings"]), dict(about["sha256"])
     except (ValueError, KeyError, TypeError):
         fail(f"{show(out / 'about.json')} is not of this script", fix=fix)
-    differ = [f"{key} was {old.get(key)}, now {settings.get(key)}"
-              for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
-    if differ:
-        fail(f"{show(out)} was made with other settings: {'; '.join(differ)}", fix=fix)
+    refuse_others(out, old, settings)
     for path in found:
         if sha256_file(path) != hashes.get(path.stem):
             fail(f"{show(path)} was changed since", fix=fix)

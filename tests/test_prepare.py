@@ -231,10 +231,10 @@ def test_a_second_run_does_nothing_and_another_is_refused(tmp_path, tokenizer, s
     assert prepare(source, out, tokenizer, 60) == json.loads(json.dumps(meta))
     assert (out / "ids.bin").stat().st_mtime_ns == stamp
     assert "already made" in capsys.readouterr().out
-    with pytest.raises(UserError, match="window 60 there, 80 asked; target cot there, answer a"):
+    with pytest.raises(UserError, match="target was 'cot', is 'answer', window was 60, is 80"):
         prepare(source, out, tokenizer, 80, target="answer")
     other = Tokenizer(train([words(random.Random(9), 500, 500)], 310))
-    both = f"{tokenizer.fingerprint} there, {other.fingerprint} asked"
+    both = f"was {tokenizer.fingerprint!r}, is {other.fingerprint!r}"
     with pytest.raises(UserError, match=both):
         prepare(source, out, other, 60)
     write(source, chats(random.Random(8), 10))
@@ -280,7 +280,7 @@ def test_the_same_bytes_as_text_and_as_rows_are_two_data_sets(tmp_path, tokenize
     text = tmp_path / "w.txt"
     text.write_bytes(source.read_bytes())
     prepare(text, tmp_path / "w", tokenizer, 60)
-    with pytest.raises(UserError, match="text True there, False asked"):
+    with pytest.raises(UserError, match="text was True, is False"):
         prepare(source, tmp_path / "w", tokenizer, 60)
 
 

@@ -90,7 +90,7 @@ def test_same_python_same_bytes_and_no_overwriting(tiny_python, tmp_path, capsys
     capsys.readouterr()
     main(Config(out=str(tmp_path / "a")))
     assert "already made" in capsys.readouterr().out
-    with pytest.raises(UserError, match="min_chars was 200, now 100.*--fresh"):
+    with pytest.raises(UserError, match="min_chars was 200, is 100.*--fresh"):
         main(Config(out=str(tmp_path / "a"), min_chars=100))
 
 

@@ -249,7 +249,7 @@ def test_finished_files_are_not_overwritten_unasked(tmp_path, capsys):
     capsys.readouterr()
     make(tmp_path, **small)
     assert "already made" in capsys.readouterr().out
-    with pytest.raises(UserError, match="seed was 0, now 7.*--fresh"):
+    with pytest.raises(UserError, match="seed was 0, is 7.*--fresh"):
         make(tmp_path, seed=7, **small)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     make(tmp_path, seed=7, fresh=True, **small)

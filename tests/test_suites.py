@@ -298,7 +298,7 @@ def test_finished_suites_are_not_replaced_unasked_and_not_read_when_damaged(data
     capsys.readouterr()
     make(data, tmp_path, problems=20)
     assert "already made" in capsys.readouterr().out
-    with pytest.raises(UserError, match="seed was 0, now 7.*--fresh"):
+    with pytest.raises(UserError, match="seed was 0, is 7.*--fresh"):
         make(data, tmp_path, problems=20, seed=7)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     path = tmp_path / "typos.jsonl"
