@@ -14,9 +14,8 @@ Four splits, train / val / test / distill. A story's split is a hash of its skel
 in their order) and its numbers, so no question stands in two splits under other names, whatever
 the seed. distill's rows carry a question and an answer, no worked steps: the teacher writes them.
 
-Never in the default splits, kept for the robustness suites (`make_story` makes them): the
-last quarter of all templates, names and objects, totals above 99, operands above 20, and chains of
-5 or 6 operations.
+Never in the default splits, kept for dataset/suites.py: the last quarter of all templates, names
+and objects, totals above 99, operands above 20, and chains of 5 or 6 operations.
 """
 import contextlib
 import hashlib
@@ -37,7 +36,6 @@ from dataset.story_texts import NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
 OPS = ("add", "sub", "mul", "div")
 SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 SHARES = {"train": 76, "val": 4, "test": 4, "distill": 16}  # of 100 hash buckets: never change
-RESERVABLE = ("templates", "names", "objects")
 PATIENCE = 20_000  # draws without a new story until a split is called impossible
 
 
@@ -85,7 +83,10 @@ def running_totals(ops, numbers):
 
 
 def draw_numbers(rng, ops, large=False):
-    """The start and an operand for each operation, or None where this draw found none that fits."""
+    """The start and an operand for each operation, or None where this draw found none that fits.
+
+    large: a start from 100 to 500, totals to 999, add and sub by 21 to 200.
+    """
     numbers = [rng.randint(100, 500) if large else rng.randint(2, 20)]
     for i, op in enumerate(ops):
         choices = operands(op, running_totals(ops[:i], numbers)[-1], large)
@@ -97,13 +98,13 @@ def draw_numbers(rng, ops, large=False):
     return numbers if fits else None
 
 
-def draw_ops(rng, n_ops, large):
+def draw_ops(rng, n_ops):
     """(ops, numbers): operations are drawn first and uniformly, then numbers that fit: drawing both
     together would give few divisions, because most totals cannot be divided."""
     while True:
         ops = [rng.choice(OPS) for _ in range(n_ops)]
         for _ in range(40):
-            numbers = draw_numbers(rng, ops, large)
+            numbers = draw_numbers(rng, ops)
             if numbers:
                 return ops, numbers
 
@@ -136,20 +137,18 @@ def fields(lang, name, thing, op, n):
                 k=f"{n} {singular if n == 1 else plural}", things=plural, word=word)
 
 
-def make_story(rng, lang, n_ops, reserved=(), large=False):
-    """One row, with worked steps. `reserved`: which of RESERVABLE come from the reserved quarter.
+def person_and_thing(rng, lang, reserved=False):
+    """A name and an object, of the reserved quarter or of the rest."""
+    return {field: items[lang][rng.choice(pool(items[lang], reserved))]
+            for field, items in (("name", NAMES), ("thing", OBJECTS))}
 
-    large=True: a start from 100 to 500, totals to 999, add and sub by 21 to 200.
-    Raises UserError for an unknown language, n_ops outside 1 to 6, an unknown name in `reserved`.
-    """
-    check(lang in TEMPLATES, "lang", lang, "en or zh")
-    check(1 <= n_ops <= 6, "n_ops", n_ops, "1 to 6")
-    check(set(reserved) <= set(RESERVABLE), "reserved", reserved, f"some of {RESERVABLE}")
-    ops, numbers = draw_ops(rng, n_ops, large)
-    name = NAMES[lang][rng.choice(pool(NAMES[lang], "names" in reserved))]
-    thing = OBJECTS[lang][rng.choice(pool(OBJECTS[lang], "objects" in reserved))]
-    key = draw_templates(rng, lang, ["opening", *ops, "question"], "templates" in reserved)
-    return tell(lang, key, numbers, name, thing)
+
+def make_story(rng, lang, n_ops):
+    """One row, with worked steps; nothing in it is reserved."""
+    ops, numbers = draw_ops(rng, n_ops)
+    who = person_and_thing(rng, lang)
+    key = draw_templates(rng, lang, ["opening", *ops, "question"])
+    return tell(lang, key, numbers, **who)
 
 
 def tell(lang, key, numbers, name, thing):

@@ -25,7 +25,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli import OUT, check, fail, need_file, run, sha256_file, show  # noqa: E402
 from dataset import stories  # noqa: E402
-from dataset.stories import draw_templates, join, kind_of, pool, tell  # noqa: E402
+from dataset.stories import (draw_templates, join, kind_of, person_and_thing,  # noqa: E402
+                             pool, tell)
 from dataset.story_texts import DISTRACTORS, NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
 
 PATIENCE = 20_000  # draws until a problem is left out
@@ -162,12 +163,6 @@ def no_punctuation(rng, row, story):
 
 # --- the same problem, told anew ------------------------------------------------------------------
 
-def person_and_thing(rng, lang, reserved):
-    """A name and an object, of the reserved quarter or of the rest."""
-    return {field: items[lang][rng.choice(pool(items[lang], reserved))]
-            for field, items in (("name", NAMES), ("thing", OBJECTS))}
-
-
 def paraphrase(rng, row, story):
     """The same numbers in reserved sentences."""
     key = draw_templates(rng, story["lang"], kinds(story), reserved=True)
@@ -203,7 +198,7 @@ def longer(rng, row, story, count=None):
 def other_language(rng, row, story, split="test"):
     """Of the other language's test split: a bilingual model was not trained on it either."""
     lang = {"en": "zh", "zh": "en"}[story["lang"]]
-    who = person_and_thing(rng, lang, reserved=False)
+    who = person_and_thing(rng, lang)
     for _ in range(PATIENCE):
         key = draw_templates(rng, lang, kinds(story))
         told = tell(**{**story, **who, "lang": lang, "key": key})

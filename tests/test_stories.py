@@ -73,8 +73,7 @@ def test_the_text_alone_gives_the_answer(lang):
     """A sentence whose operation or operand the text does not tell: no reader could solve it."""
     rng = random.Random(2)
     for i in range(400):
-        reserved = ("templates", "names", "objects") if i % 2 else ()
-        row = make_story(rng, lang, 1 + i % 6, reserved, large=i % 3 == 0)
+        row = make_story(rng, lang, 1 + i % 6)
         text = texts([row])[0]
         total = int(re.search(r"\d+", text)[0])
         for op, n in spoken(text, lang):
@@ -109,16 +108,6 @@ def test_training_numbers_stay_small(ten_thousand):
                    for sign, n in zip(signs, operands))
         totals = re.findall(r"=(\d+)", row["conversations"][1]["reasoning_content"])
         assert all(1 <= int(total) <= 99 for total in totals)
-
-
-def test_large_stories_have_large_numbers():
-    """A suite of "large" stories that holds small ones flatters the model."""
-    rng = random.Random(3)
-    for i in range(600):
-        row = make_story(rng, "en", 1 + i % 6, large=True)
-        signs = re.findall(r"[-+*/]", row["conversations"][1]["reasoning_content"])
-        assert row["numbers"][0] >= 100
-        assert all(n > 20 for sign, n in zip(signs, row["numbers"][1:]) if sign in "+-")
 
 
 @pytest.mark.parametrize("lang", LANGS)
@@ -200,19 +189,6 @@ def test_long_chains_reach_the_test_split_alone(tmp_path):
         longest[split] = max(json.loads(line)["ops"] for line in lines)
     assert longest.pop("test") == 6
     assert max(longest.values()) <= 4
-
-
-def test_reserved_material_is_made_on_request():
-    """A suite that asks for reserved templates and silently gets the training ones."""
-    rng = random.Random(5)
-    for lang in LANGS:
-        row = make_story(rng, lang, 6, reserved=("templates", "names", "objects"))
-        chosen = [re.fullmatch(r"([a-z]+)(\d+)", k).groups() for k in row["skeleton"].split()[1:]]
-        assert all(int(i) in stories.pool(TEMPLATES[lang][op], True) for op, i in chosen)
-        assert any(name in texts([row])[0] for name, _ in NAMES[lang][-8:])
-        assert any(thing[1] in texts([row])[0] for thing in OBJECTS[lang][-8:])
-    with pytest.raises(UserError, match="reserved"):
-        make_story(rng, "en", 2, reserved=("template",))
 
 
 def test_distill_has_answers_but_no_worked_steps(made):
