@@ -42,11 +42,10 @@ from cli import (OUT, check, check_apart, check_ranges, fail, need_file, run, sh
                  write_file)
 from dataset import stories, suites  # noqa: E402
 from dataset.formats import (BadRow, Turn, bad_lines_text, parse_response_text,  # noqa: E402
-                             parse_row, read_documents, string, turn_row,
-                             with_reply)
+                             read_documents, string, turn_row)
 from dataset.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noqa: E402
 from dataset.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
-from dataset.questions import known_answer  # noqa: E402
+from dataset.questions import question_of  # noqa: E402
 
 LONGEST = 4_000  # characters of a rewritten prompt, or twice its seed
 
@@ -75,21 +74,15 @@ class Seed:
     source: str      # the seed's id, or FILE:LINE
 
 
-def parse_prompt(row):
-    """A row, with an answer or without -> (row, turns); BadRow where nobody may ask that."""
-    try:
-        turns = parse_row(row)
-    except BadRow:
-        turns = parse_row(with_reply(row))[:-1]
-    if isinstance(turns, str):
-        raise BadRow("plain text", expected="a prompt: see dataset/formats.py")
-    if all(turn.role != "user" for turn in turns):
-        raise BadRow("a conversation without a user turn", expected="one that asks")
+def parse_seed(row):
+    """A row, with an answer or without -> (row, turns, known answer); BadRow where nobody may ask
+    that."""
+    turns, answer = question_of(row)
     if "suite" in row or {"skeleton", "numbers"} <= row.keys() and (
             row.get("ops") in (5, 6) or stories.split_of(row) in ("val", "test")):
         raise BadRow("a question that is kept for the evaluation", expected="no row of val.jsonl, "
                      "test.jsonl or a suite: nobody may train on these")
-    return row, turns
+    return row, turns, answer
 
 
 def story_of(row):
@@ -108,19 +101,17 @@ def language(text):
 
 def read_seeds(cfg, report):
     """Yield every seed of --input; UserError for a bad line, or it is counted in `report`."""
-    for number, (row, turns) in read_documents(cfg.input, cfg.skip_bad_lines, report,
-                                               parse=parse_prompt):
+    for number, found in read_documents(cfg.input, cfg.skip_bad_lines, report, parse=parse_seed):
+        row, (*before, asked), answer = found
         name = row.get("id")
         source = str(name) if isinstance(name, (str, int)) else f"{Path(cfg.input).name}:{number}"
         if story := story_of(row):
             yield Seed(row, story, [], True, source)
             continue
-        last = max(i for i, turn in enumerate(turns) if turn.role == "user")
-        answer = known_answer(turns[-1])
         reply = turn_row(Turn("assistant", "", None, answer or ""))
-        story = dict(lang=language(turns[last].content), name=("",))
-        row = dict(conversations=[turn_row(turns[last]), reply], id=source, lang=story["lang"])
-        yield Seed(row, story, list(map(turn_row, turns[:last])), bool(answer), source)
+        story = dict(lang=language(asked.content), name=("",))
+        row = dict(conversations=[turn_row(asked), reply], id=source, lang=story["lang"])
+        yield Seed(row, story, list(map(turn_row, before)), bool(answer), source)
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -165,7 +156,7 @@ def parse_reply(row):
         *told, reply = row["conversations"]
         before, asked, task = told[:-1], told[-1]["content"], EVOLVE[row["operation"]]
         ours = reply["role"] == "assistant" and asked.startswith(task)
-        parse_prompt(dict(conversations=told))
+        question_of(dict(conversations=told))
     except (TypeError, LookupError, AttributeError, ValueError):
         ours = False
     if not ours:
