@@ -241,19 +241,6 @@ SUITES = ("clean", *CHANGES, "hostile")
 IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")
 
 
-def check_row(row):
-    """Assert that the answer follows from the numbers, and that the text tells each of them."""
-    digits, total = re.findall(r"\d+", text_of(row)), 0
-    for template, n in zip(row["skeleton"].split()[1:-1], row["numbers"], strict=True):
-        op = kind_of(template)
-        word = WORDS.get((row["lang"], op), {}).get(n)
-        assert str(n) in digits or word and word in text_of(row).lower(), row
-        total = {"opening": n, "add": total + n, "sub": total - n, "mul": total * n,
-                 "div": total / n}[op]
-        assert total >= 1 and total == int(total), row
-    assert row["conversations"][1]["content"] == str(int(total)), row
-
-
 def make_suites(clean, seed):
     """{suite: rows}. A suite draws from a seed of its own: a new one leaves the others alone."""
     made = {"clean": [{**row, "suite": "clean", "source": row["id"]} for row, _ in clean]}
@@ -261,8 +248,6 @@ def make_suites(clean, seed):
         rng = random.Random(f"{seed} {suite}")
         made[suite] = [{**changed, "suite": suite, "source": row["id"]} for row, story in clean
                        if (changed := change(rng, row, story))]
-        for row in made[suite]:
-            check_row(row)
     return {**made, "hostile": hostile_rows()}
 
 
