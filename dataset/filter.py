@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli  # noqa: E402
 from cli import OUT, atomic_write, check, fail, label, need_file, sha256_file, show  # noqa: E402
 from dataset import card, near, overlap  # noqa: E402
-from dataset.formats import (BadRow, bad_lines_text, count_bad, cut, json_row,  # noqa: E402
-                             line_text, read_lines)
+from dataset.formats import (BadRow, bad_line, bad_lines_text, cut, is_text,  # noqa: E402
+                             json_row, line_text, read_lines)
 from dataset.rules import final_answer, judge, read_row, said, sides  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
@@ -67,11 +67,6 @@ KEPT = len(REASONS)
 
 
 # --- first pass: each row by itself, and what is remembered of it ---------------------------------
-
-def is_text(path):
-    """Is it a file of plain text?"""
-    return str(path).lower().endswith(".txt")
-
 
 def read_pieces(path):
     """Yield (line number, first byte, end, bytes or None where too long): lines but blank ones; of
@@ -113,10 +108,7 @@ def first_pass(cfg, on, known, tokenizer):
                 continue
             row, reason = judge(keys, line, cfg, on, tokenizer)
         except BadRow as error:
-            where = f"{show(cfg.input)}:{number}"
-            if not cfg.skip_bad_lines:
-                fail(f"{where}: {error}", fix="mend the line, or --skip-bad-lines")
-            count_bad(report, error.reason, 1, [where])
+            bad_line(error, f"{show(cfg.input)}:{number}", cfg.skip_bad_lines, report)
             continue
         found = dict(line=number, start=start, end=end, of=-1, digest=0, gate=0,
                      reason=REASONS.index(reason) if reason else KEPT)

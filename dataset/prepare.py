@@ -19,7 +19,6 @@ folder is whole or not there: it is written beside and renamed at the end.
 """
 import contextlib
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -41,9 +40,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cli import (OUT, check_ranges, fail, label, need_file, refuse_others, remove_leftovers, run,
-                 show, write_file)
+                 sha256_file, show, write_file)
 from dataset.formats import (TARGETS, bad_lines_text, count_bad, cut, encode_document, forms,
-                             read_documents, read_lines)
+                             is_text, read_documents, read_lines)
 from tokenizer import Tokenizer
 
 VERSION = 2
@@ -211,11 +210,12 @@ def results(tokenizer, chunks, workers, path, *settings):
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def take_rows(path, chunks, limit):
-    """The chunks, ended after the first `limit` rows (lines that are not blank) of the file."""
+def take_rows(path, limit):
+    """The chunks of a file, ended after its first `limit` rows (lines that are not blank)."""
+    chunks = list(cut(path))
     if not limit:
         return chunks
-    if Path(path).suffix.lower() == ".txt":
+    if is_text(path):
         fail("a .txt file is one document", f"--documents {limit}", fix="leave --documents out")
     taken, rows = [], 0
     for start, end, first_line in chunks:
@@ -234,10 +234,7 @@ def prepare(input, out, tokenizer, window, target="cot", loss_on="response", doc
     """Make the folder `out` of windows, or find it made with these settings; returns its meta."""
     path = need_file(input, "python dataset/stories.py, or name a file of yours").absolute()
     out = Path(out)
-    sha = hashlib.sha256()
-    chunks = list(cut(path, sha))
-    settings = {"version": VERSION, "source_sha256": sha.hexdigest(),
-                "text": path.suffix.lower() == ".txt",
+    settings = {"version": VERSION, "source_sha256": sha256_file(path), "text": is_text(path),
                 "fingerprint": tokenizer.fingerprint, "window": window, "target": target,
                 "loss_on": loss_on, "limit": documents}
     made = find_made(out, settings, fresh)
@@ -245,7 +242,7 @@ def prepare(input, out, tokenizer, window, target="cot", loss_on="response", doc
         print(f"{show(out)}: already made, {summary(made)}")
         return made
     remove_leftovers(out)
-    chunks = take_rows(path, chunks, documents)
+    chunks = take_rows(path, documents)
     folder = out.parent / f".{out.name}.{os.getpid()}.tmp"
     folder.mkdir(parents=True)
     try:

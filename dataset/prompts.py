@@ -41,8 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli import (OUT, check, check_apart, check_ranges, fail, need_file, run, show,  # noqa: E402
                  write_file)
 from dataset import stories, suites  # noqa: E402
-from dataset.formats import (BadRow, Turn, bad_lines_text, parse_response_text,  # noqa: E402
-                             read_documents, string, turn_row)
+from dataset.formats import (BadRow, Turn, bad_lines_text, is_text,  # noqa: E402
+                             parse_response_text, read_documents, string, turn_row)
 from dataset.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noqa: E402
 from dataset.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
 from dataset.questions import question_of  # noqa: E402
@@ -255,7 +255,7 @@ def main(cfg):
     evolve, report = out.with_name(out.name + ".evolve.jsonl"), {}
     for path in (out, evolve):
         check_apart("--out", path, read)
-    check(read.suffix.lower() != ".txt", "--evolved" if cfg.evolved else "--input", show(read),
+    check(not is_text(read), "--evolved" if cfg.evolved else "--input", show(read),
           "prompts, one JSON object a line: see dataset/formats.py")
     rows, asked, missed = (from_replies if cfg.evolved else from_seeds)(cfg, report)
     if report:

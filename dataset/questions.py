@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Optional
 
 from cli import fail, show
-from dataset.formats import (BadRow, Turn, bad_lines_text, parse_row, read_documents, short,
-                             string, with_reply)
+from dataset.formats import (BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents,
+                             short, string, with_reply)
 from dataset.verify import marked, parse_number
 
 
@@ -58,7 +58,7 @@ def parse_prompt(row):
 
 def read_prompts(cfg, fits=lambda prompt: True, limit=""):
     """The prompts of --input that fit; the others, and bad lines, are counted on the screen."""
-    if Path(cfg.input).suffix.lower() == ".txt":
+    if is_text(cfg.input):
         fail(f"{show(cfg.input)}:1: plain text", expected="prompts, one JSON object a line",
              fix="see dataset/formats.py for the formats")
     found, report, too_long = [], {}, 0
