@@ -66,7 +66,6 @@ class Config:
     fresh: bool = False            # replace what is there
 
 
-
 @torch.no_grad()
 def ask(teacher, batch, about, env, generator):
     """One batch of windows -> {file: array (tokens, ...)} of its counted tokens."""

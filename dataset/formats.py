@@ -292,6 +292,16 @@ def bad_lines_text(report):
                       for reason, entry in report.items())
 
 
+def counted(counter, between=" | "):
+    """A Counter as a line, the most frequent first: `ok 12 | format 3`."""
+    return between.join(f"{name} {n:,}" for name, n in counter.most_common())
+
+
+def json_lines(rows):
+    """Rows as the text of a .jsonl file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def texts(document):
     """All the texts of a document, without marks."""
     if isinstance(document, str):

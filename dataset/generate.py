@@ -33,7 +33,7 @@ import cli
 import common
 from cli import OUT, check, fail, show
 from dataset import answers, asking, endpoint
-from dataset.formats import Turn, prompt_ids
+from dataset.formats import Turn, counted, prompt_ids
 from dataset.questions import asked, read_prompts
 from decoding import generate
 from tokenizer import check_unicode
@@ -82,16 +82,11 @@ def show_progress(tally, rows, total):
         return
     tally.shown, rate = now, n / max(now - tally.began, 1e-9)
     left = (total - n) / rate if n else 0
-    words = [f"{n:>6,}/{total:,} answers", f"{rate:.1f}/s", counted(tally.counts) or "none yet",
-             f"{tally.tokens:,} tokens"]
-    words += [f"faults: {counted(tally.faults)}"] if tally.faults else []
+    words = [f"{n:>6,}/{total:,} answers", f"{rate:.1f}/s",
+             counted(tally.counts, ", ") or "none yet", f"{tally.tokens:,} tokens"]
+    words += [f"faults: {counted(tally.faults, ', ')}"] if tally.faults else []
     words += [f"told to wait {tally.held_until - now:.0f} s"] if tally.held_until > now else []
     print(" | ".join([*words, f"eta {int(left // 60)}m{int(left % 60):02d}s"]))
-
-
-def counted(counter, between=", "):
-    """A Counter in words, the most frequent first."""
-    return between.join(f"{name} {n:,}" for name, n in counter.most_common())
 
 
 # --- the two teachers: (prompts, fingerprint, a function that yields lists of missing rows) -------
@@ -207,8 +202,9 @@ def ask(cfg, path, prompts, fingerprint, missing_rows):
     if missing and tally.stop:
         raise KeyboardInterrupt  # cli.run says how to go on
     why = tally.why or f"given up after {1 + cfg.retries} requests each"
-    return f"{missing:,} answers are missing: {why}; faults: {counted(tally.faults) or 'none'}; " \
-        "the same command asks for them again" if missing else ""
+    return (f"{missing:,} answers are missing: {why}; faults: "
+            f"{counted(tally.faults, ', ') or 'none'}; the same command asks for them again"
+            if missing else "")
 
 
 def main(cfg):
@@ -231,7 +227,7 @@ def main(cfg):
         fail("no answer of the teacher holds", dict(counts), "some right ones",
              "a higher --max-new-tokens" if counts["truncated"] > sum(counts.values()) / 2
              else "a better teacher")
-    print(counted(counts, " | ") or "no answer")
+    print(counted(counts) or "no answer")
     if counts["truncated"] > sum(counts.values()) / 10:
         print("one in ten or more reached the limit: a higher --max-new-tokens, with --fresh")
     print(f"{show(cfg.out)}: {sum(counts[k] for k in answers.KEPT):,} traces of {answered:,} of "

@@ -41,8 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli import (OUT, check, check_apart, check_ranges, fail, need_file, run, show,  # noqa: E402
                  write_file)
 from dataset import stories, suites  # noqa: E402
-from dataset.formats import (BadRow, Turn, bad_lines_text, is_text,  # noqa: E402
-                             parse_response_text, read_documents, string, turn_row)
+from dataset.formats import (BadRow, Turn, bad_lines_text, counted, is_text,  # noqa: E402
+                             json_lines, parse_response_text, read_documents, string, turn_row)
 from dataset.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noqa: E402
 from dataset.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
 from dataset.questions import question_of  # noqa: E402
@@ -211,8 +211,7 @@ def write(files, fresh):
     """{path: rows} -> files, those without rows not there; UserError, before any is written, where
     one is there and was made otherwise."""
     for path, rows in files.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        files[path] = data = text.encode(errors="replace")  # an id may hold half a character
+        files[path] = data = json_lines(rows).encode(errors="replace")  # an id: any JSON
         if path.exists() and path.read_bytes() != data and not fresh:
             fail(f"{show(path)} is there, made otherwise", fix="choose another --out, or --fresh")
     for path, data in files.items():
@@ -242,11 +241,6 @@ def from_replies(cfg, report):
     return list(read_replies(cfg, report, dropped)), [], dropped
 
 
-def listed(counts):
-    """Counts as a line, the most common first."""
-    return " | ".join(f"{name} {n:,}" for name, n in counts.most_common())
-
-
 def main(cfg):
     """Change a share of the seeds, write all of them; or make prompts of the teacher's replies."""
     read = Path(cfg.evolved or cfg.input)
@@ -261,14 +255,14 @@ def main(cfg):
     if report:
         print(f"left out: {bad_lines_text(report)}")
     if missed:
-        print(f"{'dropped' if cfg.evolved else 'did not apply'}: {listed(missed)}")
+        print(f"{'dropped' if cfg.evolved else 'did not apply'}: {counted(missed)}")
     if not rows:
         fail(f"{show(read)} gives no prompt", fix="another file: see dataset/formats.py")
     write({out: rows, evolve: asked}, cfg.fresh)
     distinct = {json.dumps([t for t in row["conversations"] if t["role"] != "assistant"])
                 for row in rows}
-    print(f"{listed(Counter(row['operation'] for row in rows))}\n"
-          f"label: {listed(Counter(row['label'] for row in rows))}\n"
+    print(f"{counted(Counter(row['operation'] for row in rows))}\n"
+          f"label: {counted(Counter(row['label'] for row in rows))}\n"
           f"{show(out)}: {len(rows):,} questions, {len(distinct):,} of them distinct")
     if asked:
         evolved = show(out.with_name("evolved-" + out.name))

@@ -92,21 +92,8 @@ def collect(sources, min_chars):
     return rows
 
 
-def main(cfg):
-    """Collect, split, write."""
-    check_ranges(cfg, min_chars=(1, 10**9))
-    out = Path(cfg.out)
-    settings = {"min_chars": cfg.min_chars, "order": "shuffled",
-                "python": platform.python_version()}
-    if already_made(out, SPLITS, settings, cfg.fresh):
-        print(f"already made: {show(out)} (--fresh makes it again)")
-        print(f"next: python tokenizer/train.py {show(out / 'train.jsonl')} --out out/prose.model")
-        return
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    rows = collect([*topics(), *docstrings(stdlib)], cfg.min_chars)
-    if not all(rows.values()):
-        fail("too little prose", f"{sum(map(len, rows.values()))} texts under {stdlib}",
-             fix="use a Python with its standard library as .py files, or a lower --min-chars")
+def write(out, rows, settings):
+    """The splits and about.json, and a line about each."""
     pairs = ((split, row) for split in SPLITS for row in rows[split])
     texts = {split: len(rows[split]) for split in SPLITS}
     characters = {split: sum(len(row["text"]) for row in rows[split]) for split in SPLITS}
@@ -115,6 +102,21 @@ def main(cfg):
         print(f"{split:<6} {texts[split]:>6,} texts | {characters[split]:>10,} characters | "
               f"sha256 {hashes[split][:12]} | {show(out / f'{split}.jsonl')}")
     print(f"Python {settings['python']}; whole hashes in {show(out / 'about.json')}")
+
+
+def main(cfg):
+    """Collect, split, write."""
+    check_ranges(cfg, min_chars=(1, 10**9))
+    out = Path(cfg.out)
+    settings = {"min_chars": cfg.min_chars, "order": "shuffled",
+                "python": platform.python_version()}
+    if not already_made(out, SPLITS, settings, cfg.fresh):
+        stdlib = Path(sysconfig.get_paths()["stdlib"])
+        rows = collect([*topics(), *docstrings(stdlib)], cfg.min_chars)
+        if not all(rows.values()):
+            fail("too little prose", f"{sum(map(len, rows.values()))} texts under {stdlib}",
+                 fix="use a Python with its standard library as .py files, or a lower --min-chars")
+        write(out, rows, settings)
     print(f"next: python tokenizer/train.py {show(out / 'train.jsonl')} --out out/prose.model")
 
 

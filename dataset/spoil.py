@@ -15,7 +15,6 @@ student knows a good deal already and its steps are paragraphs; here it starts f
 and a step is one line, such as "3+19=22". A chain of one step has no other order and stays as it
 is.
 """
-import json
 import random
 import sys
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 from cli import OUT, fail, show
-from dataset.formats import BadRow, Turn, parse_response_text, read_documents, turn_row
+from dataset.formats import (BadRow, Turn, json_lines, parse_response_text, read_documents,
+                             turn_row)
 from dataset.verify import parse_number
 
 
@@ -115,10 +115,8 @@ def main(cfg):
     if count == 0:
         fail(f"{show(path)}: no row can be spoiled", "no thoughts of several steps that end with "
              "the answer", "rows of dataset/generate.py")
-    with cli.atomic_write(out, "w") as file:
-        for turns in rows:
-            file.write(json.dumps(dict(conversations=[turn_row(t) for t in turns]),
-                                  ensure_ascii=False) + "\n")
+    cli.write_file(out, json_lines(dict(conversations=[turn_row(t) for t in turns])
+                                   for turns in rows))
     print(f"{show(out)}: {count:,} of {len(rows):,} rows {cfg.how}\n"
           f"next: python train_distill_reason.py --name student-{out.stem} --data {show(out)} "
           "--val ...")

@@ -36,6 +36,7 @@ from dataset.story_texts import NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
 OPS = ("add", "sub", "mul", "div")
 SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 SHARES = {"train": 76, "val": 4, "test": 4, "distill": 16}  # of 100 hash buckets: never change
+LONGEST_TRAINED = 4  # operations; longer chains occur in no training data
 PATIENCE = 20_000  # draws without a new story until a split is called impossible
 
 
@@ -190,9 +191,6 @@ def split_of(row):
             return split
 
 
-LONGEST_TRAINED = 4  # operations; longer chains occur in no training data
-
-
 # --- four files -----------------------------------------------------------------------------------
 
 def generate(cfg, low, high):
@@ -218,7 +216,7 @@ def generate(cfg, low, high):
 
 
 def already_made(out, names, settings, fresh):
-    """True where the same settings made each NAME.jsonl; UserError where other settings did."""
+    """True, and said, where these settings made each NAME.jsonl; UserError where others did."""
     check(not out.exists() or out.is_dir(), "--out", show(out), "a folder, or a new name")
     found = [path for name in names if (path := out / f"{name}.jsonl").exists()]
     if fresh or not found:
@@ -235,7 +233,10 @@ def already_made(out, names, settings, fresh):
     for path in found:
         if sha256_file(path) != hashes.get(path.stem):
             fail(f"{show(path)} was changed since", fix=fix)
-    return len(found) == len(names)
+    if len(found) == len(names):
+        print(f"already made: {show(out)} (--fresh makes it again)")
+        return True
+    return False
 
 
 def write_set(out, names, rows, settings, **more):
@@ -255,7 +256,7 @@ def write_set(out, names, rows, settings, **more):
     return hashes
 
 
-def counted(rows, skeletons, characters):
+def noted(rows, skeletons, characters):
     """The same (split, row) pairs; their skeletons and characters a question are noted."""
     for split, row in rows:
         skeletons.add(row["skeleton"])
@@ -271,18 +272,15 @@ def main(cfg):
           "lowest-highest, such as 1-4; up to 1-6, where 5 and 6 reach the test split alone")
     out = Path(cfg.out)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("out", "fresh")}
-    if already_made(out, SHARES, settings, cfg.fresh):
-        print(f"already made: {show(out)} (--fresh makes it again)")
-        print("next: python tokenizer/train.py")
-        return
-    skeletons, characters = set(), Counter()
-    rows = generate(cfg, int(match[1]), int(match[2] or match[1]))
-    hashes = write_set(out, SHARES, counted(rows, skeletons, characters), settings)
-    for split in SHARES:
-        count = getattr(cfg, split)
-        print(f"{split:<8} {count:>9,} stories | {characters[split] / count:5.1f} characters a "
-              f"question | sha256 {hashes[split][:12]} | {show(out / f'{split}.jsonl')}")
-    print(f"{sum(settings[s] for s in SHARES):,} distinct texts, {len(skeletons):,} skeletons")
+    if not already_made(out, SHARES, settings, cfg.fresh):
+        skeletons, characters = set(), Counter()
+        rows = generate(cfg, int(match[1]), int(match[2] or match[1]))
+        hashes = write_set(out, SHARES, noted(rows, skeletons, characters), settings)
+        for split in SHARES:
+            count = getattr(cfg, split)
+            print(f"{split:<8} {count:>9,} stories | {characters[split] / count:5.1f} characters a "
+                  f"question | sha256 {hashes[split][:12]} | {show(out / f'{split}.jsonl')}")
+        print(f"{sum(settings[s] for s in SHARES):,} distinct texts, {len(skeletons):,} skeletons")
     print("next: python tokenizer/train.py")
 
 

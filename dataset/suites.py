@@ -25,8 +25,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli import OUT, check, fail, need_file, run, sha256_file, show  # noqa: E402
 from dataset import stories  # noqa: E402
-from dataset.stories import (draw_templates, join, kind_of, person_and_thing,  # noqa: E402
-                             pool, tell)
+from dataset.stories import (already_made, draw_templates, join, kind_of,  # noqa: E402
+                             person_and_thing, pool, tell, write_set)
 from dataset.story_texts import DISTRACTORS, NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
 
 PATIENCE = 20_000  # draws until a problem is left out
@@ -271,16 +271,13 @@ def main(cfg):
     """Make the suites, or say that they are there."""
     clean, out = read_clean(cfg.data, cfg.problems), Path(cfg.out)
     settings = dict(problems=cfg.problems, seed=cfg.seed, data_sha256=sha256_file(cfg.data))
-    if stories.already_made(out, SUITES, settings, cfg.fresh):
-        print(f"already made: {show(out)} (--fresh makes it again)")
-        print("next: python eval.py --suites out/data/suites")
-        return
-    made = make_suites(clean, cfg.seed)
-    pairs = ((suite, row) for suite, rows in made.items() for row in rows)
-    hashes = stories.write_set(out, SUITES, pairs, settings)
-    for suite, rows in made.items():
-        print(f"{suite:<14} {len(rows):>5} rows | sha256 {hashes[suite][:12]} | "
-              f"{show(out / f'{suite}.jsonl')}")
+    if not already_made(out, SUITES, settings, cfg.fresh):
+        made = make_suites(clean, cfg.seed)
+        pairs = ((suite, row) for suite, rows in made.items() for row in rows)
+        hashes = write_set(out, SUITES, pairs, settings)
+        for suite, rows in made.items():
+            print(f"{suite:<14} {len(rows):>5} rows | sha256 {hashes[suite][:12]} | "
+                  f"{show(out / f'{suite}.jsonl')}")
     print("next: python eval.py --suites out/data/suites")
 
 
