@@ -374,8 +374,7 @@ def plain_reply(turn):
 def prompt_ids(tokenizer, turns, target="cot"):
     """What generation starts from: every turn before the last assistant turn, then <assistant>."""
     before = turns[:-1] if turns[-1].role == "assistant" else turns
-    ids, _ = encode_document(tokenizer, before, target) if before else ([], [])
-    return ids + [tokenizer.assistant]
+    return encode_document(tokenizer, before, target)[0] + [tokenizer.assistant]
 
 
 def opening(tokenizer, target):

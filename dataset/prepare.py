@@ -121,7 +121,7 @@ class Packed:
 
     def place(self, ids, mask):
         """Give one document the fullest window that still holds it, or a new one."""
-        place = bisect_left(self.open, (len(ids), 0))  # the fullest window that still holds it
+        place = bisect_left(self.open, (len(ids), 0))
         if place < len(self.open):
             room, number = self.open.pop(place)
         else:

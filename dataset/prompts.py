@@ -211,7 +211,7 @@ def write(files, fresh):
     """{path: rows} -> files, those without rows not there; UserError, before any is written, where
     one is there and was made otherwise."""
     for path, rows in files.items():
-        files[path] = data = json_lines(rows).encode(errors="replace")  # an id: any JSON
+        files[path] = data = json_lines(rows).encode(errors="replace")  # an id of half a letter
         if path.exists() and path.read_bytes() != data and not fresh:
             fail(f"{show(path)} is there, made otherwise", fix="choose another --out, or --fresh")
     for path, data in files.items():
