@@ -269,8 +269,10 @@ def remove_leftovers(path):
             try:
                 os.kill(int(writer), 0)  # signal 0: is it alive?
             except ProcessLookupError:
-                shutil.rmtree(old, ignore_errors=True) if old.is_dir() \
-                    else old.unlink(missing_ok=True)
+                if old.is_dir():
+                    shutil.rmtree(old, ignore_errors=True)
+                else:
+                    old.unlink(missing_ok=True)
             except PermissionError:
                 pass
 
