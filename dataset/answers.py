@@ -20,8 +20,8 @@ from datetime import datetime, timezone
 import cli
 from cli import fail, show
 from dataset.endpoint import hide
-from dataset.formats import (TAGS, BadRow, Turn, parse_response, parse_response_text, parse_row,
-                             turn_row)
+from dataset.formats import (TAGS, BadRow, Turn, json_lines, parse_response, parse_response_text,
+                             parse_row, turn_row)
 from dataset.verify import answer_in, verdict
 
 PARAMETERS = ("temperature", "top_p", "max_new_tokens", "system")
@@ -83,8 +83,7 @@ def open_answers(path, header, jobs, fresh, more):
     more: may answers to other jobs stand in it? Then they stay, and do not count.
     """
     if fresh or not path.exists():
-        with cli.atomic_write(path, "w") as file:
-            file.write(json.dumps(header, ensure_ascii=False) + "\n")
+        cli.write_file(path, json_lines([header]))
         return set()
     done = set()
     with open(path, "rb") as file:
@@ -119,7 +118,7 @@ def hidden(value, key):
 
 def append_rows(file, rows, key=""):
     """Append answers as lines, on the disk before it returns; the key is in none of them."""
-    file.write("".join(json.dumps(hidden(row, key), ensure_ascii=False) + "\n" for row in rows))
+    file.write(json_lines(hidden(row, key) for row in rows))
     file.flush()
     os.fsync(file.fileno())
 
@@ -159,7 +158,5 @@ def keep(path, out):
     if not rows:
         return counts, 0
     rows.sort(key=lambda row: (row["question"], row["sample"]))
-    with cli.atomic_write(out, "w") as file:
-        for row in rows:
-            file.write(json.dumps({k: row[k] for k in KEPT_KEYS}, ensure_ascii=False) + "\n")
+    cli.write_file(out, json_lines({k: row[k] for k in KEPT_KEYS} for row in rows))
     return counts, len({row["question"] for row in rows})

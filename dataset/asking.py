@@ -39,8 +39,7 @@ TICK = 0.1        # seconds after which a pause, a signal or the clock is looked
 def open_books(path, fresh, new):
     """Sums of OUT.requests.jsonl so far: .requests and .tokens. `note` needs .file, too."""
     if fresh or new and not path.exists():
-        with cli.atomic_write(path, "w") as file:
-            file.write('{"requests": 0, "tokens": 0}\n')
+        cli.write_file(path, '{"requests": 0, "tokens": 0}\n')
     cli.need_file(path, "it counts what was sent before: put it back, or --fresh")
     books = SimpleNamespace(requests=0, tokens=0, file=None)
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):

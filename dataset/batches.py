@@ -12,6 +12,7 @@ import torch
 
 import cli
 from dataset import mixture, prepare
+from dataset.formats import is_text
 from tokenizer import check_fingerprint
 
 
@@ -32,7 +33,7 @@ def open_data(path, tokenizer, window, target="cot", loss_on="response", documen
             mixture.write_mixture(path, mixed, tokenizer, long_frac, documents, skip_bad_lines)
         path, documents = mixed, 0
     if path.is_file():
-        settings = (cli.sha256_file(path), path.suffix.lower() == ".txt", tokenizer.fingerprint,
+        settings = (cli.sha256_file(path), is_text(path), tokenizer.fingerprint,
                     window, target, loss_on, documents, skip_bad_lines)
         key = hash_of(settings)
         folder = cli.OUT / "data" / "windows" / f"{path.stem}-{key}"

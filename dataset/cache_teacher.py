@@ -25,9 +25,7 @@ one is not in them. Everything is keyed by window, in the order of the prepared 
 second epoch and accumulation find the same row. A checksum of each window's tokens is compared when
 it is read. A stop loses nothing: the same command goes on.
 """
-import dataclasses
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -66,7 +64,6 @@ class Config:
     seed: int = 0                  # of sampled
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # of the teacher's forward pass
     fresh: bool = False            # replace what is there
-
 
 
 @torch.no_grad()
@@ -126,8 +123,7 @@ def write(cfg, teacher, data, about, folder, env):
 
 def note(progress, about, windows):
     """How far an unfinished cache is."""
-    with cli.atomic_write(progress, "w") as file:
-        json.dump(dict(about=about, windows=windows), file)
+    cli.write_file(progress, json.dumps(dict(about=about, windows=windows)))
 
 
 def start(progress, about, fresh):
@@ -172,20 +168,11 @@ def describe(cfg, teacher, tokenizer, data, env):
         **{name: getattr(cfg, name) for name in SAME})
 
 
-def check_flags(cfg):
-    """UserError for a value that cannot be."""
-    check(1 <= cfg.k <= 2**20, "--k", cfg.k, "1 to 1,048,576")
-    check(cfg.out.strip("./"), "--out", cfg.out, "the name of a folder")
-    check(0.01 <= cfg.temperature <= 1000, "--temperature", cfg.temperature, "0.01 to 1,000")
-    check(0 < cfg.window < 2**16, "--window", cfg.window, "1 to 65,535")
-    check(0 < cfg.batch <= 2**16, "--batch", cfg.batch, "1 to 65,536")
-    check(cfg.documents >= 0, "--documents", cfg.documents, "a whole number, 0 for all")
-    check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
-
-
 def main(cfg):
     """Make the cache, go on with it, or say that it is there."""
-    check_flags(cfg)
+    cli.check_ranges(cfg, k=(1, 2**20), temperature=(0.01, 1000), window=(1, 2**16 - 1),
+                     batch=(1, 2**16), documents=(0, 10**12), seed=(0, 2**32 - 1))
+    check(cfg.out.strip("./"), "--out", cfg.out, "the name of a folder")
     env, folder = common.device_and_dtype(cfg), Path(cfg.out).absolute()
     check(not folder.exists() or folder.is_dir(), "--out", show(folder), "a folder, or a new name")
     teacher, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device,
@@ -219,25 +206,22 @@ def finish(cfg, teacher, tokenizer, data, about, folder, env):
     """Write all files; about.json, with their checksums, last: without it, not finished."""
     write(cfg, teacher, data, about, folder, env)
     tokenizer.save(folder / "tokenizer.model")
-    with cli.atomic_write(folder / "windows.bin") as file:
-        file.write(checksums(data["ids"]).tobytes())
+    cli.write_file(folder / "windows.bin", checksums(data["ids"]).tobytes())
     if cfg.kind == "hidden":
-        with cli.atomic_write(folder / "head.bin") as file:
-            file.write(teacher.lm_head.weight.float().cpu().numpy().tobytes())
+        head = teacher.lm_head.weight.float().cpu().numpy()
+        cli.write_file(folder / "head.bin", head.tobytes())
     hashes = {name: cli.sha256_file(folder / name) for name in files_of(about)}
-    with cli.atomic_write(folder / "about.json", "w") as file:
-        json.dump(dict(about, sha256=hashes), file, indent=1)
+    cli.write_file(folder / "about.json", json.dumps(dict(about, sha256=hashes), indent=1))
     (folder / "progress.json").unlink()
 
 
 def next_command(cfg):
     """What to type after it: a training with the flags that it must share."""
     words = f"python train_distill_logits.py --name student-cached --cache {show(cfg.out)}"
-    default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
-    if os.path.abspath(cfg.data) != default["data"]:
+    if not cli.is_default(cfg, "data"):
         words += f" --data {show(cfg.data)} --val ..."
     for flag in (*SAME, "temperature"):
-        if str(getattr(cfg, flag)) != default[flag]:
+        if not cli.is_default(cfg, flag):
             words += f" --{flag.replace('_', '-')} {getattr(cfg, flag)}"
     return words
 

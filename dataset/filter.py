@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli  # noqa: E402
 from cli import OUT, atomic_write, check, fail, label, need_file, sha256_file, show  # noqa: E402
 from dataset import card, near, overlap  # noqa: E402
-from dataset.formats import (BadRow, bad_lines_text, count_bad, cut, json_row,  # noqa: E402
-                             line_text, read_lines)
+from dataset.formats import (BadRow, bad_line, bad_lines_text, cut, is_text,  # noqa: E402
+                             json_row, line_text, read_lines)
 from dataset.rules import final_answer, judge, read_row, said, sides  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
@@ -67,11 +67,6 @@ KEPT = len(REASONS)
 
 
 # --- first pass: each row by itself, and what is remembered of it ---------------------------------
-
-def is_text(path):
-    """Is it a file of plain text?"""
-    return str(path).lower().endswith(".txt")
-
 
 def read_pieces(path):
     """Yield (line number, first byte, end, bytes or None where too long): lines but blank ones; of
@@ -113,10 +108,7 @@ def first_pass(cfg, on, known, tokenizer):
                 continue
             row, reason = judge(keys, line, cfg, on, tokenizer)
         except BadRow as error:
-            where = f"{show(cfg.input)}:{number}"
-            if not cfg.skip_bad_lines:
-                fail(f"{where}: {error}", fix="mend the line, or --skip-bad-lines")
-            count_bad(report, error.reason, 1, [where])
+            bad_line(error, f"{show(cfg.input)}:{number}", cfg.skip_bad_lines, report)
             continue
         found = dict(line=number, start=start, end=end, of=-1, digest=0, gate=0,
                      reason=REASONS.index(reason) if reason else KEPT)
@@ -238,7 +230,7 @@ def next_command(cfg):
         return f"python dataset/filter.py --input {show(cfg.input.removesuffix('.all.jsonl'))}"
     return (f"python train_distill_reason.py --name student-{Path(cfg.out).stem} "
             f"--data {show(cfg.out)} --val "
-            f"{'...' if 'input' in cfg.given else show(OUT / 'data/stories/val.jsonl')}")
+            f"{show(OUT / 'data/stories/val.jsonl') if cli.is_default(cfg, 'input') else '...'}")
 
 
 def write_card(cfg, table, tally, dropped, bad, against, settings):
@@ -253,8 +245,7 @@ def write_card(cfg, table, tally, dropped, bad, against, settings):
     text = card.render(tally, Path(cfg.out).name, facts, dropped, copies,
                        "tokens" if cfg.tokenizer else "characters",
                        {**settings, "output": sha256_file(cfg.out)})
-    with atomic_write(f"{cfg.out}.card.md", "w") as file:
-        file.write(text)
+    cli.write_file(f"{cfg.out}.card.md", text)
 
 
 def main(cfg):
@@ -262,9 +253,7 @@ def main(cfg):
     off = set(filter(None, cfg.off.split(",")))
     on = set(REASONS) - off
     check(off <= set(REASONS), "--off", cfg.off, "some of " + ",".join(REASONS))
-    check(0.3 <= cfg.near <= 1, "--near", cfg.near, "a number from 0.3 to 1")
-    check(cfg.min_length >= 0, "--min-length", cfg.min_length, "a whole number from 0")
-    check(cfg.max_length > 0, "--max-length", cfg.max_length, "a positive whole number")
+    cli.check_ranges(cfg, near=(0.3, 1), min_length=(0, 10**12), max_length=(1, 10**12))
     need_file(cfg.input, "python dataset/generate.py")
     check(is_text(cfg.out) == is_text(cfg.input), "--out", cfg.out, "a .txt for a .txt alone")
     against = evaluation_files(cfg) if "overlap" in on else []

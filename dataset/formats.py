@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import UserError, need_file, show
+from cli import UserError, fail, need_file, show
 from tokenizer import check_unicode
 
 CHUNK = 4 * 2**20     # bytes: the piece of a file that one worker reads, and a .txt document
@@ -64,8 +64,8 @@ def parse_row(row):
     if "question" in row and "answer" in row:
         return checked([Turn("user", string(row, "question")), parse_worked_answer(row)])
     if "instruction" in row and "output" in row:
-        extra = string(row, "input") if row.get("input") else ""
-        prompt = string(row, "instruction") + ("\n\n" + extra if extra else "")
+        extra = optional(row, "input")
+        prompt = string(row, "instruction") + (f"\n\n{extra}" if extra else "")
         return checked([Turn("user", prompt), parse_response_text(string(row, "output"))])
     if "text" in row:
         if not string(row, "text"):
@@ -80,8 +80,7 @@ def parse_worked_answer(row):
     if mark and "\n" not in answer.strip():  # else a heading of Markdown: "#### Step 1"
         thought = re.sub(r"<<[^<>]*=[^<>]*>>", "", thought)  # for a calculator: <<48/2=24>>
         return Turn("assistant", "", thought.strip() or None, answer.strip())
-    thought = string(row, "reasoning_content") if row.get("reasoning_content") else None
-    turn = parse_response_text(row["answer"], thought)
+    turn = parse_response_text(row["answer"], optional(row, "reasoning_content"))
     return turn if turn.answer is not None else Turn("assistant", "", None, row["answer"].strip())
 
 
@@ -99,8 +98,7 @@ def parse_conversation(rows):
             raise BadRow("unknown role", got, "role: " + ", ".join(ROLES))
         content = string(row, "content")
         if role == "assistant":
-            thought = string(row, "reasoning_content") if row.get("reasoning_content") else None
-            turns.append(parse_response_text(content, thought))
+            turns.append(parse_response_text(content, optional(row, "reasoning_content")))
         else:
             turns.append(Turn(role, content))
     return checked(turns)
@@ -125,12 +123,10 @@ def parse_response_text(content, thought=None):
 
 def turn_row(turn):
     """A Turn as a row of "conversations" that reads back as the same Turn."""
-    row = dict(role=turn.role, content=turn.content if turn.answer is None else turn.answer)
     if turn.think is not None:
-        row = dict(role=turn.role, reasoning_content=turn.think, content=turn.answer)
-    elif turn.answer is not None:
-        row["content"] = f"<answer>{turn.answer}</answer>"
-    return row
+        return dict(role=turn.role, reasoning_content=turn.think, content=turn.answer)
+    said = turn.content if turn.answer is None else f"<answer>{turn.answer}</answer>"
+    return dict(role=turn.role, content=said)
 
 
 def checked(turns):
@@ -173,6 +169,11 @@ def string(row, key):
     return value
 
 
+def optional(row, key):
+    """row[key] as a valid text, or None where there is none, or an empty one."""
+    return string(row, key) if row.get(key) else None
+
+
 def short(value):
     """The beginning of a value, for an error."""
     text = json.dumps(value)
@@ -181,14 +182,18 @@ def short(value):
 
 # --- files ----------------------------------------------------------------------------------------
 
-def cut(path, sha=None):
-    """Yield chunks of whole lines (first byte, end, number of the first line); hash into sha."""
-    sha, start, line = sha or hashlib.sha256(), 0, 1
+def is_text(path):
+    """Is it a file of plain text?"""
+    return Path(path).suffix.lower() == ".txt"
+
+
+def cut(path):
+    """Yield chunks of whole lines: (first byte, end, number of the first line)."""
+    start, line = 0, 1
     with open(path, "rb") as file:
         while block := file.read(CHUNK):
             size, lines = 0, 0
             while block:
-                sha.update(block)
                 size, lines = size + len(block), lines + block.count(b"\n")
                 block = b"" if block.endswith(b"\n") else file.readline(CHUNK)
             yield start, start + size, line
@@ -222,7 +227,7 @@ def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, f
     counted in `report`: {reason: {"count": n, "first": ["FILE:LINE", ...]}}.
     """
     need_file(path, "write some documents into it")
-    text_file = Path(path).suffix.lower() == ".txt"
+    text_file = is_text(path)
     if text_file and end is None:  # whole file: chunk by chunk, as prepare.py does
         for chunk in cut(path):
             yield from read_documents(path, skip_bad_lines, report, *chunk)
@@ -238,11 +243,7 @@ def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, f
             elif text.strip():
                 yield number, parse(json_row(text))
         except BadRow as error:
-            where = f"{show(path)}:{number}"
-            if not skip_bad_lines:
-                fix = "fix: mend the line, or --skip-bad-lines"
-                raise UserError(f"{where}: {error}; {fix}") from None
-            count_bad(report, error.reason, 1, [where])
+            bad_line(error, f"{show(path)}:{number}", skip_bad_lines, report)
     if "".join(parts).strip():
         yield first_line, "".join(parts)
 
@@ -270,6 +271,13 @@ def json_row(text):
                      "one JSON object a line (a file of plain text must end in .txt)") from None
 
 
+def bad_line(error, where, skip_bad_lines, report):
+    """Count a BadRow at FILE:LINE in a report, or make it the UserError that names the line."""
+    if not skip_bad_lines:
+        fail(f"{where}: {error}", fix="mend the line, or --skip-bad-lines")
+    count_bad(report, error.reason, 1, [where])
+
+
 def count_bad(report, reason, count, where):
     """Add to a report of bad lines, keeping the first three places of each reason."""
     if report is not None:
@@ -282,6 +290,16 @@ def bad_lines_text(report):
     """A report as one line: `3 bad lines: broken JSON (a.jsonl:7, ...)`; "" where there is none."""
     return " | ".join(f"{entry['count']:,} bad lines: {reason} ({', '.join(entry['first'])})"
                       for reason, entry in report.items())
+
+
+def counted(counter, between=" | "):
+    """A Counter as a line, the most frequent first: `ok 12 | format 3`."""
+    return between.join(f"{name} {n:,}" for name, n in counter.most_common())
+
+
+def json_lines(rows):
+    """Rows as the text of a .jsonl file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def texts(document):
@@ -356,8 +374,7 @@ def plain_reply(turn):
 def prompt_ids(tokenizer, turns, target="cot"):
     """What generation starts from: every turn before the last assistant turn, then <assistant>."""
     before = turns[:-1] if turns[-1].role == "assistant" else turns
-    ids, _ = encode_document(tokenizer, before, target) if before else ([], [])
-    return ids + [tokenizer.assistant]
+    return encode_document(tokenizer, before, target)[0] + [tokenizer.assistant]
 
 
 def opening(tokenizer, target):
@@ -387,18 +404,14 @@ def span(tokenizer, ids, first, last):
     return tokenizer.decode(ids[:ids.index(last)]) if last in ids else None
 
 
+# T think, t its end, A answer, a its end, x a token of text
+FORMS = dict(cot="Tx*tAx*a", answer="Ax*a", full="x+")
+
+
 def well_formed(tokenizer, ids, target="cot"):
     """Exactly <think>...</think><answer>...</answer><end>; target "answer": without the thought;
-    "full": text without a tag."""
-    t, ids = tokenizer, [int(i) for i in ids]
-    if t.end not in ids:
-        return False
-    body = ids[:ids.index(t.end)]
-    places = [i for i, token in enumerate(body) if token in t.control_ids]
-    marks = [body[i] for i in places]
-    if target == "answer":
-        return marks == [t.answer, t.end_answer] and places == [0, len(body) - 1]
-    if target == "full":
-        return bool(body) and not marks
-    return (marks == [t.think, t.end_think, t.answer, t.end_answer] and places[0] == 0
-            and places[2] == places[1] + 1 and places[3] == len(body) - 1)
+    "full": text without a tag. What follows the first <end> is ignored."""
+    t = tokenizer
+    letters = {t.think: "T", t.end_think: "t", t.answer: "A", t.end_answer: "a", t.end: "."}
+    said = "".join(letters.get(i, "-" if i in t.control_ids else "x") for i in map(int, ids))
+    return re.match(FORMS[target] + "[.]", said) is not None

@@ -17,10 +17,7 @@ An endpoint's requests are counted in OUT.requests.jsonl.
 Status 0: all answers are there; 1: some are missing (the same command asks for them again); 2: a
 mistake; 130: stopped. Last line: next: python train_distill_reason.py ...
 """
-import dataclasses
 import functools
-import json
-import os
 import sys
 import time
 from collections import Counter
@@ -36,7 +33,7 @@ import cli
 import common
 from cli import OUT, check, fail, show
 from dataset import answers, asking, endpoint
-from dataset.formats import Turn, prompt_ids
+from dataset.formats import Turn, counted, prompt_ids
 from dataset.questions import asked, read_prompts
 from decoding import generate
 from tokenizer import check_unicode
@@ -70,9 +67,10 @@ class Config:
 MANNERS = ("concurrency", "timeout", "retries", "max_requests", "max_total_tokens")
 GROWING = ("questions", "samples")  # of an endpoint, too: what was paid for stays
 ONLY_ENDPOINT = ("model", "limit_name", *MANNERS)  # MANNERS may change when a run goes on
-LEAST = dict(samples=1, batch=1, max_new_tokens=1, questions=0, concurrency=1, retries=0,
-             max_requests=0, max_total_tokens=0)
-MOST = dict(concurrency=256, retries=100)
+MANY = 10**12
+RANGES = dict(samples=(1, MANY), batch=(1, MANY), max_new_tokens=(1, MANY), questions=(0, MANY),
+              concurrency=(1, 256), retries=(0, 100), timeout=(0.001, 86_400), top_p=(0, 1),
+              max_requests=(0, MANY), max_total_tokens=(0, MANY))
 
 
 def show_progress(tally, rows, total):
@@ -84,16 +82,11 @@ def show_progress(tally, rows, total):
         return
     tally.shown, rate = now, n / max(now - tally.began, 1e-9)
     left = (total - n) / rate if n else 0
-    words = [f"{n:>6,}/{total:,} answers", f"{rate:.1f}/s", counted(tally.counts) or "none yet",
-             f"{tally.tokens:,} tokens"]
-    words += [f"faults: {counted(tally.faults)}"] if tally.faults else []
+    words = [f"{n:>6,}/{total:,} answers", f"{rate:.1f}/s",
+             counted(tally.counts, ", ") or "none yet", f"{tally.tokens:,} tokens"]
+    words += [f"faults: {counted(tally.faults, ', ')}"] if tally.faults else []
     words += [f"told to wait {tally.held_until - now:.0f} s"] if tally.held_until > now else []
     print(" | ".join([*words, f"eta {int(left // 60)}m{int(left % 60):02d}s"]))
-
-
-def counted(counter, between=", "):
-    """A Counter in words, the most frequent first."""
-    return between.join(f"{name} {n:,}" for name, n in counter.most_common())
 
 
 # --- the two teachers: (prompts, fingerprint, a function that yields lists of missing rows) -------
@@ -162,27 +155,18 @@ def endpoint_rows(cfg, server, prompts, jobs, done, tally):
 
 def next_command(cfg):
     """What to type after it; rows elsewhere than the default need to be named."""
-    default = {field.name: str(field.default) for field in dataclasses.fields(cfg)}
     words = "python train_distill_reason.py"
-    if os.path.abspath(cfg.out) != default["out"]:
-        val = " --val ..." if os.path.abspath(cfg.input) != default["input"] else \
-            f" --val {show(OUT / 'data/stories/val.jsonl')}"
-        words += f" --name student-{Path(cfg.out).stem} --data {show(cfg.out)}{val}"
+    if not cli.is_default(cfg, "out"):
+        val = show(OUT / "data/stories/val.jsonl") if cli.is_default(cfg, "input") else "..."
+        words += f" --name student-{Path(cfg.out).stem} --data {show(cfg.out)} --val {val}"
     return words
 
 
 def check_flags(cfg):
     """UserError for a wrong value, and for a flag that this teacher does not heed."""
-    for flag, least in LEAST.items():
-        value, most = getattr(cfg, flag), MOST.get(flag, 2**40)
-        check(least <= value <= most, "--" + flag.replace("_", "-"), value,
-              f"a whole number from {least} to {most:,}")
-    check(0 < cfg.timeout <= 86_400, "--timeout", cfg.timeout, "seconds, above 0, at most a day")
-    check((-1 if cfg.base_url else 0) <= cfg.seed < 2**32, "--seed", cfg.seed,
-          "a whole number from 0, below 2^32" + " (-1: none)" * bool(cfg.base_url))
+    cli.check_ranges(cfg, **RANGES, seed=(-1 if cfg.base_url else 0, 2**32 - 1))
     check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
           "0 (greedy), or 0.01 to 100")
-    check(0 <= cfg.top_p <= 1, "--top-p", cfg.top_p, "a number from 0 to 1")
     check_unicode(cfg.system + cfg.model + cfg.input + cfg.out)
     check(not cfg.base_url or cfg.model, "--model", cfg.model, "the teacher's name at --base-url")
     for flag in ("teacher", "batch") if cfg.base_url else ONLY_ENDPOINT:
@@ -218,8 +202,9 @@ def ask(cfg, path, prompts, fingerprint, missing_rows):
     if missing and tally.stop:
         raise KeyboardInterrupt  # cli.run says how to go on
     why = tally.why or f"given up after {1 + cfg.retries} requests each"
-    return f"{missing:,} answers are missing: {why}; faults: {counted(tally.faults) or 'none'}; " \
-        "the same command asks for them again" if missing else ""
+    return (f"{missing:,} answers are missing: {why}; faults: "
+            f"{counted(tally.faults, ', ') or 'none'}; the same command asks for them again"
+            if missing else "")
 
 
 def main(cfg):
@@ -242,7 +227,7 @@ def main(cfg):
         fail("no answer of the teacher holds", dict(counts), "some right ones",
              "a higher --max-new-tokens" if counts["truncated"] > sum(counts.values()) / 2
              else "a better teacher")
-    print(counted(counts, " | ") or "no answer")
+    print(counted(counts) or "no answer")
     if counts["truncated"] > sum(counts.values()) / 10:
         print("one in ten or more reached the limit: a higher --max-new-tokens, with --fresh")
     print(f"{show(cfg.out)}: {sum(counts[k] for k in answers.KEPT):,} traces of {answered:,} of "

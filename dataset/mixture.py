@@ -14,14 +14,14 @@ import statistics
 import numpy as np
 
 from cli import atomic_write, fail, show
-from dataset.formats import bad_lines_text, cut, read_documents, read_lines
+from dataset.formats import bad_lines_text, read_documents, read_lines
 from dataset.prepare import take_rows
 
 
 def thought_lengths(path, tokenizer, documents, skip_bad_lines):
     """{line number: tokens in its thoughts} of the first `documents` rows of a file (0: all)."""
     found, report = {}, {}
-    for chunk in take_rows(path, list(cut(path)), documents):
+    for chunk in take_rows(path, documents):
         for number, document in read_documents(path, skip_bad_lines, report, *chunk):
             turns = [] if isinstance(document, str) else document
             found[number] = sum(len(tokenizer.encode(t.think)) for t in turns if t.think)

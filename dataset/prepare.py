@@ -19,7 +19,6 @@ folder is whole or not there: it is written beside and renamed at the end.
 """
 import contextlib
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -40,9 +39,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cli import OUT, atomic_write, check, fail, label, need_file, run, show
+from cli import (OUT, check_ranges, fail, label, need_file, refuse_others, remove_leftovers, run,
+                 sha256_file, show, write_file)
 from dataset.formats import (TARGETS, bad_lines_text, count_bad, cut, encode_document, forms,
-                             read_documents, read_lines)
+                             is_text, read_documents, read_lines)
 from tokenizer import Tokenizer
 
 VERSION = 2
@@ -121,7 +121,7 @@ class Packed:
 
     def place(self, ids, mask):
         """Give one document the fullest window that still holds it, or a new one."""
-        place = bisect_left(self.open, (len(ids), 0))  # the fullest window that still holds it
+        place = bisect_left(self.open, (len(ids), 0))
         if place < len(self.open):
             room, number = self.open.pop(place)
         else:
@@ -210,11 +210,12 @@ def results(tokenizer, chunks, workers, path, *settings):
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def take_rows(path, chunks, limit):
-    """The chunks, ended after the first `limit` rows (lines that are not blank) of the file."""
+def take_rows(path, limit):
+    """The chunks of a file, ended after its first `limit` rows (lines that are not blank)."""
+    chunks = list(cut(path))
     if not limit:
         return chunks
-    if Path(path).suffix.lower() == ".txt":
+    if is_text(path):
         fail("a .txt file is one document", f"--documents {limit}", fix="leave --documents out")
     taken, rows = [], 0
     for start, end, first_line in chunks:
@@ -233,10 +234,7 @@ def prepare(input, out, tokenizer, window, target="cot", loss_on="response", doc
     """Make the folder `out` of windows, or find it made with these settings; returns its meta."""
     path = need_file(input, "python dataset/stories.py, or name a file of yours").absolute()
     out = Path(out)
-    sha = hashlib.sha256()
-    chunks = list(cut(path, sha))
-    settings = {"version": VERSION, "source_sha256": sha.hexdigest(),
-                "text": path.suffix.lower() == ".txt",
+    settings = {"version": VERSION, "source_sha256": sha256_file(path), "text": is_text(path),
                 "fingerprint": tokenizer.fingerprint, "window": window, "target": target,
                 "loss_on": loss_on, "limit": documents}
     made = find_made(out, settings, fresh)
@@ -244,7 +242,7 @@ def prepare(input, out, tokenizer, window, target="cot", loss_on="response", doc
         print(f"{show(out)}: already made, {summary(made)}")
         return made
     remove_leftovers(out)
-    chunks = take_rows(path, chunks, documents)
+    chunks = take_rows(path, documents)
     folder = out.parent / f".{out.name}.{os.getpid()}.tmp"
     folder.mkdir(parents=True)
     try:
@@ -252,8 +250,7 @@ def prepare(input, out, tokenizer, window, target="cot", loss_on="response", doc
         meta = settings | {"source": label(path), "vocab_size": tokenizer.vocab_size}
         meta |= write_windows(folder, jobs, [end for _, end, _ in chunks], window)
         tokenizer.save(folder / "tokenizer.model")
-        with atomic_write(folder / "meta.json", "w") as file:
-            json.dump(meta, file, indent=1)
+        write_file(folder / "meta.json", json.dumps(meta, indent=1))
         replace_folder(folder, out)
     except OSError as error:
         error.filename = error.filename or str(folder)  # a failed write() does not name its file
@@ -327,11 +324,7 @@ def find_made(out, settings, fresh):
     if fresh:
         return None
     meta = open_windows(out)[3]
-    differing = [f"{key} {meta.get(key)} there, {settings[key]} asked" for key in SETTINGS
-                 if meta.get(key) != settings[key]]
-    if differing:
-        fail(f"{show(out)} was made with other settings", "; ".join(differing),
-             fix="--fresh replaces it, or choose another --out")
+    refuse_others(out, {key: meta[key] for key in settings}, settings)
     return meta
 
 
@@ -351,19 +344,6 @@ def replace_folder(folder, out):
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not attempts_left:
                 raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def remove_leftovers(out):
-    """Remove what killed runs left beside `out`; a run that is alive keeps its folder."""
-    if os.name != "posix":
-        return  # os.kill(pid, 0) would stop that process
-    for path in out.parent.glob(f".{out.name}.*.tmp"):
-        try:
-            os.kill(int(path.name.split(".")[-2]), 0)  # signal 0: is that process alive?
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except (PermissionError, ValueError):  # somebody else's
-            pass
 
 
 def open_windows(folder):
@@ -392,9 +372,7 @@ def open_windows(folder):
 
 def main(cfg):
     """Prepare one file."""
-    check(0 < cfg.window < 2**16, "--window", cfg.window, "1 to 65,535")
-    check(cfg.documents >= 0, "--documents", cfg.documents, "a whole number, 0 for all")
-    check(cfg.workers >= 0, "--workers", cfg.workers, "a whole number, 0 for one a core")
+    check_ranges(cfg, window=(1, 2**16 - 1), documents=(0, 10**12), workers=(0, 10**6))
     prepare(cfg.input, cfg.out, Tokenizer.load(cfg.tokenizer), cfg.window, cfg.target, cfg.loss_on,
             cfg.documents, cfg.workers, cfg.skip_bad_lines, cfg.fresh)
     print(f"next: python train_pretrain.py --tokenizer {show(cfg.tokenizer)} "

@@ -38,14 +38,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, atomic_write, check, check_apart, fail, need_file, run, show  # noqa: E402
+from cli import (OUT, check, check_apart, check_ranges, fail, need_file, run, show,  # noqa: E402
+                 write_file)
 from dataset import stories, suites  # noqa: E402
-from dataset.formats import (BadRow, Turn, bad_lines_text, parse_response_text,  # noqa: E402
-                             parse_row, read_documents, string, turn_row,
-                             with_reply)
+from dataset.formats import (BadRow, Turn, bad_lines_text, counted, is_text,  # noqa: E402
+                             json_lines, parse_response_text, read_documents, string, turn_row)
 from dataset.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noqa: E402
 from dataset.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
-from dataset.questions import known_answer  # noqa: E402
+from dataset.questions import question_of  # noqa: E402
 
 LONGEST = 4_000  # characters of a rewritten prompt, or twice its seed
 
@@ -74,21 +74,15 @@ class Seed:
     source: str      # the seed's id, or FILE:LINE
 
 
-def parse_prompt(row):
-    """A row, with an answer or without -> (row, turns); BadRow where nobody may ask that."""
-    try:
-        turns = parse_row(row)
-    except BadRow:
-        turns = parse_row(with_reply(row))[:-1]
-    if isinstance(turns, str):
-        raise BadRow("plain text", expected="a prompt: see dataset/formats.py")
-    if all(turn.role != "user" for turn in turns):
-        raise BadRow("a conversation without a user turn", expected="one that asks")
+def parse_seed(row):
+    """A row, with an answer or without -> (row, turns, known answer); BadRow where nobody may ask
+    that."""
+    turns, answer = question_of(row)
     if "suite" in row or {"skeleton", "numbers"} <= row.keys() and (
             row.get("ops") in (5, 6) or stories.split_of(row) in ("val", "test")):
         raise BadRow("a question that is kept for the evaluation", expected="no row of val.jsonl, "
                      "test.jsonl or a suite: nobody may train on these")
-    return row, turns
+    return row, turns, answer
 
 
 def story_of(row):
@@ -107,19 +101,17 @@ def language(text):
 
 def read_seeds(cfg, report):
     """Yield every seed of --input; UserError for a bad line, or it is counted in `report`."""
-    for number, (row, turns) in read_documents(cfg.input, cfg.skip_bad_lines, report,
-                                               parse=parse_prompt):
+    for number, found in read_documents(cfg.input, cfg.skip_bad_lines, report, parse=parse_seed):
+        row, (*before, asked), answer = found
         name = row.get("id")
         source = str(name) if isinstance(name, (str, int)) else f"{Path(cfg.input).name}:{number}"
         if story := story_of(row):
             yield Seed(row, story, [], True, source)
             continue
-        last = max(i for i, turn in enumerate(turns) if turn.role == "user")
-        answer = known_answer(turns[-1])
         reply = turn_row(Turn("assistant", "", None, answer or ""))
-        story = dict(lang=language(turns[last].content), name=("",))
-        row = dict(conversations=[turn_row(turns[last]), reply], id=source, lang=story["lang"])
-        yield Seed(row, story, list(map(turn_row, turns[:last])), bool(answer), source)
+        story = dict(lang=language(asked.content), name=("",))
+        row = dict(conversations=[turn_row(asked), reply], id=source, lang=story["lang"])
+        yield Seed(row, story, list(map(turn_row, before)), bool(answer), source)
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -164,7 +156,7 @@ def parse_reply(row):
         *told, reply = row["conversations"]
         before, asked, task = told[:-1], told[-1]["content"], EVOLVE[row["operation"]]
         ours = reply["role"] == "assistant" and asked.startswith(task)
-        parse_prompt(dict(conversations=told))
+        question_of(dict(conversations=told))
     except (TypeError, LookupError, AttributeError, ValueError):
         ours = False
     if not ours:
@@ -219,14 +211,12 @@ def write(files, fresh):
     """{path: rows} -> files, those without rows not there; UserError, before any is written, where
     one is there and was made otherwise."""
     for path, rows in files.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        files[path] = data = text.encode(errors="replace")  # an id may hold half a character
+        files[path] = data = json_lines(rows).encode(errors="replace")  # an id of half a letter
         if path.exists() and path.read_bytes() != data and not fresh:
             fail(f"{show(path)} is there, made otherwise", fix="choose another --out, or --fresh")
     for path, data in files.items():
         if data:
-            with atomic_write(path) as file:
-                file.write(data)
+            write_file(path, data)
         else:
             path.unlink(missing_ok=True)
 
@@ -236,7 +226,7 @@ def from_seeds(cfg, report):
     operations = cfg.operations.split(",")
     unknown = [name for name in operations if name not in OPERATIONS]
     check(not unknown, "--operations", cfg.operations, "some of " + ",".join(OPERATIONS))
-    check(0 <= cfg.share <= 1, "--share", cfg.share, "a number from 0 to 1")
+    check_ranges(cfg, share=(0, 1))
     need_file(cfg.input, "python dataset/stories.py")
     rng, said, missed = random.Random(cfg.seed), set(), Counter()
     made = [changed(rng, seed, operations, cfg.share, said, missed)
@@ -251,11 +241,6 @@ def from_replies(cfg, report):
     return list(read_replies(cfg, report, dropped)), [], dropped
 
 
-def listed(counts):
-    """Counts as a line, the most common first."""
-    return " | ".join(f"{name} {n:,}" for name, n in counts.most_common())
-
-
 def main(cfg):
     """Change a share of the seeds, write all of them; or make prompts of the teacher's replies."""
     read = Path(cfg.evolved or cfg.input)
@@ -264,20 +249,20 @@ def main(cfg):
     evolve, report = out.with_name(out.name + ".evolve.jsonl"), {}
     for path in (out, evolve):
         check_apart("--out", path, read)
-    check(read.suffix.lower() != ".txt", "--evolved" if cfg.evolved else "--input", show(read),
+    check(not is_text(read), "--evolved" if cfg.evolved else "--input", show(read),
           "prompts, one JSON object a line: see dataset/formats.py")
     rows, asked, missed = (from_replies if cfg.evolved else from_seeds)(cfg, report)
     if report:
         print(f"left out: {bad_lines_text(report)}")
     if missed:
-        print(f"{'dropped' if cfg.evolved else 'did not apply'}: {listed(missed)}")
+        print(f"{'dropped' if cfg.evolved else 'did not apply'}: {counted(missed)}")
     if not rows:
         fail(f"{show(read)} gives no prompt", fix="another file: see dataset/formats.py")
     write({out: rows, evolve: asked}, cfg.fresh)
     distinct = {json.dumps([t for t in row["conversations"] if t["role"] != "assistant"])
                 for row in rows}
-    print(f"{listed(Counter(row['operation'] for row in rows))}\n"
-          f"label: {listed(Counter(row['label'] for row in rows))}\n"
+    print(f"{counted(Counter(row['operation'] for row in rows))}\n"
+          f"label: {counted(Counter(row['label'] for row in rows))}\n"
           f"{show(out)}: {len(rows):,} questions, {len(distinct):,} of them distinct")
     if asked:
         evolved = show(out.with_name("evolved-" + out.name))

@@ -17,7 +17,6 @@ differs between Python versions: the sha256 printed here belongs into every resu
 import ast
 import hashlib
 import inspect
-import json
 import platform
 import random
 import sys
@@ -26,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, atomic_write, check, fail, run, show  # noqa: E402
-from dataset.stories import already_made  # noqa: E402
+from cli import OUT, check_ranges, fail, run, show  # noqa: E402
+from dataset.stories import already_made, write_set  # noqa: E402
 
 SPLITS = ("train", "val", "test")
 SKIP = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -93,37 +92,31 @@ def collect(sources, min_chars):
     return rows
 
 
+def write(out, rows, settings):
+    """The splits and about.json, and a line about each."""
+    pairs = ((split, row) for split in SPLITS for row in rows[split])
+    texts = {split: len(rows[split]) for split in SPLITS}
+    characters = {split: sum(len(row["text"]) for row in rows[split]) for split in SPLITS}
+    hashes = write_set(out, SPLITS, pairs, settings, texts=texts, characters=characters)
+    for split in SPLITS:
+        print(f"{split:<6} {texts[split]:>6,} texts | {characters[split]:>10,} characters | "
+              f"sha256 {hashes[split][:12]} | {show(out / f'{split}.jsonl')}")
+    print(f"Python {settings['python']}; whole hashes in {show(out / 'about.json')}")
+
+
 def main(cfg):
     """Collect, split, write."""
-    check(cfg.min_chars > 0, "--min-chars", cfg.min_chars, "a positive whole number")
+    check_ranges(cfg, min_chars=(1, 10**9))
     out = Path(cfg.out)
     settings = {"min_chars": cfg.min_chars, "order": "shuffled",
                 "python": platform.python_version()}
-    if already_made(out, [f"{split}.jsonl" for split in SPLITS], settings, cfg.fresh):
-        print(f"already made: {show(out)} (--fresh makes it again)")
-        print(f"next: python tokenizer/train.py {show(out / 'train.jsonl')} --out out/prose.model")
-        return
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    rows = collect([*topics(), *docstrings(stdlib)], cfg.min_chars)
-    if not all(rows.values()):
-        fail("too little prose", f"{sum(map(len, rows.values()))} texts under {stdlib}",
-             fix="use a Python with its standard library as .py files, or a lower --min-chars")
-    about = {"settings": settings, "sha256": {}, "texts": {}, "characters": {}}
-    (out / "about.json").unlink(missing_ok=True)  # written last: without it, not finished
-    for split in SPLITS:
-        data = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows[split])
-        data = data.encode("utf-8", "replace")  # a docstring may spell a lone surrogate
-        with atomic_write(out / f"{split}.jsonl") as file:
-            file.write(data)
-        about["sha256"][split] = hashlib.sha256(data).hexdigest()
-        about["texts"][split] = len(rows[split])
-        about["characters"][split] = sum(len(r["text"]) for r in rows[split])
-        print(f"{split:<6} {about['texts'][split]:>6,} texts | "
-              f"{about['characters'][split]:>10,} characters | "
-              f"sha256 {about['sha256'][split][:12]} | {show(out / f'{split}.jsonl')}")
-    with atomic_write(out / "about.json", "w") as file:
-        file.write(json.dumps(about, indent=2) + "\n")
-    print(f"Python {settings['python']}; whole hashes in {show(out / 'about.json')}")
+    if not already_made(out, SPLITS, settings, cfg.fresh):
+        stdlib = Path(sysconfig.get_paths()["stdlib"])
+        rows = collect([*topics(), *docstrings(stdlib)], cfg.min_chars)
+        if not all(rows.values()):
+            fail("too little prose", f"{sum(map(len, rows.values()))} texts under {stdlib}",
+                 fix="use a Python with its standard library as .py files, or a lower --min-chars")
+        write(out, rows, settings)
     print(f"next: python tokenizer/train.py {show(out / 'train.jsonl')} --out out/prose.model")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Optional
 
 from cli import fail, show
-from dataset.formats import (BadRow, Turn, bad_lines_text, parse_row, read_documents, short,
-                             string, with_reply)
+from dataset.formats import (BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents,
+                             short, string, with_reply)
 from dataset.verify import marked, parse_number
 
 
@@ -27,21 +27,27 @@ class Prompt:
 
 def known_answer(turn):
     """The final answer of a turn, or None: a number that merely stands in an essay is none."""
-    if turn.role != "assistant" or turn.answer is not None:
+    if turn.answer is not None:
         return turn.answer
     found = marked(turn.content)
     return found if found != turn.content or parse_number(found) is not None else None
 
 
-def parse_prompt(row):
-    """A row of any format as a Prompt, its source empty where the row has none; or BadRow."""
+def question_of(row):
+    """A row of any format -> the turns up to a user's last one, and the known answer or None; or
+    BadRow."""
     document = parse_row(with_reply(row))
     if isinstance(document, str):
         raise BadRow("plain text", short(document), "a conversation with a known answer")
     *turns, said = document
-    reference = known_answer(said) if with_reply(row) is row else None
     if not turns or turns[-1].role != "user":
         raise BadRow("no question", turns[-1].role if turns else "nothing", "a user's turn last")
+    return turns, known_answer(said) if with_reply(row) is row else None
+
+
+def parse_prompt(row):
+    """A row of any format as a Prompt, its source empty where the row has none; or BadRow."""
+    turns, reference = question_of(row)
     grown = row if "operation" in row else {}  # by dataset/prompts.py: in other files, a "label"
     about = dict(operation=grown.get("operation", "none"),            # or a "source" is any word
                  source=grown.get("source", row.get("id", "")),
@@ -52,7 +58,7 @@ def parse_prompt(row):
 
 def read_prompts(cfg, fits=lambda prompt: True, limit=""):
     """The prompts of --input that fit; the others, and bad lines, are counted on the screen."""
-    if Path(cfg.input).suffix.lower() == ".txt":
+    if is_text(cfg.input):
         fail(f"{show(cfg.input)}:1: plain text", expected="prompts, one JSON object a line",
              fix="see dataset/formats.py for the formats")
     found, report, too_long = [], {}, 0

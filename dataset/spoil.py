@@ -15,7 +15,6 @@ student knows a good deal already and its steps are paragraphs; here it starts f
 and a step is one line, such as "3+19=22". A chain of one step has no other order and stays as it
 is.
 """
-import json
 import random
 import sys
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
-from cli import OUT, check, fail, show
-from dataset.formats import BadRow, Turn, parse_response_text, read_documents, turn_row
+from cli import OUT, fail, show
+from dataset.formats import (BadRow, Turn, json_lines, parse_response_text, read_documents,
+                             turn_row)
 from dataset.verify import parse_number
 
 
@@ -96,8 +96,7 @@ def unjudged(row):
 
 def main(cfg):
     """Read all rows, change some, write them in their order."""
-    check(0 < cfg.share <= 1, "--share", cfg.share, "above 0, up to 1")
-    check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
+    cli.check_ranges(cfg, share=(0.001, 1), seed=(0, 2**32 - 1))
     cli.check_apart("--out", cfg.out, cfg.input)
     path, out = cli.need_file(cfg.input, "python dataset/generate.py"), Path(cfg.out)
     if out.exists() and not cfg.fresh:
@@ -116,10 +115,8 @@ def main(cfg):
     if count == 0:
         fail(f"{show(path)}: no row can be spoiled", "no thoughts of several steps that end with "
              "the answer", "rows of dataset/generate.py")
-    with cli.atomic_write(out, "w") as file:
-        for turns in rows:
-            file.write(json.dumps(dict(conversations=[turn_row(t) for t in turns]),
-                                  ensure_ascii=False) + "\n")
+    cli.write_file(out, json_lines(dict(conversations=[turn_row(t) for t in turns])
+                                   for turns in rows))
     print(f"{show(out)}: {count:,} of {len(rows):,} rows {cfg.how}\n"
           f"next: python train_distill_reason.py --name student-{out.stem} --data {show(out)} "
           "--val ...")

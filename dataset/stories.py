@@ -14,9 +14,8 @@ Four splits, train / val / test / distill. A story's split is a hash of its skel
 in their order) and its numbers, so no question stands in two splits under other names, whatever
 the seed. distill's rows carry a question and an answer, no worked steps: the teacher writes them.
 
-Never in the default splits, kept for the robustness suites (`make_story` makes them): the
-last quarter of all templates, names and objects, totals above 99, operands above 20, and chains of
-5 or 6 operations.
+Never in the default splits, kept for dataset/suites.py: the last quarter of all templates, names
+and objects, totals above 99, operands above 20, and chains of 5 or 6 operations.
 """
 import contextlib
 import hashlib
@@ -30,13 +29,14 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, atomic_write, check, fail, run, sha256_file, show  # noqa: E402
+from cli import (OUT, atomic_write, check, check_ranges, fail, refuse_others, run,  # noqa: E402
+                 sha256_file, show, write_file)
 from dataset.story_texts import NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
 
 OPS = ("add", "sub", "mul", "div")
 SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 SHARES = {"train": 76, "val": 4, "test": 4, "distill": 16}  # of 100 hash buckets: never change
-RESERVABLE = ("templates", "names", "objects")
+LONGEST_TRAINED = 4  # operations; longer chains occur in no training data
 PATIENCE = 20_000  # draws without a new story until a split is called impossible
 
 
@@ -84,7 +84,10 @@ def running_totals(ops, numbers):
 
 
 def draw_numbers(rng, ops, large=False):
-    """The start and an operand for each operation, or None where this draw found none that fits."""
+    """The start and an operand for each operation, or None where this draw found none that fits.
+
+    large: a start from 100 to 500, totals to 999, add and sub by 21 to 200.
+    """
     numbers = [rng.randint(100, 500) if large else rng.randint(2, 20)]
     for i, op in enumerate(ops):
         choices = operands(op, running_totals(ops[:i], numbers)[-1], large)
@@ -96,13 +99,13 @@ def draw_numbers(rng, ops, large=False):
     return numbers if fits else None
 
 
-def draw_ops(rng, n_ops, large):
+def draw_ops(rng, n_ops):
     """(ops, numbers): operations are drawn first and uniformly, then numbers that fit: drawing both
     together would give few divisions, because most totals cannot be divided."""
     while True:
         ops = [rng.choice(OPS) for _ in range(n_ops)]
         for _ in range(40):
-            numbers = draw_numbers(rng, ops, large)
+            numbers = draw_numbers(rng, ops)
             if numbers:
                 return ops, numbers
 
@@ -135,20 +138,18 @@ def fields(lang, name, thing, op, n):
                 k=f"{n} {singular if n == 1 else plural}", things=plural, word=word)
 
 
-def make_story(rng, lang, n_ops, reserved=(), large=False):
-    """One row, with worked steps. `reserved`: which of RESERVABLE come from the reserved quarter.
+def person_and_thing(rng, lang, reserved=False):
+    """A name and an object, of the reserved quarter or of the rest."""
+    return {field: items[lang][rng.choice(pool(items[lang], reserved))]
+            for field, items in (("name", NAMES), ("thing", OBJECTS))}
 
-    large=True: a start from 100 to 500, totals to 999, add and sub by 21 to 200.
-    Raises UserError for an unknown language, n_ops outside 1 to 6, an unknown name in `reserved`.
-    """
-    check(lang in TEMPLATES, "lang", lang, "en or zh")
-    check(1 <= n_ops <= 6, "n_ops", n_ops, "1 to 6")
-    check(set(reserved) <= set(RESERVABLE), "reserved", reserved, f"some of {RESERVABLE}")
-    ops, numbers = draw_ops(rng, n_ops, large)
-    name = NAMES[lang][rng.choice(pool(NAMES[lang], "names" in reserved))]
-    thing = OBJECTS[lang][rng.choice(pool(OBJECTS[lang], "objects" in reserved))]
-    key = draw_templates(rng, lang, ["opening", *ops, "question"], "templates" in reserved)
-    return tell(lang, key, numbers, name, thing)
+
+def make_story(rng, lang, n_ops):
+    """One row, with worked steps; nothing in it is reserved."""
+    ops, numbers = draw_ops(rng, n_ops)
+    who = person_and_thing(rng, lang)
+    key = draw_templates(rng, lang, ["opening", *ops, "question"])
+    return tell(lang, key, numbers, **who)
 
 
 def tell(lang, key, numbers, name, thing):
@@ -190,9 +191,6 @@ def split_of(row):
             return split
 
 
-LONGEST_TRAINED = 4  # operations; longer chains occur in no training data
-
-
 # --- four files -----------------------------------------------------------------------------------
 
 def generate(cfg, low, high):
@@ -218,67 +216,71 @@ def generate(cfg, low, high):
 
 
 def already_made(out, names, settings, fresh):
-    """True where the same settings made all files; UserError where other settings did."""
+    """True, and said, where these settings made each NAME.jsonl; UserError where others did."""
     check(not out.exists() or out.is_dir(), "--out", show(out), "a folder, or a new name")
-    found = [name for name in names if (out / name).exists()]
+    found = [path for name in names if (path := out / f"{name}.jsonl").exists()]
     if fresh or not found:
         return False
     fix = "--fresh replaces them, --out DIR leaves them"
     if not (out / "about.json").exists():
-        fail(f"{show(out)} holds {', '.join(found)} but no about.json", fix=fix)
+        fail(f"{show(out)} holds {found[0].name} but no about.json", fix=fix)
     try:
         about = json.loads((out / "about.json").read_text(encoding="utf-8"))
-        old, hashes = about["settings"], about["sha256"]
+        old, hashes = dict(about["settings"]), dict(about["sha256"])
     except (ValueError, KeyError, TypeError):
         fail(f"{show(out / 'about.json')} is not of this script", fix=fix)
-    differ = [f"{key} was {old.get(key)}, now {settings.get(key)}"
-              for key in sorted({*old, *settings}) if old.get(key) != settings.get(key)]
-    if differ:
-        fail(f"{show(out)} was made with other settings: {'; '.join(differ)}", fix=fix)
-    changed = [n for n in found if sha256_file(out / n) != hashes.get(n.removesuffix(".jsonl"))]
-    if changed:
-        fail(f"{', '.join(changed)} in {show(out)} was changed since", fix=fix)
-    return len(found) == len(names)
+    refuse_others(out, old, settings)
+    for path in found:
+        if sha256_file(path) != hashes.get(path.stem):
+            fail(f"{show(path)} was changed since", fix=fix)
+    if len(found) == len(names):
+        print(f"already made: {show(out)} (--fresh makes it again)")
+        return True
+    return False
 
 
-def write(cfg, out, low, high):
-    """Stream the four files, all of them or none; return hashes, skeletons, characters."""
-    hashes = {split: hashlib.sha256() for split in SHARES}
-    skeletons, characters = set(), Counter()
+def write_set(out, names, rows, settings, **more):
+    """Stream (name, row) pairs into NAME.jsonl, all files or none, then write about.json with
+    `more`; returns {name: sha256}."""
+    hashes = {name: hashlib.sha256() for name in names}
     with contextlib.ExitStack() as stack:
-        files = {s: stack.enter_context(atomic_write(out / f"{s}.jsonl")) for s in SHARES}
-        for split, row in generate(cfg, low, high):
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-            files[split].write(line)
-            hashes[split].update(line)
-            skeletons.add(row["skeleton"])
-            characters[split] += len(row["conversations"][0]["content"])
+        files = {n: stack.enter_context(atomic_write(out / f"{n}.jsonl")) for n in names}
+        for name, row in rows:
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="replace")
+            files[name].write(line)
+            hashes[name].update(line)
         (out / "about.json").unlink(missing_ok=True)  # written last: without it, not finished
-    return {s: h.hexdigest() for s, h in hashes.items()}, skeletons, characters
+    hashes = {name: digest.hexdigest() for name, digest in hashes.items()}
+    about = dict(settings=settings, sha256=hashes, **more)
+    write_file(out / "about.json", json.dumps(about, indent=2) + "\n")
+    return hashes
+
+
+def noted(rows, skeletons, characters):
+    """The same (split, row) pairs; their skeletons and characters a question are noted."""
+    for split, row in rows:
+        skeletons.add(row["skeleton"])
+        characters[split] += len(row["conversations"][0]["content"])
+        yield split, row
 
 
 def main(cfg):
     """Make the four splits, or say that they are there."""
-    for split in SHARES:
-        check(0 < getattr(cfg, split) <= 5_000_000, f"--{split}", getattr(cfg, split),
-              "1 to 5,000,000")
+    check_ranges(cfg, **dict.fromkeys(SHARES, (1, 5_000_000)))
     match = re.fullmatch(r"([1-4])(?:-([1-6]))?", cfg.ops)
     check(match and match[1] <= (match[2] or match[1]), "--ops", cfg.ops,
           "lowest-highest, such as 1-4; up to 1-6, where 5 and 6 reach the test split alone")
     out = Path(cfg.out)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("out", "fresh")}
-    if already_made(out, [f"{s}.jsonl" for s in SHARES], settings, cfg.fresh):
-        print(f"already made: {show(out)} (--fresh makes it again)")
-        print("next: python tokenizer/train.py")
-        return
-    hashes, skeletons, characters = write(cfg, out, int(match[1]), int(match[2] or match[1]))
-    with atomic_write(out / "about.json", "w") as file:
-        file.write(json.dumps({"settings": settings, "sha256": hashes}, indent=2) + "\n")
-    for split in SHARES:
-        count = getattr(cfg, split)
-        print(f"{split:<8} {count:>9,} stories | {characters[split] / count:5.1f} characters a "
-              f"question | sha256 {hashes[split][:12]} | {show(out / f'{split}.jsonl')}")
-    print(f"{sum(settings[s] for s in SHARES):,} distinct texts, {len(skeletons):,} skeletons")
+    if not already_made(out, SHARES, settings, cfg.fresh):
+        skeletons, characters = set(), Counter()
+        rows = generate(cfg, int(match[1]), int(match[2] or match[1]))
+        hashes = write_set(out, SHARES, noted(rows, skeletons, characters), settings)
+        for split in SHARES:
+            count = getattr(cfg, split)
+            print(f"{split:<8} {count:>9,} stories | {characters[split] / count:5.1f} characters a "
+                  f"question | sha256 {hashes[split][:12]} | {show(out / f'{split}.jsonl')}")
+        print(f"{sum(settings[s] for s in SHARES):,} distinct texts, {len(skeletons):,} skeletons")
     print("next: python tokenizer/train.py")
 
 

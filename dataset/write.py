@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
 import cli
 import common
-from cli import OUT, check, fail, show
+from cli import OUT, fail, show
 from decoding import generate
 
 
@@ -47,8 +47,7 @@ def read_parts(path, header, fresh):
     """The batches of documents that OUT.parts.jsonl holds, a line each after a header; a new file
     where there is none. UserError for the file of another command."""
     if fresh or not path.exists():
-        with cli.atomic_write(path, "w") as file:
-            file.write(json.dumps(header) + "\n")
+        cli.write_file(path, json.dumps(header) + "\n")
     cli.cut_torn_line(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     try:
@@ -71,12 +70,8 @@ def write_batch(cfg, model, tokenizer, number, env):
 
 def main(cfg):
     """Write the batches that are missing, then OUT: the first --documents of them."""
-    for flag in ("documents", "max_new_tokens", "batch"):
-        check(0 < getattr(cfg, flag) < 2**31, "--" + flag.replace("_", "-"), getattr(cfg, flag),
-              "a positive whole number")
-    check(0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature, "0.01 to 100")
-    check(cfg.min_chars > 0, "--min-chars", cfg.min_chars, "a positive whole number")
-    check(0 <= cfg.seed < 2**32, "--seed", cfg.seed, "a whole number from 0, below 2^32")
+    cli.check_ranges(cfg, documents=(1, 10**9), max_new_tokens=(1, 10**9), batch=(1, 10**9),
+                     temperature=(0.01, 100), min_chars=(1, 10**9), seed=(0, 2**32 - 1))
     cli.check_apart("--out", cfg.out, cfg.teacher)
     env, out, parts = common.device_and_dtype(cfg), Path(cfg.out), Path(cfg.out + ".parts.jsonl")
     model, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device,
@@ -103,8 +98,7 @@ def main(cfg):
         done, rate = sum(map(len, batches)), (len(batches) - there) / (time.time() - began)
         print(f"{done:>7,}/{cfg.documents:,} documents | {rate * cfg.batch:.1f} documents/s")
     texts = [text for batch in batches for text in batch][:cfg.documents]
-    with cli.atomic_write(out, "w") as file:
-        file.write("".join(json.dumps(dict(text=text)) + "\n" for text in texts))
+    cli.write_file(out, "".join(json.dumps(dict(text=text)) + "\n" for text in texts))
     print(f"{show(out)}: {len(texts):,} documents, {sum(map(len, texts)):,} characters\n"
           f"next: cat my.jsonl {show(out)} > mixed.jsonl; python train_distill_logits.py "
           f"--data mixed.jsonl --teacher {show(cfg.teacher)} --val ...")

@@ -231,10 +231,10 @@ def test_a_second_run_does_nothing_and_another_is_refused(tmp_path, tokenizer, s
     assert prepare(source, out, tokenizer, 60) == json.loads(json.dumps(meta))
     assert (out / "ids.bin").stat().st_mtime_ns == stamp
     assert "already made" in capsys.readouterr().out
-    with pytest.raises(UserError, match="window 60 there, 80 asked; target cot there, answer a"):
+    with pytest.raises(UserError, match="target was 'cot', is 'answer', window was 60, is 80"):
         prepare(source, out, tokenizer, 80, target="answer")
     other = Tokenizer(train([words(random.Random(9), 500, 500)], 310))
-    both = f"{tokenizer.fingerprint} there, {other.fingerprint} asked"
+    both = f"was {tokenizer.fingerprint!r}, is {other.fingerprint!r}"
     with pytest.raises(UserError, match=both):
         prepare(source, out, other, 60)
     write(source, chats(random.Random(8), 10))
@@ -280,7 +280,7 @@ def test_the_same_bytes_as_text_and_as_rows_are_two_data_sets(tmp_path, tokenize
     text = tmp_path / "w.txt"
     text.write_bytes(source.read_bytes())
     prepare(text, tmp_path / "w", tokenizer, 60)
-    with pytest.raises(UserError, match="text True there, False asked"):
+    with pytest.raises(UserError, match="text was True, is False"):
         prepare(source, tmp_path / "w", tokenizer, 60)
 
 
@@ -307,6 +307,16 @@ def test_a_folder_that_only_looks_like_a_leftover_stays(tmp_path, tokenizer, sou
     mine.mkdir()
     prepare(source, tmp_path / "w", tokenizer, 60)
     assert mine.exists()
+
+
+def test_what_a_killed_run_left_is_found_under_any_name(tmp_path, tokenizer, source):
+    """In a pattern "a[1]" means "a1": half folders of it would pile up for ever."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".a[1].{dead.pid}.tmp", f".a[1].old.{dead.pid}.tmp"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    prepare(source, tmp_path / "a[1]", tokenizer, 60)
+    assert sorted(os.listdir(tmp_path)) == ["a[1]", "chats.jsonl"]
 
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path, tokenizer, source, monkeypatch):

@@ -450,7 +450,7 @@ def test_control_words_in_a_prompt_stay_text(tmp_path, tiny_tokenizer):
     ("{", "broken JSON"), ("[]", "a JSON array"), ("null", "not a JSON object"), ("7", "not a JSON"),
     ('{"text": "prose"}', "plain text"), ('{"conversations": []}', "empty conversation"),
     ('{"messages": [{"role": "system", "content": "x"}]}', "without an assistant"),
-    ('{"messages": [{"role": "assistant", "content": "x"}]}', "without a user turn"),
+    ('{"messages": [{"role": "assistant", "content": "x"}]}', "no question"),
     ('{"messages": [{"role": "user", "content": 3}]}', "not a string"),
     ('{"question": null, "answer": null}', "not a string"), ('{"question": "\\ud800"}', "surrogate"),
     ('{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "x"}]}', "assis"),

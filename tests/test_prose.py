@@ -90,8 +90,19 @@ def test_same_python_same_bytes_and_no_overwriting(tiny_python, tmp_path, capsys
     capsys.readouterr()
     main(Config(out=str(tmp_path / "a")))
     assert "already made" in capsys.readouterr().out
-    with pytest.raises(UserError, match="min_chars was 200, now 100.*--fresh"):
+    with pytest.raises(UserError, match="min_chars was 200, is 100.*--fresh"):
         main(Config(out=str(tmp_path / "a"), min_chars=100))
+
+
+def test_a_failure_half_way_leaves_the_old_corpus(tiny_python, tmp_path, monkeypatch):
+    """New training text beside an old test split: what stood in one may stand in the other."""
+    main(Config(out=str(tmp_path / "out")))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    bad = dict(train=[dict(text="new")], val=[dict(text="new")], test=[dict(text={"no JSON"})])
+    monkeypatch.setattr(prose, "collect", lambda *_: bad)
+    with pytest.raises(TypeError):
+        main(Config(out=str(tmp_path / "out"), fresh=True))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_missing_topics_are_a_note_not_an_error(monkeypatch, capsys):

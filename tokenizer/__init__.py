@@ -17,7 +17,7 @@ import re
 import numpy as np
 import sentencepiece
 
-from cli import UserError, atomic_write, fail, need_file, show
+from cli import UserError, fail, need_file, show, write_file
 
 # Ids 0 to 9, in this order. train.py hands the same list to the trainer.
 CONTROL = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>",
@@ -61,8 +61,7 @@ class Tokenizer:
 
     def save(self, path):
         """Write the model to a file."""
-        with atomic_write(path) as file:
-            file.write(self.model_bytes)
+        write_file(path, self.model_bytes)
 
     def _piece_bytes(self, token):
         """What a piece stands for, in UTF-8."""

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sentencepiece
 
-from cli import OUT, atomic_write, check, check_apart, fail, need_file, run, show
+from cli import OUT, check_apart, check_ranges, fail, need_file, run, show, write_file
 from dataset.formats import bad_lines_text, read_documents, texts
 from tokenizer import CONTROL, META_SPACE, Tokenizer
 
@@ -92,9 +92,7 @@ def train(found, vocab_size, coverage=0.9995):
 
 def main(cfg):
     """Train, check, write."""
-    check(0 < cfg.vocab_size <= 2**20, "--vocab-size", cfg.vocab_size, "1 to 1,048,576")
-    check(cfg.characters > 0, "--characters", cfg.characters, "a positive whole number")
-    check(0.98 <= cfg.coverage <= 1, "--coverage", cfg.coverage, "a share from 0.98 to 1")
+    check_ranges(cfg, vocab_size=(1, 2**20), characters=(1, 10**12), coverage=(0.98, 1))
     paths = cfg.input or [OUT / "data" / "stories" / "train.jsonl"]
     check_apart("--out", cfg.out, *paths)
     found = read_texts(paths, cfg.characters, cfg.skip_bad_lines)
@@ -106,8 +104,7 @@ def main(cfg):
              Tokenizer(made).fingerprint, "--fresh replaces it (checkpoints of the old one become "
              "useless), or choose another --out")
     else:
-        with atomic_write(out) as file:
-            file.write(made)
+        write_file(out, made)
     tokenizer = Tokenizer(made)
     size = sum(len(text.encode()) for text in found)
     tokens = sum(len(tokenizer.encode(text)) for text in found)
