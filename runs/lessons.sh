@@ -65,6 +65,7 @@ for seed in ${SEEDS:-1 2 3 4}; do
     lesson full         rich  $answers
     lesson mixed        rich  $reason --target mixed
     eval_flags="$eval_flags --target cot" lesson multi rich $reason --target multi
+    again mixed-cot mixed $eval_flags --target cot
     again multi-bare multi $eval_flags --target answer
     for name in cot plain; do again $name-2000 $name $clean --suites "$out/data/blackbox-suites-2000"; done
     lesson unjudged     unjudged $reason

@@ -469,9 +469,11 @@ def stories_table(rows):
 
 # --- black box: results/blackbox.jsonl, of runs/lessons.sh ----------------------------------------
 
-LESSONS = dict(bare="bare answers", full="whole replies, no tags", cot="chains of thought",
-               mixed="half with a thought, half without", multi="both tasks, asked for a chain")
-LESSONS["multi-bare"] = "both tasks, asked for an answer"
+LESSONS = {
+    "bare": "bare answers", "full": "whole replies, no tags", "cot": "chains of thought",
+    "mixed": "half of the rows with a thought, asked for nothing",
+    "mixed-cot": "the same student, asked for a thought",
+    "multi": "both tasks, asked for a thought", "multi-bare": "the same, asked for an answer"}
 SEEN = ("typos", "names", "order", "no_punctuation")  # suites whose operation runs/lessons.sh uses
 
 
