@@ -20,12 +20,16 @@ more with tau^2 and with -ln p: up to 0.06 at tau 2 where all logits are eight t
     hidden    the last hidden state, and the output matrix once: everything, at any temperature.
               2D + 4 bytes; exact with --payload float32
 
+Several teachers of one tokenizer, `--teacher out/a.pt out/b.pt`: topk and sampled are of the mean
+of their distributions (Hinton, Vinyals & Dean 2015, section 5: an ensemble as the teacher).
+
 topk and sampled are of one temperature, which the training must share: the normaliser of another
 one is not in them. Everything is keyed by window, in the order of the prepared data: shuffling, a
 second epoch and accumulation find the same row. A checksum of each window's tokens is compared when
 it is read. A stop loses nothing: the same command goes on.
 """
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -49,6 +53,7 @@ from losses import cross_entropy, log_softmax
 @dataclass
 class Config:
     teacher: str = OUT / "teacher.pt"  # checkpoint that is asked
+    others: list = None            # more teachers, as words without a flag: the mean of all
     data: str = OUT / "data/stories/train.jsonl"  # what the student will train on
     out: str = OUT / "data/cache"  # folder of the cache
     kind: Literal["topk", "sampled", "hidden"] = "topk"  # what is kept of a distribution
@@ -66,20 +71,27 @@ class Config:
     fresh: bool = False            # replace what is there
 
 
+def mean_log_p(logits, temperature=1.0):
+    """ln of the mean of some softened distributions: a list of (N, V) -> (N, V) float32."""
+    each = torch.stack([log_softmax(z, temperature) for z in logits])  # (teachers, N, V)
+    return each.logsumexp(0) - math.log(len(logits)) if len(logits) > 1 else each[0]
+
+
 @torch.no_grad()
-def ask(teacher, batch, about, env, generator):
+def ask(teachers, batch, about, env, generator):
     """One batch of windows -> {file: array (tokens, ...)} of its counted tokens."""
     x, y, document, weight = batch
-    keep, tau = weight > 0, about["temperature"]
+    keep, logits = weight > 0, []
     with env.autocast():
-        hidden = teacher.hidden_states(x, document)[keep]      # (N, D)
-        logits = teacher.lm_head(hidden)                       # (N, V)
-    if not logits.isfinite().all():
+        for teacher in teachers:
+            hidden = teacher.hidden_states(x, document)[keep]  # (N, D)
+            logits.append(teacher.lm_head(hidden))             # (N, V)
+    if not all(z.isfinite().all() for z in logits):
         fail("the teacher's logits are not finite", fix="another --teacher, or --dtype float32")
-    found = dict(label_ce=cross_entropy(logits, y[keep]))
+    found = dict(label_ce=cross_entropy(mean_log_p(logits), y[keep]))
     if about["kind"] == "hidden":
         return {name: value.cpu() for name, value in (found | dict(hidden=hidden)).items()}
-    log_p = log_softmax(logits, tau)                           # (N, V) float32
+    log_p = mean_log_p(logits, about["temperature"])           # (N, V) float32
     if about["kind"] == "sampled":
         draws = torch.multinomial(log_p.exp(), about["k"], replacement=True, generator=generator)
         found |= dict(ids=draws, negentropy=(log_p.exp() * log_p).sum(-1))
@@ -93,7 +105,7 @@ def ask(teacher, batch, about, env, generator):
     return {name: value.cpu() for name, value in found.items()}
 
 
-def write(cfg, teacher, data, about, folder, env):
+def write(cfg, teachers, data, about, folder, env):
     """All windows that are still missing, batch by batch; what is done is noted after each."""
     progress, windows, began = folder / "progress.json", len(data["ids"]), time.time()
     done = start(progress, about, cfg.fresh)
@@ -105,7 +117,7 @@ def write(cfg, teacher, data, about, folder, env):
         last = min(first + cfg.batch, windows)
         x, y, document, weight = tensors(data, np.arange(first, last), env.device)
         generator = torch.Generator(env.device).manual_seed(cfg.seed * 1_000_003 + first)
-        found = ask(teacher, (x, y, document, weight), about, env, generator)
+        found = ask(teachers, (x, y, document, weight), about, env, generator)
         for name, value in found.items():
             value = value.numpy() if value.dtype != torch.bfloat16 else value.float().numpy()
             with np.errstate(over="ignore"):
@@ -153,19 +165,36 @@ def check_folder(folder, fresh):
         fail(f"{show(folder)} holds a damaged cache", fix="--fresh makes it again")
 
 
-def describe(cfg, teacher, tokenizer, data, env):
+def describe(cfg, teachers, tokenizer, data, env):
     """What a cache is, as a plain dict: all that a training must agree with."""
-    c, meta = teacher.config, data["meta"]
+    c, meta = teachers[0].config, data["meta"]
     topk = cfg.kind == "topk"
     k = min(cfg.k, c.vocab_size) if topk else cfg.k if cfg.kind == "sampled" else 0
     return dict(
         kind=cfg.kind, k=k, temperature=cfg.temperature if cfg.kind != "hidden" else None,
         payload=cfg.payload, dim=c.dim, vocab_size=c.vocab_size, seed=cfg.seed, dtype=env.dtype,
-        teacher_fingerprint=checkpoints.weights_fingerprint(teacher),
+        teacher_fingerprint="+".join(map(checkpoints.weights_fingerprint, teachers)),
         tokenizer_fingerprint=tokenizer.fingerprint, data_sha256=meta["source_sha256"],
         windows=len(data["ids"]), tokens=int((data["mask"][:, 1:] > 0).sum()),
         batch=cfg.batch if cfg.kind == "sampled" else None,  # what is drawn depends on it
         **{name: getattr(cfg, name) for name in SAME})
+
+
+def load_teachers(cfg, env):
+    """(the models, their one tokenizer)."""
+    teachers, tokenizer = [], None
+    for path in (cfg.teacher, *(cfg.others or ())):
+        teacher, own, _ = checkpoints.load_model(path, env.device, "python train_pretrain.py")
+        tokenizer = tokenizer or own
+        if own.fingerprint != tokenizer.fingerprint:
+            fail(f"{show(path)} and {show(cfg.teacher)} have different tokenizers",
+                 fix="teachers of one tokenizer")
+        room = teacher.config.max_seq_len
+        check(cfg.window <= room, "--window", cfg.window, f"at most {show(path)}'s context, {room}")
+        teachers.append(teacher)
+    check(len(teachers) == 1 or cfg.kind != "hidden", "--kind", cfg.kind,
+          "topk or sampled: hidden states of several teachers have no mean")
+    return teachers, tokenizer
 
 
 def main(cfg):
@@ -175,13 +204,10 @@ def main(cfg):
     check(cfg.out.strip("./"), "--out", cfg.out, "the name of a folder")
     env, folder = common.device_and_dtype(cfg), Path(cfg.out).absolute()
     check(not folder.exists() or folder.is_dir(), "--out", show(folder), "a folder, or a new name")
-    teacher, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device,
-                                                   "python train_pretrain.py")
-    check(cfg.window <= teacher.config.max_seq_len, "--window", cfg.window,
-          f"at most the teacher's context, {teacher.config.max_seq_len}")
+    teachers, tokenizer = load_teachers(cfg, env)
     data = open_data(cfg.data, tokenizer, cfg.window, cfg.target, cfg.loss_on, cfg.documents,
                      cfg.skip_bad_lines)
-    about = describe(cfg, teacher, tokenizer, data, env)
+    about = describe(cfg, teachers, tokenizer, data, env)
     check(about["tokens"] > 0, "--data", cfg.data, "text with at least one counted token")
     lock = checkpoints.lock_file(folder)  # held until this function ends  # noqa: F841
     finished = folder / "about.json"
@@ -196,19 +222,19 @@ def main(cfg):
         if cfg.fresh:  # files of another kind of cache would stay
             for name in NAMES:
                 (folder / name).unlink(missing_ok=True)
-        finish(cfg, teacher, tokenizer, data, about, folder, env)
+        finish(cfg, teachers, tokenizer, data, about, folder, env)
     total = about["tokens"] * row_bytes(about)
     print(f"{show(folder)}: {about['tokens']:,} tokens, {row_bytes(about)} bytes each, "
           f"{total / 1e6:,.1f} MB\nnext: {next_command(cfg)}")
 
 
-def finish(cfg, teacher, tokenizer, data, about, folder, env):
+def finish(cfg, teachers, tokenizer, data, about, folder, env):
     """Write all files; about.json, with their checksums, last: without it, not finished."""
-    write(cfg, teacher, data, about, folder, env)
+    write(cfg, teachers, data, about, folder, env)
     tokenizer.save(folder / "tokenizer.model")
     cli.write_file(folder / "windows.bin", checksums(data["ids"]).tobytes())
     if cfg.kind == "hidden":
-        head = teacher.lm_head.weight.float().cpu().numpy()
+        head = teachers[0].lm_head.weight.float().cpu().numpy()
         cli.write_file(folder / "head.bin", head.tobytes())
     hashes = {name: cli.sha256_file(folder / name) for name in files_of(about)}
     cli.write_file(folder / "about.json", json.dumps(dict(about, sha256=hashes), indent=1))

@@ -15,9 +15,9 @@ files="--data $prose/train.jsonl --val $val --eval-windows 0"
 pretrain="train_pretrain.py $files --tokenizer $out/prose.model --size 3m-deep --lr 3e-3 --steps 1500 --weight-decay"
 prepare_white() {
     make_prose
-    $python $pretrain 1 --name white-teacher-0 --seed 0
-    local kind
-    for kind in topk sampled hidden; do make_cache $kind; done
+    local kind seed
+    for seed in 0 1; do $python $pretrain 1 --name white-teacher-$seed --seed $seed; done
+    for kind in topk sampled hidden two; do make_cache $kind; done
     if [ ! -e "$mixed" ]; then
         write_documents
         cat <(head -533 "$prose/train.jsonl") "$out/data/white-written.jsonl" > "$mixed.tmp"
@@ -27,8 +27,9 @@ prepare_white() {
 write_documents() { $python dataset/write.py --teacher "$teacher" --documents 1600 --out "$out/data/white-written.jsonl" "$@"; }
 make_cache() {  # of the students' documents, once, for any number of students
     local kind=$1; shift
+    case $kind in two) set -- --kind topk "$out/white-teacher-1.pt" "$@" ;; *) set -- --kind $kind "$@" ;; esac
     $python dataset/cache_teacher.py --teacher "$teacher" --data "$prose/train.jsonl" --documents 533 \
-        --kind $kind --out "$cache-$kind" "$@"
+        --out "$cache-$kind" "$@"
 }
 
 # mode NAME SCRIPT FLAGS...: one recipe. With --times, 60 steps of it instead, and a row of their time.
@@ -103,6 +104,7 @@ recipes() {
     mode jsd                $cached "$cache-hidden" --steps 1000 --divergence jsd
     mode hidden             $features --steps 1000 --hidden-layers last
     mode cached-topk        $cached "$cache-topk" --steps 1000
+    mode cached-two         $cached "$cache-two" --steps 1000
     mode cached-sampled     $cached "$cache-sampled" --steps 1000
     mode skewed             $cached "$cache-hidden" --steps 1000 --divergence skew_forward_kl
     mode reverse            $cached "$cache-hidden" --steps 1000 --divergence reverse_kl

@@ -16,8 +16,10 @@ from dataset.teacher_cache import (cached_divergence, describe_cache, open_cache
                                    row_bytes, rows_of)
 from losses import (DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl,
                     topk_divergence)
+from conftest import SENTENCES
 from test_divergences import CASES
 from test_losses import V, draw
+from tokenizer.train import train
 
 every = pytest.mark.parametrize("name, mix", CASES)
 N = 5
@@ -121,11 +123,12 @@ def test_a_student_that_knows_the_draws_by_heart_seems_better_than_the_teacher()
 
 @pytest.fixture
 def make(tiny_world, call, out_dir):
-    """A function: `make(kind="hidden")` -> folder of a cache of the tiny world's training data."""
-    def run(status=0, **changes):
+    """A function: `make(kind="hidden")` -> folder of a cache of the tiny world's training data; others:
+    more teachers."""
+    def run(status=0, others=(), **changes):
         flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, out=out_dir / "cache",
                      window=143, payload="float32", dtype="float32", k=8, batch=3, temperature=1) | changes
-        done = call("dataset.cache_teacher", *(f"--{k}={v}" for k, v in flags.items()))
+        done = call("dataset.cache_teacher", *(f"--{k}={v}" for k, v in flags.items()), *others)
         assert done.status == status, done.err
         run.said = done.out + done.err
         return out_dir / "cache" if "out" not in changes else changes["out"]
@@ -162,6 +165,36 @@ def test_a_whole_cache_in_float32_is_the_teacher(kind, tau, make, opened):
                                        rtol=1e-5, atol=1e-5, msg=lambda said: f"{name}: {said}")
         torch.testing.assert_close(rows["label_ce"], cross_entropy(teacher_logits, y[keep]),
                                    rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_several_teachers_speak_with_the_mean_of_their_distributions(make, opened, tiny_world):
+    """Averaged logits are a geometric mean: what one teacher excludes, the others cannot say."""
+    tau, both = 2.0, [tiny_world.teacher, tiny_world.init]
+    cache, data, _ = opened(make(kind="topk", k=320, temperature=tau, others=both[1:]), temperature=tau)
+    x, y, document, weight = tensors(data, np.arange(16))
+    keep = weight > 0
+    logits = [checkpoints.load_model(path)[0](x, document, keep).double() for path in both]
+    p, at_1 = (sum(torch.softmax(z / t, -1) for z in logits) / 2 for t in (tau, 1.0))  # (N, V)
+    student = draw(int(keep.sum()), 320, seed=1)
+    kl = tau ** 2 * (p * (p.log() - torch.log_softmax(student / tau, -1))).sum(-1)
+    rows = rows_of(cache, np.arange(16))
+    torch.testing.assert_close(cached_divergence(cache, rows, "forward_kl", student, 0), kl,
+                               rtol=1e-5, atol=1e-5)
+    label_ce = -at_1.gather(-1, y[keep][:, None])[:, 0].log()
+    torch.testing.assert_close(rows["label_ce"].double(), label_ce, rtol=1e-5, atol=1e-5)
+
+
+def test_teachers_that_have_no_mean_are_one_line(make, tiny_world, tmp_path):
+    """Hidden states of two networks live in two spaces; ids of two tokenizers are two languages."""
+    make(status=2, kind="hidden", others=[tiny_world.init])
+    assert "--kind" in make.said
+    state = torch.load(tiny_world.init, weights_only=True)
+    other = train([sentence.swapcase() for sentence in SENTENCES * 5], 320, coverage=1.0)
+    state["tokenizer"] = torch.frombuffer(bytearray(other), dtype=torch.uint8)
+    checkpoints.save(tmp_path / "other.pt", state)
+    make(status=2, others=[tmp_path / "other.pt"])
+    assert "other.pt" in make.said and "\n" not in make.said.strip()
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.0])
