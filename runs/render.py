@@ -506,6 +506,16 @@ def lessons_table(rows):
                     lines)
 
 
+def lesson_lines(rows):
+    """What each lesson keeps of the teacher's accuracy, for the README."""
+    whole = first(rows, "blackbox/teacher")["metrics"]["exact"]
+    return "\n".join(
+        f"- {LESSONS[name]}: " + "{:.1%} ({:.1%} to {:.1%}) of the teacher's accuracy".format(
+            statistics.fmean(kept), min(kept), max(kept))
+        for name in ("bare", "full", "cot", "multi")
+        for kept in [[x / whole for x in values(rows, f"blackbox/{name}", "exact").values()]])
+
+
 def enriched_table(rows):
     """Disturbed questions among those that the teacher was asked, against none, as many rows."""
     there = first(rows, "blackbox/cot-2000")["metrics"]["suites_right"]
@@ -617,6 +627,7 @@ TABLES = {
                                              "gsm8k/answer"]),
     "trials": trials_table,
     "lessons": lessons_table,
+    "lesson-lines": lesson_lines,
     "enriched": enriched_table,
     "spoiled": spoiled_table,
     "amount": amount_table,

@@ -52,9 +52,14 @@ mode() {
     elif [[ "$*" == *"$mixed"* ]]; then
         written_in=${written_in:-$(took write_documents --fresh)} making=$written_in
     fi
+    timed "white/$name" $making "$@"
+}
+
+# timed RECIPE SECONDS SCRIPT FLAGS...: 60 steps, and a row of what one of them costs and what was made before
+timed() {
+    local recipe=$1 making=$2; shift 2
     $python "$@" --steps 60 --log-every 2 --eval-every 1000 --save-every 1000 --fresh --name white-time
-    $python runs/step_time.py "$out/white-time.csv" --recipe "white/$name" --turn "$turn" --row $times \
-        --making $making
+    $python runs/step_time.py "$out/white-time.csv" --recipe "$recipe" --turn "$turn" --row $times --making "$making"
 }
 
 # took COMMAND...: its seconds, from its start to its end: what a cache costs, or the teacher's documents
@@ -115,11 +120,36 @@ recipes() {
     mode alone-4000         $alone --steps 4000
     mode init-on-policy     train_distill_onpolicy.py $online $init --steps 1000 --divergence forward_kl --on-policy-share 0.25
 }
+# --- on the stories: beside alone and logits of runs/results.sh, of which this has teacher, data and flags
+few=$out/data/few.jsonl
+prepare_few-white() { need "$few" "bash runs/results.sh"; }
+on_stories() {
+    group=few-white test=$out/data/stories/test.jsonl val=$out/data/stories/val.jsonl
+    teacher=$out/few-teacher-0.pt eval_flags="--suites $out/data/suites"
+    local student="--data $few --val $val --size 0.4m --lr 1e-2 --eval-every 50"
+    small="--teacher $teacher $student --alpha 1 --temperature 2"
+    if [ "$turn" != 0 ]; then story alone 0 train_pretrain.py "$student"; fi
+    story jsd       780 train_distill_logits.py "$small --divergence jsd"
+    story hidden    780 train_distill_features.py "$small --hidden-layers last"
+    story on-policy 450 train_distill_onpolicy.py "$small --divergence forward_kl --on-policy-share 0.25"
+}
+# story NAME N SCRIPT FLAGS: at equal tokens, and N steps, which take the time of 1,600 alone
+story() {
+    if [ "$turn" = 0 ]; then
+        run "few-white/$1" "$seed" $3 $4 --steps 1600
+        run "few-white/$1-wall" "$seed" $3 $4 --steps "$2"
+    elif rows=$times missing "few-white/$1" "$turn"; then
+        timed "few-white/$1" 0 $3 $4
+    fi
+}
+
 turn=0
 if [ "${1:-}" = --times ]; then
     prepare_white; seed=9
     declare -A cached_in
     for turn in 1 2; do cached_in=() written_in=""; recipes; done
+    prepare_few-white
+    for turn in 1 2; do on_stories; done
     exit
 fi
 run white/teacher 0 $pretrain 1
@@ -127,21 +157,5 @@ trials
 for seed in ${SEEDS:-1 2}; do recipes; done
 group=best; prepare_best() { prepare_white; }
 for seed in ${SEEDS:-5 6 7 8}; do recipes; done
-
-# --- on the stories: beside alone and logits of runs/results.sh, of which this has teacher, data and flags
-group=few-white few=$out/data/few.jsonl test=$out/data/stories/test.jsonl val=$out/data/stories/val.jsonl
-teacher=$out/few-teacher-0.pt eval_flags="--suites $out/data/suites"
-prepare_few-white() { need "$few" "bash runs/results.sh"; }
-small="--teacher $teacher --data $few --val $val --size 0.4m --lr 1e-2 --alpha 1 --temperature 2 --eval-every 50"
-# story NAME N SCRIPT FLAGS...: at equal tokens, and N steps, which take the time of 1,600 alone
-story() {
-    local name=$1 wall=$2; shift 2
-    run "few-white/$name" "$seed" "$@" $small --steps 1600
-    run "few-white/$name-wall" "$seed" "$@" $small --steps "$wall"
-}
-for seed in ${SEEDS:-1 2}; do
-    story jsd       780 train_distill_logits.py --divergence jsd
-    story hidden    780 train_distill_features.py --hidden-layers last
-    story on-policy 450 train_distill_onpolicy.py --divergence forward_kl --on-policy-share 0.25
-done
+for seed in ${SEEDS:-1 2}; do on_stories; done
 if [ -z "${ONLY:-}" ]; then $python runs/render.py; fi
