@@ -196,9 +196,9 @@ def make_caches(cfg, env, teacher, tokenizer, data, numbers, folder):
     found = {}
     for kind in ("topk", "sampled"):
         flags = cache_teacher.Config(kind=kind, window=cfg.window, out=str(folder / kind))
-        about = cache_teacher.describe(flags, teacher, tokenizer, some, env)
+        about = cache_teacher.describe(flags, [teacher], tokenizer, some, env)
         (folder / kind).mkdir(parents=True)
-        cache_teacher.write(flags, teacher, some, about, folder / kind, env)
+        cache_teacher.write(flags, [teacher], some, about, folder / kind, env)
         found[kind] = dict(open_arrays(folder / kind, about, "r"), about=about,
                            first_rows=first_rows(some["mask"]), ids_of=some["ids"],
                            checksums=checksums(some["ids"]), folder=folder,

@@ -112,19 +112,22 @@ def take_shape(cfg, model):
     cfg.size, cfg.context = "", model.config.max_seq_len
 
 
-def init_inputs(cfg, model, state):
-    """What a run that starts from a checkpoint remembers of it; its shape replaces the flags."""
-    take_shape(cfg, model)
+def init_inputs(model, state):
+    """What a run that starts from a checkpoint remembers of it."""
     tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
     return dict(init_fingerprint=weights_fingerprint(model), init_tokens=tokens)
 
 
 def start_model(cfg):
-    """(model, tokenizer, what the run remembers of them): of --init, or --size and --tokenizer."""
+    """(model, tokenizer, what the run remembers of them): of --init, or --size and --tokenizer.
+
+    A checkpoint has a shape and a tokenizer of its own: these flags become its, or empty.
+    """
     if cfg.init:
         model, tokenizer, start = load_model(cfg.init)
+        take_shape(cfg, model)
         cfg.tokenizer = ""
-        return model, tokenizer, init_inputs(cfg, model, start)
+        return model, tokenizer, init_inputs(model, start)
     tokenizer = Tokenizer.load(cfg.tokenizer)
     return build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context), tokenizer, {}
 
@@ -136,7 +139,8 @@ def make_student(cfg, teacher, tokenizer):
         model, own_tokenizer, start = load_model(cfg.init)
         check_fingerprint(own_tokenizer.fingerprint, tokenizer.fingerprint, cfg.init,
                           "a student made with the teacher's tokenizer")
-        return model, init_inputs(cfg, model, start)
+        take_shape(cfg, model)
+        return model, init_inputs(model, start)
     if not cfg.init_from_teacher:
         return build(cfg.size, tokenizer.vocab_size, max_seq_len=cfg.context), {}
     check(teacher is not None, "--init-from-teacher", cfg.init_from_teacher,

@@ -26,10 +26,11 @@ from dataset.prepare import summary
 from losses import cross_entropy, forward_kl
 
 
-# least and most of the flags that all loops share; 1e-9 stands for "more than 0"
+# least and most of the flags that all loops share; 1e-9 stands for "more than 0". A huge --clip
+# switches it off; a huge --lr shows what a loss that is not finite does
 MANY = 10**9
 RANGES = dict(steps=(1, MANY), batch=(1, 2**20), accumulate=(1, 2**20), window=(1, 2**16 - 1),
-              context=(1, 2**20), lr=(1e-9, 1e30), clip=(1e-9, MANY), weight_decay=(0, MANY),
+              context=(1, 2**20), lr=(1e-9, 1e30), clip=(1e-9, 1e30), weight_decay=(0, MANY),
               warmup=(0, MANY), documents=(0, MANY), eval_every=(1, MANY), eval_windows=(0, MANY),
               save_every=(1, MANY), log_every=(1, MANY), seed=(0, 2**32 - 1))
 

@@ -74,14 +74,15 @@ class Config:
     fresh: bool = False            # start again and replace out/NAME.pt
 
 
-def load_teacher(cfg, env):
+def teacher_or_cache(cfg, env):
     """(teacher, tokenizer, what the run remembers of it); with a cache the teacher is None."""
     if not cfg.cache:
         return checkpoints.load_teacher(cfg, env.device)
     made = read_about(cfg.cache)["teacher_fingerprint"]
     if "teacher" in cfg.given:
-        other = checkpoints.load_teacher(cfg, "cpu")[2]["teacher_fingerprint"]
-        check(other == made, "--teacher", cfg.teacher, f"the one that made {cfg.cache}: {made}")
+        _, _, named = checkpoints.load_teacher(cfg, "cpu")
+        check(named["teacher_fingerprint"] == made, "--teacher", cfg.teacher,
+              f"none, or the one that made {cfg.cache}: {made}")
     else:
         cfg.teacher = ""  # the default one may be another
     cache = cli.sha256_file(Path(cfg.cache) / "about.json")  # another cache: another run
@@ -97,7 +98,7 @@ def main(cfg):
     common.check_run_flags(cfg, env)
 
     # the teacher: frozen, in eval mode, or a cache; the student speaks its tokenizer
-    teacher, tokenizer, inputs = load_teacher(cfg, env)
+    teacher, tokenizer, inputs = teacher_or_cache(cfg, env)
     model, start = checkpoints.make_student(cfg, teacher, tokenizer)
     inputs |= start
     model.to(env.device).train().requires_grad_(True)

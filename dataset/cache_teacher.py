@@ -47,7 +47,7 @@ from cli import OUT, check, fail, show
 from dataset.batches import open_data, tensors
 from dataset.teacher_cache import (NAMES, SAME, checksums, files_of, first_rows, is_about,
                                    open_arrays, read_json, row_bytes)
-from losses import cross_entropy, log_softmax
+from losses import log_softmax
 
 
 @dataclass
@@ -73,8 +73,10 @@ class Config:
 
 def mean_log_p(logits, temperature=1.0):
     """ln of the mean of some softened distributions: a list of (N, V) -> (N, V) float32."""
-    each = torch.stack([log_softmax(z, temperature) for z in logits])  # (teachers, N, V)
-    return each.logsumexp(0) - math.log(len(logits)) if len(logits) > 1 else each[0]
+    found = [log_softmax(z, temperature) for z in logits]
+    if len(found) == 1:
+        return found[0]
+    return torch.stack(found).logsumexp(0) - math.log(len(found))
 
 
 @torch.no_grad()
@@ -88,7 +90,8 @@ def ask(teachers, batch, about, env, generator):
             logits.append(teacher.lm_head(hidden))             # (N, V)
     if not all(z.isfinite().all() for z in logits):
         fail("the teacher's logits are not finite", fix="another --teacher, or --dtype float32")
-    found = dict(label_ce=cross_entropy(mean_log_p(logits), y[keep]))
+    label_ce = -mean_log_p(logits).gather(-1, y[keep][:, None])[:, 0]  # (N,) at temperature 1
+    found = dict(label_ce=label_ce)
     if about["kind"] == "hidden":
         return {name: value.cpu() for name, value in (found | dict(hidden=hidden)).items()}
     log_p = mean_log_p(logits, about["temperature"])           # (N, V) float32
@@ -173,7 +176,7 @@ def describe(cfg, teachers, tokenizer, data, env):
     return dict(
         kind=cfg.kind, k=k, temperature=cfg.temperature if cfg.kind != "hidden" else None,
         payload=cfg.payload, dim=c.dim, vocab_size=c.vocab_size, seed=cfg.seed, dtype=env.dtype,
-        teacher_fingerprint="+".join(map(checkpoints.weights_fingerprint, teachers)),
+        teacher_fingerprint="+".join(sorted(map(checkpoints.weights_fingerprint, teachers))),
         tokenizer_fingerprint=tokenizer.fingerprint, data_sha256=meta["source_sha256"],
         windows=len(data["ids"]), tokens=int((data["mask"][:, 1:] > 0).sum()),
         batch=cfg.batch if cfg.kind == "sampled" else None,  # what is drawn depends on it
@@ -192,15 +195,17 @@ def load_teachers(cfg, env):
         room = teacher.config.max_seq_len
         check(cfg.window <= room, "--window", cfg.window, f"at most {show(path)}'s context, {room}")
         teachers.append(teacher)
-    check(len(teachers) == 1 or cfg.kind != "hidden", "--kind", cfg.kind,
-          "topk or sampled: hidden states of several teachers have no mean")
     return teachers, tokenizer
 
 
 def main(cfg):
     """Make the cache, go on with it, or say that it is there."""
-    cli.check_ranges(cfg, k=(1, 2**20), temperature=(0.01, 1000), window=(1, 2**16 - 1),
-                     batch=(1, 2**16), documents=(0, 10**12), seed=(0, 2**32 - 1))
+    shared = {name: common.RANGES[name] for name in ("window", "documents", "seed")}
+    cli.check_ranges(cfg, k=(1, 2**20), temperature=(0.01, 1000), batch=(1, 2**16), **shared)
+    check(not cfg.others or "teacher" in cfg.given, "--teacher", show(cfg.teacher),
+          "the first of several teachers, named: --teacher out/a.pt out/b.pt")
+    check(not cfg.others or cfg.kind != "hidden", "--kind", cfg.kind,
+          "topk or sampled: hidden states of several teachers have no mean")
     check(cfg.out.strip("./"), "--out", cfg.out, "the name of a folder")
     env, folder = common.device_and_dtype(cfg), Path(cfg.out).absolute()
     check(not folder.exists() or folder.is_dir(), "--out", show(folder), "a folder, or a new name")
@@ -224,7 +229,8 @@ def main(cfg):
                 (folder / name).unlink(missing_ok=True)
         finish(cfg, teachers, tokenizer, data, about, folder, env)
     total = about["tokens"] * row_bytes(about)
-    print(f"{show(folder)}: {about['tokens']:,} tokens, {row_bytes(about)} bytes each, "
+    by = f"of {len(teachers)} teachers, " * (len(teachers) > 1)
+    print(f"{show(folder)}: {by}{about['tokens']:,} tokens, {row_bytes(about)} bytes each, "
           f"{total / 1e6:,.1f} MB\nnext: {next_command(cfg)}")
 
 

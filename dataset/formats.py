@@ -404,8 +404,8 @@ def span(tokenizer, ids, first, last):
     return tokenizer.decode(ids[:ids.index(last)]) if last in ids else None
 
 
-# T think, t its end, A answer, a its end, x a token of text
-FORMS = dict(cot="Tx*tAx*a", answer="Ax*a", full="x+")
+# T think, t its end, A answer, a its end, x a token of text, - another mark, . the end
+PATTERNS = dict(cot="Tx*tAx*a", answer="Ax*a", full="x+")
 
 
 def well_formed(tokenizer, ids, target="cot"):
@@ -414,4 +414,4 @@ def well_formed(tokenizer, ids, target="cot"):
     t = tokenizer
     letters = {t.think: "T", t.end_think: "t", t.answer: "A", t.end_answer: "a", t.end: "."}
     said = "".join(letters.get(i, "-" if i in t.control_ids else "x") for i in map(int, ids))
-    return re.match(FORMS[target] + "[.]", said) is not None
+    return re.match(PATTERNS[target] + "[.]", said) is not None

@@ -38,7 +38,7 @@ def question_of(row):
     BadRow."""
     document = parse_row(with_reply(row))
     if isinstance(document, str):
-        raise BadRow("plain text", short(document), "a conversation with a known answer")
+        raise BadRow("plain text", short(document), "a prompt: see dataset/formats.py")
     *turns, said = document
     if not turns or turns[-1].role != "user":
         raise BadRow("no question", turns[-1].role if turns else "nothing", "a user's turn last")

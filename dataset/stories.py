@@ -246,7 +246,8 @@ def write_set(out, names, rows, settings, **more):
     with contextlib.ExitStack() as stack:
         files = {n: stack.enter_context(atomic_write(out / f"{n}.jsonl")) for n in names}
         for name, row in rows:
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="replace")
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            line = line.encode(errors="replace")  # a docstring of prose.py may hold half a letter
             files[name].write(line)
             hashes[name].update(line)
         (out / "about.json").unlink(missing_ok=True)  # written last: without it, not finished
@@ -257,7 +258,7 @@ def write_set(out, names, rows, settings, **more):
 
 
 def noted(rows, skeletons, characters):
-    """The same (split, row) pairs; their skeletons and characters a question are noted."""
+    """The same (split, row) pairs; skeletons and characters of all questions are noted."""
     for split, row in rows:
         skeletons.add(row["skeleton"])
         characters[split] += len(row["conversations"][0]["content"])

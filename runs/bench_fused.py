@@ -75,9 +75,11 @@ def main(cfg):
             process.join()
         (a, plain_s, loss), (b, fused_s, other) = result["plain"], result["fused"]
         assert abs(loss - other) < 1e-2 * abs(loss), (loss, other)
+        print(f"V {vocab_size:,}, {tokens:,} tokens: {a / b:.1f} times less memory, "
+              f"{plain_s:.1f} s and {fused_s:.1f} s")
         found.append(dict(vocab_size=vocab_size, tokens=tokens, plain_bytes=a, fused_bytes=b,
                           plain_seconds=plain_s, fused_seconds=fused_s))
-    print(markdown("V: | tokens: | plain MB: | fused MB: | times less: | plain s: | fused s:", [
+    print("\n" + markdown("V: | tokens: | plain MB: | fused MB: | times less: | plain s: | fused s:", [
         [f"{r['vocab_size']:,}", f"{r['tokens']:,}", f"{r['plain_bytes'] / 1e6:,.0f}",
          f"{r['fused_bytes'] / 1e6:,.0f}", f"{r['plain_bytes'] / r['fused_bytes']:.1f}",
          f"{r['plain_seconds']:.1f}", f"{r['fused_seconds']:.1f}"] for r in found]))

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 source runs/rows.sh
 port=${PORT:-8123} teacher=$out/teacher.pt
 need "$teacher" "bash speedrun.sh"
-asked=$out/data/blackbox-prompts.jsonl answers=$out/data/blackbox.jsonl rows=$out/data/blackbox-filtered.jsonl
+asked=$out/data/blackbox-prompts.jsonl answers=$out/data/blackbox.jsonl kept=$out/data/blackbox-filtered.jsonl
 stories=$out/data/stories
 serve
 
@@ -16,10 +16,10 @@ $python dataset/prompts.py --input "$stories/distill.jsonl" --out "$asked"
 $python dataset/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$asked" \
     --questions 4000 --out "$answers"
 stop_serving
-$python dataset/filter.py --input "$answers" --out "$rows" --against "$stories/val.jsonl" "$stories/test.jsonl"
+$python dataset/filter.py --input "$answers" --out "$kept" --against "$stories/val.jsonl" "$stories/test.jsonl"
 
 # the same rows, three lessons: bare answers, whole replies, chains of thought
-train="--data $rows --val $stories/val.jsonl --steps 800"
+train="--data $kept --val $stories/val.jsonl --steps 800"
 $python train_distill_responses.py $train --target answer --name blackbox-answer
 $python train_distill_responses.py $train --name blackbox-full
 $python train_distill_reason.py $train --name blackbox-reason

@@ -40,17 +40,18 @@ ask() {  # NAME PROMPTS: the teacher's answers, and those that the filter keeps
 }
 
 # lesson NAME ROWS SCRIPT FLAGS...: one student
-lesson() {
-    local name=$1 data=$2; shift 2
-    run "blackbox/$name" "$seed" "$@" --data "$made-$data.jsonl" --val "$stories/val.jsonl" --steps 1600 --lr 1e-2
+lesson() { local name=$1; shift; run "blackbox/$name" "$seed" $(training "$@"); }
+training() {
+    local data=$1; shift
+    echo "$* --data $made-$data.jsonl --val $stories/val.jsonl --steps 1600 --lr 1e-2"
 }
-# again NAME LESSON FLAGS...: a student evaluated once more, in another way
+# again NAME LESSON EVALUATION ROWS SCRIPT FLAGS...: that student, evaluated once more in another way
 again() {
-    local name=$1 model=$2; shift 2
+    local name=$1 model=blackbox-$2-$seed evaluation=$3; shift 3
     if ! missing "blackbox/$name" "$seed"; then return 0; fi
-    need "$out/blackbox-$model-$seed.pt" "SEEDS=$seed ONLY=blackbox/$model bash runs/lessons.sh, without its row in $rows"
     prepare_blackbox
-    eval_flags="$*" score "blackbox/$name" "$seed" "$out/blackbox-$model-$seed.pt"
+    $python $(training "$@") --name "$model" --seed "$seed"  # unless it is there
+    eval_flags=$evaluation score "blackbox/$name" "$seed" "$out/$model.pt"
 }
 reason=train_distill_reason.py answers=train_distill_responses.py
 clean="--questions 2000" eval_flags="$clean --suites $out/data/blackbox-suites"
@@ -65,9 +66,11 @@ for seed in ${SEEDS:-1 2 3 4}; do
     lesson full         rich  $answers
     lesson mixed        rich  $reason --target mixed
     eval_flags="$eval_flags --target cot" lesson multi rich $reason --target multi
-    again mixed-cot mixed $eval_flags --target cot
-    again multi-bare multi $eval_flags --target answer
-    for name in cot plain; do again $name-2000 $name $clean --suites "$out/data/blackbox-suites-2000"; done
+    again mixed-cot mixed "$eval_flags --target cot" rich $reason --target mixed
+    again multi-bare multi "$eval_flags --target answer" rich $reason --target multi
+    large="$clean --suites $out/data/blackbox-suites-2000"
+    again cot-2000 cot "$large" rich $reason
+    again plain-2000 plain "$large" plain $reason
     lesson unjudged     unjudged $reason
     eval_flags=$clean
     lesson shuffled     shuffled $reason

@@ -50,10 +50,17 @@ def all_rows():
                        for name in ("spine", "scoreboard", "whitebox", "blackbox")))
 
 
+def made_by(recipe):
+    """The command that makes a recipe's rows."""
+    script = {"few": "results", "prose": "results", "white": "whitebox", "best": "whitebox",
+              "few-white": "whitebox", "blackbox": "lessons"}.get(recipe.split("/")[0], "spine")
+    return f"bash runs/{script}.sh"
+
+
 def seeds_of(rows, recipe):
     """{seed: row} of a recipe; UserError where there is none, or where the runs were not alike."""
     if recipe not in rows:
-        fail(f"no row of {recipe}", fix="bash runs/results.sh, or runs/spine.sh")
+        fail(f"no row of {recipe}", fix=made_by(recipe))
     alike = [{k: v for k, v in row.get("config", {}).items() if k not in ("name", "seed", "fresh")}
              for row in rows[recipe].values()]
     for other in alike[1:]:
@@ -93,7 +100,7 @@ def paired(a, b):
     """
     if set(a) != set(b) or len(a) < 2:
         fail("a comparison needs the same seeds on both sides, two at least",
-             f"{sorted(a)} and {sorted(b)}", fix="bash runs/results.sh makes what is missing")
+             f"{sorted(a)} and {sorted(b)}", fix="the script that made the others makes what is missing")
     return paired_t([b[s] - a[s] for s in sorted(a)])
 
 
@@ -179,7 +186,7 @@ def modes(rows, group):
         other = recipe.removesuffix("-wall") if recipe.endswith("-wall") else f"{recipe}-wall"
         if other not in rows:
             fail(f"{recipe}: a comparison needs both axes, equal tokens and equal wall-clock",
-                 f"no row of {other}", fix="bash runs/results.sh")
+                 f"no row of {other}", fix=made_by(recipe))
     return [r for r in of_group if not r.endswith("-wall")]
 
 

@@ -104,7 +104,7 @@ fi
 # --- speed of the stories' teacher and a student, twice: do the ratios repeat?
 for turn in 1 2; do
     if ! missing few/speed/1 $turn; then continue; fi
-    group=few
+    group=few teacher=$teacher_few
     if [ ! -e "$teacher_few" ] || [ ! -e "$out/few-reason-rich-1.pt" ]; then prepare_few; fi
     $python $rich --steps $((1600 / scale)) --name few-reason-rich-1 --seed 1  # unless it is there
     $python speed.py "$teacher_few" "$out/few-reason-rich-1.pt" --seed $turn --row "$rows" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # White box, every way: what the teacher's distribution, hidden states, relations and layers are worth on prose.
-#   bash runs/whitebox.sh           two seeds of all, four new ones of the best; hours on 2 cores
+#   bash runs/whitebox.sh           after bash runs/results.sh: two seeds of all, four new ones of the best; hours
 #   bash runs/whitebox.sh --times   what a step of each costs, taking turns, on an idle machine
 #   SEEDS=1 ONLY="white/c*" bash runs/whitebox.sh    some of the seeds, the recipes that fit a pattern
 # Rows in results/whitebox.jsonl, times in results/whitebox-times.jsonl; what is there is skipped. A new
@@ -15,14 +15,19 @@ files="--data $prose/train.jsonl --val $val --eval-windows 0"
 pretrain="train_pretrain.py $files --tokenizer $out/prose.model --size 3m-deep --lr 3e-3 --steps 1500 --weight-decay"
 prepare_white() {
     make_prose
-    local kind seed
-    for seed in 0 1; do $python $pretrain 1 --name white-teacher-$seed --seed $seed; done
-    for kind in topk sampled hidden two; do make_cache $kind; done
-    if [ ! -e "$mixed" ]; then
-        write_documents
+    $python $pretrain 1 --name white-teacher-0 --seed 0
+    local kind
+    for kind in topk sampled hidden; do make_cache $kind; done
+}
+make_more() {  # WORDS...: what the recipe of these words needs beside that
+    case "$*" in
+    *"$cache-two"*) prepare_white; $python $pretrain 1 --name white-teacher-1 --seed 1; make_cache two ;;
+    *"$mixed"*)
+        if [ -e "$mixed" ]; then return 0; fi
+        prepare_white; write_documents
         cat <(head -533 "$prose/train.jsonl") "$out/data/white-written.jsonl" > "$mixed.tmp"
-        mv "$mixed.tmp" "$mixed"
-    fi
+        mv "$mixed.tmp" "$mixed" ;;
+    esac
 }
 write_documents() { $python dataset/write.py --teacher "$teacher" --documents 1600 --out "$out/data/white-written.jsonl" "$@"; }
 make_cache() {  # of the students' documents, once, for any number of students
@@ -42,8 +47,13 @@ mode() {
         if [[ " $best " != *" $name "* ]]; then return 0; fi
         if [[ $name != alone* ]]; then set -- "$@" --temperature 1.5; fi  # as the trials say
     fi
-    if [ "$turn" = 0 ]; then run "$group/$name" "$seed" "$@"; return; fi
+    if [ "$turn" = 0 ]; then
+        if missing "$group/$name" "$seed"; then make_more "$@"; fi
+        run "$group/$name" "$seed" "$@"
+        return
+    fi
     if [[ $name == alone-* ]] || ! rows=$times missing "white/$name" "$turn"; then return 0; fi
+    make_more "$@"
     local making=0
     if [[ "$*" == *--cache* ]]; then
         local word kind
@@ -76,7 +86,11 @@ cached="train_distill_logits.py $soft --cache"
 
 # what both sides tried: the student without a teacher, its budget too, and with one
 trials() {
-    for decay in .5 1; do test=$val run trial/white/teacher/decay-$decay 0 $pretrain $decay; done
+    test=$val run trial/white/teacher/decay-.5 0 $pretrain 0.5
+    if missing trial/white/teacher/decay-1 0; then  # it became the teacher
+        prepare_white
+        test=$val score trial/white/teacher/decay-1 0 "$teacher"
+    fi
     trial alone/decay-.6       $alone --steps 1000 --weight-decay 0.6 --lr 6e-3
     trial alone/600            $alone --steps 600 --weight-decay 0.6 --lr 6e-3
     trial alone/decay-1        $alone --steps 1000 --weight-decay 1 --lr 6e-3
@@ -145,13 +159,16 @@ story() {
 
 turn=0
 if [ "${1:-}" = --times ]; then
-    prepare_white; seed=9
+    prepare_white
     declare -A cached_in
     for turn in 1 2; do cached_in=() written_in=""; recipes; done
     prepare_few-white
     for turn in 1 2; do on_stories; done
     exit
 fi
+for seed in ${SEEDS:-1 2}; do
+    for name in jsd hidden on-policy; do if missing few-white/$name "$seed"; then prepare_few-white; fi; done
+done
 run white/teacher 0 $pretrain 1
 trials
 for seed in ${SEEDS:-1 2}; do recipes; done

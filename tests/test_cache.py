@@ -189,6 +189,8 @@ def test_teachers_that_have_no_mean_are_one_line(make, tiny_world, tmp_path):
     """Hidden states of two networks live in two spaces; ids of two tokenizers are two languages."""
     make(status=2, kind="hidden", others=[tiny_world.init])
     assert "--kind" in make.said
+    make(status=2, k=3, others=["0.3"])
+    assert "0.3 does not exist" in make.said
     state = torch.load(tiny_world.init, weights_only=True)
     other = train([sentence.swapcase() for sentence in SENTENCES * 5], 320, coverage=1.0)
     state["tokenizer"] = torch.frombuffer(bytearray(other), dtype=torch.uint8)

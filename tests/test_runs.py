@@ -79,11 +79,23 @@ def test_a_pattern_chooses_the_recipes(bash):
     assert commands[0].startswith("dataset/stories.py") and done.returncode == 0
 
 
+def test_a_row_makes_what_it_needs_and_no_more(bash):
+    """A student evaluated once more was not trained; the prose's teacher was asked the stories' questions;
+    every recipe of the white box made documents and a second teacher that it did not read."""
+    _, commands = bash("lessons.sh", ONLY="blackbox/multi-bare", SEEDS="1")
+    assert [c for c in commands if "--name blackbox-multi-1 " in c] and \
+        rows_made(commands) == {("blackbox/multi-bare", 1)}
+    _, commands = bash("results.sh", ONLY="few/speed/*")
+    assert commands and not [c for c in commands if "prose-teacher" in c]
+    for recipe, made in (("jsd", ()), ("cached-two", ("white-teacher-1",)), ("written", ("write.py",))):
+        _, commands = bash("whitebox.sh", ONLY=f"white/{recipe}", SEEDS="1")
+        assert rows_made(commands) == {(f"white/{recipe}", 1)}
+        for word in ("white-teacher-1", "write.py"):
+            assert any(word in c for c in commands) == (word in made), (recipe, word)
+
+
 def test_what_a_script_needs_is_said_in_one_line(bash, tmp_path):
     """A traceback of the script that it was about to call."""
-    done, commands = bash("lessons.sh", ONLY="blackbox/multi-bare", SEEDS="1")
-    assert done.returncode == 2 and not commands and done.stderr.startswith(
-        "error: no out/blackbox-multi-1.pt; first: SEEDS=1 ONLY=blackbox/multi bash runs/lessons.sh")
     (tmp_path / "out/teacher.pt").unlink()
     for script in ("sweep.sh", "spine.sh", "lessons.sh", "blackbox.sh"):
         done, commands = bash(script)
