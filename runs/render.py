@@ -535,7 +535,7 @@ def enriched_table(rows):
         n = sum(c != "-" for s in suites for c in there[s])
         lines.append([name.replace("_", " "), f"{n:,}", f"{plain.mean():.1%}",
                       f"{rich.mean():.1%}", points(rich - plain)])
-    return markdown("suites | n: | plain questions: | half disturbed: | "
+    return markdown("suites | n: | plain questions: | disturbed ones, too: | "
                     "points (95 %, paired by problem):", lines)
 
 
