@@ -59,6 +59,13 @@ if missing blackbox/teacher 0; then
     prepare_blackbox
     score blackbox/teacher 0 "$teacher"
 fi
+# what was tried for both ends, on validation data
+val=$stories/val.jsonl
+for lr in 6e-3 1e-2; do
+    trial cot/lr-$lr  $(training rich $reason) --lr $lr
+    trial bare/lr-$lr $(training rich $answers --target answer) --lr $lr
+done
+trial bare/lr-6e-3-800 $(training rich $answers --target answer) --lr 6e-3 --steps 800
 for seed in ${SEEDS:-1 2 3 4}; do
     lesson cot          rich  $reason
     lesson plain        plain $reason

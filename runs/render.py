@@ -482,12 +482,13 @@ LESSONS = {
     "mixed-cot": "the same student, asked for a thought",
     "multi": "both tasks, asked for a thought", "multi-bare": "the same, asked for an answer"}
 SEEN = ("typos", "names", "order", "no_punctuation")  # suites whose operation runs/lessons.sh uses
+COUSIN = "longer"                                      # its "deeper" adds an operation, up to 4
 
 
 def marks(rows, recipe, *suites):
-    """Accuracy on some suites as one value a problem -> (n,), mean over seeds."""
-    found = [r["metrics"]["suites_right"] for r in seeds_of(rows, recipe).values()]
-    return sum(suite_values(right, suites) for right in found) / len(found)
+    """{seed: accuracy on some suites as one value a problem (n,)}."""
+    return {seed: suite_values(row["metrics"]["suites_right"], suites)
+            for seed, row in seeds_of(rows, recipe).items()}
 
 
 def lessons_table(rows):
@@ -526,29 +527,38 @@ def lesson_lines(rows):
 def enriched_table(rows):
     """Disturbed questions among those that the teacher was asked, against none, as many rows."""
     there = first(rows, "blackbox/cot-2000")["metrics"]["suites_right"]
-    held = [s for s in there if s not in (*SEEN, "clean", "other_language")]
+    held = [s for s in there if s not in (*SEEN, COUSIN, "clean", "other_language")]
     lines = []
     for name, suites in (("clean", ["clean"]), ("mean of those in training", SEEN),
                          *[(s, [s]) for s in SEEN], ("mean of those held out", held),
-                         *[(s, [s]) for s in held]):
+                         *[(s, [s]) for s in held], (COUSIN, [COUSIN])):
         plain, rich = (marks(rows, f"blackbox/{r}-2000", *suites) for r in ("plain", "cot"))
+        means = [{seed: m.mean() for seed, m in found.items()} for found in (plain, rich)]
+        each = sum(rich[seed] - plain[seed] for seed in rich) / len(rich)  # (n,)
         n = sum(c != "-" for s in suites for c in there[s])
-        lines.append([name.replace("_", " "), f"{n:,}", f"{plain.mean():.1%}",
-                      f"{rich.mean():.1%}", points(rich - plain)])
-    return markdown("suites | n: | plain questions: | disturbed ones, too: | "
-                    "points (95 %, paired by problem):", lines)
+        lines.append([name.replace("_", " "), f"{n:,}",
+                      *(spread(found.values(), ".1%") for found in means),
+                      *judged(*means), points(each)])
+    return markdown("suites | answers: | plain questions: | disturbed ones, too: | points: | "
+                    "verdict | of these eight models (95 %, over problems):", lines)
 
 
 def spoiled_table(rows):
     """The same chains unjudged, out of order, or with a wrong end, against those that were kept."""
-    lines = [["kept: judged and filtered", exact_match(rows, "blackbox/cot"), "-", "-"]]
+    suites = over_seeds(rows, "blackbox/cot", "suite_mean", ".1%")
+    lines = [["kept: judged and filtered", exact_match(rows, "blackbox/cot"), suites, "-", "-"]]
     base = values(rows, "blackbox/cot", "exact")
     for name, words in (("unjudged", "unjudged: as many, of all answers, right and wrong"),
                         ("shuffled", "half of the chains of several steps shuffled"),
                         ("wrong", "half of the chains end with a wrong number")):
-        lines.append([words, exact_match(rows, f"blackbox/{name}"),
+        suites = over_seeds(rows, "blackbox/unjudged", "suite_mean", ".1%") \
+            if name == "unjudged" else "-"
+        lines.append([words, exact_match(rows, f"blackbox/{name}"), suites,
                       *judged(base, values(rows, f"blackbox/{name}", "exact"))])
-    return markdown("the rows | exact: | against the kept ones: | verdict", lines)
+    lines.append(["wrong against shuffled", "", "", *judged(
+        *(values(rows, f"blackbox/{name}", "exact") for name in ("shuffled", "wrong")))])
+    return markdown("the rows | exact: | mean of the suites: | against the kept ones: | verdict",
+                    lines)
 
 
 def amount_table(rows):

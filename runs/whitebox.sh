@@ -40,7 +40,7 @@ make_cache() {  # of the students' documents, once, for any number of students
 # mode NAME SCRIPT FLAGS...: one recipe. With --times, 60 steps of it instead, and a row of their time.
 times=results/whitebox-times.jsonl
 # In the group "best" those of $best alone.
-best="alone alone-1400 alone-4000 cached-hidden hidden init init-hidden init-hidden-written"
+best="alone alone-1400 alone-4000 cached-hidden hidden init init-hidden written init-hidden-written"
 mode() {
     local name=$1; shift
     if [ $group = best ]; then
