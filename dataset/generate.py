@@ -59,7 +59,7 @@ class Config:
     retries: int = 6               # further requests for an answer that failed (about a minute)
     max_requests: int = 0          # never send more, over all runs of this --out; 0: no limit
     max_total_tokens: int = 0      # never take more tokens, prompts and answers; 0: no limit
-    seed: int = 0                  # of the answers; -1: none for an endpoint that refuses the word
+    seed: int = 0                  # of the answers; -1: an endpoint that refuses a seed gets none
     skip_bad_lines: bool = False   # count bad lines of the input and go on
     fresh: bool = False            # ask everything again, and count the budgets anew
 
