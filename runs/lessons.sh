@@ -13,8 +13,8 @@ prepare_blackbox() {
     if [ -e "$made-ready" ]; then return 0; fi
     need "$teacher" "bash speedrun.sh"
     $python dataset/stories.py --train 1 --test 2000 --out "$stories"
-    $python dataset/suites.py --data "$test" --out "$out/data/blackbox-suites"
-    $python dataset/suites.py --data "$test" --out "$out/data/blackbox-suites-2000" --problems 2000
+    $python dataset/suites.py --data "$stories/test.jsonl" --out "$out/data/blackbox-suites"
+    $python dataset/suites.py --data "$stories/test.jsonl" --out "$out/data/blackbox-suites-2000" --problems 2000
     # 8,000 questions as they are; and 8,000 of which half are disturbed: adversarial ones, edge cases
     $python dataset/prompts.py --input "$stories/distill.jsonl" --out "$made-rich-prompts.jsonl" \
         --operations typos,invented,no_punctuation,order,format_trap,boundary,deeper
@@ -36,7 +36,7 @@ prepare_blackbox() {
 }
 ask() {  # NAME PROMPTS: the teacher's answers, and those that the filter keeps
     $python dataset/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$2" --out "$made-$1-raw.jsonl"
-    $python dataset/filter.py --input "$made-$1-raw.jsonl" --out "$made-$1-kept.jsonl" --against "$stories/val.jsonl" "$test"
+    $python dataset/filter.py --input "$made-$1-raw.jsonl" --out "$made-$1-kept.jsonl" --against "$stories/"{val,test}.jsonl
 }
 
 # lesson NAME ROWS SCRIPT FLAGS...: one student

@@ -80,8 +80,11 @@ def test_a_pattern_chooses_the_recipes(bash):
 
 
 def test_a_row_makes_what_it_needs_and_no_more(bash):
-    """A student evaluated once more was not trained; the prose's teacher was asked the stories' questions;
-    every recipe of the white box made documents and a second teacher that it did not read."""
+    """A trial made the suites of validation problems; a student evaluated once more was not trained;
+    the prose's teacher was asked the stories' questions; every recipe of the white box made documents
+    and a second teacher that it did not read."""
+    _, commands = bash("lessons.sh", ONLY="trial/blackbox/*")
+    assert [c for c in commands if "suites.py --data out/data/blackbox-stories/test.jsonl" in c]
     _, commands = bash("lessons.sh", ONLY="blackbox/multi-bare", SEEDS="1")
     assert [c for c in commands if "--name blackbox-multi-1 " in c] and \
         rows_made(commands) == {("blackbox/multi-bare", 1)}
