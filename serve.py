@@ -4,7 +4,7 @@
     python serve.py --checkpoint out/student-reason.pt --port 0      # on any free port
 
 Prints one line when it is ready, and goes on until Ctrl-C or SIGTERM (status 0):
-    ready: http://127.0.0.1:8000/v1 serves teacher; next: python dataset/generate.py --base-url ...
+    ready: http://127.0.0.1:8000/v1 serves teacher; next: python blackbox/generate.py --base-url ...
 
 The wall of the black-box lesson: whoever asks gets text and counts, never weights, probabilities or
 ids. GET /v1/models, and POST /v1/chat/completions with model, messages, n, stop, max_tokens (or
@@ -328,7 +328,7 @@ def main(cfg):
               f"{'with the key' if key else 'without a key: see MINIDISTILL_API_KEY'}",
               file=sys.stderr)
     url, name = f"http://{host}:{port}/v1", server.service.name
-    print(f"ready: {url} serves {name}; next: python dataset/generate.py --base-url {url} "
+    print(f"ready: {url} serves {name}; next: python blackbox/generate.py --base-url {url} "
           f"--model {name}", flush=True)
     server.serve_forever()
 

@@ -34,7 +34,7 @@ if [ "${1:-}" = "--fast" ]; then
     stage  50 train_pretrain.py --name teacher --size 0.9m --steps 300 --lr 6e-3
     stage  15 train_pretrain.py --name student-alone --size 0.2m --steps 200 --lr 8e-3
     stage  30 train_distill_logits.py --name student-logits --size 0.2m --steps 200 --lr 8e-3
-    stage  10 dataset/generate.py
+    stage  10 blackbox/generate.py
     stage  15 train_distill_reason.py --name student-reason --size 0.2m --steps 200 --lr 8e-3
     stage  15 train_distill_reason.py --name student-answer --size 0.2m --steps 200 --lr 8e-3 \
         --target answer
@@ -46,7 +46,7 @@ else
     stage 230 train_pretrain.py
     stage 100 train_pretrain.py --name student-alone --size 0.4m --lr 1e-2 --steps 800
     stage 210 train_distill_logits.py
-    stage  60 dataset/generate.py
+    stage  60 blackbox/generate.py
     stage 100 train_distill_reason.py
     stage 100 train_distill_reason.py --name student-answer --target answer
     questions=1000

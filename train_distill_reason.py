@@ -4,7 +4,7 @@
     w_t = --tag-weight where y_t is one of the four ids <think> </think> <answer> </answer>, else 1;
     n_valid = sum of w_t
 
-dataset/generate.py asked the teacher and kept the correct answers. Here no teacher is needed any
+blackbox/generate.py asked the teacher and kept the correct answers. Here no teacher is needed any
 more: nothing of it is read but text, in the format of R1-style files, so your own traces will do:
     {"conversations": [{"role": "user", "content": "..."},
      {"role": "assistant", "content": "<think>...</think><answer>...</answer>"}]}
@@ -49,7 +49,7 @@ from optim import get_lr, make_optimizers
 @dataclass
 class Config:
     name: str = "student-reason"   # the run: writes out/NAME.pt and out/NAME.csv
-    data: str = OUT / "data/traces.jsonl"  # of dataset/generate.py, or your own R1-style file
+    data: str = OUT / "data/traces.jsonl"  # of blackbox/generate.py, or your own R1-style file
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the model, by name: see SIZES in model.py

@@ -9,7 +9,7 @@ that of train_pretrain.py, and `diff` shows no more than flags: who wrote the te
 Any file of chats or instructions will do (formats: dataset/formats.py), whoever wrote the answers:
     {"conversations": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-Where a row has a thought and an answer, such as those of dataset/generate.py, the student learns
+Where a row has a thought and an answer, such as those of blackbox/generate.py, the student learns
     --target full      all of it as plain text, no tags: the thought, then "#### " and the answer
     --target answer    the answer alone: <answer>27</answer>
 Replies without these two parts are learned as they stand. Chains of thought between their tags:
@@ -46,7 +46,7 @@ from optim import get_lr, make_optimizers
 @dataclass
 class Config:
     name: str = "student-responses"  # the run: writes out/NAME.pt and out/NAME.csv
-    data: str = OUT / "data/traces.jsonl"  # of dataset/generate.py, or your own file of chats
+    data: str = OUT / "data/traces.jsonl"  # of blackbox/generate.py, or your own file of chats
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the model, by name: see SIZES in model.py

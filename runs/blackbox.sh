@@ -12,11 +12,11 @@ stories=$out/data/stories
 serve
 
 # ask, filter, look at the card
-$python dataset/prompts.py --input "$stories/distill.jsonl" --out "$asked"
-$python dataset/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$asked" \
+$python blackbox/prompts.py --input "$stories/distill.jsonl" --out "$asked"
+$python blackbox/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$asked" \
     --questions 4000 --out "$answers"
 stop_serving
-$python dataset/filter.py --input "$answers" --out "$kept" --against "$stories/val.jsonl" "$stories/test.jsonl"
+$python blackbox/filter.py --input "$answers" --out "$kept" --against "$stories/val.jsonl" "$stories/test.jsonl"
 
 # the same rows, three lessons: bare answers, whole replies, chains of thought
 train="--data $kept --val $stories/val.jsonl --steps 800"

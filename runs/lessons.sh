@@ -16,7 +16,7 @@ prepare_blackbox() {
     $python dataset/suites.py --data "$stories/test.jsonl" --out "$out/data/blackbox-suites"
     $python dataset/suites.py --data "$stories/test.jsonl" --out "$out/data/blackbox-suites-2000" --problems 2000
     # 8,000 questions as they are; and 8,000 of which half are disturbed: adversarial ones, edge cases
-    $python dataset/prompts.py --input "$stories/distill.jsonl" --out "$made-rich-prompts.jsonl" \
+    $python blackbox/prompts.py --input "$stories/distill.jsonl" --out "$made-rich-prompts.jsonl" \
         --operations typos,invented,no_punctuation,order,format_trap,boundary,deeper
     serve
     ask plain "$stories/distill.jsonl"
@@ -28,15 +28,15 @@ prepare_blackbox() {
     head -n "$n" "$made-plain-kept.jsonl" > "$made-plain.jsonl"
     cp "$made-rich-kept.jsonl" "$made-rich.jsonl"
     # and spoiled: answers that nobody judged, chains out of order, chains that end wrong
-    $python dataset/spoil.py --how unjudged --input "$made-rich-raw.jsonl.all.jsonl" --out "$made-all.jsonl" --fresh
+    $python runs/spoil.py --how unjudged --input "$made-rich-raw.jsonl.all.jsonl" --out "$made-all.jsonl" --fresh
     head -n "$n" "$made-all.jsonl" > "$made-unjudged.jsonl"
-    $python dataset/spoil.py --how shuffled --input "$made-rich.jsonl" --out "$made-shuffled.jsonl" --fresh
-    $python dataset/spoil.py --how wrong --input "$made-rich.jsonl" --out "$made-wrong.jsonl" --fresh
+    $python runs/spoil.py --how shuffled --input "$made-rich.jsonl" --out "$made-shuffled.jsonl" --fresh
+    $python runs/spoil.py --how wrong --input "$made-rich.jsonl" --out "$made-wrong.jsonl" --fresh
     touch "$made-ready"
 }
 ask() {  # NAME PROMPTS: the teacher's answers, and those that the filter keeps
-    $python dataset/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$2" --out "$made-$1-raw.jsonl"
-    $python dataset/filter.py --input "$made-$1-raw.jsonl" --out "$made-$1-kept.jsonl" --against "$stories/"{val,test}.jsonl
+    $python blackbox/generate.py --base-url "http://127.0.0.1:$port/v1" --model teacher --input "$2" --out "$made-$1-raw.jsonl"
+    $python blackbox/filter.py --input "$made-$1-raw.jsonl" --out "$made-$1-kept.jsonl" --against "$stories/"{val,test}.jsonl
 }
 
 # lesson NAME ROWS SCRIPT FLAGS...: one student

@@ -198,7 +198,7 @@ def mode_cells(rows, recipe, name, *compared):
             exact_match(rows, recipe), *(compared or ["-"] * 3)]
 
 
-# No question of any student was changed in these ways (dataset/prompts.py has the others).
+# No question of any student was changed in these ways (blackbox/prompts.py has the others).
 UNSEEN = ("paraphrase", "distractor", "large", "longer", "upper")
 
 
@@ -603,7 +603,7 @@ def printed(name):
 def file_map(_):
     """Every file that a reader opens, its lines, and the first sentence of its own docstring."""
     lines = []
-    for pattern in ("*.py", "dataset/*.py", "tokenizer/*.py", "runs/*.py", "runs/*.sh",
+    for pattern in ("*.py", "dataset/*.py", "blackbox/*.py", "tokenizer/*.py", "runs/*.py", "runs/*.sh",
                     "*.sh", "tests/mutants.py"):
         for path in sorted(ROOT.glob(pattern)):
             text = path.read_text(encoding="utf-8")

@@ -37,11 +37,11 @@ prepare_few() {
     $python $pretrain_few --name few-teacher-0 --seed 0
     together "$few" <(head -1200 "$stories/train.jsonl")
     # the teacher's verified solutions: of the questions as they are, and of half of them disturbed
-    $python dataset/prompts.py --out "$out/data/prompts.jsonl"
+    $python blackbox/prompts.py --out "$out/data/prompts.jsonl"
     local kind asked
     for kind in plain rich; do
         asked=$stories/distill.jsonl; if [ $kind = rich ]; then asked=$out/data/prompts.jsonl; fi
-        $python dataset/generate.py --teacher "$teacher" --input "$asked" \
+        $python blackbox/generate.py --teacher "$teacher" --input "$asked" \
             --questions $((8000 / scale)) --out "$out/data/traces-$kind.jsonl"
         together "$out/data/few-$kind.jsonl" "$few" "$out/data/traces-$kind.jsonl"
     done

@@ -35,7 +35,7 @@ for lr in 6e-3 1e-2; do
 done
 
 # Budgets. 800 steps without a teacher; 800 with one (equal tokens); as many as take the same time
-# (equal wall-clock): 800 / ratio of the lines "plain" and "no teacher" of `python bench.py`, 1.55.
+# (equal wall-clock): 800 / ratio of the lines "plain" and "no teacher" of `python runs/bench.py`, 1.55.
 flags="--lr 1e-2 --eval-every 50"
 for seed in ${SEEDS:-1 2 3}; do
     run stories/all/alone $seed $alone $flags --steps 800
@@ -58,7 +58,7 @@ prepare_zh() {
         $python tokenizer/train.py "$zh/train.jsonl" --vocab-size 2048 --out "$out/zh.model"
     fi
     $python $pretrain --name stories-zh-teacher-0 --seed 0
-    $python dataset/generate.py --teacher "$teacher" --input "$zh/distill.jsonl" --out "$out/data/traces-zh.jsonl"
+    $python blackbox/generate.py --teacher "$teacher" --input "$zh/distill.jsonl" --out "$out/data/traces-zh.jsonl"
 }
 run stories-zh/teacher 0 $pretrain
 for kind in cot answer; do

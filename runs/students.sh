@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Which student? Seven shapes on one teacher's traces, and three teachers for one student.
 #   bash runs/students.sh      about 25 minutes on 2 cores, after bash speedrun.sh; writes
-#                              results/students.jsonl, results/teachers.jsonl; python plot.py draws them
+#                              results/students.jsonl, results/teachers.jsonl; python runs/plot.py draws them
 # Models and rows that are there are not made again. The models of a table are timed side by side, in one
 # call, so do not use the machine for anything else in its last minutes.
 set -euo pipefail

@@ -29,7 +29,7 @@ make_more() {  # WORDS...: what the recipe of these words needs beside that
         mv "$mixed.tmp" "$mixed" ;;
     esac
 }
-write_documents() { $python dataset/write.py --teacher "$teacher" --documents 1600 --out "$out/data/white-written.jsonl" "$@"; }
+write_documents() { $python blackbox/write.py --teacher "$teacher" --documents 1600 --out "$out/data/white-written.jsonl" "$@"; }
 make_cache() {  # of the students' documents, once, for any number of students
     local kind=$1; shift
     case $kind in two) set -- --kind topk "$out/white-teacher-1.pt" "$@" ;; *) set -- --kind $kind "$@" ;; esac

@@ -91,7 +91,7 @@ def test_a_wrong_value_of_a_knob_of_distillation_is_named(script, flag, refused,
                                   "--max-new-tokens=0", "--questions=-1", "--seed=x"])
 def test_a_wrong_value_of_generate_is_named(flag, refused, tiny_world, out_dir):
     """--questions -1 would leave one question out without a word."""
-    said = refused("dataset.generate", f"--teacher={tiny_world.teacher}", f"--input={tiny_world.train}",
+    said = refused("blackbox.generate", f"--teacher={tiny_world.teacher}", f"--input={tiny_world.train}",
                    f"--out={out_dir / 'traces.jsonl'}", flag)
     assert f"{flag.partition('=')[0]} has a wrong value" in said
 
@@ -150,7 +150,7 @@ def test_truncated_or_foreign_checkpoints_are_refused_everywhere(refused, tiny_w
         for said in (refused("train_pretrain", *tiny_world.flags("pretrain", init=path)),
                      refused("train_distill_logits", *tiny_world.flags("distill_logits", teacher=path)),
                      refused("eval", path, f"--data={tiny_world.val}", f"--out={out_dir / 'e'}"),
-                     refused("dataset.generate", f"--teacher={path}", f"--input={tiny_world.train}",
+                     refused("blackbox.generate", f"--teacher={path}", f"--input={tiny_world.train}",
                              f"--out={out_dir / 'traces.jsonl'}")):
             assert path.name in said, said
     assert not (out_dir / "e.md").exists() and not (out_dir / "traces.jsonl").exists()
@@ -205,7 +205,7 @@ def test_a_bad_line_is_named_by_file_and_line_in_every_script(words, refused, ti
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b"\n".join([*good, line if isinstance(line, bytes) else line.encode(), good[0]]))
     asking = [] if words == "without an assistant turn" else [  # there it is a prompt
-        refused("dataset.generate", f"--teacher={tiny_world.teacher}", f"--input={path}",
+        refused("blackbox.generate", f"--teacher={tiny_world.teacher}", f"--input={path}",
                 f"--out={out_dir / 'traces.jsonl'}")]
     for said in (refused("train_pretrain", *tiny_world.flags("pretrain", data=path)),
                  refused("train_distill_logits", *tiny_world.flags("distill_logits", data=path)),
@@ -311,7 +311,7 @@ def test_a_prompt_longer_than_the_context_is_refused(refused, tiny_world, tmp_pa
     assert "the prompt is longer than the context" in said and "at most 159" in said
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"question": "Why? " * 99, "answer": "#### 5"}), encoding="utf-8")
-    said = refused("dataset.generate", f"--teacher={tiny_world.teacher}", f"--input={path}",
+    said = refused("blackbox.generate", f"--teacher={tiny_world.teacher}", f"--input={path}",
                    f"--out={out_dir / 'traces.jsonl'}")
     assert "1 questions longer than the teacher's context of 160 tokens" in said
 
@@ -328,7 +328,7 @@ def test_plain_text_is_no_question(refused, tiny_world, tmp_path, out_dir):
     """There is nobody to answer."""
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"text": "plain"}) + "\n", encoding="utf-8")
-    said = refused("dataset.generate", f"--teacher={tiny_world.teacher}", f"--input={path}",
+    said = refused("blackbox.generate", f"--teacher={tiny_world.teacher}", f"--input={path}",
                    f"--out={out_dir / 'traces.jsonl'}")
     assert "q.jsonl:1: " in said and "plain text" in said
 

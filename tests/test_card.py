@@ -1,16 +1,16 @@
-"""Claims about dataset/card.py: each figure equals one that is computed by hand."""
+"""Claims about blackbox/card.py: each figure equals one that is computed by hand."""
 import re
 
 import numpy as np
 import pytest
 
-from dataset import card
-from dataset.card import Tally, add, plain, render
+from blackbox import card
+from blackbox.card import Tally, add, plain, render
 
 MADE = {"input": "abc", "near": 0.55, "off": ""}
 
 
-def page(tally, dropped=None, copies=None, facts=(("command", "python dataset/filter.py"),)):
+def page(tally, dropped=None, copies=None, facts=(("command", "python blackbox/filter.py"),)):
     return render(tally, "my.jsonl", facts, dropped or {}, copies or {}, "characters", MADE)
 
 

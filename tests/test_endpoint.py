@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 import cli
-from dataset import asking, endpoint
-from dataset.asking import ask_all, new_state, open_books, pause, request_body, seed_of
-from dataset.endpoint import attempt, hide, parse_answer, parse_base_url, retry_after
+from blackbox import asking, endpoint
+from blackbox.asking import ask_all, new_state, open_books, pause, request_body, seed_of
+from blackbox.endpoint import attempt, hide, parse_answer, parse_base_url, retry_after
 from dataset.formats import Turn
 from mock_endpoint import drawn, said, serving
 

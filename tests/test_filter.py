@@ -1,4 +1,4 @@
-"""Claims about dataset/filter.py and dataset/rules.py: each row is kept as it was, or dropped for one reason.
+"""Claims about blackbox/filter.py and blackbox/rules.py: each row is kept as it was, or dropped for one reason.
 
 `sift(rows, *flags)` runs the script in this process on a file of these rows.
 """
@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset import near, overlap, prompts, stories
-from dataset.filter import REASONS
+from blackbox import near, overlap, prompts
+from dataset import stories
+from blackbox.filter import REASONS
 from dataset.formats import parse_row, read_documents
 
 ASKED = "Mia has 12 apples and buys 5 more. How many apples does she have now?"
@@ -35,7 +36,7 @@ def sift(call, out_dir, tmp_path):
         if rows is not None:
             path.write_bytes(b"".join(row if isinstance(row, bytes) else
                                       (json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows))
-        done = call("dataset.filter", f"--input={path}", f"--out={out}", *flags,
+        done = call("blackbox.filter", f"--input={path}", f"--out={out}", *flags,
                     *([f"--against={against}"] if against else []))
         dropped, card = (tmp_path / f"{out}{end}" for end in (".dropped.jsonl", ".card.md"))
         rows = [json.loads(line) for line in dropped.read_bytes().splitlines()] if dropped.exists() else []
@@ -243,7 +244,7 @@ def test_the_raw_file_of_generate_is_read(sift):
             {**raw, "content": "18", "verdict": "wrong answer"}]
     done = sift(rows, name="t.jsonl.all.jsonl")
     assert done.status == 0 and done.reasons == ["truncation", "answer"] and len(done.kept) == 1
-    assert "next: python dataset/filter.py --input" in done.said and "t.jsonl\n" in done.said
+    assert "next: python blackbox/filter.py --input" in done.said and "t.jsonl\n" in done.said
     for words in ("| teacher-1 | 3 | 1 (33.3%) |", "prompt_tokens: 60", "| wrong answer | 1 | 0 (0.0%) |"):
         assert words in done.card
 
@@ -349,7 +350,7 @@ def test_the_same_command_again_is_finished_and_another_is_refused(sift):
     (["--off=nearly"], "some of truncation,format"), (["--near=0.1"], "0.3 to 1"), (["--near=nan"], "0.3 to 1"),
     (["--min-length=-1"], "--min-length"), (["--max-length=0"], "--max-length"), (["--ofs=near"], "did you mean --off?"),
     (["--tokenizer=gone.model"], "gone.model does not exist"), (["--out=."], "expected a file"),
-    (["--input=gone.jsonl"], "gone.jsonl does not exist; fix: python dataset/generate.py")])
+    (["--input=gone.jsonl"], "gone.jsonl does not exist; fix: python blackbox/generate.py")])
 def test_a_wrong_flag_is_one_line(flags, words, sift):
     """A misspelt filter that stays on in silence."""
     done = sift([GOOD], *flags)
@@ -379,11 +380,11 @@ def test_nothing_kept_is_an_error(sift):
 def test_without_a_flag_it_filters_what_the_speedrun_left(run_script, out_dir):
     """The lesson's command is the bare one."""
     (out_dir / "data/stories").mkdir(parents=True)
-    said = run_script("dataset/filter.py", check=False)
-    assert said.returncode == 2 and "traces.jsonl does not exist; fix: python dataset/generate.py" in said.stderr
+    said = run_script("blackbox/filter.py", check=False)
+    assert said.returncode == 2 and "traces.jsonl does not exist; fix: python blackbox/generate.py" in said.stderr
     (out_dir / "data/traces.jsonl").write_text(json.dumps(GOOD) + "\n")
     (out_dir / "data/stories/val.jsonl").write_text(json.dumps(turns("Which?", "That.")) + "\n")
-    said = run_script("dataset/filter.py").stdout
+    said = run_script("blackbox/filter.py").stdout
     assert re.fullmatch(r"next: python train_distill_reason.py --name student-filtered --data \S+/filtered.jsonl "
                         r"--val \S+/val.jsonl",
                         said.splitlines()[-1])
@@ -395,7 +396,7 @@ def test_another_process_makes_the_same_files(run_script, sift, tmp_path, world)
     """Sets of strings and hash() differ from process to process."""
     made = []
     for seed in ("1", "2"):
-        run_script("dataset/filter.py", f"--input={world / 'distill.jsonl'}", f"--out={tmp_path / 'x.jsonl'}",
+        run_script("blackbox/filter.py", f"--input={world / 'distill.jsonl'}", f"--out={tmp_path / 'x.jsonl'}",
                    f"--against={world / 'test.jsonl'}", "--fresh", PYTHONHASHSEED=seed)
         made.append([hashlib.sha256((tmp_path / f"x.jsonl{end}").read_bytes()).hexdigest()
                      for end in ("", ".dropped.jsonl", ".card.md")])

@@ -1,7 +1,7 @@
 """Claims about asking a teacher: what is kept is right, whole, distinct and in the teacher's words.
 
 The checkpoint here is a script of replies (`says`), the endpoint is tests/mock_endpoint.py; what they are
-asked, and what becomes of their answers, is the real dataset/generate.py. What can go wrong on the way to
+asked, and what becomes of their answers, is the real blackbox/generate.py. What can go wrong on the way to
 an endpoint: test_endpoint.py. Real kills of a checkpoint's run: test_resume.py.
 """
 import json
@@ -18,12 +18,12 @@ import pytest
 
 import checkpoints
 import cli
-import dataset.generate as generation
+import blackbox.generate as generation
 from cli import ROOT
-from dataset import asking
-from dataset.answers import keep
+from blackbox import asking
+from blackbox.answers import keep
 from dataset.formats import Turn, encode_document, prompt_ids, read_documents
-from dataset.questions import parse_prompt
+from blackbox.questions import parse_prompt
 from mock_endpoint import drawn, said, serving
 from test_eval import say
 
@@ -32,7 +32,7 @@ from test_eval import say
 def ask(call, tiny_world, out_dir):
     """A function: `ask(*flags)` runs generate.py -> (kept rows, all rows with verdicts, printed)."""
     def run(*flags, status=0, name="traces.jsonl"):
-        done = call("dataset.generate", f"--teacher={tiny_world.teacher}", f"--input={tiny_world.val}",
+        done = call("blackbox.generate", f"--teacher={tiny_world.teacher}", f"--input={tiny_world.val}",
                     f"--out={out_dir / name}", "--batch=4", *flags)
         assert done.status == status, done.out + done.err
         if status:
@@ -323,7 +323,7 @@ def ask_mock(call, tiny_world, out_dir, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
     def run(mock, *flags, status=0):
-        done = call("dataset.generate", f"--base-url={mock.url}", "--model=m", f"--input={tiny_world.val}",
+        done = call("blackbox.generate", f"--base-url={mock.url}", "--model=m", f"--input={tiny_world.val}",
                     f"--out={out_dir / 'kept.jsonl'}", *flags)
         assert done.status == status, done.out + done.err
         files = [out_dir / f"kept.jsonl{end}" for end in ("", ".all.jsonl")]
@@ -610,7 +610,7 @@ def test_another_endpoint_model_or_kind_of_teacher_is_refused(ask_mock, ask, say
 
 # --- stops ----------------------------------------------------------------------------------------
 
-DRIVER = """import sys; sys.path.insert(0, sys.argv.pop(1)); import cli; from dataset import asking, generate
+DRIVER = """import sys; sys.path.insert(0, sys.argv.pop(1)); import cli; from blackbox import asking, generate
 asking.FIRST_PAUSE = asking.TICK = 0.01; cli.run(generate.main, generate.Config)"""
 
 

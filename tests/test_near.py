@@ -1,4 +1,4 @@
-"""Claims about dataset/near.py: near copies are found, whatever is counted or named otherwise stays.
+"""Claims about blackbox/near.py: near copies are found, whatever is counted or named otherwise stays.
 
 The oracle is brute force: all pairs, similarity with Python sets.
 """
@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from cli import ROOT
-from dataset import near, stories, suites
-from dataset.near import (BANDS, THRESHOLD, find_copies, grams, hashed, jaccard, neighbours,
+from blackbox import near
+from dataset import stories, suites
+from blackbox.near import (BANDS, THRESHOLD, find_copies, grams, hashed, jaccard, neighbours,
                           numbers, signature, similar, sketch, words)
 from dataset.story_texts import NAMES
 
@@ -319,7 +320,7 @@ def test_twice_the_stories_are_at_most_2_3_times_the_candidates(world):
 
 def test_a_process_finds_what_another_finds():
     """Python's hash() differs from process to process: another file each time."""
-    code = ("import sys, json; from dataset.near import *;"
+    code = ("import sys, json; from blackbox.near import *;"
             "print(json.dumps([signature(sketch(*json.loads(sys.argv[1]))).tolist(),"
             "grams(hashed(words(sys.argv[1])), 3).tolist()]))")
     said = [subprocess.run([sys.executable, "-c", code, json.dumps([STORY, "14 äpfel 苹果"])], cwd=ROOT,

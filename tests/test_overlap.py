@@ -1,4 +1,4 @@
-"""Claims about dataset/overlap.py: what gives a question away is found, what shares a template is not."""
+"""Claims about blackbox/overlap.py: what gives a question away is found, what shares a template is not."""
 import json
 import random
 
@@ -7,8 +7,8 @@ import pytest
 from cli import UserError
 from dataset import stories, suites
 from dataset.formats import parse_row
-from dataset.overlap import leak, read_questions, runs
-from dataset.near import words
+from blackbox.overlap import leak, read_questions, runs
+from blackbox.near import words
 
 CLIPS = ("Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in "
          "May. How many clips did Natalia sell in both months?")

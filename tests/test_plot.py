@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-import plot
+from runs import plot
 
 
 def row(recipe, seed, exact):
@@ -46,14 +46,14 @@ def drawn(monkeypatch):
 
 def test_one_command_draws_every_figure(call, flags, tmp_path, drawn):
     """A figure that silently stays the old one."""
-    assert call("plot", *flags).status == 0
+    assert call("runs.plot", *flags).status == 0
     assert sorted(p.stem for p in (tmp_path / "figures").iterdir()) == NAMES
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (tmp_path / "figures").iterdir())
 
 
 def test_the_figures_show_the_rows(call, flags, drawn):
     """Bars of the wrong model, of the wall-clock runs, or of one seed alone."""
-    call("plot", *flags)
+    call("runs.plot", *flags)
     robust = drawn["robustness.png"]
     assert [t.get_text() for t in robust.get_legend().get_texts()] == ["alone", "kd"]
     heights = [bar.get_height() for bars in robust.containers for bar in bars]
@@ -73,14 +73,14 @@ def test_a_report_of_eval_is_drawn_as_well(call, flags, tmp_path, drawn):
     """A user's own models are in no row."""
     results = [dict(model="mine", reliability=[(50, 0.4, 0.2)], ece=0.2, suites={"typos": dict(exact=0.25)})]
     (tmp_path / "report.json").write_text(json.dumps(dict(results=results)))
-    assert call("plot", *flags, f"--report={tmp_path / 'report.json'}").status == 0
+    assert call("runs.plot", *flags, f"--report={tmp_path / 'report.json'}").status == 0
     assert [bar.get_height() for bar in drawn["robustness.png"].containers[0]] == [0.25]
 
 
 def test_what_is_missing_is_said_and_the_rest_drawn(call, flags, tmp_path):
     """One missing file must not cost the other figures."""
     (tmp_path / "topk.jsonl").unlink()
-    done = call("plot", *flags)
+    done = call("runs.plot", *flags)
     assert done.status == 0 and "topk: its data are not there yet" in done.out
     assert not (tmp_path / "figures/topk.png").exists()
     assert (tmp_path / "figures/pareto.png").exists()
@@ -89,6 +89,6 @@ def test_what_is_missing_is_said_and_the_rest_drawn(call, flags, tmp_path):
 def test_the_curves_are_those_of_the_named_logs(call, out_dir, drawn):
     """Those of an older run, or steps without a validation as zeros."""
     (out_dir / "a.csv").write_text("step,val_ce\n1,\n2,3.5\n4,2.5\n")
-    assert call("plot", out_dir / "a.csv").status == 0
+    assert call("runs.plot", out_dir / "a.csv").status == 0
     assert list(drawn) == ["curves.png"] and (out_dir / "figures/curves.png").exists()
     assert drawn["curves.png"].lines[0].get_xydata().tolist() == [[2, 3.5], [4, 2.5]]

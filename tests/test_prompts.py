@@ -1,4 +1,4 @@
-"""Claims about dataset/prompts.py, operations.py: other words, a known answer, nothing reserved."""
+"""Claims about blackbox/prompts.py, operations.py: other words, a known answer, nothing reserved."""
 import hashlib
 import json
 import random
@@ -8,11 +8,12 @@ from collections import Counter, defaultdict
 import pytest
 
 from cli import UserError
-from dataset import operations, stories, suites
+from blackbox import operations
+from dataset import stories, suites
 from dataset.formats import read_documents
-from dataset.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, invented_word
-from dataset.prompt_texts import ASIDES, EVOLVE, TAKEN_BACK, UNITS
-from dataset.prompts import Config, fault, main
+from blackbox.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, invented_word
+from blackbox.prompt_texts import ASIDES, EVOLVE, TAKEN_BACK, UNITS
+from blackbox.prompts import Config, fault, main
 from dataset.story_texts import DISTRACTORS, NAMES, OBJECTS, TEMPLATES
 from dataset.verify import same_answer
 

@@ -353,12 +353,12 @@ def test_killed_at_random_moments_generate_keeps_the_same_traces(tiny_world, tin
     def flags(name):
         return ["--teacher", out_dir / "teacher.pt", "--input", tiny_world.train, "--samples", 120,
                 "--batch", 8, "--max-new-tokens", 40, "--out", out_dir / name]
-    whole = start("dataset/generate.py", *flags("whole.jsonl"))
+    whole = start("blackbox/generate.py", *flags("whole.jsonl"))
     said = whole.communicate(timeout=300)[0]
     assert whole.returncode == 0, said
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments of seed {seed}")
-    kill_often(random.Random(seed), out_dir / "broken.jsonl.all.jsonl", 0.6, "dataset/generate.py",
+    kill_often(random.Random(seed), out_dir / "broken.jsonl.all.jsonl", 0.6, "blackbox/generate.py",
                *flags("broken.jsonl"))
     kept = (out_dir / "whole.jsonl").read_bytes()
     assert kept.count(b"\n") > 10 and (out_dir / "broken.jsonl").read_bytes() == kept

@@ -1,9 +1,9 @@
-"""Claims about dataset/spoil.py: what it spoils is spoiled, and nothing else is."""
+"""Claims about runs/spoil.py: what it spoils is spoiled, and nothing else is."""
 import json
 
 import pytest
 
-from dataset import spoil
+from runs import spoil
 from dataset.formats import Turn
 
 
@@ -53,7 +53,7 @@ def line(thought, content, verdict, ended="stop"):
 
 
 @pytest.mark.parametrize("how, rows, words", [
-    ("unjudged", [dict(conversations=[])], "x.jsonl:1: no answer of dataset/generate.py"),
+    ("unjudged", [dict(conversations=[])], "x.jsonl:1: no answer of blackbox/generate.py"),
     ("shuffled", [dict(text="plain")], "rows of plain text"),
     ("wrong", [dict(conversations=[dict(role="user", content="q"), dict(role="assistant", content="a")])],
      "no row can be spoiled"),
@@ -62,7 +62,7 @@ def test_what_cannot_be_spoiled_is_said(call, out_dir, how, rows, words):
     """One line, status 2, no file."""
     path, out = out_dir / "x.jsonl", out_dir / "y.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = call("dataset.spoil", "--input", path, "--how", how, "--out", out)
+    done = call("runs.spoil", "--input", path, "--how", how, "--out", out)
     assert done.status == 2 and words in done.err and not out.exists()
 
 
@@ -73,8 +73,8 @@ def test_unjudged_keeps_right_and_wrong_alike(call, out_dir):
             line(None, "<think>", "format"), line("1+1", "", "truncated", "length"),
             line(None, "<think>2+2=4</think><answer>4</answer>", "ok"), line(None, "4", "ok")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = call("dataset.spoil", "--input", path, "--how", "unjudged", "--out", out)
+    done = call("runs.spoil", "--input", path, "--how", "unjudged", "--out", out)
     assert done.status == 0 and "3 of 3 rows unjudged" in done.out and "3 answers are left out" in done.out
     replies = [json.loads(text)["conversations"][-1] for text in out.read_text().splitlines()]
     assert [r["content"] for r in replies] == ["2", "3", "4"]
-    assert call("dataset.spoil", "--input", path, "--how", "unjudged", "--out", out).status == 2  # it is there
+    assert call("runs.spoil", "--input", path, "--how", "unjudged", "--out", out).status == 2  # it is there

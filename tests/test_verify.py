@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset.answers import judge_text
+from blackbox.answers import judge_text
 from dataset.formats import Turn
-from dataset.rules import Row, wrong
+from blackbox.rules import Row, wrong
 from dataset.verify import (MAX_LENGTH, answer_in, extract_answer, parse_number, same_answer,
                             verdict)
 

@@ -1,9 +1,9 @@
-"""Claims about dataset/write.py: the teacher's documents, as many as asked for, the same after a stop."""
+"""Claims about blackbox/write.py: the teacher's documents, as many as asked for, the same after a stop."""
 import json
 
 import pytest
 
-from dataset import write
+from blackbox import write
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def wrote(call, tiny_world, out_dir):
     def run(**changes):
         flags = dict(teacher=tiny_world.teacher, out=out_dir / "written.jsonl", documents=10, batch=4,
                      max_new_tokens=12, min_chars=1, dtype="float32") | changes
-        done = call("dataset.write", *(f"--{k.replace('_', '-')}={v}" for k, v in flags.items()))
+        done = call("blackbox.write", *(f"--{k.replace('_', '-')}={v}" for k, v in flags.items()))
         path = out_dir / "written.jsonl"
         return done, [json.loads(line)["text"] for line in path.read_text().splitlines()] if path.exists() else None
     return run

@@ -1,7 +1,7 @@
 """Which of the teacher's rows to train on: filters that say why, and a card of what is left.
 
-    python dataset/filter.py     # out/data/traces.jsonl -> out/data/filtered.jsonl, CPU, about 6 s
-    python dataset/filter.py --input my.jsonl --out my-clean.jsonl --against my-test.jsonl
+    python blackbox/filter.py     # out/data/traces.jsonl -> out/data/filtered.jsonl, CPU, about 6 s
+    python blackbox/filter.py --input my.jsonl --out my-clean.jsonl --against my-test.jsonl
 
 Last line: next: python train_distill_reason.py ...
 
@@ -16,9 +16,9 @@ two of them out:
     length      an answer below --min-length, a row above --max-length
     repetition  a loop: half of the runs of four words stood before in the same answer (metrics.py)
     language    the answer is written in another script than the prompt
-    overlap     with a question of --against: dataset/overlap.py
+    overlap     with a question of --against: blackbox/overlap.py
     exact       prompt and answer stood before, but for case and spaces
-    near        nearly so: dataset/near.py. Numbers and names count, shared templates do not
+    near        nearly so: blackbox/near.py. Numbers and names count, shared templates do not
 
 Duplicates come last, and the first of several rows is kept: a row that another filter drops takes
 nobody with it. Plain text has no prompt: it meets length, repetition, overlap and duplicates.
@@ -39,10 +39,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli  # noqa: E402
 from cli import OUT, atomic_write, check, fail, label, need_file, sha256_file, show  # noqa: E402
-from dataset import card, near, overlap  # noqa: E402
+from blackbox import card, near, overlap  # noqa: E402
 from dataset.formats import (BadRow, bad_line, bad_lines_text, cut, is_text,  # noqa: E402
                              json_row, line_text, read_lines)
-from dataset.rules import final_answer, judge, read_row, said, sides  # noqa: E402
+from blackbox.rules import final_answer, judge, read_row, said, sides  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 
@@ -227,7 +227,7 @@ def already_made(cfg, settings):
 def next_command(cfg):
     """What to type after it; raw rows are there to be looked at, not to train on."""
     if cfg.input.endswith(".all.jsonl"):
-        return f"python dataset/filter.py --input {show(cfg.input.removesuffix('.all.jsonl'))}"
+        return f"python blackbox/filter.py --input {show(cfg.input.removesuffix('.all.jsonl'))}"
     return (f"python train_distill_reason.py --name student-{Path(cfg.out).stem} "
             f"--data {show(cfg.out)} --val "
             f"{show(OUT / 'data/stories/val.jsonl') if cli.is_default(cfg, 'input') else '...'}")
@@ -235,7 +235,7 @@ def next_command(cfg):
 
 def write_card(cfg, table, tally, dropped, bad, against, settings):
     """OUT.card.md, the last file: without it, the others are not finished."""
-    typed = shlex.join(["python", "dataset/filter.py", *sys.argv[1:]])
+    typed = shlex.join(["python", "blackbox/filter.py", *sys.argv[1:]])
     facts = [("command", typed), ("filters off", cfg.off or "none"), ("bad lines", bad or "none")]
     for what, path in (("input", cfg.input), *(("against", path) for path in against),
                        ("output", cfg.out), ("dropped rows", f"{cfg.out}.dropped.jsonl")):
@@ -254,7 +254,7 @@ def main(cfg):
     on = set(REASONS) - off
     check(off <= set(REASONS), "--off", cfg.off, "some of " + ",".join(REASONS))
     cli.check_ranges(cfg, near=(0.3, 1), min_length=(0, 10**12), max_length=(1, 10**12))
-    need_file(cfg.input, "python dataset/generate.py")
+    need_file(cfg.input, "python blackbox/generate.py")
     check(is_text(cfg.out) == is_text(cfg.input), "--out", cfg.out, "a .txt for a .txt alone")
     against = evaluation_files(cfg) if "overlap" in on else []
     for end in ("", ".dropped.jsonl", ".card.md"):

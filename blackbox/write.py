@@ -1,6 +1,6 @@
 """The teacher writes documents: text for a student that has too little of it.
 
-    python dataset/write.py --teacher out/prose-teacher.pt --out out/data/written.jsonl
+    python blackbox/write.py --teacher out/prose-teacher.pt --out out/data/written.jsonl
 
 Last line: next: cat my.jsonl out/data/written.jsonl > mixed.jsonl ...
 

@@ -1,16 +1,16 @@
 """Ask the teacher: sample its answers to prompts, keep those that hold.
 
-    python dataset/generate.py --teacher out/teacher.pt --input out/data/stories/distill.jsonl
-    python dataset/generate.py --base-url http://127.0.0.1:8000/v1 --model teacher --samples 4
+    python blackbox/generate.py --teacher out/teacher.pt --input out/data/stories/distill.jsonl
+    python blackbox/generate.py --base-url http://127.0.0.1:8000/v1 --model teacher --samples 4
 
 Black box: what is kept is text. The teacher is a checkpoint, or a model behind an OpenAI-compatible
-endpoint (key: OPENAI_API_KEY; faults: dataset/endpoint.py; retries and budgets: dataset/asking.py).
-Each prompt (dataset/questions.py) is asked --samples times; an answer is kept if it ended, has the
+endpoint (key: OPENAI_API_KEY; faults: blackbox/endpoint.py; retries and budgets: blackbox/asking.py).
+Each prompt (blackbox/questions.py) is asked --samples times; an answer is kept if it ended, has the
 form (of a checkpoint: <think>...</think><answer>...</answer>), gives the known answer and was not
 said before for the same prompt (rejection sampling: Yuan et al. 2023, 3.3). Where nobody knows the
 answer, it is kept as "unverified".
 
-Writes OUT.all.jsonl, every answer with all that is known about it (dataset/answers.py), appended:
+Writes OUT.all.jsonl, every answer with all that is known about it (blackbox/answers.py), appended:
 after a stop, or a kill, the same command asks for exactly what is missing (an endpoint may be asked
 for more --questions or --samples then). And OUT, the kept rows, ready for train_distill_reason.py.
 An endpoint's requests are counted in OUT.requests.jsonl.
@@ -32,9 +32,9 @@ import checkpoints
 import cli
 import common
 from cli import OUT, check, fail, show
-from dataset import answers, asking, endpoint
+from blackbox import answers, asking, endpoint
 from dataset.formats import Turn, counted, prompt_ids
-from dataset.questions import asked, read_prompts
+from blackbox.questions import asked, read_prompts
 from decoding import generate
 from tokenizer import check_unicode
 

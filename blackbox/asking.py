@@ -26,7 +26,7 @@ from types import SimpleNamespace
 
 import cli
 from cli import fail, show
-from dataset.endpoint import attempt
+from blackbox.endpoint import attempt
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before the second request for an answer, the last
 PATIENCE = 600.0  # seconds: a Retry-After above it ends the run

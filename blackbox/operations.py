@@ -36,7 +36,7 @@ import re
 from functools import partial
 
 from dataset import stories, suites
-from dataset.prompt_texts import (ASIDES, EMPTY, FILLER, FORMATS, INJECTIONS, TAKEN_BACK, TOPICS,
+from blackbox.prompt_texts import (ASIDES, EMPTY, FILLER, FORMATS, INJECTIONS, TAKEN_BACK, TOPICS,
                                   UNITS, WORDINGS)
 from dataset.stories import join, operands, running_totals, tell
 from dataset.story_texts import NAMES, OBJECTS

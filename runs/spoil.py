@@ -1,6 +1,6 @@
 """Rows spoiled on purpose: what in a chain of thought does the student learn from?
 
-    python dataset/spoil.py --how shuffled --out out/data/shuffled.jsonl
+    python runs/spoil.py --how shuffled --out out/data/shuffled.jsonl
 
     shuffled    the steps of a chain in another order than they were thought; its answer is right
     wrong       the chain's last result, and so the answer, is another number; its order is right
@@ -31,7 +31,7 @@ from dataset.verify import parse_number
 
 @dataclass
 class Config:
-    input: str = OUT / "data/traces.jsonl"  # rows of dataset/generate.py, with thoughts
+    input: str = OUT / "data/traces.jsonl"  # rows of blackbox/generate.py, with thoughts
     how: Literal["shuffled", "wrong", "unjudged"] = "shuffled"  # see above
     share: float = 0.5             # of the rows that are spoiled (0.25 to 1)
     out: str = OUT / "data/spoiled.jsonl"  # as many rows
@@ -87,7 +87,7 @@ def unjudged(row):
         turns = [Turn(t["role"], t["content"]) for t in row["conversations"]]
         thought, content, found = row["reasoning_content"], row["content"], row["verdict"]
     except (KeyError, TypeError):
-        raise BadRow("no answer of dataset/generate.py", expected="a line of OUT.all.jsonl")
+        raise BadRow("no answer of blackbox/generate.py", expected="a line of OUT.all.jsonl")
     if found not in ("ok", "wrong answer", "unverified"):
         return []
     said = parse_response_text(content, thought)
@@ -98,7 +98,7 @@ def main(cfg):
     """Read all rows, change some, write them in their order."""
     cli.check_ranges(cfg, share=(0.001, 1), seed=(0, 2**32 - 1))
     cli.check_apart("--out", cfg.out, cfg.input)
-    path, out = cli.need_file(cfg.input, "python dataset/generate.py"), Path(cfg.out)
+    path, out = cli.need_file(cfg.input, "python blackbox/generate.py"), Path(cfg.out)
     if out.exists() and not cfg.fresh:
         fail(f"{show(out)} is there already", fix="choose another --out, or --fresh replaces it")
     if cfg.how == "unjudged":
@@ -114,7 +114,7 @@ def main(cfg):
         rows, count = spoil(rows, change, cfg.share, cfg.seed)
     if count == 0:
         fail(f"{show(path)}: no row can be spoiled", "no thoughts of several steps that end with "
-             "the answer", "rows of dataset/generate.py")
+             "the answer", "rows of blackbox/generate.py")
     cli.write_file(out, json_lines(dict(conversations=[turn_row(t) for t in turns])
                                    for turns in rows))
     print(f"{show(out)}: {count:,} of {len(rows):,} rows {cfg.how}\n"

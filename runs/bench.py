@@ -1,6 +1,6 @@
 """Speed of a training step: share of the machine's peak, and what each choice in the loop is worth.
 
-    python bench.py     on an otherwise idle machine, 2 to 5 minutes; writes out/bench.md, .json
+    python runs/bench.py     on an otherwise idle machine, 2 to 5 minutes; writes out/bench.md, .json
 
 Part 1, share of peak, in float32 and, where the hardware has it, bf16; eager and compiled.
     peak = the best of square matmuls of 1,024 to 4,096 in that dtype
@@ -12,12 +12,14 @@ Part 2, ablation.  The step of train_distill_logits.py on the default stories, o
 import contextlib
 import json
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 

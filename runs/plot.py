@@ -1,7 +1,7 @@
 """Figures from logs, reports and rows, into docs/figures/. Needs matplotlib (requirements-dev.txt).
 
-    python plot.py                          every figure whose data are there
-    python plot.py out/student-*.csv        the learning curves of these runs, into out/figures/
+    python runs/plot.py                          every figure whose data are there
+    python runs/plot.py out/student-*.csv        the learning curves of these runs, into out/figures/
 
     curves.png        validation cross-entropy against step, of the CSV files
     soft-targets.png  the teacher's next-token distribution at temperatures 1, 2 and 4
@@ -13,10 +13,12 @@
 """
 import csv
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import checkpoints

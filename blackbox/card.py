@@ -1,4 +1,4 @@
-"""The data card of dataset/filter.py: what the kept rows are like, what was dropped. Markdown.
+"""The data card of blackbox/filter.py: what the kept rows are like, what was dropped. Markdown.
 
 Distinct-n: different word n-grams of the answers by their words (Li et al. 2016, section 5.2). It
 falls as a set grows, so it is that of the first million words: compare sets of like size. Entropy:
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import near
+from blackbox import near
 from report import columns, markdown
 
 FIELDS = ("operation", "label", "verdict", "finish_reason", "model")

@@ -1,4 +1,4 @@
-"""What dataset/operations.py says: sentences, frames and tasks, English and Chinese. Data only.
+"""What blackbox/operations.py says: sentences, frames and tasks, English and Chinese. Data only.
 
 Fields as in story_texts.py; {text} is the whole prompt, {json} the prompt as a JSON string. Nothing
 here uses what is reserved for the suites: neither their sentences nor a word that only those have.

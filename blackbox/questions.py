@@ -3,7 +3,7 @@
 A row of dataset/formats.py is a prompt and its known answer: a bare number, what is marked as the
 answer, what GSM8K has behind ####. An essay is none, nor is a number in it; its prompt, and a
 conversation that ends with the user, are prompts whose answer nobody knows. Rows that
-dataset/prompts.py has made, told by their "operation", say more about themselves.
+blackbox/prompts.py has made, told by their "operation", say more about themselves.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ class Prompt:
     """What is asked, and what is known about it."""
     turns: list               # of Turn, without the answer
     reference: Optional[str]  # the known answer, or None
-    operation: str            # what dataset/prompts.py did to the seed; "none": nothing
+    operation: str            # what blackbox/prompts.py did to the seed; "none": nothing
     source: str               # id of the seed's row, or FILE:LINE
     label: str                # "kept", "changed" (by the operation), or "teacher": only it knows
 
@@ -48,7 +48,7 @@ def question_of(row):
 def parse_prompt(row):
     """A row of any format as a Prompt, its source empty where the row has none; or BadRow."""
     turns, reference = question_of(row)
-    grown = row if "operation" in row else {}  # by dataset/prompts.py: in other files, a "label"
+    grown = row if "operation" in row else {}  # by blackbox/prompts.py: in other files, a "label"
     about = dict(operation=grown.get("operation", "none"),            # or a "source" is any word
                  source=grown.get("source", row.get("id", "")),
                  label=grown.get("label", "teacher" if reference is None else "kept"))

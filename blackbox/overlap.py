@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from cli import show
 from dataset.formats import read_documents
-from dataset.near import UNSPACED, grams, hashed, numbers, words
+from blackbox.near import UNSPACED, grams, hashed, numbers, words
 
 RUN, RUN_UNSPACED, INSTRUCTION = 13, 26, 20
 

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 
 import cli
 from cli import fail, show
-from dataset.endpoint import hide
+from blackbox.endpoint import hide
 from dataset.formats import (TAGS, BadRow, Turn, json_lines, parse_response, parse_response_text,
                              parse_row, turn_row)
 from dataset.verify import answer_in, verdict

@@ -1,13 +1,13 @@
 """Prompts that cover more ground: seeds, and a share of them changed, each by one operation.
 
-    python dataset/prompts.py            # out/data/prompts.jsonl, as many questions, CPU, about 2 s
-    python dataset/prompts.py --input mine.jsonl --operations typos,injection,long
+    python blackbox/prompts.py            # out/data/prompts.jsonl, as many questions, CPU, about 2 s
+    python blackbox/prompts.py --input mine.jsonl --operations typos,injection,long
 
-Last line: next: python dataset/generate.py --input out/data/prompts.jsonl --out ...
+Last line: next: python blackbox/generate.py --input out/data/prompts.jsonl --out ...
 
 A student is as robust as the text that it has seen, and a teacher will answer any question. Seeds
 are the stories of the distill split, or your own prompts in any format of dataset/formats.py (of a
-conversation the last user turn is changed); they may lack an answer. dataset/operations.py lists
+conversation the last user turn is changed); they may lack an answer. blackbox/operations.py lists
 the operations. A row says its "operation" ("none": unchanged), its "source" (the seed's id, or
 FILE:LINE) and its "label": the answer is "kept", or "changed" in a known way, and the last turn
 gives it; or only the "teacher" can say, and the last turn is the user's. No row has worked steps:
@@ -16,9 +16,9 @@ the teacher writes them. For more prompts of the same seeds: --share 1 and sever
 Stories are changed by code. Of a free prompt, code can change the surface; the rest the teacher
 rewrites itself (Evol-Instruct: Xu et al. 2023; Self-Instruct: Wang et al. 2022), in three commands:
 
-    python dataset/prompts.py --input mine.jsonl --operations deeper,broader --out m.jsonl
-    python dataset/generate.py --input m.jsonl.evolve.jsonl --out evolved.jsonl
-    python dataset/prompts.py --evolved evolved.jsonl
+    python blackbox/prompts.py --input mine.jsonl --operations deeper,broader --out m.jsonl
+    python blackbox/generate.py --input m.jsonl.evolve.jsonl --out evolved.jsonl
+    python blackbox/prompts.py --evolved evolved.jsonl
 
 The first writes the seeds to OUT and, to OUT.evolve.jsonl, prompts that ask for a rewriting. The
 last makes prompt rows of the replies (prompts-evolved.jsonl, label "teacher") and drops, with a
@@ -43,9 +43,9 @@ from cli import (OUT, check, check_apart, check_ranges, fail, need_file, run, sh
 from dataset import stories, suites  # noqa: E402
 from dataset.formats import (BadRow, Turn, bad_lines_text, counted, is_text,  # noqa: E402
                              json_lines, parse_response_text, read_documents, string, turn_row)
-from dataset.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noqa: E402
-from dataset.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
-from dataset.questions import question_of  # noqa: E402
+from blackbox.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noqa: E402
+from blackbox.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
+from blackbox.questions import question_of  # noqa: E402
 
 LONGEST = 4_000  # characters of a rewritten prompt, or twice its seed
 
@@ -236,7 +236,7 @@ def from_seeds(cfg, report):
 
 def from_replies(cfg, report):
     """The rows of --evolved for OUT, none for OUT.evolve.jsonl, and why replies were dropped."""
-    need_file(cfg.evolved, "python dataset/generate.py --input OUT.evolve.jsonl")
+    need_file(cfg.evolved, "python blackbox/generate.py --input OUT.evolve.jsonl")
     dropped = Counter()
     return list(read_replies(cfg, report, dropped)), [], dropped
 
@@ -267,9 +267,9 @@ def main(cfg):
     if asked:
         evolved = show(out.with_name("evolved-" + out.name))
         print(f"{show(evolve)}: {len(asked):,} for the teacher to rewrite: python "
-              f"dataset/generate.py --input {show(evolve)} --out {evolved}, then python "
-              f"dataset/prompts.py --evolved {evolved}")
-    print(f"next: python dataset/generate.py --input {show(out)} "
+              f"blackbox/generate.py --input {show(evolve)} --out {evolved}, then python "
+              f"blackbox/prompts.py --evolved {evolved}")
+    print(f"next: python blackbox/generate.py --input {show(out)} "
           f"--out {show(out.with_name('traces-' + out.name))}")
 
 
