@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import torch
 
 import cli
-import common
+import oldcommon as common
 from cli import OUT, check, fail, label, show
 from model import SIZES, ModelConfig, Transformer, build, config_dict, with_layers
 from tokenizer import Tokenizer, check_fingerprint

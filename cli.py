@@ -26,6 +26,8 @@ import sys
 import typing
 from pathlib import Path
 
+from common import UserError
+
 ROOT = Path(__file__).resolve().parent
 # Everything a run writes, whatever the working directory. Tests point it elsewhere.
 OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()
@@ -34,10 +36,6 @@ OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()
 FILE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
                errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EIO,
                errno.ENAMETOOLONG)
-
-
-class UserError(Exception):
-    """A mistake that the user can mend: shown as one line, exit status 2."""
 
 
 def fail(what, got=None, expected=None, fix=None):

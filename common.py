@@ -1,344 +1,268 @@
-"""Plumbing that every training script shares: device, ranks, flags, text, log. No training.
+"""What every script shares: flags, errors, files that are whole or not there, device, ranks, log.
 
-Checkpoints are in checkpoints.py. A run called NAME owns two files: out/NAME.pt and out/NAME.csv.
+    @dataclass
+    class Config:
+        steps: int = 1000        # optimizer steps (300 to 5,000)
+
+    if __name__ == "__main__":
+        common.run(main, Config)        # python script.py --steps 500
+
+One knob a line: its name is the flag, its type is checked, its comment is the help. A mistake of the
+user raises UserError: one line on stderr, status 2, no traceback. A bug keeps its traceback.
+
+torch takes two seconds to import, and half of the scripts do not need it: the functions that do
+import it themselves.
 """
+import argparse
 import contextlib
 import csv
-import itertools
+import dataclasses
+import difflib
+import fcntl
+import hashlib
+import inspect
+import json
 import math
 import os
 import platform
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import torch
-import torch.distributed as dist
-
-import cli
-from cli import OUT, ROOT, check, fail, label, show
-from dataset.batches import eval_batches, open_data
-from dataset.prepare import summary
-from losses import cross_entropy, forward_kl
+ROOT = Path(__file__).resolve().parent
+# Everything that a run writes, from any working directory.
+OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()
 
 
-# least and most of the flags that all loops share; 1e-9 stands for "more than 0". A huge --clip
-# switches it off; a huge --lr shows what a loss that is not finite does
-MANY = 10**9
-RANGES = dict(steps=(1, MANY), batch=(1, 2**20), accumulate=(1, 2**20), window=(1, 2**16 - 1),
-              context=(1, 2**20), lr=(1e-9, 1e30), clip=(1e-9, 1e30), weight_decay=(0, MANY),
-              warmup=(0, MANY), documents=(0, MANY), eval_every=(1, MANY), eval_windows=(0, MANY),
-              save_every=(1, MANY), log_every=(1, MANY), seed=(0, 2**32 - 1))
+# --- errors and flags -----------------------------------------------------------------------------
+
+class UserError(Exception):
+    """A mistake that the user can mend: one sentence, exit status 2."""
 
 
-# --- device, precision, seeds, ranks --------------------------------------------------------------
+def check(ok, message):
+    """UserError(message) unless ok."""
+    if not ok:
+        raise UserError(message)
 
-def start(cfg):
-    """Check the flags that all loops share, seed, join the ranks, pick device and precision.
 
-    Returns env: device, dtype (its name), autocast (a fresh context manager a call), rank, world,
-    stop.
+def between(cfg, least, most, *names):
+    """UserError unless every named flag is from least to most. NaN is not."""
+    for name in names:
+        value = getattr(cfg, name)
+        check(least <= value <= most,
+              f"--{name.replace('_', '-')} {value}: must be {least:,} to {most:,}")
+
+
+def positive(cfg, *names):
+    """UserError unless every named flag is above 0. NaN is not."""
+    for name in names:
+        value = getattr(cfg, name)
+        check(value > 0, f"--{name.replace('_', '-')} {value}: must be above 0")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that a mistake is a UserError."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
+def parse(Config, argv=None):
+    """argv (None: the command line) -> a Config. `cfg.given` is the set of flags that were typed.
+
+    A field of type list takes the words without a flag; a bool is --name or --no-name.
     """
-    cli.check_ranges(cfg, **{flag: RANGES[flag] for flag in RANGES if hasattr(cfg, flag)})
-    env = device_and_dtype(cfg)
-    env.world, env.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    env.stop, env.began = False, time.time()
-    if env.world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if env.device.type == "cuda" else "gloo")
-    torch.manual_seed(cfg.seed)  # CPU and all GPUs
-    return env
+    kinds, comments = typing.get_type_hints(Config), {}
+    for parent in reversed(Config.__mro__[:-1]):  # a Config may inherit from another script's
+        comments |= re.findall(r"^ +(\w+) *:[^#\n]+# *(.+)", inspect.getsource(parent), re.M)
+    parser = Parser(description=inspect.getmodule(Config).__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in dataclasses.fields(Config):
+        name, kind, choices = field.name, kinds[field.name], typing.get_args(kinds[field.name])
+        shown = os.path.relpath(field.default) if isinstance(field.default, Path) else field.default
+        more = dict(default=argparse.SUPPRESS,
+                    help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"))
+        if kind is list:
+            parser.add_argument(name, nargs="*", **more)
+        elif kind is bool:
+            parser.add_argument(f"--{name.replace('_', '-')}", dest=name,
+                                action=argparse.BooleanOptionalAction, **more)
+        else:
+            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, choices=choices or None,
+                                type=str if choices else kind,
+                                metavar=None if choices else kind.__name__.upper(), **more)
+    values, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
+        raise UserError(f"unknown argument {unknown[0]}; "
+                        + (f"did you mean {near[0]}?" if near else "see --help"))
+    values = {name: value for name, value in vars(values).items() if value != []}
+    cfg = Config(**values)
+    for name, value in vars(cfg).items():  # a default may be a Path, a typed value is a string
+        setattr(cfg, name, str(value) if isinstance(value, Path) else value)
+    cfg.given = frozenset(values)
+    return cfg
 
 
-def device_and_dtype(cfg):
-    """What was found, or asked for with --dtype: device, dtype (its name), autocast."""
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if fast_bf16(device) else "float32"
-    autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if dtype == "bf16" \
-        else contextlib.nullcontext
-    return SimpleNamespace(device=device, dtype=dtype, autocast=autocast)
-
-
-def check_loss_flags(cfg):
-    """UserError for a wrong alpha, temperature, beta or skew -> the divergence's own parameter."""
-    cli.check_ranges(cfg, alpha=(0, 1), temperature=(0.01, 1000), beta=(0, 1))
-    check(0 <= cfg.skew < 1, "--skew", cfg.skew, "a number from 0, below 1")
-    return cfg.beta if cfg.divergence == "jsd" else cfg.skew
-
-
-def check_run_flags(cfg, env):
-    """UserError for a batch that cannot be shared out, one's own training data with nobody's
-    validation data, and for a run that would replace what it starts from."""
-    check(cfg.batch % (cfg.accumulate * env.world) == 0,
-          "--batch", cfg.batch, "a multiple of --accumulate times the number of processes")
-    check("val" in cfg.given or cli.is_default(cfg, "data"), "--val", label(cfg.val),
-          "validation text of the same kind as --data: hold some lines back (a tenth, say), "
-          "or a file of another source")
-    cli.check_apart("--name", OUT / f"{cfg.name}.pt", cfg.init, getattr(cfg, "teacher", ""))
-
-
-def catch_signals(env):
-    """From here on SIGINT and SIGTERM ask the loop to save and stop after its step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: setattr(env, "stop", True))
-
-
-def fast_bf16(device):
-    """True where bfloat16 matmuls run in hardware: emulated ones are far slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
-        return any(f in Path("/proc/cpuinfo").read_text() for f in ("avx512_bf16", "amx_bf16"))
-    return False
-
-
-def sum_gradients(parameters, env):
-    """Add up the gradients of all ranks, in one all-reduce.
-
-    Each rank's loss is already divided by the n_valid of all ranks, so the plain sum is the
-    gradient of one process; averaging local means (what DDP does) would weigh short batches more.
-    """
-    if env.world == 1:
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat, op=dist.ReduceOp.SUM)
-    for g, summed in zip(grads, flat.split([g.numel() for g in grads])):
-        g.copy_(summed.view_as(g))
-
-
-def sum_over_ranks(values, env):
-    """A list of floats, each added up over the ranks."""
-    if env.world == 1:
-        return values
-    summed = torch.tensor(values, dtype=torch.float64, device=env.device)
-    dist.all_reduce(summed)
-    return summed.tolist()
-
-
-@torch.no_grad()
-def validation_ce(model, val, cfg, env):
-    """Cross-entropy on validation data, nats a counted token; each rank reads its share."""
-    was_training = model.training
-    model.eval()
-    ce_sum = count = 0.0
-    batches = eval_batches(val, cfg.batch, cfg.eval_windows, env.device)
-    for x, y, document, weight in itertools.islice(batches, env.rank, None, env.world):  # (B, T)
-        keep = weight > 0                      # (B, T) the N tokens that count
-        with env.autocast():
-            logits = model(x, document, keep)  # (N, V)
-        ce_sum += cross_entropy(logits, y[keep]).sum().item()
-        count += keep.sum().item()
-    model.train(was_training)
-    ce_sum, count = sum_over_ranks([ce_sum, count], env)
-    check(count > 0, "--val", cfg.val, "a file with at least one counted token")
-    return ce_sum / count
-
-
-def facts(model, tokenizer, train, val, cfg, env):
-    """Lines of the self-check: what is read, and the loss before the first step."""
-    return {"data": f"{train['name']}: {summary(train['meta'])}",
-            "validation": summary(val["meta"]),
-            "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
-            "ce at start": f"{validation_ce(model, val, cfg, env):.3f} nats; "
-                           f"ln V = {math.log(tokenizer.vocab_size):.3f} is guessing"}
-
-
-@torch.no_grad()
-def teacher_facts(teacher, val, cfg, env):
-    """Lines of the self-check: the teacher's own loss, and the mean KL between two of its passes,
-    which is 0, or it is not deterministic (train mode). UserError where its logits are no numbers.
-    """
-    x, _, document, weight = next(eval_batches(val, cfg.batch, cfg.batch, env.device))
-    with env.autocast():
-        first, second = (teacher(x, document, weight > 0) for _ in range(2))  # (N, V)
-    kl, ce = forward_kl(second, first).mean().item(), validation_ce(teacher, val, cfg, env)
-    if not (math.isfinite(kl) and math.isfinite(ce)):
-        fail("the teacher's logits are not finite", f"ce {ce}, KL(teacher||teacher) {kl}",
-             fix=f"another --teacher, or another --dtype than {env.dtype}")
-    return {"teacher's ce": f"{ce:.3f} nats", "KL(teacher||teacher)": f"{kl:.1e} must be 0"}
-
-
-def first_rank_first(env, function):
-    """Run `function` on rank 0 (it may write files), then on the others (they find them)."""
-    if env.rank > 0:
-        dist.barrier()
-    result = function()
-    if env.rank == 0 and env.world > 1:
-        dist.barrier()
-    return result
-
-
-def advance(progress, counts, seconds):
-    """Count one optimizer step; counts as step_batches gives them."""
-    progress.step += 1
-    progress.tokens += counts["tokens"]
-    progress.supervised += counts["supervised"]
-    progress.train_seconds += seconds
-
-
-def check_finite(loss, norm, step, cfg):
-    """UserError at the first loss or gradient that is no number: nothing after it can be right."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        path = OUT / f"{cfg.name}.pt"
-        fail(f"the loss is not finite at step {step + 1}", f"loss {loss}, gradient norm {norm}",
-             fix="a lower --lr; the last good checkpoint is "
-                 + (show(path) if path.exists() else "not there yet"))
-
-
-def say(env, text):
-    """Print once, not once a rank."""
-    if env.rank == 0:
-        print(text)
-
-
-def keep_best(progress, model, ce):
-    """Remember the weights of the lowest validation cross-entropy so far."""
-    if ce < progress.best_ce:
-        progress.best = {k: v.clone() for k, v in model.state_dict().items()}
-        progress.best_step, progress.best_ce = progress.step, ce
-
-
-def stop_signal(env, cfg):
-    """After a save: say how to go on. Status 130, as shells expect of an interrupted program."""
-    if env.rank == 0:
-        print(f"stopped; {show(OUT / cfg.name)}.pt is saved: the same command goes on from there",
-              file=sys.stderr)
-    finish(env)
-    sys.exit(130)
-
-
-def next_command(cfg):
-    """What to type after a run: its evaluation, on text of the kind that it was trained on."""
-    words = f"python eval.py {show(OUT / cfg.name)}.pt"
-    if not cli.is_default(cfg, "val"):
-        words += f" --data {show(cfg.val)}"
-    return words + (f" --teacher {show(cfg.teacher)}" if getattr(cfg, "teacher", "") else "")
-
-
-def end(cfg, env, progress):
-    """Say what a whole run made and what to type next; leave the ranks."""
-    say(env, f"{show(OUT / cfg.name)}.pt: validation ce {progress.best_ce:.4f} nats a token "
-             f"at step {progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-             f"next: {next_command(cfg)}")
-    finish(env)
-
-
-def finish(env):
-    """Leave the group of ranks, all together: who leaves first tears the others' connections."""
-    if env.world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def should_stop(env):
-    """True on every rank as soon as one of them got SIGINT or SIGTERM."""
-    return sum_over_ranks([float(env.stop)], env)[0] > 0
-
-
-def open_text(cfg, env, tokenizer):
-    """(train, val, what the run remembers of them): the first rank prepares, the others find it.
-
-    After the model, which may come from a checkpoint with a context of its own.
-    """
-    check(cfg.window <= cfg.context, "--window", cfg.window,
-          f"1 to the context, {cfg.context} (--context sets a new model's)")
-    options = dict(window=cfg.window, target=cfg.target, skip_bad_lines=cfg.skip_bad_lines,
-                   loss_on=getattr(cfg, "loss_on", "response"))
-
-    def both():
-        """Training and validation windows, prepared where they are not there yet."""
-        return (open_data(cfg.data, tokenizer, documents=cfg.documents,
-                          long_frac=getattr(cfg, "long_frac", -1), **options),
-                open_data(cfg.val, tokenizer, **options))
-    train, val = first_rank_first(env, both)
-    return train, val, dict(data_sha256=train["meta"]["source_sha256"],
-                            val_sha256=val["meta"]["source_sha256"],
-                            tokenizer_fingerprint=tokenizer.fingerprint)
-
-
-# --- log ------------------------------------------------------------------------------------------
-
-def versions():
-    """What a result depends on: Python, torch, numpy, threads, commit, machine."""
+def run(main, Config):
+    """main(parse(Config)). A mistake of the user, a file that cannot be written or too little memory
+    is one line and status 2; Ctrl-C is status 130."""
+    for stream in (sys.stdout, sys.stderr):  # logs are followed live, in UTF-8, on every platform
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
-        git = [subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-               for words in (["describe", "--always"], ["diff", "HEAD", "--quiet", "--", "*.py"])]
-        commit = git[0].stdout.strip() + "-dirty" * (git[1].returncode == 1) or "unknown"
-    except OSError:  # no git on this machine
-        commit = "unknown"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return dict(python=platform.python_version(), torch=str(torch.__version__),
-                numpy=np.__version__, threads=torch.get_num_threads(), commit=commit,
-                machine=cpu_name(), gpu=gpu)
+        main(parse(Config))
+    except UserError as error:
+        stop(" ".join(str(error).split()))
+    except BrokenPipeError:  # `script.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno is None:  # a bug, or a library's own error
+            raise
+        stop(f"{error.filename or 'a file'}: {error.strerror}; what was there is as before")
+    except (MemoryError, RuntimeError) as error:  # torch says RuntimeError
+        if not isinstance(error, MemoryError) and "allocat" not in str(error):
+            raise
+        stop("not enough memory; try a smaller --batch, --window or --size, or a larger --accumulate")
+    except KeyboardInterrupt:
+        stop("stopped; the same command goes on where it was", 130)
 
 
-def cpu_name():
-    """The processor's own name and its number of cores."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores"
+def stop(message, status=2):
+    """Print the message as an error and leave."""
+    print(f"error: {message}" if status == 2 else message, file=sys.stderr)
+    sys.exit(status)
 
 
-def print_start(cfg, env, facts):
-    """The self-check at the top of a log: what runs, on what, and numbers that must be right."""
-    if env.rank == 0:
-        v = versions()
-        print(f"{cfg.name}: {env.device}, {env.dtype}, {env.world} process(es), "
-              f"{v['threads']} threads, torch {v['torch']}, commit {v['commit']}")
-        for name, value in facts.items():
-            print(f"  {name:<20} {value}")
+def show(path):
+    """A path as a user would type it here."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def open_log(cfg, env, step):
-    """out/NAME.csv, cut back to the checkpoint's step: a resumed run writes each row once."""
-    path = OUT / f"{cfg.name}.csv"
-    if env.rank == 0:
-        rows = []
-        if step == 0 and path.exists() and path.stat().st_size \
-                and not path.read_bytes().startswith(b"step,"):
-            fail(f"{show(path)} is there and no log of this script", fix="choose another --name")
-        if step > 0 and path.exists():
-            # a row cut off by a kill is after the checkpoint
-            with open(path, newline="", encoding="utf-8", errors="replace") as file:
-                rows = [r for r in csv.DictReader(file) if (r.get("step") or "").isdigit()
-                        and r.get("supervised") and int(r["step"]) <= step]
-        with cli.atomic_write(path, "w") as file:
-            if rows:
-                writer = csv.DictWriter(file, [k for k in rows[0] if k], extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(rows)
-    return path
+def command(script, *words, **flags):
+    """A command that can be pasted: python SCRIPT WORDS --FLAG VALUE. Empty flags are left out."""
+    for name, value in flags.items():
+        if value not in ("", None, False):
+            words += (f"--{name.replace('_', '-')}", *(() if value is True else (value,)))
+    return shlex.join(["python", script, *(show(w) if os.path.exists(str(w)) else str(w)
+                                           for w in words)])
 
 
-def log(path, env, cfg, step, numbers, val_ce, seconds, counts):
-    """One aligned line on the screen and the same numbers as a row of the CSV (rank 0).
+# --- files ----------------------------------------------------------------------------------------
 
-    numbers: the terms of this step, in nats; val_ce: after it, None where it was not measured;
-    seconds, counts (of tokens): of this step.
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Open a temporary file beside `path`; rename it at the end. `path` is whole, or as it was."""
+    path = Path(path).resolve()  # a link stays a link
+    check(path.is_file() or not path.exists(), f"{path} is no regular file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a failed write() does not name its file
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_file(path, data):
+    """Text or bytes as a file that is whole, or as it was before."""
+    with atomic_write(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def json_lines(rows):
+    """Rows as the text of a .jsonl file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def append_rows(path, rows):
+    """Add rows to a .jsonl file, each a whole line. First cut off what a killed writer left of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(json_lines(rows).encode())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def already_made(path, settings, fresh=False):
+    """Is `path` a JSON file that says it was made with these settings (a dict, as JSON has it)?
+
+    False: there is no such file, or `fresh` replaces it. UserError if it was made with others.
     """
-    due = step % cfg.log_every == 0 or step in (1, cfg.steps) or val_ce is not None
-    if env.rank != 0 or not due:
-        return
-    left = (cfg.steps - step) * seconds
-    terms = " | ".join(f"{k} {v:.1e}" if k == "lr" else f"{k} {v:.3f}" for k, v in numbers.items())
-    terms += f" | val ce {val_ce:.4f}" if val_ce is not None else ""
-    print(f"step {step:>6}/{cfg.steps} | {terms} | {1000 * seconds:.0f} ms | "
-          f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | "
-          f"eta {int(left // 60)}m{int(left % 60):02d}s")
-    row = dict(step=step, **numbers, val_ce="" if val_ce is None else val_ce,
-               seconds=round(seconds, 4), **counts)
-    with cli.append(path) as file:
-        writer = csv.DictWriter(file, row.keys())
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
+    if fresh or not Path(path).exists():
+        return False
+    try:
+        made = json.loads(Path(path).read_text(encoding="utf-8"))
+        made = {name: made.get(name) for name in settings}
+    except (ValueError, AttributeError):
+        raise UserError(f"{show(path)} is there and not of this script; choose another --out") from None
+    refuse_others(Path(path).parent, made, json.loads(json.dumps(settings)))
+    return True
+
+
+def refuse_others(path, old, new):
+    """UserError with what differs between the settings that made a file and those asked now."""
+    differing = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in sorted({*old, *new})
+                 if old.get(k) != new.get(k)]
+    check(not differing, f"{show(path)} was made with other settings ({', '.join(differing)}); "
+                         "choose another name, or replace it with --fresh")
+
+
+def lock(path, wait=False):
+    """Hold .NAME.lock beside `path` as long as the returned file is open: one writer at a time.
+
+    UserError if another process holds it, unless `wait`. A file system without locks is no error.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path.with_name(f".{path.name}.lock"), "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise UserError(f"another process is writing {show(path)}; wait for it, or choose another "
+                        "name") from None
+    except OSError as error:
+        print(f"note: {path.parent} has no locks ({error.strerror}): start no other writer of "
+              f"{path.name}", file=sys.stderr)
+    return file
+
+
+def sha256_file(path):
+    """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def markdown(head, rows):
+    """A Markdown table; head "model | steps: | verdict": a colon ends the name of a column of numbers."""
+    names = head.split(" | ")
+    lines = [[name.removesuffix(":") for name in names], *rows]
+    text = ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
+    text.insert(1, "".join("|---:" if name.endswith(":") else "|---" for name in names) + "|")
+    return "\n".join(text)

@@ -40,7 +40,7 @@ import torch
 
 import checkpoints
 import cli
-import common
+import oldcommon as common
 import rowfile
 import speed
 from answers import answer, tally, vote

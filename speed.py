@@ -24,7 +24,7 @@ import torch
 
 import checkpoints
 import cli
-import common
+import oldcommon as common
 import rowfile
 from cli import OUT, label
 from dataset.formats import prompt_ids, read_documents

@@ -25,7 +25,7 @@ import torch
 
 import checkpoints
 import cli
-import common
+import oldcommon as common
 from cli import OUT, check
 from dataset.batches import step_batches
 from features import check_heads, hidden_term, layer_pairs, make_projections, relation_term

@@ -23,7 +23,7 @@ import torch
 
 import checkpoints
 import cli
-import common
+import oldcommon as common
 from cli import OUT, check
 from dataset.batches import step_batches
 from dataset.teacher_cache import (cached_divergence, cached_tokenizer, describe_cache, open_cache,

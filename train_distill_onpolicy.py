@@ -31,7 +31,7 @@ import torch
 
 import checkpoints
 import cli
-import common
+import oldcommon as common
 from cli import OUT, check
 from dataset.batches import step_batches
 from dataset.rewrite import student_writes

@@ -20,7 +20,7 @@ import torch
 
 import checkpoints
 import cli
-import common
+import oldcommon as common
 from cli import OUT
 from dataset.batches import step_batches
 from losses import cross_entropy, total

@@ -30,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
 import cli
-import common
+import oldcommon as common
 from cli import OUT, check, fail, show
 from blackbox import answers, asking, endpoint
 from dataset.formats import Turn, counted, prompt_ids

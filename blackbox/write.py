@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
 import cli
-import common
+import oldcommon as common
 from cli import OUT, fail, show
 from decoding import generate
 

@@ -42,7 +42,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
 import cli
-import common
+import oldcommon as common
 from cli import OUT, check, fail, show
 from dataset.batches import open_data, tensors
 from dataset.teacher_cache import (NAMES, SAME, checksums, files_of, first_rows, is_about,

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import torch
 
-import common
+import oldcommon as common
 from dataset.batches import tensors
 from dataset.prepare import Packed
 from decoding import generate

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import cli
-import common
+import oldcommon as common
 from cli import OUT, label
 from dataset import cache_teacher
 from dataset.batches import open_data, tensors

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import cli
-import common
+import oldcommon as common
 from cli import OUT
 from fused import How, fused_loss
 from losses import DIVERGENCES, cross_entropy, divergence, total

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
-import common
+import oldcommon as common
 import rowfile
 from cli import check, fail, show
 

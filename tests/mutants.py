@@ -90,7 +90,7 @@ MUTANTS = [
     (10, "train_distill_reason.py", "weight[keep]) / n_valid",
      "weight[keep]) / weight.sum() / cfg.accumulate", FORMULA + "[distill_reason]"),
     # 11: a mean of means over ranks
-    (11, "common.py", "g.copy_(summed.view_as(g))", "g.copy_(summed.view_as(g) / env.world)",
+    (11, "oldcommon.py", "g.copy_(summed.view_as(g))", "g.copy_(summed.view_as(g) / env.world)",
      RANKS + "[pretrain-{}]"),
     (11, "dataset/batches.py", "max(weight.sum().item(), 1.0)",
      "max(env.world * weight[env.rank::env.world].sum().item(), 1.0)",

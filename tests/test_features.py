@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import checkpoints
-import common
+import oldcommon as common
 from cli import UserError
 from features import check_heads, hidden_term, layer_pairs, make_projections, relation_term
 from losses import hidden_cosine, hidden_mse, relation_kl

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import checkpoints
-import common
+import oldcommon as common
 from dataset import rewrite
 from dataset.batches import open_data, step_batches, step_windows
 from dataset.rewrite import chosen, pack, prompts_of, student_writes

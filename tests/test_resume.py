@@ -15,7 +15,7 @@ import torch
 
 import checkpoints
 import cli
-import common
+import oldcommon as common
 from cli import ROOT
 
 SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",

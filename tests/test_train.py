@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 import checkpoints
-import common
+import oldcommon as common
 import train_distill_features
 import train_distill_logits
 import train_distill_reason
