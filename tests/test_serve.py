@@ -650,7 +650,7 @@ def test_only_another_host_lets_other_machines_in_and_warns(serve_main, monkeypa
     done = serve_main()
     assert done.status == 0 and done.err == ""
     assert re.fullmatch(r"ready: http://127\.0\.0\.1:[1-9]\d*/v1 serves teacher; next: python "
-                        r"dataset/generate\.py --base-url \S+ --model teacher\n", done.out)
+                        r"blackbox/generate\.py --base-url \S+ --model teacher\n", done.out)
     assert serve_main("--host=localhost").err == ""
     done = serve_main("--host=0.0.0.0")
     assert "ready: http://0.0.0.0:" in done.out and done.err.startswith("warning: ")
