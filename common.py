@@ -27,6 +27,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,3 +267,186 @@ def markdown(head, rows):
     text = ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
     text.insert(1, "".join("|---:" if name.endswith(":") else "|---" for name in names) + "|")
     return "\n".join(text)
+
+
+# --- device, precision, ranks ---------------------------------------------------------------------
+
+def start(cfg):
+    """Check the flags that all training scripts share, seed, join the ranks, find the device.
+
+    -> env: device, dtype (its name), autocast (makes a context manager), rank, world, stop, versions.
+    """
+    import torch
+    import torch.distributed as dist
+    positive(cfg, "steps", "batch", "accumulate", "window", "lr", "clip", "eval_every")
+    between(cfg, 0, 2**32 - 1, "warmup", "weight_decay", "documents", "eval_windows", "seed")
+    check(cfg.name == Path(cfg.name).name and cfg.name.strip("."),
+          f"--name {cfg.name}: must be a plain file name")
+    env = device_and_dtype(cfg)
+    env.world, env.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    check(cfg.batch % (cfg.accumulate * env.world) == 0,
+          f"--batch {cfg.batch}: must be a multiple of --accumulate times the number of processes")
+    env.stop, env.began, env.versions = False, time.time(), versions()
+    if env.world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if env.device.type == "cuda" else "gloo")
+    torch.manual_seed(cfg.seed)  # CPU and all GPUs
+    return env
+
+
+def device_and_dtype(cfg):
+    """CUDA, MPS or the CPU, in --dtype; auto is bf16 if the hardware multiplies in it, because
+    emulated bf16 is far slower than float32."""
+    import torch
+    device, flags = "mps" if torch.backends.mps.is_available() else "cpu", ""
+    if torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+    if Path("/proc/cpuinfo").exists():
+        flags = Path("/proc/cpuinfo").read_text()
+    fast = {"cpu": "avx512_bf16" in flags or "amx_bf16" in flags, "mps": False}.get(device)
+    if fast is None:
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if fast else "float32"
+    device = torch.device(device)
+    autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if dtype == "bf16" \
+        else contextlib.nullcontext
+    return SimpleNamespace(device=device, dtype=dtype, autocast=autocast)
+
+
+def check_loss_flags(cfg):
+    """UserError for a wrong alpha, temperature, beta or skew -> the divergence's own parameter."""
+    between(cfg, 0, 1, "alpha", "beta")
+    between(cfg, 0.01, 1000, "temperature")
+    check(0 <= cfg.skew < 1, f"--skew {cfg.skew}: must be at least 0 and below 1")
+    check(cfg.divergence == "jsd" or "beta" not in cfg.given, "--beta needs --divergence jsd")
+    check("skew" in cfg.divergence or "skew" not in cfg.given, "--skew needs a skewed --divergence")
+    check(getattr(cfg, "fused", "") != "on" or not (cfg.cache or cfg.compile),
+          "--fused on: not with --cache or --compile")
+    return cfg.beta if cfg.divergence == "jsd" else cfg.skew
+
+
+def sum_gradients(parameters, env):
+    """Add up the gradients of all ranks, in one all-reduce.
+
+    Each rank's loss is already divided by the n_valid of all ranks, so the plain sum is the
+    gradient of one process. Averaging local means, as DDP does, would weigh short batches more.
+    """
+    if env.world == 1:
+        return
+    import torch
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    torch.distributed.all_reduce(flat)
+    for g, summed in zip(grads, flat.split([g.numel() for g in grads])):
+        g.copy_(summed.view_as(g))
+
+
+def sum_over_ranks(values, env):
+    """A list of floats, each added up over the ranks."""
+    if env.world == 1:
+        return values
+    import torch
+    summed = torch.tensor(values, dtype=torch.float64, device=env.device)
+    torch.distributed.all_reduce(summed)
+    return summed.tolist()
+
+
+def should_stop(env):
+    """True on every rank as soon as one of them got a signal to stop."""
+    return sum_over_ranks([float(env.stop)], env)[0] > 0
+
+
+def finish(env):
+    """Leave the group of ranks, all together: who leaves first tears the others' connections."""
+    if env.world > 1:
+        import torch.distributed as dist
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+# --- log ------------------------------------------------------------------------------------------
+
+def versions():
+    """What a result depends on: Python, torch, numpy, threads, commit, machine."""
+    import numpy
+    import torch
+    git = [subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+           for words in (["describe", "--always"], ["diff", "HEAD", "--quiet", "--", "*.py"])] \
+        if shutil.which("git") else []
+    commit = git[0].stdout.strip() + "-dirty" * (git[1].returncode == 1) if git else ""
+    machine = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        machine = name[1].strip() if name else machine
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return dict(python=platform.python_version(), torch=str(torch.__version__),
+                numpy=numpy.__version__, threads=torch.get_num_threads(), commit=commit or "unknown",
+                machine=f"{machine}, {os.cpu_count()} cores", gpu=gpu)
+
+
+def begin(cfg, env, progress, facts):
+    """Print the self-check: what runs, on what, and numbers that must be right. Cut out/NAME.csv back
+    to the checkpoint's step, so that a resumed run writes each row once. From here on a signal to stop
+    is obeyed after a step, when everything is saved."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: setattr(env, "stop", True))
+    if env.rank != 0:
+        return
+    v, path, rows = env.versions, OUT / f"{cfg.name}.csv", []
+    print(f"{cfg.name}: {env.device}, {env.dtype}, {env.world} process(es), "
+          f"{v['threads']} threads, torch {v['torch']}, commit {v['commit']}")
+    for name, value in facts.items():
+        print(f"  {name:<20} {value}")
+    if progress.step:
+        print(f"resuming after step {progress.step}")
+        if path.exists():  # a row cut off by a kill comes after the checkpoint
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            rows = lines[:1] + [line for line in lines[1:] if line.split(",")[0].isdigit()
+                                and int(line.split(",")[0]) <= progress.step]
+    write_file(path, "".join(rows))
+
+
+def log(cfg, env, step, numbers, val_ce, seconds, counts):
+    """A row of out/NAME.csv, and every 20 steps an aligned line on the screen (rank 0).
+
+    numbers: the terms of this step, in nats; val_ce: after it, None if it was not measured;
+    seconds, counts (of tokens): of this step.
+    """
+    if env.rank != 0:
+        return
+    row = dict(step=step, **numbers, val_ce="" if val_ce is None else val_ce,
+               seconds=round(seconds, 4), **counts)
+    with open(OUT / f"{cfg.name}.csv", "a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, row.keys())
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+    if step % 20 == 0 or step in (1, cfg.steps) or val_ce is not None:
+        left = int((cfg.steps - step) * seconds)
+        terms = " | ".join(f"{k} {v:.1e}" if k == "lr" else f"{k} {v:.3f}"
+                           for k, v in numbers.items())
+        terms += f" | val ce {val_ce:.4f}" if val_ce is not None else ""
+        print(f"step {step:>6}/{cfg.steps} | {terms} | {1000 * seconds:.0f} ms | "
+              f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | eta {left // 60}m{left % 60:02d}s")
+
+
+def check_finite(loss, norm, step, cfg):
+    """UserError at the first loss or gradient that is NaN or infinite: nothing after it can be right."""
+    path = OUT / f"{cfg.name}.pt"
+    check(math.isfinite(loss) and math.isfinite(norm),
+          f"the loss is not finite at step {step + 1} (loss {loss}, gradient norm {norm}); try a lower "
+          f"--lr; the last good checkpoint is {show(path) if path.exists() else 'not there yet'}")
+
+
+def end(cfg, env, progress):
+    """What a whole run made and what to type next; or, after a signal, how to go on, status 130."""
+    path = OUT / f"{cfg.name}.pt"
+    finish(env)
+    if progress.step < cfg.steps:
+        stop(f"stopped; {show(path)} is saved: the same command goes on from there", 130)
+    elif env.rank == 0:
+        own = dict(data=cfg.val) if "val" in cfg.given else {}
+        print(f"{show(path)}: validation ce {progress.best_ce:.4f} nats a token at step "
+              f"{progress.best_step}, {progress.train_seconds:.0f} s of training\n"
+              "next: " + command("eval.py", path, **own, teacher=getattr(cfg, "teacher", "")))

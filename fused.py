@@ -1,63 +1,41 @@
 """The loss without its logits: output matrix and divergence in one, a few tokens at a time.
 
-    loss, ce, kd, teacher_ce = fused_loss(hidden, head, y, weight, teacher_hidden, ..., how)
+    loss, ce, kd, teacher_ce = fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, ...)
     (loss / n_valid).backward()
 
-A (tokens, V) tensor of logits is the largest thing in a training step (4,096 tokens of a vocabulary
-of 32,768: 0.5 GB in float32, and the plain loss holds six or more of them). Here logits live for
-`CHUNK` elements at a time: of a few tokens, student's and teacher's are made, the plain loss of
-losses.py is taken, and its gradient by these logits turned at once into gradients of the hidden
-states and of the output matrix. The backward pass has nothing left to do but to scale them (Hsu et
-al. 2024, Liger, for cross-entropy; Wijmans et al. 2024 make the logits anew in the backward pass).
-Works for every divergence, because it calls the plain one.
+A (tokens, V) tensor of logits is the largest thing in a training step: 4,096 tokens of a vocabulary of
+32,768 take 0.5 GB in float32, and the plain loss holds at least six of them. Here logits live for
+`CHUNK` elements at a time. For a few tokens, student's and teacher's logits are made, the plain loss
+of losses.py is taken, and its gradient by these logits becomes gradients of the hidden states and of
+the output matrix at once. The backward pass only scales them (Hsu et al. 2024, Liger, for
+cross-entropy; Wijmans et al. 2024 make the logits again in the backward pass). It works for every
+divergence, because it calls the plain one.
 
 Matmuls are in the dtype of the hidden states, softmax and sums in float32. Uncounted tokens must be
 left out before (hidden[keep]).
 """
-from dataclasses import dataclass
-
 import torch
+
 
 from losses import cross_entropy, divergence, total
 
 CHUNK = 2**22  # logits of one model held at a time: 16 MB in float32
 
 
-def fused_terms(cfg, env, model, teacher, x, y, document, weight, mix):
-    """A micro-batch of train_distill_logits.py: sums over tokens of loss, ce, kd, teacher's ce."""
-    keep, dtype = weight > 0, torch.bfloat16 if env.dtype == "bf16" else torch.float32
-    with env.autocast():
-        hidden = model.hidden_states(x, document)[keep].to(dtype)              # (N, D)
-        with torch.no_grad():
-            theirs = teacher.hidden_states(x, document)[keep].to(dtype)        # (N, D')
-    with torch.autocast(env.device.type, enabled=False):
-        return fused_loss(hidden, model.lm_head.weight, y[keep], weight[keep], theirs,
-                          teacher.lm_head.weight,
-                          How(cfg.alpha, cfg.divergence, cfg.temperature, mix))
-
-
-def pays(cfg, env, vocab_size):
-    """Worth it? Where a micro-batch's logits are many; a cache and torch.compile have no hidden
-    states to begin from. runs/bench_fused.py measures."""
+def use_fused(cfg, env, vocab_size):
+    """--fused on or off; auto: if a micro-batch has many logits (0.3 GB in float32). With a cache or
+    torch.compile there are no hidden states to begin from."""
     logits = cfg.batch // (cfg.accumulate * env.world) * cfg.window * vocab_size
-    return logits >= 2**26 and not (cfg.cache or cfg.compile)  # 0.3 GB in float32
-
-
-@dataclass
-class How:
-    """Which loss: as the flags of train_distill_logits.py."""
-    alpha: float = 1.0
-    name: str = "forward_kl"
-    temperature: float = 1.0
-    mix: float = None
+    possible = not (cfg.cache or cfg.compile)
+    return cfg.fused == "on" or cfg.fused == "auto" and possible and logits >= 2**26
 
 
 class FusedLoss(torch.autograd.Function):
-    """hidden (N, D), head (V, D), y (N,), weight (N,), teacher's hidden (N, D'), head (V, D'), How
-    -> sums over tokens: loss, ce, kd, teacher's ce. Only the first has a gradient."""
+    """See fused_loss. Only the first of the four sums has a gradient."""
 
     @staticmethod
-    def forward(ctx, hidden, head, y, weight, teacher_hidden, teacher_head, how):
+    def forward(ctx, hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, temperature,
+                mix):
         """The four sums; the gradients are made here, too, and kept."""
         grad_hidden = torch.empty_like(hidden)                                # (N, D)
         grad_head = torch.zeros_like(head, dtype=torch.float32)               # (V, D)
@@ -71,8 +49,8 @@ class FusedLoss(torch.autograd.Function):
             logits = (hidden[part] @ matrix.T).detach().requires_grad_()      # (n, V)
             with torch.enable_grad():
                 ce = cross_entropy(logits, y[part])                           # (n,)
-                kd = divergence(how.name, logits, teacher_logits, how.temperature, how.mix)
-                loss = total((1 - how.alpha) * ce + how.alpha * kd, weight[part])
+                kd = divergence(name, logits, teacher_logits, temperature, mix)
+                loss = total((1 - alpha) * ce + alpha * kd, weight[part])
             [grad] = torch.autograd.grad(loss, logits)                        # (n, V)
             grad_hidden[part] = grad @ matrix
             grad_head += grad.T @ hidden[part]
@@ -88,15 +66,31 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx, grad_loss, *_):
         """The gradients of `forward`, scaled."""
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_loss * grad_hidden, grad_loss * grad_head, None, None, None, None, None
+        return grad_loss * grad_hidden, grad_loss * grad_head, *[None] * 8
 
 
-def fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, how):
-    """Sums over tokens as scalars: loss (with gradient), ce, kd, teacher's ce.
+def fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, alpha=1.0, name="forward_kl",
+               temperature=1.0, mix=None):
+    """hidden (N, D), head (V, D), y (N,), weight (N,), teacher's hidden (N, D') and head (V, D')
+    -> sums over tokens as scalars: loss (with gradient), ce, kd, teacher's ce.
 
-    ValueError where the vocabularies differ, as `divergence` raises it.
+    The loss is (1 - alpha) ce + alpha kd, kd a divergence as in losses.py. ValueError if the
+    vocabularies differ.
     """
-    if len(head) != len(teacher_head):
-        raise ValueError(f"the student has {len(head)} logits, the teacher {len(teacher_head)}: "
-                         "use one tokenizer")
-    return FusedLoss.apply(hidden, head, y, weight, teacher_hidden, teacher_head, how)
+    return FusedLoss.apply(hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name,
+                           temperature, mix)
+
+
+def fused_step(cfg, env, model, teacher, x, y, document, weight, mix, n_valid):
+    """Forward and backward of a micro-batch of train_distill_logits.py -> four sums over tokens, as
+    floats: loss, ce, kd, teacher's ce."""
+    keep, dtype = weight > 0, torch.bfloat16 if env.dtype == "bf16" else torch.float32
+    with env.autocast():
+        hidden = model.hidden_states(x, document)[keep].to(dtype)              # (N, D)
+        with torch.no_grad():
+            teacher_hidden = teacher.hidden_states(x, document)[keep].to(dtype)  # (N, D')
+    with torch.autocast(env.device.type, enabled=False):
+        terms = fused_loss(hidden, model.lm_head.weight, y[keep], weight[keep], teacher_hidden,
+                           teacher.lm_head.weight, cfg.alpha, cfg.divergence, cfg.temperature, mix)
+        (terms[0] / n_valid).backward()
+    return [term.item() for term in terms]

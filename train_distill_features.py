@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 import checkpoints
-import cli
-import oldcommon as common
-from cli import OUT, check
-from dataset.batches import step_batches
-from features import check_heads, hidden_term, layer_pairs, make_projections, relation_term
-from losses import DIVERGENCES, cross_entropy, divergence, total
+import common
+from common import OUT, check
+from dataset.windows import open_text, self_check, step_batches, validation_ce
+from losses import (DIVERGENCES, cross_entropy, divergence, hidden_cosine, hidden_mse, relation_kl,
+                    total)
 from model import SIZES
 from optim import get_lr, make_optimizers
 
@@ -50,14 +50,12 @@ class Config:
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
     skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
-    data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
+    data: str = OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
-    init_from_teacher: str = ""    # start as every-other block of the teacher, or as blocks 1,3,4
-    window: int = 256              # tokens in a training window (128 to 1,024), up to the context
-    context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
-    loss_on: Literal["response", "all"] = "response"  # which tokens of a conversation count
+    init: str = ""                 # checkpoint to start from; empty: fresh, of --size
+    init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
+    window: int = 256              # tokens in a training window (128 to 1,024); the context is twice that
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
@@ -69,62 +67,99 @@ class Config:
     weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
     clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
-    eval_every: int = 100          # steps between validations (20 to 500)
+    eval_every: int = 100          # steps between validations, and checkpoints (20 to 500)
     eval_windows: int = 64         # validation windows; 0: all
-    save_every: int = 100          # steps between checkpoints (20 to 1,000)
-    log_every: int = 20            # steps between log lines
     seed: int = 0                  # of the weights and of the order of the windows
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     fresh: bool = False            # start again and replace out/NAME.pt
 
 
-def check_flags(cfg):
-    """UserError for a weight that cannot be, or for none."""
-    cli.check_ranges(cfg, logits_weight=(0, 10**6), hidden_weight=(0, 10**6),
-                     relation_weight=(0, 10**6))
-    check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "--logits-weight",
-          cfg.logits_weight, "above 0, or another weight above 0")
+def layer_pairs(rule, student_layers, teacher_layers, flag):
+    """[(student's block, teacher's block)], counted from 1: a block's output, never the embedding.
+
+    last: the two last ones. uniform: the student's i of n is the teacher's i/n of the way.
+    """
+    if rule == "last":
+        return [(student_layers, teacher_layers)]
+    if rule == "uniform":
+        return [(i, max(1, round(i * teacher_layers / student_layers)))
+                for i in range(1, student_layers + 1)]
+    try:
+        pairs = [tuple(map(int, pair.split(":"))) for pair in rule.split(",")]
+        ok = all(1 <= s <= student_layers and 1 <= t <= teacher_layers for s, t in pairs)
+    except ValueError:
+        ok = False
+    check(ok, f"{flag} {rule}: must be last, uniform, or pairs such as 1:2, student's block 1 to "
+              f"{student_layers}, teacher's 1 to {teacher_layers}")
+    return pairs
+
+
+def make_projections(cfg, student, teacher, pairs):
+    """One matrix (D_student -> D_teacher) a pair where the widths differ, else none."""
+    if not cfg.hidden_weight or student.dim == teacher.dim:
+        return nn.ModuleList()
+    return nn.ModuleList(nn.Linear(student.dim, teacher.dim, bias=False) for _ in pairs)
+
+
+def hidden_term(cfg, pairs, projections, student, teacher, keep):
+    """Mean over the pairs of the distance of the hidden states -> (N,)."""
+    compare, values = dict(mse=hidden_mse, cosine=hidden_cosine)[cfg.hidden_loss], []
+    for i, (s, t) in enumerate(pairs):
+        hidden = student[s - 1]["hidden"][keep]                         # (N, D_student)
+        hidden = projections[i](hidden) if len(projections) else hidden  # (N, D_teacher)
+        values.append(compare(hidden, teacher[t - 1]["hidden"][keep]))  # (N,)
+    return sum(values) / len(values)
+
+
+def relation_term(cfg, pairs, student, teacher, document, keep):
+    """Mean over the pairs and over q, k, v of the KL of the relations -> (N,)."""
+    values = []
+    for s, t in pairs:
+        for which in "qkv":
+            a, b = (f[which].transpose(1, 2).flatten(2)  # (B, T, heads * C)
+                    for f in (student[s - 1], teacher[t - 1]))
+            values.append(relation_kl(a, b, cfg.relation_heads, document)[keep])  # (B, T) -> (N,)
+    return sum(values) / len(values)
+
+
+def check_heads(cfg, *models):
+    """UserError where queries, keys and values cannot be split into --relation-heads."""
+    for c in (m.config for m in models):
+        for heads in (c.n_heads, c.n_kv_heads):
+            check(cfg.relation_heads > 0 and heads * c.head_dim % cfg.relation_heads == 0,
+                  f"--relation-heads {cfg.relation_heads}: must divide {heads * c.head_dim} = {heads} "
+                  f"heads of {c.head_dim}")
 
 
 def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
     mix = common.check_loss_flags(cfg)
-    check_flags(cfg)
+    common.between(cfg, 0, 10**6, "logits_weight", "hidden_weight", "relation_weight")
+    check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "all three weights are 0")
     env = common.start(cfg)
-    common.check_run_flags(cfg, env)
 
-    # the teacher: frozen, in eval mode; the student speaks its tokenizer
-    teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env.device)
-    model, start = checkpoints.make_student(cfg, teacher, tokenizer)
-    inputs |= start
+    # the teacher, frozen; the student speaks its tokenizer
+    teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env)
+    model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
     layers = model.config.n_layers, teacher.config.n_layers
     hidden_pairs = layer_pairs(cfg.hidden_layers, *layers, "--hidden-layers")
     relation_pairs = layer_pairs(cfg.relation_layers, *layers, "--relation-layers")
     if cfg.relation_weight:
         check_heads(cfg, model, teacher)
     projections = make_projections(cfg, model.config, teacher.config, hidden_pairs).to(env.device)
-    model.to(env.device).train().requires_grad_(True)
-
-    train, val, text = common.open_text(cfg, env, tokenizer)
-    inputs |= text
-    state = checkpoints.open_run(cfg, env, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 bf16=env.dtype == "bf16")
+    train, val = open_text(cfg, tokenizer, inputs)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype == "bf16")
     if len(projections):
         optimizers += make_optimizers(projections, "adamw", cfg.lr, cfg.weight_decay)
-    progress = checkpoints.restore(state, model, optimizers, env)
+    progress, state = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     if state and len(projections):
         projections.load_state_dict(state["projections"])
     trained = [*model.parameters(), *projections.parameters()]
-
-    common.print_start(cfg, env, {
-        "parameters": f"{model.num_parameters():,}, teacher {teacher.num_parameters():,}, "
-                      f"projections {sum(p.numel() for p in projections.parameters()):,}",
-        "layers": f"hidden {hidden_pairs}, relations {relation_pairs} (student, teacher)",
-        **common.facts(model, tokenizer, train, val, cfg, env),
-        **common.teacher_facts(teacher, val, cfg, env)})
-    log_file = common.open_log(cfg, env, progress.step)
-    common.catch_signals(env)
+    facts = {"parameters": f"{model.num_parameters():,}, projections "
+                           f"{sum(p.numel() for p in projections.parameters()):,}",
+             "layers": f"hidden {hidden_pairs}, relations {relation_pairs} (student, teacher)"}
+    facts |= self_check(cfg, env, model, train, val, teacher)
+    common.begin(cfg, env, progress, facts)
 
     for step in range(progress.step, cfg.steps):
         began = time.time()
@@ -157,8 +192,7 @@ def main(cfg):
             terms = [total(v, weight[keep]) for v in (values, ce, kd, hidden, relation, teacher_ce)]
             loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()
-            for i, term in enumerate(terms):
-                sums[i] += term.item()
+            sums = [s + term.item() for s, term in zip(sums, terms)]
 
         # 3) clip, step
         common.sum_gradients(trained, env)
@@ -172,27 +206,27 @@ def main(cfg):
 
         # 4) evaluate
         seconds, val_ce = time.time() - began, None
-        common.advance(progress, counts, seconds)
-        last = progress.step == cfg.steps
-        if last or progress.step % cfg.eval_every == 0:
-            val_ce = common.validation_ce(model, val, cfg, env)
-            common.keep_best(progress, model, val_ce)
+        checkpoints.count_step(progress, counts, seconds)
+        due = progress.step == cfg.steps or progress.step % cfg.eval_every == 0
+        if due:
+            val_ce = validation_ce(model, val, cfg, env)
+            checkpoints.keep_best(progress, model, val_ce)
 
         # 5) log
         terms = {"loss": loss, "ce": ce, "kd": kd, "hidden": hidden, "relation": relation,
                  "teacher ce": teacher_ce, "norm": norm, "lr": lr}
-        common.log(log_file, env, cfg, progress.step, terms, val_ce, seconds, counts)
+        common.log(cfg, env, progress.step, terms, val_ce, seconds, counts)
 
         # 6) save, stop
         stopped = common.should_stop(env)
-        if last or stopped or progress.step % cfg.save_every == 0:
-            more = {} if last else dict(projections=projections.state_dict())
+        if due or stopped:
+            more = {} if progress.step == cfg.steps else dict(projections=projections.state_dict())
             checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more)
-        if stopped and not last:
-            common.stop_signal(env, cfg)
+        if stopped:
+            break
 
     common.end(cfg, env, progress)
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)

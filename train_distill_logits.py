@@ -16,19 +16,16 @@ How it differs from the paper:
 """
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 import checkpoints
-import cli
-import oldcommon as common
-from cli import OUT, check
-from dataset.batches import step_batches
-from dataset.teacher_cache import (cached_divergence, cached_tokenizer, describe_cache, open_cache,
-                                   read_about, rows_of)
-from fused import fused_terms, pays
+import common
+from common import OUT
+from dataset.teacher_cache import cached_divergence, load_teacher, open_cache
+from dataset.windows import open_text, self_check, step_batches, validation_ce
+from fused import fused_step, use_fused
 from losses import DIVERGENCES, cross_entropy, divergence, total
 from model import SIZES
 from optim import get_lr, make_optimizers
@@ -44,15 +41,13 @@ class Config:
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
     skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
     fused: Literal["auto", "on", "off"] = "auto"  # never hold all logits (fused.py); auto: if many
-    cache: str = ""                # folder of dataset/cache_teacher.py: the teacher need not run
-    data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
+    cache: str = ""                # folder of dataset/teacher_cache.py: the teacher does not run
+    data: str = OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
-    init_from_teacher: str = ""    # start as every-other block of the teacher, or as blocks 1,3,4
-    window: int = 256              # tokens in a training window (128 to 1,024), up to the context
-    context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
-    loss_on: Literal["response", "all"] = "response"  # which tokens of a conversation count
+    init: str = ""                 # checkpoint to start from; empty: fresh, of --size
+    init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
+    window: int = 256              # tokens in a training window (128 to 1,024); the context is twice that
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
@@ -64,63 +59,31 @@ class Config:
     weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
     clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
-    eval_every: int = 100          # steps between validations (20 to 500)
+    eval_every: int = 100          # steps between validations, and checkpoints (20 to 500)
     eval_windows: int = 64         # validation windows; 0: all
-    save_every: int = 100          # steps between checkpoints (20 to 1,000)
-    log_every: int = 20            # steps between log lines
     seed: int = 0                  # of the weights and of the order of the windows
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     compile: bool = False          # torch.compile: worth its minute on a GPU
     fresh: bool = False            # start again and replace out/NAME.pt
 
 
-def teacher_or_cache(cfg, env):
-    """(teacher, tokenizer, what the run remembers of it); with a cache the teacher is None."""
-    if not cfg.cache:
-        return checkpoints.load_teacher(cfg, env.device)
-    made = read_about(cfg.cache)["teacher_fingerprint"]
-    if "teacher" in cfg.given:
-        _, _, named = checkpoints.load_teacher(cfg, "cpu")
-        check(named["teacher_fingerprint"] == made, "--teacher", cfg.teacher,
-              f"none, or the one that made {cfg.cache}: {made}")
-    else:
-        cfg.teacher = ""  # the default one may be another
-    cache = cli.sha256_file(Path(cfg.cache) / "about.json")  # another cache: another run
-    return None, cached_tokenizer(cfg.cache), dict(teacher_fingerprint=made, cache_sha256=cache)
-
-
 def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
     mix = common.check_loss_flags(cfg)
-    check(cfg.fused != "on" or not (cfg.cache or cfg.compile), "--fused", cfg.fused,
-          "auto or off with --cache and --compile")
     env = common.start(cfg)
-    common.check_run_flags(cfg, env)
 
-    # the teacher: frozen, in eval mode, or a cache; the student speaks its tokenizer
-    teacher, tokenizer, inputs = teacher_or_cache(cfg, env)
-    model, start = checkpoints.make_student(cfg, teacher, tokenizer)
-    inputs |= start
-    model.to(env.device).train().requires_grad_(True)
-
-    train, val, text = common.open_text(cfg, env, tokenizer)
-    inputs |= text
-    cache = open_cache(cfg.cache, train, cfg, env.device) if cfg.cache else None
-    fused = cfg.fused == "on" or cfg.fused == "auto" and pays(cfg, env, tokenizer.vocab_size)
-    state = checkpoints.open_run(cfg, env, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 bf16=env.dtype == "bf16")
-    progress = checkpoints.restore(state, model, optimizers, env)
+    # the teacher, frozen, or its cache; the student speaks its tokenizer
+    teacher, tokenizer, inputs = load_teacher(cfg, env)
+    model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
+    train, val = open_text(cfg, tokenizer, inputs)
+    cache = open_cache(cfg, env, train) if cfg.cache else None
+    fused = use_fused(cfg, env, tokenizer.vocab_size)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype == "bf16")
+    progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
-
-    common.print_start(cfg, env, {
-        "parameters": f"{model.num_parameters():,}" +
-                      (f", teacher {teacher.num_parameters():,}" if teacher else ""),
-        **common.facts(model, tokenizer, train, val, cfg, env),
-        "loss": "fused, never all logits at once" if fused else "plain",
-        **(describe_cache(cache) if cache else common.teacher_facts(teacher, val, cfg, env))})
-    log_file = common.open_log(cfg, env, progress.step)
-    common.catch_signals(env)
+    facts = {"parameters": f"{model.num_parameters():,}", "loss": "fused" if fused else "plain"}
+    facts |= self_check(cfg, env, model, train, val, teacher) | (cache["facts"] if cache else {})
+    common.begin(cfg, env, progress, facts)
 
     for step in range(progress.step, cfg.steps):
         began = time.time()
@@ -134,29 +97,27 @@ def main(cfg):
         batches, n_valid, counts = step_batches(train, step, cfg, env)
         sums = [0.0] * 4                                     # loss, ce, kd, teacher's ce
         for x, y, document, weight, windows in batches:      # each (B, T); their numbers (B,)
+            if fused:                                        # the same without holding all logits
+                terms = fused_step(cfg, env, model, teacher, x, y, document, weight, mix, n_valid)
+                sums = [s + term for s, term in zip(sums, terms)]
+                continue
             keep = weight > 0                                # (B, T) the N tokens that count
-            if fused:                                        # the same four sums
-                terms = fused_terms(cfg, env, model, teacher, x, y, document, weight, mix)
+            with env.autocast():
+                logits = run_model(x, document, keep)        # (N, V)
+            # at alpha 1 it is only for the log: no gradient of zeros
+            ce = cross_entropy(logits.detach() if cfg.alpha == 1 else logits, y[keep])  # (N,)
+            if cache:                                        # the teacher ran before
+                kd, teacher_ce = cached_divergence(cache, windows, logits, cfg, mix)  # (N,)
             else:
-                with env.autocast():
-                    logits = run_model(x, document, keep)    # (N, V)
-                # (N,) float32; at alpha 1 it is for the log alone: no gradient of zeros
-                ce = cross_entropy(logits.detach() if cfg.alpha == 1 else logits, y[keep])
-                if cache:                                    # the teacher ran before
-                    rows = rows_of(cache, windows)           # each (N, ...)
-                    kd = cached_divergence(cache, rows, cfg.divergence, logits, mix)  # (N,)
-                    teacher_ce = rows["label_ce"]            # (N,)
-                else:
-                    with torch.no_grad(), env.autocast():
-                        teacher_logits = teacher(x, document, keep)                   # (N, V)
-                    kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)
-                    teacher_ce = cross_entropy(teacher_logits, y[keep])               # (N,)
-                values = (1 - cfg.alpha) * ce + cfg.alpha * kd  # (N,) tau^2 is in kd
-                terms = [total(v, weight[keep]) for v in (values, ce, kd, teacher_ce)]
+                with torch.no_grad(), env.autocast():
+                    teacher_logits = teacher(x, document, keep)                       # (N, V)
+                kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)
+                teacher_ce = cross_entropy(teacher_logits, y[keep])                   # (N,)
+            values = (1 - cfg.alpha) * ce + cfg.alpha * kd   # (N,) tau^2 is in kd
+            terms = [total(v, weight[keep]) for v in (values, ce, kd, teacher_ce)]
             loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()
-            for i, term in enumerate(terms):
-                sums[i] += term.item()
+            sums = [s + term.item() for s, term in zip(sums, terms)]
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
@@ -169,25 +130,25 @@ def main(cfg):
 
         # 4) evaluate
         seconds, val_ce = time.time() - began, None
-        common.advance(progress, counts, seconds)
-        last = progress.step == cfg.steps
-        if last or progress.step % cfg.eval_every == 0:
-            val_ce = common.validation_ce(model, val, cfg, env)
-            common.keep_best(progress, model, val_ce)
+        checkpoints.count_step(progress, counts, seconds)
+        due = progress.step == cfg.steps or progress.step % cfg.eval_every == 0
+        if due:
+            val_ce = validation_ce(model, val, cfg, env)
+            checkpoints.keep_best(progress, model, val_ce)
 
         # 5) log
         terms = {"loss": loss, "ce": ce, "kd": kd, "teacher ce": teacher_ce, "norm": norm, "lr": lr}
-        common.log(log_file, env, cfg, progress.step, terms, val_ce, seconds, counts)
+        common.log(cfg, env, progress.step, terms, val_ce, seconds, counts)
 
         # 6) save, stop
         stopped = common.should_stop(env)
-        if last or stopped or progress.step % cfg.save_every == 0:
+        if due or stopped:
             checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
-        if stopped and not last:
-            common.stop_signal(env, cfg)
+        if stopped:
+            break
 
     common.end(cfg, env, progress)
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)

@@ -27,14 +27,14 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 import checkpoints
-import cli
-import oldcommon as common
-from cli import OUT, check
-from dataset.batches import step_batches
-from dataset.rewrite import student_writes
+import common
+from common import OUT
+from dataset.windows import Packed, open_text, self_check, step_batches, tensors, validation_ce
+from decoding import generate
 from losses import DIVERGENCES, cross_entropy, divergence, total
 from model import SIZES
 from optim import get_lr, make_optimizers
@@ -52,14 +52,12 @@ class Config:
     divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"  # see the top of losses.py
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
     skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
-    data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
+    data: str = OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
-    init_from_teacher: str = ""    # start as every-other block of the teacher, or as blocks 1,3,4
-    window: int = 256              # tokens in a training window (128 to 1,024), up to the context
-    context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
-    loss_on: Literal["response", "all"] = "response"  # which tokens of a conversation count
+    init: str = ""                 # checkpoint to start from; empty: fresh, of --size
+    init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
+    window: int = 256              # tokens in a training window (128 to 1,024); the context is twice that
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
@@ -71,45 +69,92 @@ class Config:
     weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
     clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
-    eval_every: int = 100          # steps between validations (20 to 500)
+    eval_every: int = 100          # steps between validations, and checkpoints (20 to 500)
     eval_windows: int = 64         # validation windows; 0: all
-    save_every: int = 100          # steps between checkpoints (20 to 1,000)
-    log_every: int = 20            # steps between log lines
     seed: int = 0                  # of the weights and of the order of the windows
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     compile: bool = False          # torch.compile: worth its minute on a GPU
     fresh: bool = False            # start again and replace out/NAME.pt
 
 
+def prompts_of(data, number, window):
+    """The prompts in a window, each a list of ids: what stands before the first counted token of a
+    document. Where all of it counts (plain text): the first half."""
+    ids, mask, document = (data[name][number] for name in ("ids", "mask", "document"))
+    found = []
+    for place in (np.flatnonzero(document == d) for d in np.unique(document[document > 0])):
+        counted = np.flatnonzero(mask[place] > 0)
+        if len(counted):
+            end = counted[0] if counted[0] > 1 else max(1, min(len(place), window) // 2)
+            found.append(ids[place[:end]].tolist())
+    return found
+
+
+def pack(pairs, window, pad):
+    """(prompt, response) pairs -> a dict as open_data has it, packed as prepare.py packs; the
+    response counts, the prompt and the padding do not."""
+    packed = Packed(window + 1)
+    for prompt, response in pairs:
+        packed.add(prompt + response, [0] * len(prompt) + [1] * len(response))
+    return dict(zip(("ids", "mask", "document"), packed.arrays(pad)))
+
+
+def chosen(place, share):
+    """Which places in the endless row of windows the student writes: every 1/share-th, so that the
+    share is exact over the steps, however few windows a step has. place (B,) -> (B,) bool."""
+    return np.floor((place + 1) * share) > np.floor(place * share)
+
+
+def student_writes(cfg, env, model, tokenizer, data, step, batches):
+    """The step's batches with a share of their windows rewritten by the student -> batches, each
+    with True at its end where it wrote; n_valid and counts of all ranks; seconds of writing."""
+    began, kept, prompts, parts = time.time(), [], [], cfg.accumulate * env.world
+    for part, (x, y, document, weight, numbers) in zip(range(env.rank, parts, env.world), batches):
+        place = step * cfg.batch + part * cfg.batch // parts + np.arange(len(numbers))
+        own = chosen(place, cfg.on_policy_share)                       # (B,)
+        rest = torch.from_numpy(~own).to(x.device)
+        for n in numbers[own]:
+            prompts += prompts_of(data, n, cfg.window)
+        if rest.any():
+            kept.append([*(t if t is None or rest.all() else t[rest]
+                           for t in (x, y, document, weight)), False])
+    if prompts:
+        generator = torch.Generator(env.device).manual_seed(
+            (cfg.seed * 1_000_003 + step) * env.world + env.rank)
+        with env.autocast():
+            written = generate(model, prompts, cfg.max_new_tokens, {tokenizer.end},
+                               temperature=cfg.sample_temperature, generator=generator)
+        pairs = [(p, r[:cfg.window + 1 - len(p)]) for p, r in zip(prompts, written)]
+        own = pack(pairs, cfg.window, tokenizer.pad)
+        size = max(1, cfg.batch // parts)
+        for first in range(0, len(own["ids"]), size):
+            numbers = np.arange(first, min(first + size, len(own["ids"])))
+            kept.append([*tensors(own, numbers, env.device), True])
+    seconds = time.time() - began
+    tokens = sum(int((b[2] > 0).sum()) if b[2] is not None else b[0].numel() for b in kept)
+    supervised = sum(int((b[3] > 0).sum()) for b in kept)
+    tokens, supervised = map(int, common.sum_over_ranks([tokens, supervised], env))
+    return kept, max(supervised, 1.0), dict(tokens=tokens, supervised=supervised), seconds
+
+
 def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
     mix = common.check_loss_flags(cfg)
-    cli.check_ranges(cfg, on_policy_share=(0, 1), max_new_tokens=(1, 10**9))
-    check(cfg.sample_temperature == 0 or 0.01 <= cfg.sample_temperature <= 100,
-          "--sample-temperature", cfg.sample_temperature, "0 (greedy), or 0.01 to 100")
+    common.between(cfg, 0, 1, "on_policy_share")
+    common.between(cfg, 0, 100, "sample_temperature")
+    common.positive(cfg, "max_new_tokens")
     env = common.start(cfg)
-    common.check_run_flags(cfg, env)
 
-    # the teacher: frozen, in eval mode; the student speaks its tokenizer
-    teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env.device)
-    model, start = checkpoints.make_student(cfg, teacher, tokenizer)
-    inputs |= start
-    model.to(env.device).train().requires_grad_(True)
-
-    train, val, text = common.open_text(cfg, env, tokenizer)
-    inputs |= text
-    state = checkpoints.open_run(cfg, env, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 bf16=env.dtype == "bf16")
-    progress = checkpoints.restore(state, model, optimizers, env)
+    # the teacher, frozen; the student speaks its tokenizer
+    teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env)
+    model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
+    train, val = open_text(cfg, tokenizer, inputs)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype == "bf16")
+    progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
-
-    common.print_start(cfg, env, {
-        "parameters": f"{model.num_parameters():,}, teacher {teacher.num_parameters():,}",
-        **common.facts(model, tokenizer, train, val, cfg, env),
-        **common.teacher_facts(teacher, val, cfg, env)})
-    log_file = common.open_log(cfg, env, progress.step)
-    common.catch_signals(env)
+    facts = {"parameters": f"{model.num_parameters():,}"}
+    facts |= self_check(cfg, env, model, train, val, teacher)
+    common.begin(cfg, env, progress, facts)
 
     for step in range(progress.step, cfg.steps):
         began = time.time()
@@ -132,20 +177,19 @@ def main(cfg):
                 logits = run_model(x, document, keep)        # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
             kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)  # (N,)
-            # its own words are no labels: where the student wrote, the teacher's term stands alone
+            # its own words are no labels: if the student wrote, only the teacher's term is learned
             alpha = 1.0 if own else cfg.alpha
             values = (1 - alpha) * ce + alpha * kd           # (N,)
             teacher_ce = cross_entropy(teacher_logits, y[keep])  # (N,)
             terms = [total(v, weight[keep]) for v in (values, ce, kd, teacher_ce)]
             loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()
-            for i, term in enumerate(terms):
-                sums[i] += term.item()
+            sums = [s + term.item() for s, term in zip(sums, terms)]
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
-        # where the student wrote, ce is that of its own words: its entropy, no label's
+        # if the student wrote, ce is that of its own words: its entropy, no label's
         loss, ce, kd, teacher_ce = (s / n_valid for s in common.sum_over_ranks(sums, env))
         common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:
@@ -154,26 +198,26 @@ def main(cfg):
 
         # 4) evaluate
         seconds, val_ce = time.time() - began, None
-        common.advance(progress, counts, seconds)
-        last = progress.step == cfg.steps
-        if last or progress.step % cfg.eval_every == 0:
-            val_ce = common.validation_ce(model, val, cfg, env)
-            common.keep_best(progress, model, val_ce)
+        checkpoints.count_step(progress, counts, seconds)
+        due = progress.step == cfg.steps or progress.step % cfg.eval_every == 0
+        if due:
+            val_ce = validation_ce(model, val, cfg, env)
+            checkpoints.keep_best(progress, model, val_ce)
 
         # 5) log
         terms = {"loss": loss, "ce": ce, "kd": kd, "teacher ce": teacher_ce, "norm": norm, "lr": lr,
                  "writing": writing / seconds}               # share of the step's time
-        common.log(log_file, env, cfg, progress.step, terms, val_ce, seconds, counts)
+        common.log(cfg, env, progress.step, terms, val_ce, seconds, counts)
 
         # 6) save, stop
         stopped = common.should_stop(env)
-        if last or stopped or progress.step % cfg.save_every == 0:
+        if due or stopped:
             checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
-        if stopped and not last:
-            common.stop_signal(env, cfg)
+        if stopped:
+            break
 
     common.end(cfg, env, progress)
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)

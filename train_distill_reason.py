@@ -22,9 +22,7 @@ How it differs from the papers:
    been read, every token weighs the same, and the chain ends with its answer. Left to itself the
    model takes either (a coin that costs ln 2 nats a response); `eval.py --target cot` or `--target
    answer` begins the response for it.
-3. --long-frac: Li et al. 2025 mix two teachers, or long and short traces of a question; here long
-   and short questions may differ (dataset/mixture.py).
-4. The tags are single control ids, so their weight reaches them and nothing else.
+3. The tags are single control ids, so their weight reaches them and nothing else.
 
 What the chain is worth is seen beside the same rows with --target answer, the bare answers, or
 mixed: half of the questions with their thoughts, half without. It is train_pretrain.py on text that
@@ -37,10 +35,9 @@ from typing import Literal
 import torch
 
 import checkpoints
-import cli
-import oldcommon as common
-from cli import OUT, check
-from dataset.batches import step_batches
+import common
+from common import OUT
+from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import cross_entropy, total
 from model import SIZES
 from optim import get_lr, make_optimizers
@@ -53,11 +50,9 @@ class Config:
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the model, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
-    window: int = 256              # tokens in a training window (128 to 1,024), up to the context
-    context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
+    init: str = ""                 # checkpoint to start from; empty: fresh, of --size
+    window: int = 256              # tokens in a training window (128 to 1,024); the context is twice that
     target: Literal["cot", "answer", "multi", "mixed"] = "cot"  # what is learned, see above
-    long_frac: float = -1          # share of long traces (0 to 0.5); -1: as they are
     tag_weight: float = 1.0        # weight of the four tag ids in the loss (1 to 10)
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
@@ -69,10 +64,8 @@ class Config:
     weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
     clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
-    eval_every: int = 100          # steps between validations (20 to 500)
+    eval_every: int = 100          # steps between validations, and checkpoints (20 to 500)
     eval_windows: int = 64         # validation windows; 0: all
-    save_every: int = 100          # steps between checkpoints (20 to 1,000)
-    log_every: int = 20            # steps between log lines
     seed: int = 0                  # of the weights and of the order of the windows
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     compile: bool = False          # torch.compile: worth its minute on a GPU
@@ -81,29 +74,18 @@ class Config:
 
 def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
-    check(0 < cfg.tag_weight <= 1e6, "--tag-weight", cfg.tag_weight, "above 0, up to 1,000,000")
-    check(cfg.long_frac == -1 or 0 <= cfg.long_frac <= 1, "--long-frac", cfg.long_frac,
-          "a share from 0 to 1, or -1 for the file as it is")
+    common.positive(cfg, "tag_weight")
     env = common.start(cfg)
-    common.check_run_flags(cfg, env)
 
-    # the model: its shape and tokenizer come from a checkpoint where there is one
-    model, tokenizer, inputs = checkpoints.start_model(cfg)
-    model.to(env.device).train().requires_grad_(True)
-
-    train, val, text = common.open_text(cfg, env, tokenizer)
-    inputs |= text
-    state = checkpoints.open_run(cfg, env, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 bf16=env.dtype == "bf16")
-    progress = checkpoints.restore(state, model, optimizers, env)
+    # the model: fresh, or from a checkpoint with its shape and tokenizer
+    model, tokenizer, inputs = checkpoints.start_model(cfg, env)
+    train, val = open_text(cfg, tokenizer, inputs)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype == "bf16")
+    progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
-
-    common.print_start(cfg, env, {
-        "parameters": f"{model.num_parameters():,}",
-        **common.facts(model, tokenizer, train, val, cfg, env)})
-    log_file = common.open_log(cfg, env, progress.step)
-    common.catch_signals(env)
+    facts = {"parameters": f"{model.num_parameters():,}"}
+    facts |= self_check(cfg, env, model, train, val)
+    common.begin(cfg, env, progress, facts)
 
     for step in range(progress.step, cfg.steps):
         began = time.time()
@@ -122,15 +104,16 @@ def main(cfg):
             with env.autocast():
                 logits = run_model(x, document, keep)        # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
-            loss = total(ce, weight[keep]) / n_valid         # the one normaliser
+            terms = [total(ce, weight[keep]), ce.sum()]      # the first one with the tags' weight
+            loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()
-            sums[0] += loss.item()
-            sums[1] += ce.sum().item() / max(counts["supervised"], 1)
+            sums = [s + term.item() for s, term in zip(sums, terms)]
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
         loss, ce = common.sum_over_ranks(sums, env)
+        loss, ce = loss / n_valid, ce / max(counts["supervised"], 1)
         common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:
             optimizer.step()
@@ -138,25 +121,25 @@ def main(cfg):
 
         # 4) evaluate
         seconds, val_ce = time.time() - began, None
-        common.advance(progress, counts, seconds)
-        last = progress.step == cfg.steps
-        if last or progress.step % cfg.eval_every == 0:
-            val_ce = common.validation_ce(model, val, cfg, env)
-            common.keep_best(progress, model, val_ce)
+        checkpoints.count_step(progress, counts, seconds)
+        due = progress.step == cfg.steps or progress.step % cfg.eval_every == 0
+        if due:
+            val_ce = validation_ce(model, val, cfg, env)
+            checkpoints.keep_best(progress, model, val_ce)
 
         # 5) log
-        terms = dict(loss=loss, ce=ce, norm=norm, lr=lr)  # loss is ce but for --tag-weight
-        common.log(log_file, env, cfg, progress.step, terms, val_ce, seconds, counts)
+        terms = {"loss": loss, "ce": ce, "norm": norm, "lr": lr}  # equal if --tag-weight is 1
+        common.log(cfg, env, progress.step, terms, val_ce, seconds, counts)
 
         # 6) save, stop
         stopped = common.should_stop(env)
-        if last or stopped or progress.step % cfg.save_every == 0:
+        if due or stopped:
             checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
-        if stopped and not last:
-            common.stop_signal(env, cfg)
+        if stopped:
+            break
 
     common.end(cfg, env, progress)
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)

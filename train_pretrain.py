@@ -7,8 +7,7 @@ One GPU command:                    torchrun --nproc-per-node 1 train_pretrain.p
 The last line but one:              out/teacher.pt: validation ce ... nats a token ...
 
 How it differs from the usual recipes:
-1. Which tokens count is decided when the data are prepared: in conversations the assistant's turns,
-   in plain text every token. (Pretraining usually counts everything; --loss-on all does.)
+1. In conversations only the assistant's turns count, in plain text every token.
 2. Several short documents share a window but never see each other.
 3. Muon on the hidden matrices by default; --optimizer adamw is the usual choice.
 """
@@ -19,10 +18,9 @@ from typing import Literal
 import torch
 
 import checkpoints
-import cli
-import oldcommon as common
-from cli import OUT
-from dataset.batches import step_batches
+import common
+from common import OUT
+from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import cross_entropy, total
 from model import SIZES
 from optim import get_lr, make_optimizers
@@ -31,14 +29,12 @@ from optim import get_lr, make_optimizers
 @dataclass
 class Config:
     name: str = "teacher"          # the run: writes out/NAME.pt and out/NAME.csv
-    data: str = OUT / "data/stories/train.jsonl"  # a file of text, or a folder of prepare.py
+    data: str = OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
     val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "2m"  # shape of the model, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from, in its own shape; empty: --size
-    window: int = 256              # tokens in a training window (128 to 1,024), up to the context
-    context: int = 512             # tokens the model can hold, prompt and answer (256 to 4,096)
-    loss_on: Literal["response", "all"] = "response"  # which tokens of a conversation count
+    init: str = ""                 # checkpoint to start from; empty: fresh, of --size
+    window: int = 256              # tokens in a training window (128 to 1,024); the context is twice that
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
@@ -50,10 +46,8 @@ class Config:
     weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
     clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
-    eval_every: int = 100          # steps between validations (20 to 500)
+    eval_every: int = 100          # steps between validations, and checkpoints (20 to 500)
     eval_windows: int = 64         # validation windows; 0: all
-    save_every: int = 100          # steps between checkpoints (20 to 1,000)
-    log_every: int = 20            # steps between log lines
     seed: int = 0                  # of the weights and of the order of the windows
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     compile: bool = False          # torch.compile: worth its minute on a GPU
@@ -63,25 +57,16 @@ class Config:
 def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
     env = common.start(cfg)
-    common.check_run_flags(cfg, env)
 
-    # the model: its shape and tokenizer come from a checkpoint where there is one
-    model, tokenizer, inputs = checkpoints.start_model(cfg)
-    model.to(env.device).train().requires_grad_(True)
-
-    train, val, text = common.open_text(cfg, env, tokenizer)
-    inputs |= text
-    state = checkpoints.open_run(cfg, env, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 bf16=env.dtype == "bf16")
-    progress = checkpoints.restore(state, model, optimizers, env)
+    # the model: fresh, or from a checkpoint with its shape and tokenizer
+    model, tokenizer, inputs = checkpoints.start_model(cfg, env)
+    train, val = open_text(cfg, tokenizer, inputs)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype == "bf16")
+    progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
-
-    common.print_start(cfg, env, {
-        "parameters": f"{model.num_parameters():,}",
-        **common.facts(model, tokenizer, train, val, cfg, env)})
-    log_file = common.open_log(cfg, env, progress.step)
-    common.catch_signals(env)
+    facts = {"parameters": f"{model.num_parameters():,}"}
+    facts |= self_check(cfg, env, model, train, val)
+    common.begin(cfg, env, progress, facts)
 
     for step in range(progress.step, cfg.steps):
         began = time.time()
@@ -93,46 +78,47 @@ def main(cfg):
 
         # 2) forward, backward
         batches, n_valid, counts = step_batches(train, step, cfg, env)
-        step_ce = 0.0
+        sums = [0.0]                                         # ce
         for x, y, document, weight, _ in batches:            # each (B, T)
             keep = weight > 0                                # (B, T) the N tokens that count
             with env.autocast():
                 logits = run_model(x, document, keep)        # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
-            loss = total(ce, weight[keep]) / n_valid         # the one normaliser
+            terms = [total(ce, weight[keep])]
+            loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()
-            step_ce += loss.item()
+            sums = [s + term.item() for s, term in zip(sums, terms)]
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
-        [step_ce] = common.sum_over_ranks([step_ce], env)
-        common.check_finite(step_ce, norm, step, cfg)
+        ce, = (s / n_valid for s in common.sum_over_ranks(sums, env))
+        common.check_finite(ce, norm, step, cfg)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         # 4) evaluate
         seconds, val_ce = time.time() - began, None
-        common.advance(progress, counts, seconds)
-        last = progress.step == cfg.steps
-        if last or progress.step % cfg.eval_every == 0:
-            val_ce = common.validation_ce(model, val, cfg, env)
-            common.keep_best(progress, model, val_ce)
+        checkpoints.count_step(progress, counts, seconds)
+        due = progress.step == cfg.steps or progress.step % cfg.eval_every == 0
+        if due:
+            val_ce = validation_ce(model, val, cfg, env)
+            checkpoints.keep_best(progress, model, val_ce)
 
         # 5) log
-        terms = dict(ce=step_ce, norm=norm, lr=lr)
-        common.log(log_file, env, cfg, progress.step, terms, val_ce, seconds, counts)
+        terms = {"ce": ce, "norm": norm, "lr": lr}
+        common.log(cfg, env, progress.step, terms, val_ce, seconds, counts)
 
         # 6) save, stop
         stopped = common.should_stop(env)
-        if last or stopped or progress.step % cfg.save_every == 0:
+        if due or stopped:
             checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
-        if stopped and not last:
-            common.stop_signal(env, cfg)
+        if stopped:
+            break
 
     common.end(cfg, env, progress)
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)

@@ -1,19 +1,21 @@
-"""Every input format, told apart by its keys, read as a stream; and how a document becomes tokens.
+"""Every input format, told apart by its keys; and how a document becomes tokens and back.
 
-    .txt                  one document; a file over 4 MB is cut at line ends into documents of 4 MB
+    .txt                  documents of about 4 MB, cut at line ends
     .jsonl, one row a line:
-    {"text"}                                        plain text
+    {"text"}                                                            plain text
     {"conversations": [{"role", "content", "reasoning_content"?}]}      minimind
-    {"messages": [{"role", "content"}]}             OpenAI
-    {"instruction", "input"?, "output"}             Alpaca
-    {"question", "answer"}                          GSM8K: what follows the last #### is the
-                                                    answer, before it the chain of thought
+    {"messages": [...]}                                                 OpenAI
+    {"conversations": [{"from", "value"}]}                              ShareGPT
+    {"instruction", "input"?, "output", "system"?, "history"?}          Alpaca
+    {"prompt", "completion"}                                            TRL; text or lists of turns
+    {"question", "answer", "context"?, "options"?}, {"problem", "solution"}     GSM8K: the answer is
+                                          what follows the last ####, the thought what stands before
 
-Other keys of a row are ignored, blank lines skipped. Roles are system, user and assistant. In an
-assistant turn `<think>...</think><answer>...</answer>`, or a reasoning_content, becomes the marks
-of the tokenizer; elsewhere it stays text. `<think>...</think>` and plain text: that text is the
-answer. The opening <think> may be missing (R1's chat template puts it into the prompt); what stands
-between the thought and <answer> belongs to the thought; a tag left open is a bad line.
+Blank lines are skipped, a key that is null is absent, other keys are ignored. In an assistant turn
+`<think>...</think><answer>...</answer>` becomes the marks of the tokenizer, and so does a thought in
+a key of its own (reasoning_content, reasoning, thinking); elsewhere tags stay text. The opening
+<think> may be missing, because R1's chat template puts it into the prompt. A turn that uses tools
+ends the conversation before it. A turn with "weight": 0 is read and not learned.
 """
 import hashlib
 import json
@@ -24,159 +26,201 @@ from pathlib import Path
 from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import UserError, fail, need_file, show
-from tokenizer import check_unicode
+from common import UserError, check, show
 
-CHUNK = 4 * 2**20     # bytes: the piece of a file that one worker reads, and a .txt document
-MAX_LINE = 8 * 2**20  # bytes: a longer line is a bad line and is never held in memory
-ROLES = ("system", "user", "assistant")
+CHUNK = 4 * 2**20     # bytes: what one worker reads at a time, and the size of a .txt document
+ROLES = dict(system="system", developer="system", user="user", human="user",
+             assistant="assistant", gpt="assistant")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+END_MARKS = ("<end>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>")  # of other chat models
 TARGETS = ("cot", "answer", "full", "multi", "mixed")  # see turn_body, and forms for the last two
-KEYS = "text, conversations, messages, instruction + output, or question + answer"
+PAIRS = (("question", "answer"), ("problem", "solution"), ("prompt", "completion"),
+         ("instruction", "output"))
+KINDS = {b"\x1f\x8b": "gzip; gunzip it first", b"PAR1": "Parquet; write it as JSONL first",
+         b"PK\x03\x04": "a zip archive; unzip it first",
+         b"\xff\xfe": "UTF-16; iconv -f UTF-16 -t UTF-8 makes it readable",
+         b"\xfe\xff": "UTF-16; iconv -f UTF-16 -t UTF-8 makes it readable"}
 
 
 @dataclass
 class Turn:
-    """One turn: who speaks, the text, and of an assistant thought and answer where it has them."""
+    """One turn: who speaks, the text, and of an assistant thought and answer if it has them."""
     role: str                     # system, user or assistant
-    content: str                  # plain text; "" where think and answer carry it
+    content: str                  # plain text; "" if think and answer carry it
     think: Optional[str] = None   # chain of thought
     answer: Optional[str] = None  # final answer
+    learned: bool = True          # False: read, and not counted in the loss
 
 
 class BadRow(UserError):
     """A row that is no document. `reason` is the same words for every row with that fault."""
-    def __init__(self, reason, got=None, expected=None):
+    def __init__(self, reason, got=None):
         self.reason = reason
-        parts = [reason] + ([f"got {got}"] if got else [])
-        super().__init__("; ".join(parts + ([f"expected {expected}"] if expected else [])))
+        super().__init__(reason if got is None else f"{reason}: {short(got)}")
 
 
 # --- a row becomes a document ---------------------------------------------------------------------
 
-def parse_row(row):
-    """A row (what a line of JSON says) -> str or list of Turn; BadRow where it is neither."""
+def parse_row(row, need_reply=True, notes=None):
+    """A row (what a line of JSON holds) -> str or list of Turn; BadRow if it is neither.
+
+    need_reply=False also accepts a conversation that ends with the user: a prompt. notes: a Counter
+    of what was left out of good rows.
+    """
     if not isinstance(row, dict):
-        raise BadRow("not a JSON object", short(row), '{"text": ...} or another object')
+        raise BadRow("not a JSON object", row)
+    row = {key: value for key, value in row.items() if value is not None}
     for key in ("conversations", "messages"):
         if key in row:
-            return parse_conversation(row[key])
-    if "question" in row and "answer" in row:
-        return checked([Turn("user", string(row, "question")), parse_worked_answer(row)])
-    if "instruction" in row and "output" in row:
-        extra = optional(row, "input")
-        prompt = string(row, "instruction") + (f"\n\n{extra}" if extra else "")
-        return checked([Turn("user", prompt), parse_response_text(string(row, "output"))])
+            return parse_turns(before(row) + listed(row[key]), need_reply, notes)
+    for ask, reply in PAIRS:
+        if ask in row and (reply in row or not need_reply):
+            return parse_turns(before(row) + pair(row, ask, reply), need_reply, notes)
     if "text" in row:
         if not string(row, "text"):
-            raise BadRow("an empty text", expected="at least one character")
+            raise BadRow("an empty text")
         return row["text"]
-    raise BadRow("unknown keys", ", ".join(map(str, list(row)[:8])) or "none", KEYS)
+    raise BadRow("unknown keys (text, messages, conversations, question + answer, instruction + "
+                 "output, prompt + completion, problem + solution are known)", list(row)[:8])
 
 
-def parse_worked_answer(row):
-    """GSM8K's answer: steps, ####, the final answer. Without that mark, all of it is the answer."""
-    thought, mark, answer = string(row, "answer").rpartition("####")
-    if mark and "\n" not in answer.strip():  # else a heading of Markdown: "#### Step 1"
-        thought = re.sub(r"<<[^<>]*=[^<>]*>>", "", thought)  # for a calculator: <<48/2=24>>
-        return Turn("assistant", "", thought.strip() or None, answer.strip())
-    turn = parse_response_text(row["answer"], optional(row, "reasoning_content"))
-    return turn if turn.answer is not None else Turn("assistant", "", None, row["answer"].strip())
+def before(row):
+    """The turns of the keys system and history."""
+    system = [dict(role="system", content=row["system"])] if row.get("system") else []
+    return system + [dict(role=role, content=text) for two in row.get("history", [])
+                     for role, text in zip(("user", "assistant"), two)]
 
 
-def parse_conversation(rows):
-    """A list of {"role", "content", ...} -> turns, or BadRow."""
+def pair(row, ask, reply):
+    """The turns of a question and its reply under the keys `ask` and `reply`."""
+    if isinstance(row[ask], list):  # TRL: both are lists of turns
+        return row[ask] + listed(row.get(reply, []))
+    parts = [string(row, ask)]
+    if ask in ("question", "problem"):
+        options = row.get("options", [])
+        if isinstance(options, list):
+            options = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options))
+        parts = [row.get("context", ""), *parts,
+                 "\n".join(f"{letter}. {text}" for letter, text in options.items())]
+    elif ask == "instruction":
+        parts.append(row.get("input", ""))
+    turns = [dict(role="user", content="\n\n".join(part for part in parts if part))]
+    if row.get(reply):
+        turns.append({**row, "role": "assistant", "content": row[reply],
+                      "worked": ask in ("question", "problem")})
+    return turns
+
+
+def listed(rows):
+    """The rows, which must be a list with at least one turn."""
     if not isinstance(rows, list) or not rows:
-        raise BadRow("an empty conversation", short(rows), "a list of turns")
+        raise BadRow("an empty conversation", rows)
+    return rows
+
+
+def parse_turns(rows, need_reply, notes):
+    """A list of {"role", "content", ...} -> list of Turn, or BadRow."""
     turns = []
     for row in rows:
         if not isinstance(row, dict):
-            raise BadRow("a turn that is not an object", short(row), "role and content")
-        role = row.get("role")
-        if role not in ROLES:
-            got = short(role) if "role" in row else "a turn with the keys " + ", ".join(row)
-            raise BadRow("unknown role", got, "role: " + ", ".join(ROLES))
-        content = string(row, "content")
+            raise BadRow("a turn that is not an object", row)
+        name = row.get("role", row.get("from"))
+        if name in ("tool", "function") or row.get("tool_calls") or row.get("function_call"):
+            while turns and turns[-1].role != "assistant":
+                turns.pop()
+            if notes is not None:
+                notes["conversations cut at a turn that uses tools"] += 1
+            break
+        role = ROLES.get(name) if isinstance(name, str) else None
+        if role is None:
+            raise BadRow("unknown role", name)
+        turn = Turn(role, content_of(row))
         if role == "assistant":
-            turns.append(parse_response_text(content, optional(row, "reasoning_content")))
-        else:
-            turns.append(Turn(role, content))
-    return checked(turns)
+            thought = next((string(row, key) for key in ("reasoning_content", "reasoning", "thinking")
+                            if row.get(key)), None)
+            read = parse_worked_answer if row.get("worked") else parse_response_text
+            turn = read(turn.content, thought)
+            turn.learned = row.get("weight", 1) != 0
+            if not (turn.content.strip() or turn.answer):
+                raise BadRow("an empty answer")
+        if turn.content or role != "system":
+            turns.append(turn)
+    if any(turn.role == "user" and not turn.content.strip() for turn in turns):
+        raise BadRow("a user turn without text")
+    if not turns or need_reply and turns[-1].role != "assistant":
+        raise BadRow("a conversation that does not end with an answer")
+    return turns
+
+
+def content_of(row):
+    """The text of a turn: a string, or a list of text parts."""
+    content = row.get("content", row.get("value"))
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content
+                 if isinstance(part, dict) and part.get("type") == "text"]
+        if len(texts) < len(content):
+            raise BadRow("a part of a turn that is not text", content)
+        content = "".join(texts)
+    return string(dict(content=content), "content")
+
+
+def parse_worked_answer(text, thought):
+    """GSM8K's answer: steps, ####, the final answer. Without that mark, all of it is the answer."""
+    steps, mark, answer = text.rpartition("####")
+    if mark and "\n" not in answer.strip():  # else a heading of Markdown: "#### Step 1"
+        steps = re.sub(r"<<[^<>]*=[^<>]*>>", "", steps)  # for a calculator: <<48/2=24>>
+        return Turn("assistant", "", steps.strip() or None, answer.strip())
+    turn = parse_response_text(text, thought)
+    return turn if turn.answer is not None else Turn("assistant", "", None, text.strip())
 
 
 def parse_response_text(content, thought=None):
-    """The text of an assistant turn -> Turn, with its literal tags (R1 style) taken apart."""
-    if thought is None:  # R1's chat template puts <think> into the prompt: it may be missing
+    """The text of an assistant turn -> Turn, with its literal tags (R1 style) taken apart.
+
+    thought: a chain of thought that came in a key of its own; tags in it are text.
+    """
+    for mark in END_MARKS:  # a server may leave its stop mark in the text
+        if content.rstrip().endswith(mark):
+            content = content.rstrip().removesuffix(mark)
+    own, inline = thought, None
+    if own is None:
         match = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>(.*)", content, re.DOTALL)
         if match:
-            thought, content = match.groups()
-    tagged = re.fullmatch(r"(.*?)<answer>(.*?)</answer>\s*", content, re.DOTALL)
-    if thought is None and not tagged and not content.lstrip().startswith(("<think>", "<answer>")):
+            inline, content = match.groups()
+    tagged = re.fullmatch(r"(.*?)<answer>(.*?)</answer>\s*\.?\s*", content, re.DOTALL)
+    if own is None and inline is None and not tagged \
+            and not content.lstrip().startswith(("<think>", "<answer>")):
         return Turn("assistant", content)
-    before, answer = tagged.groups() if tagged else ("", content)
-    thought = "\n".join(part.strip() for part in (thought or "", before) if part.strip())
-    if any(tag in part for tag in TAGS for part in (thought, answer)):
-        raise BadRow("a tag that stands alone, twice, or before more text", short(content),
-                     "<think>...</think><answer>...</answer> and no more: was it cut off?")
-    return Turn("assistant", "", thought or None, answer.strip())
+    between, answer = tagged.groups() if tagged else ("", content)
+    if any(tag in part for tag in TAGS for part in (inline or "", between, answer)):
+        raise BadRow("a tag that stands alone, twice, or before more text (was it cut off?)", content)
+    parts = [part.strip() for part in (own or inline or "", between) if part.strip()]
+    return Turn("assistant", "", "\n".join(parts) or None, answer.strip())
 
 
 def turn_row(turn):
     """A Turn as a row of "conversations" that reads back as the same Turn."""
     if turn.think is not None:
         return dict(role=turn.role, reasoning_content=turn.think, content=turn.answer)
-    said = turn.content if turn.answer is None else f"<answer>{turn.answer}</answer>"
-    return dict(role=turn.role, content=said)
-
-
-def checked(turns):
-    """The turns, or BadRow unless every response has a token and the last turn is a response."""
-    if all(turn.role != "assistant" for turn in turns):
-        raise BadRow("a conversation without an assistant turn", expected="one that answers")
-    if turns[-1].role != "assistant":
-        raise BadRow("a conversation that does not end with the assistant", turns[-1].role)
-    for turn in turns:
-        if turn.role == "assistant" and not (turn.content.strip() or turn.answer):
-            raise BadRow("an answer with no response token", "an empty answer", "some text")
-    return turns
-
-
-def with_reply(row):
-    """A row as it is, or, where it ends before the assistant's reply, with "?" in that place: the
-    readers demand one. A prompt whose answer nobody knows is so told from others."""
-    if not isinstance(row, dict):
-        return row
-    for key in ("conversations", "messages"):
-        last = row[key][-1] if isinstance(row.get(key), list) and row[key] else None
-        if isinstance(last, dict) and last.get("role") == "user":
-            return {key: [*row[key], dict(role="assistant", content="?")]}
-    for key, reply in (("question", "answer"), ("instruction", "output")):
-        if key in row and row.get(reply) in (None, ""):
-            return {**row, reply: "?"}
-    return row
+    text = turn.content if turn.answer is None else f"<answer>{turn.answer}</answer>"
+    return dict(role=turn.role, content=text)
 
 
 def string(row, key):
-    """row[key], which must be a valid text."""
+    """row[key], which must be text that UTF-8 can hold."""
     value = row.get(key)
     if not isinstance(value, str):
-        got = short(value) if key in row else "nothing"
-        raise BadRow("content that is not a string", f"{key}: {got}", f"{key}: a string")
+        raise BadRow(f"{key} is not a string", value)
     try:
-        check_unicode(value)
-    except UserError as error:
-        raise BadRow("a lone surrogate", f"{key}: {error}") from None
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("half of a surrogate pair", f"U+{ord(value[error.start]):04X}") from None
     return value
-
-
-def optional(row, key):
-    """row[key] as a valid text, or None where there is none, or an empty one."""
-    return string(row, key) if row.get(key) else None
 
 
 def short(value):
     """The beginning of a value, for an error."""
-    text = json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -187,119 +231,97 @@ def is_text(path):
     return Path(path).suffix.lower() == ".txt"
 
 
-def cut(path):
-    """Yield chunks of whole lines: (first byte, end, number of the first line)."""
-    start, line = 0, 1
-    with open(path, "rb") as file:
-        while block := file.read(CHUNK):
-            size, lines = 0, 0
-            while block:
-                size, lines = size + len(block), lines + block.count(b"\n")
-                block = b"" if block.endswith(b"\n") else file.readline(CHUNK)
-            yield start, start + size, line
-            start, line = start + size, line + lines
+def chunks(path, limit=0):
+    """Yield (number of the first line, lines as bytes) of a file, about 4 MB at a time.
 
-
-def read_lines(path, start=0, end=None):
-    """Yield (byte at which it ends, line or None where it is over MAX_LINE) of a byte range."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        while end is None or start < end:
-            line = file.readline(MAX_LINE)
-            if not line:
-                return
-            start += len(line)
-            too_long = len(line) == MAX_LINE and not line.endswith(b"\n")
-            rest = line
-            while too_long and rest and not rest.endswith(b"\n"):
-                rest = file.readline(MAX_LINE)
-                start += len(rest)
-            yield start, None if too_long else line
-
-
-def read_documents(path, skip_bad_lines=False, report=None, start=0, end=None, first_line=1,
-                   parse=parse_row):
-    """Yield (line number, document) of a file, or of the byte range that `cut` gave.
-
-    `parse` makes a row of JSON a document, or raises BadRow.
-
-    A bad line is a UserError "FILE:LINE: found; expected". With skip_bad_lines it is left out and
-    counted in `report`: {reason: {"count": n, "first": ["FILE:LINE", ...]}}.
+    limit: only the first so many rows of a .jsonl file. UserError if there is no such file, if it is
+    empty, or if it is compressed or not UTF-8.
     """
-    need_file(path, "write some documents into it")
-    text_file = is_text(path)
-    if text_file and end is None:  # whole file: chunk by chunk, as prepare.py does
-        for chunk in cut(path):
-            yield from read_documents(path, skip_bad_lines, report, *chunk)
-        return
-    parts = []
-    for number, (_, line) in enumerate(read_lines(path, start, end), first_line):
+    check(Path(path).exists(), f"{show(path)} does not exist; bash speedrun.sh makes the default "
+                               "data, or name a file of yours")
+    check(Path(path).is_file(), f"{show(path)} is not a file")
+    check(not (limit and is_text(path)), f"{show(path)} is plain text and has no rows to limit; "
+                                         "leave --documents out")
+    with open(path, "rb") as file:
+        head = file.peek(4)[:4]
+        check(head, f"{show(path)} is empty")
+        for magic, kind in KINDS.items():
+            check(not head.startswith(magic), f"{show(path)} is {kind}")
+        first, lines, size, left = 1, [], 0, limit or float("inf")
+        while line := file.readline(CHUNK if is_text(path) else -1):
+            if is_text(path) and not line.endswith(b"\n"):  # not in the middle of a character
+                while 0x80 <= (file.peek(1) or b"\0")[0] < 0xC0:
+                    line += file.read(1)
+            lines.append(line)
+            size, left = size + len(line), left - bool(line.strip())
+            if size >= CHUNK or not left:
+                yield first, lines
+                first, lines, size = first + len(lines), [], 0
+            if not left:
+                return
+        if lines:
+            yield first, lines
+
+
+def read_documents(path, skip_bad_lines=False, report=None, parse=parse_row):
+    """Yield (line number, document) of a file. `parse` makes a row of JSON a document, or raises
+    BadRow.
+
+    A bad line is a UserError "FILE:LINE: ...". With skip_bad_lines it is left out and counted in
+    `report`: {reason: [count, the first three places]}.
+    """
+    for first, lines in chunks(path):
+        yield from documents_of(path, first, lines, skip_bad_lines, report, parse)
+
+
+def documents_of(path, first, lines, skip_bad_lines=False, report=None, parse=parse_row):
+    """Yield (line number, document) of some lines of a file; see read_documents."""
+    texts = []
+    for number, line in enumerate(lines, first):
         try:
             text = line_text(line)
-            if number == 1 or not text_file:  # Windows editors put it before the first line, and
-                text = text.removeprefix("\ufeff")  # whoever joins such files into other lines
-            if text_file:
-                parts.append(text)
+            if is_text(path):
+                texts.append(text)
             elif text.strip():
                 yield number, parse(json_row(text))
         except BadRow as error:
-            bad_line(error, f"{show(path)}:{number}", skip_bad_lines, report)
-    if "".join(parts).strip():
-        yield first_line, "".join(parts)
+            where = f"{show(path)}:{number}"
+            check(skip_bad_lines, f"{where}: {error}; mend the line, or --skip-bad-lines")
+            if report is not None:
+                entry = report.setdefault(error.reason, [0, []])
+                entry[0] += 1
+                entry[1] = (entry[1] + [where])[:3]
+    if "".join(texts).strip():
+        yield first, "".join(texts)
 
 
 def line_text(line):
     """The bytes of a line as text, or BadRow."""
-    if line is None:
-        raise BadRow("a line that is too long", expected=f"at most {MAX_LINE >> 20} MB")
     try:
-        return line.decode()
+        return line.decode().removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        byte = f"byte 0x{line[error.start]:02x} at {error.start}"
-        raise BadRow("invalid UTF-8", byte, "UTF-8 text") from None
+        raise BadRow("invalid UTF-8", f"byte 0x{line[error.start]:02x} at {error.start}") from None
 
 
 def json_row(text):
     """The text of a line as JSON, or BadRow."""
     if text.lstrip().startswith("["):
-        raise BadRow("a JSON array", short(text.strip()),
-                     "one JSON object a line: `jq -c '.[]' FILE` makes it so")
+        raise BadRow("a JSON array (`jq -c '.[]' FILE` makes one object a line of it)", text.strip())
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRow("broken JSON", f"{str(error)[:60]} in {short(text.strip())}",
-                     "one JSON object a line (a file of plain text must end in .txt)") from None
-
-
-def bad_line(error, where, skip_bad_lines, report):
-    """Count a BadRow at FILE:LINE in a report, or make it the UserError that names the line."""
-    if not skip_bad_lines:
-        fail(f"{where}: {error}", fix="mend the line, or --skip-bad-lines")
-    count_bad(report, error.reason, 1, [where])
-
-
-def count_bad(report, reason, count, where):
-    """Add to a report of bad lines, keeping the first three places of each reason."""
-    if report is not None:
-        entry = report.setdefault(reason, {"count": 0, "first": []})
-        entry["count"] += count
-        entry["first"] = (entry["first"] + where)[:3]
+    except (ValueError, RecursionError):
+        raise BadRow("broken JSON (plain text must be in a .txt file)", text.strip()) from None
 
 
 def bad_lines_text(report):
-    """A report as one line: `3 bad lines: broken JSON (a.jsonl:7, ...)`; "" where there is none."""
-    return " | ".join(f"{entry['count']:,} bad lines: {reason} ({', '.join(entry['first'])})"
-                      for reason, entry in report.items())
+    """A report as one line: `3 bad lines: broken JSON (a.jsonl:7, ...)`; "" if there is none."""
+    return " | ".join(f"{count:,} bad lines: {reason} ({', '.join(places)})"
+                      for reason, (count, places) in report.items())
 
 
 def counted(counter, between=" | "):
     """A Counter as a line, the most frequent first: `ok 12 | format 3`."""
     return between.join(f"{name} {n:,}" for name, n in counter.most_common())
-
-
-def json_lines(rows):
-    """Rows as the text of a .jsonl file."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def texts(document):
@@ -312,11 +334,11 @@ def texts(document):
 
 # --- documents as tokens, and back ----------------------------------------------------------------
 
-def encode_document(tokenizer, document, target="cot", loss_on="response"):
+def encode_document(tokenizer, document, target="cot"):
     """Document -> (ids, mask); the mask is 1 where a token is learned.
 
     Text: every token and its <end>. Conversation: what the assistant says and its <end>, never the
-    mark of the role, which the prompt ends with; with loss_on="all" all but the very first token.
+    mark of the role, with which the prompt ends.
     """
     if isinstance(document, str):
         ids = tokenizer.encode(document) + [tokenizer.end]
@@ -324,32 +346,32 @@ def encode_document(tokenizer, document, target="cot", loss_on="response"):
     ids, mask = [], []
     for turn in document:
         body = [*turn_body(tokenizer, turn, target), tokenizer.end]
-        learned = 1 if turn.role == "assistant" or loss_on == "all" else 0
+        learned = 1 if turn.role == "assistant" and turn.learned else 0
         ids += [getattr(tokenizer, turn.role), *body]
-        mask += [1 if loss_on == "all" and mask else 0] + [learned] * len(body)
+        mask += [0] + [learned] * len(body)
     return ids, mask
 
 
 def forms(document, target):
     """The forms (targets of encode_document) in which a document is learned, an example each.
 
-    multi: with its thought and as a bare answer; mixed: one of the two, half of the questions each,
+    multi: with its thought and as a bare answer. mixed: one of the two, half of the questions each,
     by a hash of their text, so that all the answers to one question have one form.
     """
     if target not in ("multi", "mixed"):
         return [target]
     if isinstance(document, str) or all(turn.think is None for turn in document):
         return ["cot"]  # there is one form only
-    asked = "\n".join(turn.content for turn in document)
-    half = hashlib.sha256(asked.encode()).digest()[0] % 2
+    prompt = "\n".join(turn.content for turn in document)
+    half = hashlib.sha256(prompt.encode()).digest()[0] % 2
     return ["cot", "answer"] if target == "multi" else [("cot", "answer")[half]]
 
 
 def turn_body(tokenizer, turn, target):
     """Ids of a turn between its role's mark and its <end>.
 
-    target: "cot" <think>...</think><answer>...</answer>, "answer" without the thought, "full" all
-    of it as plain text, without a tag.
+    target: "cot" <think>...</think><answer>...</answer>; "answer" the same without the thought;
+    "full" all of it as plain text, without a tag.
     """
     t, body = tokenizer, []
     if target == "full" and turn.answer is not None:
@@ -364,7 +386,7 @@ def turn_body(tokenizer, turn, target):
 def plain_reply(turn):
     """A reply as one plain text, in GSM8K's notation: the thought, then `#### ` and the answer.
 
-    No mark before an answer of several lines (it would read as a heading), or without a thought.
+    No #### before an answer of several lines (it would read as a heading), or without a thought.
     """
     if turn.think is None:
         return turn.answer
@@ -378,13 +400,13 @@ def prompt_ids(tokenizer, turns, target="cot"):
 
 
 def opening(tokenizer, target):
-    """The ids that a response of this form begins with. Put behind a prompt they tell a model that
-    has learned two forms (target multi or mixed) which one is asked."""
+    """The ids that a response of this form begins with. They tell a model that has learned two forms
+    (target multi or mixed) which one to give."""
     return {"cot": [tokenizer.think], "answer": [tokenizer.answer]}.get(target, [])
 
 
 def parse_response(tokenizer, ids, target="cot"):
-    """Generated ids -> think, answer (None where not found), text, ended, well_formed.
+    """Generated ids -> think, answer (None if not found), text, ended, well_formed.
 
     Told by ids, so a spelled "<answer>" is text. What follows the first <end> is ignored.
     """
@@ -413,5 +435,5 @@ def well_formed(tokenizer, ids, target="cot"):
     "full": text without a tag. What follows the first <end> is ignored."""
     t = tokenizer
     letters = {t.think: "T", t.end_think: "t", t.answer: "A", t.end_answer: "a", t.end: "."}
-    said = "".join(letters.get(i, "-" if i in t.control_ids else "x") for i in map(int, ids))
-    return re.match(PATTERNS[target] + "[.]", said) is not None
+    text = "".join(letters.get(i, "-" if i in t.control_ids else "x") for i in map(int, ids))
+    return re.match(PATTERNS[target] + "[.]", text) is not None

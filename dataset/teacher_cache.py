@@ -1,196 +1,274 @@
-"""The files of a teacher's cache, and how a training reads them (cache_teacher.py makes them).
+"""What the teacher says about every token, written down once: a teacher that need not run any more.
 
-    cache = open_cache("out/data/cache", data, cfg)     refused unless it is of these tokens
-    rows = rows_of(cache, window_numbers)               what is kept of them, token by token
-    cached_divergence(cache, rows, "forward_kl", logits, mix)  (N,)
+    python dataset/teacher_cache.py          # of out/teacher.pt, on the default stories, top 32
+    python train_distill_logits.py --name student-cached --cache out/data/cache
 
-ids, log_p, negentropy, hidden, label_ce    a row a counted token, those of a kind: see `layout`
-windows, head, tokenizer                    a checksum a window; the output matrix of kind hidden;
-                                            the tokenizer, so that no file of the teacher is needed
-about.json                                  what it is, and a checksum of each file; written last
+Last line: next: python train_distill_logits.py --name student-cached --cache ...
+
+Three kinds. Only tokens that count in the loss are stored. Numbers are float16, which is precise
+enough: on the prose teacher it changes a token's KL by about 0.0002 nats. Bytes are for V <= 65,536.
+
+    topk      the k likeliest tokens with their log-probabilities, and one bucket for all others: any
+              divergence, on k + 1 outcomes, which is never above the whole one (data processing
+              inequality). Without the bucket the student learns to be too sure (trap 13). k = V has
+              no bucket. 4k + 6 bytes a token
+    sampled   k draws from the teacher's distribution: the gradient of forward KL, without bias in the
+              first pass over the cache (Anshumann et al. 2025, section 3). Every later pass reads the
+              same draws, and the student can learn them by heart. 2k + 8 bytes
+    hidden    the last hidden state, and the output matrix once: any divergence, at any temperature.
+              2D + 4 bytes
+
+Several teachers of one tokenizer, `teacher_cache.py out/b.pt --teacher out/a.pt`: topk and sampled are
+of the mean of their distributions (Hinton, Vinyals & Dean 2015, section 5: an ensemble as teacher).
+
+topk and sampled are of one temperature, which the training must share: the normaliser of another one
+is not in them. Everything is keyed by window, in the order of the data's windows, so shuffling, a
+second epoch and accumulation find the same row. The files, written before the first of them:
+about.json, with all that the training must share; then for every SHARD windows one .npy for each
+quantity. What is there is done: after a stop the same command goes on.
 """
 import json
-import os
-import zlib
+import math
+import shutil
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-import cli
-from cli import fail, show
-from losses import divergence, sampled_forward_kl, topk_divergence
-from tokenizer import Tokenizer, check_fingerprint
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import checkpoints
+import common
+from common import OUT, UserError, check, show
+from dataset.windows import open_data, tensors
+from losses import divergence, log_softmax, sampled_forward_kl, topk_divergence
+from tokenizer import Tokenizer
 
-SAME = ("window", "loss_on", "target", "documents")  # flags that training and cache must share
-NAMES = ("ids.bin", "log_p.bin", "negentropy.bin", "hidden.bin", "label_ce.bin", "head.bin",
-         "windows.bin", "tokenizer.model", "progress.json", "about.json")  # the files of a cache
-
-
-def layout(about):
-    """{file: (dtype, shape of one row)} of a cache; a row is a counted token, in reading order."""
-    index = "uint16" if about["vocab_size"] <= 2**16 else "uint32"
-    k, number = about["k"], about["payload"]
-    return {"topk": {"ids": (index, (k,)), "log_p": (number, (k + (k < about["vocab_size"]),))},
-            "sampled": {"ids": (index, (k,)), "negentropy": ("float32", ())},
-            "hidden": {"hidden": (number, (about["dim"],))},
-            }[about["kind"]] | {"label_ce": ("float32", ())}
+SHARD, BATCH = 4096, 32  # windows in a file, windows read together
+SAME = ("window", "target", "documents")  # flags that training and cache must share
+TYPES = dict(ids=np.int64, log_p=np.float32, negentropy=np.float32, hidden=np.float32,
+             label_ce=np.float32)         # of the quantities when they are read
 
 
-def files_of(about):
-    """The names of a cache's files, all but about.json, which holds a checksum of each."""
-    arrays = [*layout(about), "windows"] + ["head"] * (about["kind"] == "hidden")
-    return [*(f"{name}.bin" for name in arrays), "tokenizer.model"]
+@dataclass
+class Config:
+    others: list = None            # more teachers: the mean of all is cached
+    teacher: str = OUT / "teacher.pt"  # checkpoint that is cached
+    data: str = OUT / "data/stories/train.jsonl"  # what the student will train on
+    out: str = OUT / "data/cache"  # folder of the cache
+    kind: Literal["topk", "sampled", "hidden"] = "topk"  # what is kept of a distribution
+    k: int = 32                    # tokens kept, or drawn (8 to 64); topk: up to the vocabulary
+    temperature: float = 2.0       # tau of topk and sampled: that of the training (1 to 4)
+    window: int = 256              # as in the training
+    target: Literal["cot", "answer"] = "cot"          # as in the training
+    documents: int = 0             # as in the training: only the first N documents; 0: all
+    skip_bad_lines: bool = False   # count bad lines of the data and go on
+    seed: int = 0                  # of sampled
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # of the teacher's forward pass
+    fresh: bool = False            # replace a cache of other settings
 
 
-def row_bytes(about):
-    """Bytes a counted token."""
-    return sum(np.dtype(d).itemsize * int(np.prod(s)) for d, s in layout(about).values())
+# --- making one -----------------------------------------------------------------------------------
+
+def mean_log_p(logits, temperature=1.0):
+    """ln of the mean of some softened distributions: a list of (N, V) -> (N, V) float32."""
+    found = [log_softmax(z, temperature) for z in logits]
+    if len(found) == 1:
+        return found[0]
+    return torch.stack(found).logsumexp(0) - math.log(len(found))
 
 
-def checksums(ids):
-    """(windows,) uint32: one for the tokens of each window (windows, window + 1)."""
-    return np.array([zlib.crc32(np.ascontiguousarray(row, dtype=np.uint32)) for row in ids],
-                    dtype=np.uint32)
+@torch.no_grad()
+def quantities(teachers, batch, about, env, generator):
+    """What is kept of one batch of windows -> {name: tensor (tokens, ...)} of its counted tokens."""
+    x, y, document, weight = batch
+    keep, logits = weight > 0, []
+    with env.autocast():
+        for teacher in teachers:
+            hidden = teacher.hidden_states(x, document)[keep]  # (N, D)
+            logits.append(teacher.lm_head(hidden))             # (N, V)
+    check(all(z.isfinite().all() for z in logits),
+          f"the teacher's logits are not finite in {env.dtype}; try --dtype float32")
+    found = dict(label_ce=-mean_log_p(logits).gather(-1, y[keep][:, None])[:, 0])  # (N,) at tau 1
+    if about["kind"] == "hidden":
+        return found | dict(hidden=hidden)
+    log_p = mean_log_p(logits, about["temperature"])           # (N, V) float32
+    if about["kind"] == "sampled":
+        draws = torch.multinomial(log_p.exp(), about["k"], replacement=True, generator=generator)
+        return found | dict(ids=draws, negentropy=(log_p.exp() * log_p).sum(-1))
+    best = log_p.topk(about["k"])
+    kept = best.values                                         # (N, k)
+    if about["k"] < log_p.shape[-1]:
+        rest = log_p.scatter(-1, best.indices, -torch.inf).logsumexp(-1, keepdim=True)
+        kept = torch.cat([kept, rest], -1)                     # (N, k + 1)
+    return found | dict(ids=best.indices, log_p=kept)
 
 
-def first_rows(mask):
-    """(windows + 1,): the number of counted tokens before each window."""
-    return np.concatenate([[0], np.cumsum((mask[:, 1:] > 0).sum(1))])
+def write_shard(folder, number, teachers, data, about, env):
+    """The quantities of SHARD windows, each a .npy file; label_ce is the last one."""
+    end, parts = min((number + 1) * SHARD, about["windows"]), {}
+    for first in range(number * SHARD, end, BATCH):
+        generator = torch.Generator(env.device).manual_seed(about["seed"] * 1_000_003 + first)
+        batch = tensors(data, np.arange(first, min(first + BATCH, end)), env.device)
+        for name, value in quantities(teachers, batch, about, env, generator).items():
+            parts.setdefault(name, []).append(value.float().cpu().numpy() if value.is_floating_point()
+                                              else value.cpu().numpy())
+    small = np.uint16 if about["vocab_size"] <= 2**16 else np.uint32
+    types = dict(ids=small, log_p=np.float16, hidden=np.float16)
+    for name in sorted(parts, reverse=True):
+        array = np.concatenate(parts[name])
+        stored = array.astype(types.get(name, np.float32))
+        check(np.isfinite(stored).all(), f"the teacher's {name} do not fit into float16")
+        with common.atomic_write(shard_path(folder, name, number)) as file:
+            np.save(file, stored)
 
 
-def open_arrays(folder, about, mode):
-    """{file: memory map (tokens, ...)}; UserError where one has another size than it must have."""
-    found = {}
-    for name, (dtype, shape) in layout(about).items():
-        path, size = folder / f"{name}.bin", about["tokens"] * int(np.prod(shape))
-        size *= np.dtype(dtype).itemsize
-        if mode == "w":
-            with open(path, "wb") as file:  # room is taken now: a memory map that finds none dies
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                file.truncate(size)
-        have = path.stat().st_size if path.exists() else 0
-        if have != size:
-            fail(f"{show(path)} is cut short or changed", f"{have:,} bytes", f"{size:,}",
-                 "make the cache again with --fresh")
-        found[name] = np.memmap(path, dtype=dtype, mode="r+" if mode == "w" else mode,
-                                shape=(about["tokens"], *shape))
-    return found
+def shard_path(folder, name, number):
+    """Where one quantity of SHARD windows lies."""
+    return Path(folder) / f"{name}-{number:04}.npy"
 
 
-def read_json(path, fits):
-    """The dict in a file, or UserError where there is none, or where `fits(dict)` is not True."""
+def missing(folder, about):
+    """The numbers of the shards that are not there yet."""
+    return [number for number in range(-(-about["windows"] // SHARD))
+            if not shard_path(folder, "label_ce", number).exists()]
+
+
+def main(cfg):
+    """Make the cache, go on with it, or say that it is there."""
+    common.positive(cfg, "k", "window")
+    common.between(cfg, 0.01, 1000, "temperature")
+    check(not cfg.others or cfg.kind != "hidden", "--kind hidden: of one teacher only; hidden states "
+                                                  "of several have no mean")
+    check(cfg.kind != "hidden" or not {"temperature", "k"} & cfg.given,
+          "--kind hidden: has every temperature and no k; leave these flags out")
+    env, folder = common.device_and_dtype(cfg), Path(cfg.out)
+    teachers, tokenizer = [], None
+    for path in (cfg.teacher, *(cfg.others or ())):
+        teacher, own, _ = checkpoints.load_model(path, env.device)
+        tokenizer = tokenizer or own
+        check(own.fingerprint == tokenizer.fingerprint,
+              f"{show(path)} and {show(cfg.teacher)} have different tokenizers")
+        room = teacher.config.max_seq_len
+        check(cfg.window <= room, f"--window {cfg.window}: the context of {show(path)} is {room}")
+        teachers.append(teacher)
+    data = open_data(cfg.data, tokenizer, cfg.window, cfg.target, cfg.documents, cfg.skip_bad_lines)
+    hidden = cfg.kind == "hidden"
+    about = dict(kind=cfg.kind, vocab_size=tokenizer.vocab_size, windows=len(data["ids"]),
+                 k=0 if hidden else min(cfg.k, tokenizer.vocab_size) if cfg.kind == "topk" else cfg.k,
+                 temperature=None if hidden else cfg.temperature, seed=cfg.seed, dtype=env.dtype,
+                 teacher_fingerprint="+".join(sorted(map(checkpoints.weights_fingerprint, teachers))),
+                 tokenizer_fingerprint=tokenizer.fingerprint, **what_it_is_of(cfg, data))
+    lock = common.lock(folder)  # held until this function ends  # noqa: F841
+    if not common.already_made(folder / "about.json", about, cfg.fresh):
+        check(not folder.exists() or not any(folder.iterdir()) or (folder / "about.json").exists(),
+              f"{show(folder)} holds other files; choose another --out")
+        shutil.rmtree(folder, ignore_errors=True)
+        tokenizer.save(folder / "tokenizer.model")
+        with common.atomic_write(folder / "head.npy") as file:
+            np.save(file, teachers[0].lm_head.weight.float().cpu().numpy())
+        common.write_file(folder / "about.json", json.dumps(about, indent=1))
+    todo, began = missing(folder, about), time.time()
+    for done, number in enumerate(todo, 1):
+        write_shard(folder, number, teachers, data, about, env)
+        left = (time.time() - began) / done * (len(todo) - done)
+        print(f"{done}/{len(todo)} files of {SHARD:,} windows | eta {left:.0f} s")
+    size, tokens = sum(p.stat().st_size for p in folder.glob("*-*.npy")), data["meta"]["supervised"]
+    print(f"{show(folder)}: {'made' if todo else 'already made'}, {tokens:,} tokens, "
+          f"{size / max(tokens, 1):.0f} bytes each, {size / 1e6:,.1f} MB")
+    own = {name: getattr(cfg, name) for name in ("data", *SAME, "temperature") if name in cfg.given}
+    print("next: " + common.command("train_distill_logits.py", name="student-cached", cache=folder, **own))
+
+
+# --- reading one in a training --------------------------------------------------------------------
+
+def what_it_is_of(cfg, data):
+    """What training and cache must share, so that each row is the right token's."""
+    return dict(data_sha256=data["meta"]["source_sha256"],
+                tokens=int((data["mask"][:, 1:] > 0).sum()),
+                **{name: getattr(cfg, name) for name in SAME})
+
+
+def read_about(cfg):
+    """The description of --cache, or UserError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        ok = fits(found)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        ok = False
-    if not ok:
-        fail(f"{show(path)} is damaged, or not of this script",
-             fix="make the cache again with --fresh, or in another folder")
-    return found
+        return json.loads((Path(cfg.cache) / "about.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"--cache {cfg.cache}: no cache; python dataset/teacher_cache.py makes "
+                        "one") from None
 
 
-def is_about(found):
-    """Whether a dict describes a finished cache; a KeyError where a key is missing or unknown."""
-    tau, whole = found["temperature"], ("k", "dim", "vocab_size", "tokens", "windows")
-    return (all(type(found[key]) is int for key in whole)
-            and (tau is None if found["kind"] == "hidden" else type(tau) in (int, float))
-            and found["payload"] in ("float16", "float32")
-            and all(type(found[f"{of}_fingerprint"]) is str for of in ("teacher", "tokenizer"))
-            and isinstance(found["sha256"], dict) and {*files_of(found)} <= {*found["sha256"]})
+def load_teacher(cfg, env):
+    """(teacher, its tokenizer, what the run remembers of it). With --cache the teacher is None."""
+    if not cfg.cache:
+        return checkpoints.load_teacher(cfg, env)
+    about = read_about(cfg)
+    if "teacher" in cfg.given:
+        _, _, named = checkpoints.load_teacher(cfg, common.device_and_dtype(cfg))
+        check(named["teacher_fingerprint"] in about["teacher_fingerprint"].split("+"),
+              f"--teacher {cfg.teacher}: {cfg.cache} is of another one")
+    inputs = dict(teacher_fingerprint=about["teacher_fingerprint"],
+                  cache_sha256=common.sha256_file(Path(cfg.cache) / "about.json"))
+    return None, Tokenizer.load(Path(cfg.cache) / "tokenizer.model"), inputs
 
 
-def read_about(path):
-    """The description of a finished cache, or UserError."""
-    folder = cli.need_file(path, "python dataset/cache_teacher.py", folder=True)
-    if (folder / "progress.json").exists() and not (folder / "about.json").exists():
-        fail(f"{show(folder)} is not finished", fix="the command that began it goes on")
-    file = cli.need_file(folder / "about.json", "python dataset/cache_teacher.py")
-    return read_json(file, is_about)
-
-
-def cached_tokenizer(path):
-    """The tokenizer of a cache: with it, no file of the teacher is needed."""
-    tokenizer, about = Tokenizer.load(Path(path) / "tokenizer.model"), read_about(path)
-    fix = "make the cache again with --fresh"
-    check_fingerprint(tokenizer.fingerprint, about["tokenizer_fingerprint"], path, fix)
-    if tokenizer.vocab_size != about["vocab_size"]:
-        fail(f"{show(path)} and its tokenizer differ in vocabulary",
-             f"{about['vocab_size']} and {tokenizer.vocab_size}", fix=fix)
-    return tokenizer
-
-
-def describe_cache(cache):
-    """Its lines in the self-check of a training; a second one where draws are read again."""
-    about, facts = cache["about"], {}
-    facts["cache"] = (f"{show(cache['folder'])}: {about['kind']}, k {about['k']}, "
-                      f"{about['tokens']:,} tokens")
-    if about["kind"] == "sampled" and cache["passes"] > 1:
-        facts["draws"] = (f"each is read {cache['passes']:.1f} times; the student "
-                          "can learn them by heart: kd may fall below 0")
-    return facts
-
-
-def open_cache(path, data, cfg, device="cpu"):
-    """A cache for these windows and this training -> dict: its arrays, what is needed to read them.
+def open_cache(cfg, env, data):
+    """--cache for these windows and this training -> dict: its arrays and all that reading them needs.
 
     UserError for other data, another temperature, or a divergence that the cache cannot give.
     """
-    folder, about = Path(path), read_about(path)
-    now = dict(data_sha256=data["meta"]["source_sha256"], windows=len(data["ids"]),
-               tokens=int((data["mask"][:, 1:] > 0).sum()),
-               **{name: getattr(cfg, name) for name in SAME})
+    folder, about, now = Path(cfg.cache), read_about(cfg), what_it_is_of(cfg, data)
     differing = [f"{key} {about.get(key)} there, {value} here" for key, value in now.items()
                  if about.get(key) != value]
-    if differing:
-        fail(f"{show(folder)} was made from other data: " + ", ".join(differing),
-             fix="the same flags for both, or python dataset/cache_teacher.py with these")
-    tau = about["temperature"]
-    if tau is not None and tau != cfg.temperature:
-        fail(f"{show(folder)} holds distributions at another temperature", cfg.temperature, tau,
-             f"--temperature {tau}, or --kind hidden, which has every temperature")
-    if about["kind"] == "sampled" and cfg.divergence != "forward_kl":
-        fail("a sampled cache has forward KL alone", cfg.divergence, "forward_kl",
-             "--kind topk, or hidden")
-    fix = "make the cache again with --fresh"
-    for name in files_of(about):
-        if cli.sha256_file(cli.need_file(folder / name, fix)) != about["sha256"][name]:
-            fail(f"{show(folder / name)} is cut short or changed", fix=fix)
-    found = dict(open_arrays(folder, about, "r"), about=about, folder=folder, tau=cfg.temperature,
-                 device=device, passes=cfg.steps * cfg.batch / len(data["ids"]),
-                 first_rows=first_rows(data["mask"]), ids_of=data["ids"])
-    found["checksums"] = np.fromfile(folder / "windows.bin", dtype=np.uint32)
-    if about["kind"] == "hidden":
-        head = np.fromfile(folder / "head.bin", dtype=np.float32)
-        found["head"] = torch.from_numpy(
-            head.reshape(about["vocab_size"], about["dim"])).to(device)
-    return found
+    check(not differing, f"{show(folder)} was made from other data ({', '.join(differing)}); give both "
+                         "the same flags")
+    check(not missing(folder, about), f"{show(folder)} is not finished; its command goes on")
+    check(about["temperature"] in (None, cfg.temperature), f"{show(folder)} is of temperature "
+          f"{about['temperature']}, not {cfg.temperature}; --kind hidden has every temperature")
+    check(about["kind"] != "sampled" or cfg.divergence == "forward_kl",
+          f"{show(folder)}: a sampled cache has forward KL only; --kind topk or hidden has the others")
+    names = {"topk": ("ids", "log_p"), "sampled": ("ids", "negentropy"), "hidden": ("hidden",)}
+    shards = [{name: np.load(shard_path(folder, name, number), mmap_mode="r")
+               for name in (*names[about["kind"]], "label_ce")}
+              for number in range(-(-about["windows"] // SHARD))]
+    counts = (data["mask"][:, 1:] > 0).sum(1)                   # (windows,) counted tokens of each
+    ends = [np.cumsum(counts[i:i + SHARD]) for i in range(0, len(counts), SHARD)]
+    passes = cfg.steps * cfg.batch / len(counts)
+    facts = {"cache": f"{show(folder)}: {about['kind']}, k {about['k']}, {about['tokens']:,} tokens"}
+    if about["kind"] == "sampled" and passes > 1:
+        facts["draws"] = (f"each is read {passes:.1f} times; the student can learn them by heart: kd "
+                          "may fall below 0")
+    head = torch.from_numpy(np.load(folder / "head.npy")).to(env.device)  # (V, D)
+    return dict(kind=about["kind"], shards=shards, ends=ends, counts=counts, head=head, facts=facts)
 
 
-def rows_of(cache, numbers):
-    """What is cached of some windows, by their numbers, in that order -> {file: (N, ...)}."""
-    wrong = numbers[checksums(cache["ids_of"][numbers]) != cache["checksums"][numbers]]
-    if len(wrong):
-        fail(f"{show(cache['folder'])}: window {wrong[0]} has other tokens than when it was cached",
-             fix="python dataset/cache_teacher.py --fresh")
-    begin, end = cache["first_rows"][numbers], cache["first_rows"][numbers + 1]
-    rows = np.concatenate([np.arange(a, b) for a, b in zip(begin, end)])
+def rows_of(cache, numbers, device="cpu"):
+    """What is cached of some windows, by their numbers, in that order -> {name: (N, ...)}."""
     found = {}
-    for name in layout(cache["about"]):
-        value = torch.from_numpy(cache[name][rows].astype(
-            np.int64 if name == "ids" else np.float32)).to(cache["device"], non_blocking=True)
-        found[name] = value
-    return found
+    for number in numbers:
+        shard, place = divmod(number, SHARD)
+        end = cache["ends"][shard][place]
+        for name, array in cache["shards"][shard].items():
+            rows = array[end - cache["counts"][number]:end].astype(TYPES[name])
+            found.setdefault(name, []).append(torch.from_numpy(rows))
+    return {name: torch.cat(parts).to(device, non_blocking=True) for name, parts in found.items()}
 
 
-def cached_divergence(cache, rows, name, logits, mix):
-    """A divergence of the student's logits (N, V) from what is cached of these tokens -> (N,), at
-    the training's temperature."""
-    kind, tau = cache["about"]["kind"], cache["tau"]
-    if kind == "hidden":
-        return divergence(name, logits, rows["hidden"] @ cache["head"].T, tau, mix)
-    if kind == "sampled":
-        return sampled_forward_kl(logits, rows["ids"], rows["negentropy"], tau)
-    return topk_divergence(name, logits, rows["ids"], rows["log_p"], tau, mix)
+def cached_divergence(cache, numbers, logits, cfg, mix):
+    """(kd, the teacher's ce) of the counted tokens of some windows, each (N,), from what is cached and
+    the student's logits (N, V)."""
+    rows, name, tau = rows_of(cache, numbers, logits.device), cfg.divergence, cfg.temperature
+    if cache["kind"] == "hidden":
+        kd = divergence(name, logits, rows["hidden"] @ cache["head"].T, tau, mix)
+    elif cache["kind"] == "sampled":
+        kd = sampled_forward_kl(logits, rows["ids"], rows["negentropy"], tau)
+    else:
+        kd = topk_divergence(name, logits, rows["ids"], rows["log_p"], tau, mix)
+    return kd, rows["label_ce"]
+
+
+if __name__ == "__main__":
+    common.run(main, Config)

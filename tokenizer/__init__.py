@@ -7,17 +7,18 @@ Marks of a conversation are single ids. `<end>` ends a turn and a text document;
 
     <user> 2 + 3 = ? <end> <assistant> <think> 2 + 3 = 5 </think> <answer> 5 </answer> <end>
 
-The wrapper hides four edges of the library: U+2581 (its mark for a space) would come back as a
-space, a lone surrogate raises a bare RuntimeError, decoding drops control pieces without a word,
-and a long text takes more than its share of time.
+The wrapper hides four edges of the library. U+2581, its mark for a space, would come back as a space.
+A lone surrogate raises a bare RuntimeError. Decoding drops control pieces silently. A long text takes
+more time than many short ones.
 """
 import hashlib
 import re
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
-from cli import UserError, fail, need_file, show, write_file
+from common import UserError, check, show, write_file
 
 # Ids 0 to 9, in this order. train.py hands the same list to the trainer.
 CONTROL = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>",
@@ -36,11 +37,10 @@ class Tokenizer:
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
         except (RuntimeError, OSError, ValueError):
-            fail("not a SentencePiece model", fix="python tokenizer/train.py --fresh")
+            raise UserError("not a SentencePiece model") from None
         self.vocab_size = self._model.get_piece_size()
         names = [self._model.id_to_piece(i) for i in range(min(self.vocab_size, len(CONTROL)))]
-        if names != CONTROL:
-            fail("a tokenizer of another make", names, CONTROL, "python tokenizer/train.py --fresh")
+        check(names == CONTROL, "a tokenizer of another project: tokenizer/train.py makes one")
         (self.pad, self.unk, self.end, self.system, self.user, self.assistant, self.think,
          self.end_think, self.answer, self.end_answer) = range(len(CONTROL))
         self.control_ids = set(range(len(CONTROL)))
@@ -53,9 +53,10 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """The tokenizer in a file, or UserError."""
-        data = need_file(path, "python tokenizer/train.py").read_bytes()
         try:
-            return cls(data)
+            return cls(Path(path).read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"{show(path)} does not exist; python tokenizer/train.py makes it") from None
         except UserError as error:
             raise UserError(f"{show(path)}: {error}") from None
 
@@ -98,23 +99,16 @@ class Tokenizer:
         parts = []
         for token in map(int, ids):
             if not 0 <= token < self.vocab_size:
-                fail("a token id out of range", token, f"0 to {self.vocab_size - 1}",
-                     "use the tokenizer that made these ids")
+                raise ValueError(f"token id {token}; this tokenizer has 0 to {self.vocab_size - 1}")
             named = show_control and token in self.control_ids
             parts.append(CONTROL[token].encode() if named else self._bytes[token])
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
 def check_unicode(text):
-    """UserError where the text holds half of a surrogate pair (legal in a JSON escape)."""
+    """UserError if the text has half of a surrogate pair (legal in a JSON escape)."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        fail("a lone surrogate", f"U+{ord(text[error.start]):04X} at character {error.start}",
-             "valid unicode (both halves of a pair, or neither)", "repair or drop that text")
-
-
-def check_fingerprint(have, want, what, fix="make it again with this tokenizer"):
-    """UserError unless the fingerprints are equal: ids of another tokenizer are nonsense."""
-    if have != want:
-        fail(f"{show(what)} was made with another tokenizer", have, want, fix)
+        raise UserError(f"half of a surrogate pair, U+{ord(text[error.start]):04X}, at character "
+                        f"{error.start}: the text is not valid unicode") from None
