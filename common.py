@@ -15,7 +15,6 @@ import it themselves.
 """
 import argparse
 import contextlib
-import csv
 import dataclasses
 import difflib
 import fcntl
@@ -191,8 +190,8 @@ def json_lines(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def append_rows(path, rows):
-    """Add rows to a .jsonl file, each a whole line. First cut off what a killed writer left of one."""
+def append(path, lines):
+    """Add whole lines to a text file. First cut off what a killed writer left of a line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -202,10 +201,15 @@ def append_rows(path, rows):
                 if file.read(1) != b"\n":
                     file.seek(0)
                     file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(json_lines(rows).encode())
+            file.write(lines.encode())
     except OSError as error:
-        error.filename = str(path)
+        error.filename = str(path)  # a failed write() does not name its file
         raise
+
+
+def append_rows(path, rows):
+    """Add rows to a .jsonl file."""
+    append(path, json_lines(rows))
 
 
 def already_made(path, settings, fresh=False):
@@ -402,7 +406,7 @@ def begin(cfg, env, progress, facts):
         print(f"resuming after step {progress.step}")
         if path.exists():  # a row cut off by a kill comes after the checkpoint
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            rows = lines[:1] + [line for line in lines[1:] if line.split(",")[0].isdigit()
+            rows = lines[:1] + [line for line in lines[1:] if line.endswith("\n")
                                 and int(line.split(",")[0]) <= progress.step]
     write_file(path, "".join(rows))
 
@@ -417,11 +421,9 @@ def log(cfg, env, step, numbers, val_ce, seconds, counts):
         return
     row = dict(step=step, **numbers, val_ce="" if val_ce is None else val_ce,
                seconds=round(seconds, 4), **counts)
-    with open(OUT / f"{cfg.name}.csv", "a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
+    path = OUT / f"{cfg.name}.csv"
+    head = "" if path.stat().st_size else ",".join(row) + "\n"
+    append(path, head + ",".join(map(str, row.values())) + "\n")
     if step % 20 == 0 or step in (1, cfg.steps) or val_ce is not None:
         left = int((cfg.steps - step) * seconds)
         terms = " | ".join(f"{k} {v:.1e}" if k == "lr" else f"{k} {v:.3f}"

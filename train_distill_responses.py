@@ -34,6 +34,7 @@ import common
 import train_pretrain
 from common import OUT
 from model import SIZES
+from train_pretrain import main
 
 
 @dataclass
@@ -47,4 +48,4 @@ class Config(train_pretrain.Config):
 
 
 if __name__ == "__main__":
-    common.run(train_pretrain.main, Config)
+    common.run(main, Config)

@@ -5,7 +5,7 @@
     def test_a_claim(run_script, out_dir): run_script("train_pretrain.py", "--steps", 2)
 
 Nothing here or in a subprocess can touch the user's out/: MINIDISTILL_OUT points to a temporary
-folder from before `cli` is imported until the last test.
+folder from before `common` is imported until the last test.
 """
 import importlib
 import json
@@ -21,12 +21,12 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SESSION_OUT = tempfile.mkdtemp(prefix="minidistill-tests-")
-os.environ["MINIDISTILL_OUT"] = SESSION_OUT  # read once, when cli is imported: so before it
+os.environ["MINIDISTILL_OUT"] = SESSION_OUT  # read once, when common is imported
 
 import pytest
 import torch
 
-import cli
+import common
 from model import ModelConfig, Transformer
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
@@ -95,10 +95,9 @@ def out_dir(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setenv("MINIDISTILL_OUT", str(out))
-    for module in [m for m in sys.modules.values() if getattr(m, "OUT", None) == cli.OUT]:
-        if module is not cli:  # `from cli import OUT` made a copy (defaults of a Config stay)
-            monkeypatch.setattr(module, "OUT", out)
-    monkeypatch.setattr(cli, "OUT", out)
+    before = common.OUT
+    for module in [m for m in sys.modules.values() if getattr(m, "OUT", None) == before]:
+        monkeypatch.setattr(module, "OUT", out)  # defaults of a Config stay as they were
     return out
 
 
@@ -163,9 +162,8 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
             tokenizer=torch.frombuffer(bytearray(tiny_tokenizer.model_bytes), dtype=torch.uint8)))
 
     def flags(script, **changes):
-        values = dict(name="run", data=world.train, val=world.val, size="0.1m", window=143, context=160,
-                      batch=8, steps=4, warmup=2, lr=3e-3, eval_every=2, eval_windows=4, save_every=2,
-                      log_every=1, dtype="float32")
+        values = dict(name="run", data=world.train, val=world.val, size="0.1m", window=143, batch=8,
+                      steps=4, warmup=2, lr=3e-3, eval_every=2, eval_windows=4, dtype="float32")
         values |= {"pretrain": dict(tokenizer=world.tokenizer), "distill_logits": dict(
             teacher=world.teacher), "distill_reason": dict(tokenizer=world.tokenizer),
                    "distill_responses": dict(tokenizer=world.tokenizer),
@@ -173,7 +171,9 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
                                             relation_heads=2),
                    "distill_onpolicy": dict(teacher=world.teacher, max_new_tokens=20)}[script]
         values |= changes
-        return [f"--{k.replace('_', '-')}={v}" for k, v in values.items()]
+        if values.get("init"):  # a start has a shape of its own
+            values.pop("size", None)
+        return [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in values.items()]
 
     world.flags = flags
     return world
@@ -183,7 +183,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
 def call(monkeypatch, capsys, out_dir):
     """A function: `call("train_pretrain", *flags)` runs a script inside this process, in three seconds
     less than a fresh one -> status, out, err. A bug raises here as anywhere."""
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(name, *flags):
         module = importlib.import_module(name)
@@ -191,11 +191,12 @@ def call(monkeypatch, capsys, out_dir):
         status = 0
         with torch.random.fork_rng(devices=[]):
             try:
-                cli.run(module.main, module.Config)
-            except SystemExit as stop:
-                status = stop.code
+                common.run(module.main, module.Config)
+            except SystemExit as left:
+                status = left.code
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
         done = capsys.readouterr()
         return SimpleNamespace(status=status, out=done.out, err=done.err)
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run

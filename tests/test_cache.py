@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import checkpoints
-import cli
-from cli import UserError
+import common
+from common import UserError
 from dataset import cache_teacher
-from dataset.batches import open_data, tensors
+from dataset.windows import open_data, tensors
 from dataset.teacher_cache import (cached_divergence, describe_cache, open_cache, read_about,
                                    row_bytes, rows_of)
 from losses import (DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl,
@@ -235,11 +235,11 @@ def test_hidden_states_give_every_temperature(make, opened):
 def test_float16_is_as_near_as_the_docstring_of_the_test_says(make, opened):
     """float16 has 11 bits: log-probabilities of about -10 are rounded by 0.004 at most; KL less."""
     for kind in ("topk", "hidden"):
-        exact, data, _ = opened(make(kind=kind, k=320, fresh="true"))
+        exact, data, _ = opened(make(kind=kind, k=320, fresh=True))
         rows = rows_of(exact, np.arange(16))
         student = draw(len(rows["label_ce"]), 320, seed=1, dtype=torch.float32)
         whole = cached_divergence(exact, rows, "forward_kl", student, 0)
-        half, _, _ = opened(make(kind=kind, k=320, payload="float16", fresh="true"))
+        half, _, _ = opened(make(kind=kind, k=320, payload="float16", fresh=True))
         values = cached_divergence(half, rows_of(half, np.arange(16)), "forward_kl", student, 0)
         assert 0 < (values - whole).abs().max() < 4e-3
 
@@ -279,7 +279,7 @@ def test_draws_that_are_read_again_are_announced(make, opened, tiny_world, call)
     flags = tiny_world.flags("distill_logits", cache=folder, temperature=1)  # 4 steps of 8 windows
     done = call("train_distill_logits", *flags)
     assert done.status == 0 and "each is read 2.0 times" in done.out
-    folder = make(kind="topk", fresh="true")
+    folder = make(kind="topk", fresh=True)
     assert len(describe_cache(opened(folder, steps=99)[0])) == 1  # a list is the same in each epoch
 
 
@@ -299,7 +299,7 @@ def test_an_unfinished_cache_goes_on_to_the_same_bytes(make, monkeypatch, out_di
     """A kill in the middle costs a batch; drawing anew would give the second half another stream."""
     whole = {}
     for kind in ("sampled", "topk"):
-        folder = make(kind=kind, fresh="true")
+        folder = make(kind=kind, fresh=True)
         whole[kind] = {p.name: p.read_bytes() for p in folder.iterdir()}
         shutil.rmtree(folder)
         calls, ask = [], cache_teacher.ask
@@ -332,7 +332,7 @@ def test_a_stop_before_the_first_batch_leaves_a_folder_that_goes_on(make, monkey
     monkeypatch.undo()
     assert (folder / "ids.bin").exists()
     make()
-    make(fresh="true")
+    make(fresh=True)
 
 
 def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(make, tmp_path):
@@ -360,7 +360,7 @@ def test_another_cache_under_the_same_path_is_another_run(make, tiny_world, call
     folder = make()
     flags = tiny_world.flags("distill_logits", cache=folder, temperature=1)
     assert call("train_distill_logits", *flags).status == 0
-    make(k=4, fresh="true")
+    make(k=4, fresh=True)
     done = call("train_distill_logits", *flags)
     assert done.status == 2 and "cache_sha256 was" in done.err
 
@@ -386,7 +386,7 @@ def test_another_cache_under_the_same_name_is_refused(make):
     make()
     make(status=2, k=9)
     assert "k was 8, is 9" in make.said and "--fresh" in make.said
-    make(k=9, fresh="true")
+    make(k=9, fresh=True)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -481,7 +481,7 @@ def test_an_edited_progress_is_one_line(changes, make, monkeypatch):
     monkeypatch.setattr(cache_teacher, "ask", None)
     with pytest.raises(TypeError):
         make()
-    path = cli.OUT / "cache/progress.json"
+    path = common.OUT / "cache/progress.json"
     found = json.loads(path.read_text())
     path.write_text(json.dumps(found | dict(teacher_fingerprint=1) | changes))
     make(status=2)
@@ -504,7 +504,7 @@ def test_a_damaged_cache_is_made_again_with_fresh_alone(damage, make):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     make(status=2)
     assert "--fresh" in make.said and {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    make(fresh="true")
+    make(fresh=True)
     assert whole.items() <= {p.name: p.read_bytes() for p in folder.iterdir()}.items()
 
 
@@ -516,7 +516,7 @@ def test_fresh_takes_no_file_that_may_be_somebody_elses(others, make, tmp_path):
     folder.mkdir()
     for name in others:
         (folder / name).write_text("{}")
-    make(status=2, out=folder, fresh="true")
+    make(status=2, out=folder, fresh=True)
     assert "holds other files" in make.said
     assert {p.name: p.read_text() for p in folder.iterdir()} == dict.fromkeys(others, "{}")
 

@@ -1,4 +1,4 @@
-"""Claims about features.py and train_distill_features.py: the right layers, the right tokens, nothing
+"""Claims about train_distill_features.py: the right layers, the right tokens, nothing
 left over in the student."""
 import math
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import checkpoints
-import oldcommon as common
-from cli import UserError
-from features import check_heads, hidden_term, layer_pairs, make_projections, relation_term
+import common
+from common import UserError
 from losses import hidden_cosine, hidden_mse, relation_kl
 from model import SIZES
-from train_distill_features import Config
+from train_distill_features import (Config, check_heads, hidden_term, layer_pairs,
+                                    make_projections, relation_term)
 
 B, T = 2, 6
 
@@ -158,7 +158,7 @@ def test_relation_heads_that_do_not_divide_are_refused(tiny_model):
     student, teacher = tiny_model(), tiny_model(n_heads=3, n_kv_heads=3)  # 32, 16; 24, 24
     check_heads(Config(relation_heads=8), student, teacher)
     for heads, width in ((5, 32), (16, 24), (0, 32), (-1, 32)):
-        with pytest.raises(UserError, match=f"--relation-heads.*a divisor of {width}"):
+        with pytest.raises(UserError, match=f"--relation-heads.*must divide {width}"):
             check_heads(Config(relation_heads=heads), student, teacher)
 
 
@@ -198,16 +198,16 @@ def test_projections_are_trained_and_resumed(train, call, tiny_world, monkeypatc
     assert not torch.equal(seen[0], seen[3])
     undisturbed = [p.clone() for p in seen]
     seen.clear()
-    advance = common.advance
+    advance = checkpoints.count_step
 
     def stop(progress, *rest):
         advance(progress, *rest)
         if progress.step == 3:
             raise KeyboardInterrupt
-    monkeypatch.setattr(common, "advance", stop)
+    monkeypatch.setattr(checkpoints, "count_step", stop)
     train(status=130, name="parts", steps=4, **WIDER)
     assert "projections" in checkpoints.load(out_dir / "parts.pt")  # of step 2
-    monkeypatch.setattr(common, "advance", advance)
+    monkeypatch.setattr(checkpoints, "count_step", advance)
     parts = train(name="parts", steps=4, **WIDER)
     assert torch.equal(seen[-1], undisturbed[-1])
     assert all(torch.equal(v, whole["model"][k]) for k, v in parts["model"].items())

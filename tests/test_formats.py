@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cli import UserError
+from common import UserError
 from dataset import formats
 from dataset.formats import (BadRow, Turn, encode_document, parse_response, parse_row, prompt_ids,
                              read_documents, texts, turn_row, well_formed)

@@ -4,7 +4,7 @@ import torch
 
 import checkpoints
 import fused
-from fused import How, fused_loss
+from fused import fused_loss
 from losses import cross_entropy, divergence, total
 from test_divergences import CASES
 
@@ -20,22 +20,23 @@ def inputs(dtype=torch.float32, n=N, v=V):
             draw(n, TEACHER_D).to(dtype), draw(v, TEACHER_D) * 0.5)
 
 
-def plain(hidden, head, y, weight, teacher_hidden, teacher_head, how):
+def plain(hidden, head, y, weight, teacher_hidden, teacher_head, alpha=1.0, name="forward_kl",
+          temperature=1.0, mix=None):
     logits = hidden @ head.to(hidden.dtype).T
     teacher_logits = teacher_hidden @ teacher_head.to(hidden.dtype).T
     ce = cross_entropy(logits, y)
-    kd = divergence(how.name, logits, teacher_logits, how.temperature, how.mix)
-    return (total((1 - how.alpha) * ce + how.alpha * kd, weight), total(ce, weight), total(kd, weight),
+    kd = divergence(name, logits, teacher_logits, temperature, mix)
+    return (total((1 - alpha) * ce + alpha * kd, weight), total(ce, weight), total(kd, weight),
             total(cross_entropy(teacher_logits, y), weight))
 
 
-def both(how, dtype=torch.float32, scale=1 / 30):
+def both(*how, dtype=torch.float32, scale=1 / 30):
     """(values, gradients of hidden and head) of the fused and of the plain way."""
     found = []
     for way in (fused_loss, plain):
         hidden, head, *rest = inputs(dtype)
         hidden.requires_grad_(), head.requires_grad_()
-        sums = way(hidden, head, *rest, how)
+        sums = way(hidden, head, *rest, *how)
         (sums[0] * scale).backward()
         found.append((torch.stack([s.detach() for s in sums]), hidden.grad, head.grad))
     return found
@@ -46,7 +47,7 @@ def both(how, dtype=torch.float32, scale=1 / 30):
 def test_values_and_gradients_are_the_plain_ones(name, mix, chunk, monkeypatch):
     """TRAPS 6: a fused path that differs from the plain one trains another objective silently."""
     monkeypatch.setattr(fused, "CHUNK", chunk)
-    ours, theirs = both(How(0.7, name, 2.0, mix))
+    ours, theirs = both(0.7, name, 2.0, mix)
     for a, b in zip(ours, theirs):
         assert (a - b).norm() <= 1e-5 * b.norm()
 
@@ -55,7 +56,7 @@ def test_values_and_gradients_are_the_plain_ones(name, mix, chunk, monkeypatch):
 def test_bf16_is_within_its_own_rounding(name, mix, monkeypatch):
     """Of two roundings of the same numbers, one that is ten times as large is a bug."""
     monkeypatch.setattr(fused, "CHUNK", 5 * V)
-    ours, theirs = both(How(0.7, name, 1.0, mix), torch.bfloat16)
+    ours, theirs = both(0.7, name, 1.0, mix, dtype=torch.bfloat16)
     for a, b in zip(ours, theirs):
         assert (a.float() - b.float()).norm() <= 2e-2 * b.float().norm()
 
@@ -68,7 +69,7 @@ def test_the_matrix_gradients_of_a_thousand_chunks_are_summed_in_float32(monkeyp
         tensors = [t.bfloat16().to(dtype) if t.is_floating_point() and t.dim() == 2 else t
                    for t in inputs(torch.bfloat16, n=1000)]  # both read the same numbers
         head = tensors[1] = tensors[1].float().requires_grad_()
-        way(*tensors, How(0.7))[0].backward()
+        way(*tensors, 0.7)[0].backward()
         gradients.append(head.grad)
     ours, exact = gradients
     assert (ours - exact).norm() <= 5e-3 * exact.norm()
@@ -77,7 +78,7 @@ def test_the_matrix_gradients_of_a_thousand_chunks_are_summed_in_float32(monkeyp
 def test_the_loss_alone_has_a_gradient():
     """A zero one, without a word, where somebody learns from ce or kd instead."""
     hidden, head, *rest = inputs()
-    loss, *others = fused_loss(hidden.requires_grad_(), head.requires_grad_(), *rest, How(0.7))
+    loss, *others = fused_loss(hidden.requires_grad_(), head.requires_grad_(), *rest, 0.7)
     assert loss.requires_grad and not any(value.requires_grad for value in others)
     with pytest.raises(RuntimeError, match="does not require grad"):
         others[0].backward()
@@ -87,7 +88,7 @@ def test_the_teacher_itself_costs_nothing():
     """TRAPS 6: 0, and no pull, where the student is the teacher."""
     hidden, head, y, weight, *_ = inputs()
     hidden.requires_grad_(), head.requires_grad_()
-    loss, _, kd, _ = fused_loss(hidden, head, y, weight, hidden.detach(), head.detach(), How())
+    loss, _, kd, _ = fused_loss(hidden, head, y, weight, hidden.detach(), head.detach())
     loss.backward()
     assert kd.abs() < 1e-6 and hidden.grad.abs().max() < 1e-6 and head.grad.abs().max() < 1e-5
 
@@ -106,7 +107,7 @@ def test_no_tensor_of_all_logits_is_ever_made(monkeypatch):
                                 if isinstance(t, torch.Tensor)] or [0]))
             return out
     with Watch():
-        loss = fused_loss(hidden.requires_grad_(), head.requires_grad_(), *rest, How())[0]
+        loss = fused_loss(hidden.requires_grad_(), head.requires_grad_(), *rest)[0]
         loss.backward()
     assert max(largest) <= V * TEACHER_D < N * V
 
@@ -115,14 +116,14 @@ def test_different_vocabularies_are_refused():
     """TRAPS 18."""
     hidden, head, y, weight, teacher_hidden, teacher_head = inputs()
     with pytest.raises(ValueError, match="one tokenizer"):
-        fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head[:-1], How())
+        fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head[:-1])
 
 
 def test_no_token_gives_zero_and_zero_gradients():
     """TRAPS 9: a step without a counted token."""
     hidden, head, y, weight, teacher_hidden, teacher_head = inputs(n=4)
     hidden, head = hidden[:0].requires_grad_(), head.requires_grad_()
-    loss = fused_loss(hidden, head, y[:0], weight[:0], teacher_hidden[:0], teacher_head, How())[0]
+    loss = fused_loss(hidden, head, y[:0], weight[:0], teacher_hidden[:0], teacher_head)[0]
     loss.backward()
     assert loss == 0 and (head.grad == 0).all()
 
@@ -148,14 +149,14 @@ def test_the_script_trains_the_same_student_either_way(flags, call, tiny_world, 
 def test_it_is_chosen_by_size_and_never_beside_a_cache():
     """A small vocabulary pays for the loop and gets nothing."""
     def cfg(**changes):
-        return type("C", (), dict(batch=8, window=256, accumulate=1, cache="", compile=False) | changes)
+        return type("C", (), dict(batch=8, window=256, accumulate=1, cache="", compile=False, fused="auto") | changes)
     env = type("E", (), dict(world=1))
-    assert not fused.pays(cfg(), env, 1024) and fused.pays(cfg(), env, 151_936)
-    assert not fused.pays(cfg(accumulate=8), env, 32_768) and fused.pays(cfg(), env, 32_768)
-    assert not fused.pays(cfg(cache="x"), env, 151_936) and not fused.pays(cfg(compile=True), env, 151_936)
+    assert not fused.use_fused(cfg(), env, 1024) and fused.use_fused(cfg(), env, 151_936)
+    assert not fused.use_fused(cfg(accumulate=8), env, 32_768) and fused.use_fused(cfg(), env, 32_768)
+    assert not fused.use_fused(cfg(cache="x"), env, 151_936) and not fused.use_fused(cfg(compile=True), env, 151_936)
 
 
 def test_fused_with_a_cache_is_refused(call, tiny_world):
     """A flag that is silently without effect."""
-    done = call("train_distill_logits", *tiny_world.flags("distill_logits", fused="on", compile="true"))
+    done = call("train_distill_logits", *tiny_world.flags("distill_logits", fused="on", compile=True))
     assert done.status == 2 and "--fused" in done.err

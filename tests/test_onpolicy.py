@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import checkpoints
-import oldcommon as common
-from dataset import rewrite
-from dataset.batches import open_data, step_batches, step_windows
-from dataset.rewrite import chosen, pack, prompts_of, student_writes
+import common
+import train_distill_onpolicy
+from dataset.windows import open_data, step_batches, step_windows
+from train_distill_onpolicy import chosen, pack, prompts_of, student_writes
 from losses import divergence, log_softmax
 from test_losses import draw
 from types import SimpleNamespace
@@ -88,7 +88,7 @@ def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, places, acc
     """A share that drifts with the batch's cut, or a window both rewritten and kept."""
     cfg, env = config(on_policy_share=share, accumulate=accumulate), environment()
     end = tiny_tokenizer.end
-    monkeypatch.setattr(rewrite, "generate", lambda model, prompts, *a, **k: [[50, 51, end] for _ in prompts])
+    monkeypatch.setattr(train_distill_onpolicy, "generate", lambda model, prompts, *a, **k: [[50, 51, end] for _ in prompts])
     before, _, _ = step_batches(data, 1, cfg, env)
     batches, n_valid, counts, _ = student_writes(cfg, env, None, tiny_tokenizer, data, 1, before)
     windows = step_windows(16, 1, 8, 0)
@@ -114,7 +114,7 @@ def test_a_window_that_comes_twice_in_a_step_is_written_as_often_as_its_places_s
         data, tiny_tokenizer, monkeypatch):
     """Chosen by its number, it would be rewritten both times: share 0.5 of 32 of 16 windows was 1."""
     end, cfg, env = tiny_tokenizer.end, config(batch=32), environment()
-    monkeypatch.setattr(rewrite, "generate", lambda m, prompts, *a, **k: [[50, end] for _ in prompts])
+    monkeypatch.setattr(train_distill_onpolicy, "generate", lambda m, prompts, *a, **k: [[50, end] for _ in prompts])
     batches, *_ = student_writes(cfg, env, None, tiny_tokenizer, data, 0, step_batches(data, 0, cfg, env)[0])
     assert sum(len(b[0]) for b in batches if b[4] is False) == 16
 
@@ -242,7 +242,7 @@ def test_a_run_on_two_halves_of_the_windows_counts_all_of_them(data, tiny_model,
                                                               monkeypatch):
     """TRAPS 11: each rank writes its own part; n_valid is of all of them."""
     end = tiny_tokenizer.end
-    monkeypatch.setattr(rewrite, "generate", lambda m, prompts, *a, **k: [[50, 51, end] for _ in prompts])
+    monkeypatch.setattr(train_distill_onpolicy, "generate", lambda m, prompts, *a, **k: [[50, 51, end] for _ in prompts])
     cfg, seen = config(), []
     monkeypatch.setattr(common, "sum_over_ranks", lambda values, env: seen.append(values) or values)
     for rank in range(2):

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli import ROOT, UserError
+from common import ROOT, UserError
 from dataset import formats
 from dataset.formats import encode_document, read_documents
-from dataset.prepare import OPEN_WINDOWS, Packed, open_windows, prepare
+from dataset.windows import OPEN_WINDOWS, Packed, open_windows, prepare
 from tokenizer import Tokenizer
 from tokenizer.train import train
 

@@ -13,9 +13,9 @@ import checkpoints
 import train_distill_responses
 import train_pretrain
 from answers import judge
-from dataset.batches import eval_batches, open_data
+from dataset.windows import eval_batches, open_data
 from dataset.formats import Turn, encode_document, parse_row, plain_reply, read_documents
-from dataset.prepare import Packed
+from dataset.windows import Packed
 from dataset.verify import extract_answer
 
 # the formats of dataset/formats.py, each as a file may hold it
@@ -161,9 +161,9 @@ def test_without_its_data_it_says_what_makes_them(call, tiny_world, out_dir):
     """The first command of a new reader."""
     done = call("train_distill_responses")
     assert done.status == 2
-    assert "tokenizer.model does not exist; fix: python tokenizer/train.py" in done.err
+    assert "tokenizer.model does not exist; python tokenizer/train.py" in done.err
     done = call("train_distill_responses", f"--tokenizer={tiny_world.tokenizer}")
-    assert done.status == 2 and "traces.jsonl does not exist; fix: bash speedrun.sh" in done.err
+    assert done.status == 2 and "traces.jsonl does not exist; bash speedrun.sh" in done.err
 
 
 def test_long_and_short_replies_are_packed_with_little_padding():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from cli import ROOT, UserError
+from common import ROOT, UserError
 from tokenizer import CONTROL, MEMO_LENGTH, Tokenizer, check_fingerprint
 from tokenizer.train import Config, main, read_texts, train
 

@@ -13,14 +13,15 @@ import torch
 from torch.nn import functional as F
 
 import checkpoints
-import oldcommon as common
+import common
 import train_distill_features
 import train_distill_logits
 import train_distill_reason
 import train_distill_responses
 import train_pretrain
-from cli import ROOT
-from dataset.batches import eval_batches, open_data, step_batches, step_windows, tensors
+from common import ROOT
+from dataset import windows
+from dataset.windows import eval_batches, open_data, step_batches, step_windows, tensors
 from dataset.formats import encode_document, read_documents
 from optim import get_lr
 
@@ -53,7 +54,7 @@ def gradients(monkeypatch):
 def train(call, tiny_world, out_dir):
     """A function: `train("pretrain", steps=1)` runs a script to its end -> (checkpoint, CSV rows)."""
     def run(script, **changes):
-        changes = {"name": "run", "fresh": "true"} | changes
+        changes = {"name": "run", "fresh": True} | changes
         done = call(f"train_{script}", *tiny_world.flags(script, **changes))
         assert done.status == 0, done.err
         run.out = done.out
@@ -64,14 +65,14 @@ def train(call, tiny_world, out_dir):
 
 def fake_data(ids, mask, document):
     """What open_data returns, made by hand: arrays (windows, window + 1)."""
-    return dict(ids=np.array(ids), mask=np.array(mask), document=np.array(document), name="fake",
+    return dict(ids=np.array(ids), mask=np.array(mask), document=np.array(document),
                 meta=dict(source_sha256="fake", documents=1, padding_share=0.0, windows=len(ids),
-                          window=len(ids[0]) - 1, tokens=0, supervised=0, too_long=0, bad_lines={}))
+                          window=len(ids[0]) - 1, tokens=0, supervised=0, too_long=0, bad_lines={}, notes={}))
 
 
 def use(monkeypatch, script, data):
     """Let a script train and validate on fake data."""
-    monkeypatch.setattr(common, "open_data", lambda *_, **__: data)
+    monkeypatch.setattr(windows, "open_data", lambda *_, **__: data)
 
 
 def relative(a, b):
@@ -186,7 +187,7 @@ def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train
     shape = (8, 20)
     prompts = fake_data(np.full(shape, 42), np.zeros(shape), np.ones(shape))
     both = [prompts, fake_data(np.full(shape, 42), np.ones(shape), np.ones(shape))]  # train, val
-    monkeypatch.setattr(common, "open_data", lambda *_, **__: both.pop(0))
+    monkeypatch.setattr(windows, "open_data", lambda *_, **__: both.pop())
     _, rows = train(script, steps=2, **KNOBS[script])
     assert [float(row["ce"]) for row in rows] == [0, 0]
     assert gradients[0].abs().max() == 0 and gradients[1].abs().max() == 0
@@ -392,7 +393,7 @@ def test_the_checkpoint_keeps_the_best_weights_of_validation(script, train, tiny
     data = open_data(tiny_world.val, tokenizer, 143, state["run_config"]["target"])
     cfg = config(eval_windows=0, val=tiny_world.val)
     env = type("Env", (), vars(ENV) | dict(autocast=torch.no_grad))
-    assert common.validation_ce(model, data, cfg, env) == pytest.approx(min(ces), abs=1e-4)
+    assert windows.validation_ce(model, data, cfg, env) == pytest.approx(min(ces), abs=1e-4)
 
 
 def test_the_loops_tell_the_same_story():
@@ -402,6 +403,7 @@ def test_the_loops_tell_the_same_story():
     assert len(banners) >= 3
     first = banners["train_pretrain.py"]
     assert len(first) == 6 and [b[0] for b in first] == list("123456")
+    assert banners.pop("train_distill_responses.py") == []  # its loop is train_pretrain.py's
     assert all(found == first for found in banners.values()), banners
 
 
