@@ -118,8 +118,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
         check(teacher is not None, "--init-from-teacher needs --teacher: a cache has no blocks")
         layers = teacher.config.n_layers
         numbers = [int(word) if word.isdigit() else 0 for word in blocks.split(",")]
-        check(numbers[0] > 0 and numbers[-1] <= layers
-              and all(a < b for a, b in zip(numbers, numbers[1:])),
+        check(numbers == sorted({*numbers} & {*range(1, layers + 1)}),
               f"--init-from-teacher {blocks}: must be blocks in order, such as 1,3, of 1 to {layers}")
         model = with_layers(teacher, numbers)
     else:

@@ -398,16 +398,18 @@ def begin(cfg, env, progress, facts):
     if env.rank != 0:
         return
     v, path, rows = env.versions, OUT / f"{cfg.name}.csv", []
+    old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    check(not old or old.startswith("step,"), f"{show(path)} is no log of this script; choose another "
+                                              "--name")
     print(f"{cfg.name}: {env.device}, {env.dtype}, {env.world} process(es), "
           f"{v['threads']} threads, torch {v['torch']}, commit {v['commit']}")
     for name, value in facts.items():
         print(f"  {name:<20} {value}")
     if progress.step:
         print(f"resuming after step {progress.step}")
-        if path.exists():  # a row cut off by a kill comes after the checkpoint
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            rows = lines[:1] + [line for line in lines[1:] if line.endswith("\n")
-                                and int(line.split(",")[0]) <= progress.step]
+        rows = old.splitlines(keepends=True)  # a row cut off by a kill comes after the checkpoint
+        rows = rows[:1] + [row for row in rows[1:] if row.endswith("\n")
+                           and int(row.split(",")[0]) <= progress.step]
     write_file(path, "".join(rows))
 
 

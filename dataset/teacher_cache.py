@@ -120,7 +120,8 @@ def write_shard(folder, number, teachers, data, about, env):
     types = dict(ids=small, log_p=np.float16, hidden=np.float16)
     for name in sorted(parts, reverse=True):
         array = np.concatenate(parts[name])
-        stored = array.astype(types.get(name, np.float32))
+        with np.errstate(over="ignore"):  # checked in the next line
+            stored = array.astype(types.get(name, np.float32))
         check(np.isfinite(stored).all(), f"the teacher's {name} do not fit into float16")
         with common.atomic_write(shard_path(folder, name, number)) as file:
             np.save(file, stored)
@@ -163,14 +164,16 @@ def main(cfg):
                  teacher_fingerprint="+".join(sorted(map(checkpoints.weights_fingerprint, teachers))),
                  tokenizer_fingerprint=tokenizer.fingerprint, **what_it_is_of(cfg, data))
     lock = common.lock(folder)  # held until this function ends  # noqa: F841
-    if not common.already_made(folder / "about.json", about, cfg.fresh):
-        check(not folder.exists() or not any(folder.iterdir()) or (folder / "about.json").exists(),
-              f"{show(folder)} holds other files; choose another --out")
+    about_file = folder / "about.json"
+    own = about_file.exists() and "teacher_fingerprint" in about_file.read_text(encoding="utf-8")
+    check(own or not folder.exists() or not list(folder.glob("[!.]*")),
+          f"{show(folder)} holds other files; choose another --out")
+    if not common.already_made(about_file, about, cfg.fresh):
         shutil.rmtree(folder, ignore_errors=True)
-        tokenizer.save(folder / "tokenizer.model")
-        with common.atomic_write(folder / "head.npy") as file:
-            np.save(file, teachers[0].lm_head.weight.float().cpu().numpy())
-        common.write_file(folder / "about.json", json.dumps(about, indent=1))
+        common.write_file(about_file, json.dumps(about, indent=1))
+    tokenizer.save(folder / "tokenizer.model")
+    with common.atomic_write(folder / "head.npy") as file:
+        np.save(file, teachers[0].lm_head.weight.float().cpu().numpy())
     todo, began = missing(folder, about), time.time()
     for done, number in enumerate(todo, 1):
         write_shard(folder, number, teachers, data, about, env)
@@ -179,8 +182,9 @@ def main(cfg):
     size, tokens = sum(p.stat().st_size for p in folder.glob("*-*.npy")), data["meta"]["supervised"]
     print(f"{show(folder)}: {'made' if todo else 'already made'}, {tokens:,} tokens, "
           f"{size / max(tokens, 1):.0f} bytes each, {size / 1e6:,.1f} MB")
-    own = {name: getattr(cfg, name) for name in ("data", *SAME, "temperature") if name in cfg.given}
-    print("next: " + common.command("train_distill_logits.py", name="student-cached", cache=folder, **own))
+    flags = {name: getattr(cfg, name) for name in ("data", *SAME, "temperature") if name in cfg.given}
+    print("next: " + common.command("train_distill_logits.py", name="student-cached", cache=folder,
+                                    **flags))
 
 
 # --- reading one in a training --------------------------------------------------------------------

@@ -1,5 +1,4 @@
-"""Claims about dataset/cache_teacher.py: a cache says what the teacher says, of the right tokens."""
-import json
+"""Claims about dataset/teacher_cache.py: a cache says what the teacher says, of the right tokens."""
 import shutil
 from types import SimpleNamespace
 
@@ -8,12 +7,10 @@ import pytest
 import torch
 
 import checkpoints
-import common
 from common import UserError
-from dataset import cache_teacher
+from dataset import teacher_cache
 from dataset.windows import open_data, tensors
-from dataset.teacher_cache import (cached_divergence, describe_cache, open_cache, read_about,
-                                   row_bytes, rows_of)
+from dataset.teacher_cache import cached_divergence, open_cache, rows_of
 from losses import (DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl,
                     topk_divergence)
 from conftest import SENTENCES
@@ -119,6 +116,9 @@ def test_a_student_that_knows_the_draws_by_heart_seems_better_than_the_teacher()
     assert seeming.mean() < -0.1 < 0.1 < divergence("forward_kl", by_heart, teacher).mean()
 
 
+ENV = SimpleNamespace(device="cpu", dtype="float32")
+
+
 # --- the folder -----------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -126,9 +126,12 @@ def make(tiny_world, call, out_dir):
     """A function: `make(kind="hidden")` -> folder of a cache of the tiny world's training data; others:
     more teachers."""
     def run(status=0, others=(), **changes):
-        flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, out=out_dir / "cache",
-                     window=143, payload="float32", dtype="float32", k=8, batch=3, temperature=1) | changes
-        done = call("dataset.cache_teacher", *(f"--{k}={v}" for k, v in flags.items()), *others)
+        flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, out=out_dir / "cache", window=143,
+                     dtype="float32", k=8, temperature=1) | changes
+        if changes.get("kind") == "hidden":
+            del flags["k"], flags["temperature"]
+        words = [f"--{k}" + ("" if v is True else f"={v}") for k, v in flags.items()]
+        done = call("dataset.teacher_cache", *words, *others)
         assert done.status == status, done.err
         run.said = done.out + done.err
         return out_dir / "cache" if "out" not in changes else changes["out"]
@@ -139,56 +142,16 @@ def make(tiny_world, call, out_dir):
 def opened(tiny_world, tiny_tokenizer, out_dir):
     """A function: folder -> (cache, data, teacher), as a training opens them."""
     def run(folder, **changes):
-        cfg = SimpleNamespace(**dict(window=143, loss_on="response", target="cot", documents=0,
-                                     temperature=1.0, divergence="forward_kl", steps=4,
-                                     batch=4) | changes)
-        data = open_data(tiny_world.train, tiny_tokenizer, cfg.window, loss_on=cfg.loss_on)
-        return open_cache(folder, data, cfg), data, checkpoints.load_model(tiny_world.teacher)[0]
+        cfg = SimpleNamespace(**dict(window=143, target="cot", documents=0, temperature=1.0, steps=4,
+                                     divergence="forward_kl", batch=4, cache=str(folder)) | changes)
+        data = open_data(tiny_world.train, tiny_tokenizer, cfg.window)
+        return open_cache(cfg, ENV, data), data, checkpoints.load_model(tiny_world.teacher)[0], cfg
     return run
-
-
-@pytest.mark.parametrize("tau", [1.0, 2.0])
-@pytest.mark.parametrize("kind", ["topk", "hidden"])  # those that are exact
-@torch.no_grad()
-def test_a_whole_cache_in_float32_is_the_teacher(kind, tau, make, opened):
-    """TRAPS 4, 7, 16: another temperature, other windows, one place off, and it still "learns"."""
-    cache, data, teacher = opened(make(kind=kind, k=320, temperature=tau), temperature=tau)
-    for numbers in (np.array([3, 0, 15]), np.array([7]), np.arange(16)[::-1]):
-        x, y, document, weight = tensors(data, numbers)
-        keep = weight > 0
-        rows = rows_of(cache, numbers)
-        student = draw(int(keep.sum()), 320, seed=1, dtype=torch.float32)
-        teacher_logits = teacher(x, document, keep)
-        for name, mix in CASES:
-            torch.testing.assert_close(cached_divergence(cache, rows, name, student, mix),
-                                       divergence(name, student, teacher_logits, tau, mix),
-                                       rtol=1e-5, atol=1e-5, msg=lambda said: f"{name}: {said}")
-        torch.testing.assert_close(rows["label_ce"], cross_entropy(teacher_logits, y[keep]),
-                                   rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_several_teachers_speak_with_the_mean_of_their_distributions(make, opened, tiny_world):
-    """Averaged logits are a geometric mean: what one teacher excludes, the others cannot say."""
-    tau, both = 2.0, [tiny_world.teacher, tiny_world.init]
-    cache, data, _ = opened(make(kind="topk", k=320, temperature=tau, others=both[1:]), temperature=tau)
-    x, y, document, weight = tensors(data, np.arange(16))
-    keep = weight > 0
-    logits = [checkpoints.load_model(path)[0](x, document, keep).double() for path in both]
-    p, at_1 = (sum(torch.softmax(z / t, -1) for z in logits) / 2 for t in (tau, 1.0))  # (N, V)
-    student = draw(int(keep.sum()), 320, seed=1)
-    kl = tau ** 2 * (p * (p.log() - torch.log_softmax(student / tau, -1))).sum(-1)
-    rows = rows_of(cache, np.arange(16))
-    torch.testing.assert_close(cached_divergence(cache, rows, "forward_kl", student, 0), kl,
-                               rtol=1e-5, atol=1e-5)
-    label_ce = -at_1.gather(-1, y[keep][:, None])[:, 0].log()
-    torch.testing.assert_close(rows["label_ce"].double(), label_ce, rtol=1e-5, atol=1e-5)
 
 
 def test_teachers_that_have_no_mean_are_one_line(make, tiny_world, tmp_path):
     """Hidden states of two networks live in two spaces; ids of two tokenizers are two languages."""
     make(status=2, kind="hidden", others=[tiny_world.init])
-    assert "--kind" in make.said
     make(status=2, k=3, others=["0.3"])
     assert "0.3 does not exist" in make.said
     state = torch.load(tiny_world.init, weights_only=True)
@@ -200,10 +163,49 @@ def test_teachers_that_have_no_mean_are_one_line(make, tiny_world, tmp_path):
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.0])
+@pytest.mark.parametrize("kind", ["topk", "hidden"])  # those that are exact, except for float16
+@torch.no_grad()
+def test_a_whole_cache_is_the_teacher(kind, tau, make, opened, monkeypatch):
+    """TRAPS 4, 7, 16: another temperature, other windows, one place off, and it still "learns"."""
+    monkeypatch.setattr(teacher_cache, "SHARD", 5)  # rows are found across files
+    more = dict(k=320, temperature=tau) if kind == "topk" else {}
+    cache, data, teacher, cfg = opened(make(kind=kind, **more), temperature=tau)
+    for numbers in (np.array([3, 0, 15]), np.array([7]), np.arange(16)[::-1]):
+        x, y, document, weight = tensors(data, numbers)
+        keep = weight > 0
+        student = draw(int(keep.sum()), 320, seed=1, dtype=torch.float32)
+        teacher_logits = teacher(x, document, keep)
+        for name, mix in CASES:
+            cfg.divergence = name
+            kd, teacher_ce = cached_divergence(cache, numbers, student, cfg, mix)
+            torch.testing.assert_close(kd, divergence(name, student, teacher_logits, tau, mix),
+                                       rtol=1e-3, atol=4e-3, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(teacher_ce, cross_entropy(teacher_logits, y[keep]),
+                                   rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_several_teachers_speak_with_the_mean_of_their_distributions(make, opened, tiny_world):
+    """Averaged logits are a geometric mean: what one teacher excludes, the others cannot say."""
+    tau, both = 2.0, [tiny_world.teacher, tiny_world.init]
+    cache, data, _, cfg = opened(make(kind="topk", k=320, temperature=tau, others=both[1:]), temperature=tau)
+    x, y, document, weight = tensors(data, np.arange(16))
+    keep = weight > 0
+    logits = [checkpoints.load_model(path)[0](x, document, keep).double() for path in both]
+    p, at_1 = (sum(torch.softmax(z / t, -1) for z in logits) / 2 for t in (tau, 1.0))  # (N, V)
+    student = draw(int(keep.sum()), 320, seed=1)
+    kl = tau ** 2 * (p * (p.log() - torch.log_softmax(student / tau, -1))).sum(-1)
+    kd, teacher_ce = cached_divergence(cache, np.arange(16), student, cfg, 0)
+    torch.testing.assert_close(kd, kl, rtol=1e-3, atol=4e-3)
+    label_ce = -at_1.gather(-1, y[keep][:, None])[:, 0].log()
+    torch.testing.assert_close(teacher_ce.double(), label_ce, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.0])
 @torch.no_grad()
 def test_a_sampled_cache_holds_draws_from_the_softened_teacher(tau, make, opened):
     """TRAPS 4: drawn at 1, or with the sum p ln p of another p, the loss is finite and wrong."""
-    cache, data, teacher = opened(make(kind="sampled", k=64, temperature=tau), temperature=tau)
+    cache, data, teacher, cfg = opened(make(kind="sampled", k=64, temperature=tau), temperature=tau)
     x, y, document, weight = tensors(data, np.arange(16))
     log_p = torch.log_softmax(teacher(x, document, weight > 0).double() / tau, -1)   # (N, V)
     negentropy = (log_p.exp() * log_p).sum(-1)                                       # (N,)
@@ -214,42 +216,120 @@ def test_a_sampled_cache_holds_draws_from_the_softened_teacher(tau, make, opened
     assert (drawn.mean(-1) - negentropy).sum().abs() < 4 * error  # its mean over p is sum p ln p
     student = draw(len(log_p), 320, seed=1)
     log_q = torch.log_softmax(student / tau, -1).gather(-1, rows["ids"])             # (N, k)
-    torch.testing.assert_close(cached_divergence(cache, rows, "forward_kl", student, 0),
-                               tau ** 2 * (negentropy - log_q.mean(-1)), rtol=0, atol=1e-4)
+    kd, _ = cached_divergence(cache, np.arange(16), student, cfg, 0)
+    torch.testing.assert_close(kd, tau ** 2 * (negentropy - log_q.mean(-1)), rtol=0, atol=1e-4)
 
 
-@torch.no_grad()
-def test_hidden_states_give_every_temperature(make, opened):
-    """What topk and samples cannot: their normaliser is of one temperature."""
-    folder = make(kind="hidden")
-    for tau in (0.5, 3.0):
-        cache, data, teacher = opened(folder, temperature=tau)
-        x, y, document, weight = tensors(data, np.arange(4))
-        student = draw(int((weight > 0).sum()), 320, seed=1, dtype=torch.float32)
-        values = cached_divergence(cache, rows_of(cache, np.arange(4)), "jsd", student, 0.3)
-        expected = divergence("jsd", student, teacher(x, document, weight > 0), tau, 0.3)
-        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_float16_is_as_near_as_the_docstring_of_the_test_says(make, opened):
-    """float16 has 11 bits: log-probabilities of about -10 are rounded by 0.004 at most; KL less."""
-    for kind in ("topk", "hidden"):
-        exact, data, _ = opened(make(kind=kind, k=320, fresh=True))
-        rows = rows_of(exact, np.arange(16))
-        student = draw(len(rows["label_ce"]), 320, seed=1, dtype=torch.float32)
-        whole = cached_divergence(exact, rows, "forward_kl", student, 0)
-        half, _, _ = opened(make(kind=kind, k=320, payload="float16", fresh=True))
-        values = cached_divergence(half, rows_of(half, np.arange(16)), "forward_kl", student, 0)
-        assert 0 < (values - whole).abs().max() < 4e-3
-
-
-@pytest.mark.parametrize("vocab_size, bound", [(1024, 160), (65_536, 160)])
-def test_32_tokens_of_a_16_bit_vocabulary_take_at_most_160_bytes(vocab_size, bound):
+def test_32_tokens_of_a_16_bit_vocabulary_take_at_most_160_bytes(make):
     """int64 ids and float32 numbers would be 400."""
-    about = dict(kind="topk", k=32, payload="float16", vocab_size=vocab_size, dim=1)
-    assert row_bytes(about) <= bound
-    assert row_bytes(about | dict(kind="sampled")) <= bound
+    for kind in ("topk", "sampled"):
+        make(kind=kind, k=32, fresh=True)
+        assert int(make.said.split(" bytes each")[0].split()[-1]) <= 160
+
+
+def test_draws_that_are_read_again_are_announced(make, opened):
+    """Without bias in the first pass; then they are a training set, and a kd below 0 no KL."""
+    folder = make(kind="sampled")  # 16 windows
+    for steps, batch, lines in ((4, 4, 1), (5, 4, 2), (2, 8, 1), (2, 16, 2)):
+        assert len(opened(folder, steps=steps, batch=batch)[0]["facts"]) == lines
+    folder = make(kind="topk", fresh=True)
+    assert len(opened(folder, steps=99)[0]["facts"]) == 1  # a list is the same in each epoch
+
+
+def test_an_unfinished_cache_goes_on_to_the_same_bytes(make, opened, monkeypatch):
+    """A stop in the middle costs a file; drawing anew would give the rest another stream."""
+    monkeypatch.setattr(teacher_cache, "SHARD", 4)
+    monkeypatch.setattr(teacher_cache, "BATCH", 2)
+    real = teacher_cache.quantities
+    for kind in ("sampled", "topk"):
+        folder = make(kind=kind, fresh=True)
+        whole, calls = {p.name: p.read_bytes() for p in folder.iterdir()}, []
+        shutil.rmtree(folder)
+
+        def stop(*args):
+            calls.append(1)
+            if len(calls) in (1, 6):  # at once, and in the third file
+                raise KeyboardInterrupt
+            return real(*args)
+        monkeypatch.setattr(teacher_cache, "quantities", stop)
+        make(status=130, kind=kind)
+        make(status=130, kind=kind)
+        with pytest.raises(UserError, match="not finished"):
+            opened(folder)
+        make(kind=kind)
+        assert len(calls) == 1 + 5 + 4  # of 8 batches 4 were there
+        monkeypatch.setattr(teacher_cache, "quantities", real)
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == whole
+        make(kind=kind)
+        assert "already made" in make.said
+
+
+@pytest.mark.parametrize("name, text", [("about.json", '{"settings": {}}'), ("thesis.txt", "x")])
+def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(name, text, make, tmp_path):
+    """dataset/stories.py writes an about.json, too: --fresh would have removed it and all beside it."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text(text)
+    for changes in (dict(), dict(fresh=True)):
+        make(status=2, out=folder, **changes)
+        assert (folder / name).read_text() == text and len(list(folder.iterdir())) == 1
+
+
+def test_another_cache_under_the_same_name_is_refused(make):
+    """Overwritten unasked, a run that trains from it reads two teachers."""
+    make()
+    make(status=2, k=9)
+    assert "k was 8, is 9" in make.said
+    make(k=9, fresh=True)
+
+
+def test_a_teacher_that_is_not_finite_or_too_large_for_float16_is_refused(make, tiny_world, tmp_path,
+                                                                          monkeypatch):
+    """NaN or infinity would be cached, trained on, and found at the first loss."""
+    state = torch.load(tiny_world.teacher, weights_only=True)
+    state["model"]["norm.weight"] *= 1e6
+    checkpoints.save(tmp_path / "big.pt", state)
+    make(status=2, kind="hidden", teacher=tmp_path / "big.pt")
+    assert "float16" in make.said
+    real = torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: real(self, x) * float("nan"))
+    make(status=2, fresh=True)
+    assert "not finite" in make.said
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(temperature=2.0), "temperature"), (dict(window=140), "window 143 there, 140 here"),
+    (dict(target="answer"), "target cot there, answer here")])
+def test_another_training_is_refused(make, opened, changes, words):
+    """TRAPS 15, 17: a cached list at another temperature, or of other tokens, is another teacher."""
+    folder = make()
+    with pytest.raises(UserError, match=words):
+        opened(folder, **changes)
+
+
+def test_other_text_of_the_same_shape_is_refused(make, opened, tiny_world, tmp_path, tiny_tokenizer):
+    """TRAPS 17: a file that was edited after the teacher had read it."""
+    *_, cfg = opened(make())
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(tiny_world.train.read_text().replace("pears", "peers"))
+    with pytest.raises(UserError, match="made from other data.*data_sha256"):
+        open_cache(cfg, ENV, open_data(changed, tiny_tokenizer, 143))
+
+
+def test_what_it_says_to_type_next_works(make, tiny_world, call):
+    """A next command that is refused (another temperature, other data, a run of the same name)."""
+    folder = make(temperature=3)
+    words = make.said.strip().splitlines()[-1].removeprefix("next: python train_distill_logits.py ").split()
+    done = call("train_distill_logits", *words, f"--val={tiny_world.val}", "--steps=1", "--size=0.1m")
+    assert done.status == 0 and str(folder) in words, done.err
+
+
+@pytest.mark.parametrize("flags", [dict(k=0), dict(temperature=0), dict(window=0), dict(window=500),
+                                   dict(kind="top")], ids=str)
+def test_wrong_flags_are_one_line(make, flags):
+    """A traceback, or a cache of nothing."""
+    make(status=2, **flags)
+    assert make.said.count("error: ") == 1
 
 
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
@@ -266,21 +346,9 @@ def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, tiny_w
     for name, weights in ce["online"].items():
         for run in ("cached", "parts"):
             difference = (ce[run][name] - weights).norm() / weights.norm()
-            assert difference < (1e-4 if kind != "sampled" else 0.2), (run, name)
+            assert difference < (1e-3 if kind != "sampled" else 0.2), (run, name)
     if kind == "sampled":  # not the same, or nothing was sampled
         assert any(not torch.equal(ce["cached"][n], w) for n, w in ce["online"].items())
-
-
-def test_draws_that_are_read_again_are_announced(make, opened, tiny_world, call):
-    """Without bias in the first pass; then they are a training set, and a kd below 0 no KL."""
-    folder = make(kind="sampled")  # 16 windows
-    for steps, batch, lines in ((4, 4, 1), (5, 4, 2), (2, 8, 1), (2, 16, 2)):
-        assert len(describe_cache(opened(folder, steps=steps, batch=batch)[0])) == lines
-    flags = tiny_world.flags("distill_logits", cache=folder, temperature=1)  # 4 steps of 8 windows
-    done = call("train_distill_logits", *flags)
-    assert done.status == 0 and "each is read 2.0 times" in done.out
-    folder = make(kind="topk", fresh=True)
-    assert len(describe_cache(opened(folder, steps=99)[0])) == 1  # a list is the same in each epoch
 
 
 def test_a_training_from_the_cache_needs_no_teacher(make, tiny_world, call, out_dir):
@@ -295,66 +363,6 @@ def test_a_training_from_the_cache_needs_no_teacher(make, tiny_world, call, out_
     assert state["inputs"]["teacher_fingerprint"] == teacher
 
 
-def test_an_unfinished_cache_goes_on_to_the_same_bytes(make, monkeypatch, out_dir):
-    """A kill in the middle costs a batch; drawing anew would give the second half another stream."""
-    whole = {}
-    for kind in ("sampled", "topk"):
-        folder = make(kind=kind, fresh=True)
-        whole[kind] = {p.name: p.read_bytes() for p in folder.iterdir()}
-        shutil.rmtree(folder)
-        calls, ask = [], cache_teacher.ask
-
-        def stop(*args):
-            calls.append(1)
-            if len(calls) == 4:
-                raise KeyboardInterrupt
-            return ask(*args)
-        monkeypatch.setattr(cache_teacher, "ask", stop)
-        make(status=130, kind=kind)
-        assert not (folder / "about.json").exists()
-        with pytest.raises(UserError, match="not finished"):
-            read_about(folder)
-        monkeypatch.setattr(cache_teacher, "ask", lambda *a: (calls.append(1), ask(*a))[1])
-        make(kind=kind)
-        assert len(calls) == 4 + 3  # of 6 batches 3 were there
-        monkeypatch.setattr(cache_teacher, "ask", ask)
-        assert {p.name: p.read_bytes() for p in folder.iterdir()} == whole[kind]
-        make(kind=kind)
-        assert "already made" in make.said
-
-
-def test_a_stop_before_the_first_batch_leaves_a_folder_that_goes_on(make, monkeypatch):
-    """A folder of empty files that neither the same command nor --fresh would touch."""
-    def stop(*_):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(cache_teacher, "ask", stop)
-    folder = make(status=130)
-    monkeypatch.undo()
-    assert (folder / "ids.bin").exists()
-    make()
-    make(fresh=True)
-
-
-def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(make, tmp_path):
-    """dataset/stories.py writes an about.json, too: --fresh would have replaced it, and every .bin."""
-    folder = tmp_path / "stories"
-    folder.mkdir()
-    (folder / "about.json").write_text('{"settings": {}, "sha256": {}}')
-    (folder / "mine.bin").write_bytes(b"x")
-    for fresh in ("false", "true"):
-        make(status=2, out=folder, fresh=fresh)
-        assert "holds other files" in make.said and (folder / "mine.bin").read_bytes() == b"x"
-
-
-def test_contents_that_changed_under_the_right_size_are_noticed(make, tiny_world, call):
-    """Zeros where the log-probabilities were: it trained to the end, on nothing."""
-    folder = make()
-    size = (folder / "log_p.bin").stat().st_size
-    (folder / "log_p.bin").write_bytes(bytes(size))
-    done = call("train_distill_logits", *tiny_world.flags("distill_logits", cache=folder, temperature=1))
-    assert done.status == 2 and "log_p.bin is cut short or changed" in done.err
-
-
 def test_another_cache_under_the_same_path_is_another_run(make, tiny_world, call, out_dir):
     """Resumed from other samples, a run is neither the one nor the other."""
     folder = make()
@@ -365,41 +373,6 @@ def test_another_cache_under_the_same_path_is_another_run(make, tiny_world, call
     assert done.status == 2 and "cache_sha256 was" in done.err
 
 
-def test_draws_in_other_batches_are_another_cache(make, monkeypatch):
-    """A stream a batch: killed at one size and gone on with another, half of it is other draws."""
-    make(kind="sampled")
-    make(status=2, kind="sampled", batch=5)
-    assert "batch was 3, is 5" in make.said
-
-
-def test_hidden_states_that_float16_cannot_hold_are_refused(make, tiny_world, tmp_path):
-    """65,505 is infinite in float16: cached, it ends as a loss that is not finite."""
-    state = torch.load(tiny_world.teacher, weights_only=True)
-    state["model"]["norm.weight"] *= 1e6
-    checkpoints.save(tmp_path / "big.pt", state)
-    make(status=2, kind="hidden", teacher=tmp_path / "big.pt", payload="float16")
-    assert "--payload float32" in make.said
-
-
-def test_another_cache_under_the_same_name_is_refused(make):
-    """Overwritten unasked, a run that trains from it reads two teachers."""
-    make()
-    make(status=2, k=9)
-    assert "k was 8, is 9" in make.said and "--fresh" in make.said
-    make(k=9, fresh=True)
-
-
-@pytest.mark.parametrize("changes, words", [
-    (dict(temperature=2.0), "another temperature; got 2.0; expected 1.0"),
-    (dict(window=140), "window 143 there, 140 here"),
-    (dict(loss_on="all"), "loss_on response there, all here")])
-def test_another_training_is_refused(make, opened, changes, words):
-    """TRAPS 15, 17: a cached list at another temperature, or of other tokens, is another teacher."""
-    folder = make()
-    with pytest.raises(UserError, match=words):
-        opened(folder, **changes)
-
-
 def test_a_sampled_cache_gives_forward_kl_alone(make, opened):
     """The draws are from p: an expectation over q, or a mixture, cannot be had from them."""
     folder = make(kind="sampled")
@@ -407,125 +380,8 @@ def test_a_sampled_cache_gives_forward_kl_alone(make, opened):
         if name == "forward_kl":
             opened(folder, divergence=name)
         else:
-            with pytest.raises(UserError, match="forward KL alone"):
+            with pytest.raises(UserError, match="forward KL only"):
                 opened(folder, divergence=name)
-
-
-def test_other_tokens_in_a_window_are_noticed(make, opened):
-    """TRAPS 17: the same number of windows and tokens, but of a file prepared otherwise."""
-    cache, data, _ = opened(make())
-    ids = np.array(data["ids"])
-    ids[5, 20] += 1
-    cache["ids_of"] = ids
-    rows_of(cache, np.array([4, 6]))
-    with pytest.raises(UserError, match="window 5 has other tokens"):
-        rows_of(cache, np.array([4, 5]))
-
-
-@pytest.mark.parametrize("name", ["ids.bin", "log_p.bin", "label_ce.bin", "windows.bin", "about.json",
-                                  "tokenizer.model"])
-@pytest.mark.parametrize("damage", ["cut", "gone", "garbage"])
-def test_a_damaged_cache_is_one_line(make, tiny_world, call, name, damage):
-    """Cut short, a memory map ends in a bus error or in another token's row."""
-    folder = make()
-    path, whole = folder / name, (folder / name).read_bytes()
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(whole[:-3] if damage == "cut" else b"[" * 99_999)
-    done = call("train_distill_logits", *tiny_world.flags("distill_logits", cache=folder, temperature=1))
-    assert done.status == 2 and done.err.count("\n") == 1 and done.err.startswith("error: "), done.err
-
-
-@pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
-def test_a_description_without_a_checksum_or_another_part_is_refused(kind, make):
-    """Without its checksum, whatever stands in a file is the teacher."""
-    folder = make(kind=kind)
-    about = json.loads((folder / "about.json").read_text())
-    assert about["sha256"].keys() == {p.name for p in folder.iterdir()} - {"about.json"}
-    without = lambda found, key: {k: v for k, v in found.items() if k != key}
-    damaged = [about | dict(sha256=without(about["sha256"], name)) for name in about["sha256"]]
-    damaged += [about | dict(sha256=list(about["sha256"])), [], 5]
-    damaged += [without(about, key) for key in ("kind", "k", "temperature", "sha256", "payload",
-                                                "teacher_fingerprint", "tokenizer_fingerprint")]
-    for found in damaged:
-        (folder / "about.json").write_text(json.dumps(found))
-        with pytest.raises(UserError, match="about.json is damaged"):
-            read_about(folder)
-
-
-@pytest.mark.parametrize("changes", [
-    dict(kind="top"), dict(kind=[]), dict(kind="hidden"), dict(k=None), dict(k=0), dict(k="8"),
-    dict(k=8.0), dict(temperature=None), dict(temperature="1.0"), dict(payload="float8"),
-    dict(vocab_size=None), dict(vocab_size=321), dict(dim={}), dict(tokens=-1), dict(windows="16"),
-    dict(teacher_fingerprint=1), dict(tokenizer_fingerprint=None), dict(sha256=None),
-    dict(sha256={})], ids=str)
-def test_an_edited_description_is_one_line(changes, make, tiny_world, call):
-    """A traceback; or, of temperature null, a list that is used at any temperature."""
-    folder = make()
-    about = json.loads((folder / "about.json").read_text())
-    (folder / "about.json").write_text(json.dumps(about | changes))
-    flags = tiny_world.flags("distill_logits", cache=folder, temperature=1)
-    done = call("train_distill_logits", *(f for f in flags if not f.startswith("--teacher")))
-    assert done.status == 2 and done.err.count("\n") == 1 and str(folder) in done.err, done.err
-    make(status=2)
-    assert make.said.count("error: ") == 1 and "--fresh" in make.said
-
-
-@pytest.mark.parametrize("changes", [
-    dict(about=5), dict(about=None), dict(about={}), dict(about=dict(windows="16")),
-    dict(windows="3"), dict(windows=None), dict(windows=-1), dict(windows=17),
-    dict(windows=True)], ids=str)
-def test_an_edited_progress_is_one_line(changes, make, monkeypatch):
-    """A traceback, windows that are never asked, or rows counted from the end."""
-    monkeypatch.setattr(cache_teacher, "ask", None)
-    with pytest.raises(TypeError):
-        make()
-    path = common.OUT / "cache/progress.json"
-    found = json.loads(path.read_text())
-    path.write_text(json.dumps(found | dict(teacher_fingerprint=1) | changes))
-    make(status=2)
-    assert make.said.count("error: ") == 1 and "progress.json is damaged" in make.said
-
-
-@pytest.mark.parametrize("damage", ["cut about", "no about", "half a progress"])
-def test_a_damaged_cache_is_made_again_with_fresh_alone(damage, make):
-    """"Make the cache again with --fresh" was the advice, "holds other files" the answer to it."""
-    folder = make()
-    whole = {p.name: p.read_bytes() for p in folder.iterdir()}
-    about = whole["about.json"]
-    if damage == "cut about":
-        (folder / "about.json").write_bytes(about[:20])
-    else:
-        (folder / "about.json").unlink()
-    if damage == "half a progress":
-        (folder / "progress.json").write_bytes(b'{"about": ' + about[:20])
-    (folder / ".about.json.1.tmp").write_bytes(about[:20])  # what a killed writer leaves
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    make(status=2)
-    assert "--fresh" in make.said and {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    make(fresh=True)
-    assert whole.items() <= {p.name: p.read_bytes() for p in folder.iterdir()}.items()
-
-
-@pytest.mark.parametrize("others", [["tokenizer.model"], ["ids.bin", "mine.bin"],
-                                    ["about.json", "x.csv"]], ids=str)
-def test_fresh_takes_no_file_that_may_be_somebody_elses(others, make, tmp_path):
-    """A tokenizer alone, or a name that is not a cache's: no damaged cache, nothing is replaced."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    for name in others:
-        (folder / name).write_text("{}")
-    make(status=2, out=folder, fresh=True)
-    assert "holds other files" in make.said
-    assert {p.name: p.read_text() for p in folder.iterdir()} == dict.fromkeys(others, "{}")
-
-
-@pytest.mark.parametrize("ks", ["", ",", "2,", "x", "0", "-1", "2.5", "9" * 5000])
-def test_wrong_lengths_of_topk_bias_are_one_line(ks, call):
-    """A traceback of int()."""
-    done = call("runs.topk_bias", f"--ks={ks}")
-    assert done.status == 2 and done.err.startswith("error: --ks has a wrong value"), done.err
 
 
 def test_another_teacher_than_the_caches_is_refused(make, tiny_world, call):
@@ -538,67 +394,10 @@ def test_another_teacher_than_the_caches_is_refused(make, tiny_world, call):
     assert done.status == 2 and "--teacher" in done.err
 
 
-def test_a_teacher_that_is_not_finite_is_refused_and_a_foreign_folder_left_alone(
-        make, tiny_world, tmp_path, monkeypatch):
-    """NaN would be cached, trained on, and found at the first loss; somebody's files replaced."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "thesis.txt").write_text("x")
-    make(status=2, out=folder)
-    assert "holds other files" in make.said and (folder / "thesis.txt").exists()
-    monkeypatch.setattr(cache_teacher, "log_softmax", log_softmax)
-    real = torch.nn.Linear.forward
-    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: real(self, x) * float("nan"))
-    make(status=2)
-    assert "not finite" in make.said
-
-
-def test_what_it_says_to_type_next_works(make, tiny_world, call):
-    """A next command that is refused (another temperature, no --data, a run of the same name)."""
-    folder = make(temperature=3, loss_on="all")
-    line = make.said.strip().splitlines()[-1]
-    words = line.removeprefix("next: python train_distill_logits.py ").replace("...", str(tiny_world.val))
-    done = call("train_distill_logits", *words.split(), "--steps", 1, "--size", "0.1m", "--context", 160)
-    assert done.status == 0, (line, done.err)
-    assert "--cache" in line and str(folder) in line
-
-
-def test_other_text_of_the_same_shape_is_refused(make, opened, tiny_world, tmp_path, tiny_tokenizer, out_dir):
-    """TRAPS 17: a file that was edited after the teacher had read it."""
-    folder = make()
-    changed = tmp_path / "changed.jsonl"
-    changed.write_text(tiny_world.train.read_text().replace("pears", "peers"))
-    data = open_data(changed, tiny_tokenizer, 143)
-    cfg = SimpleNamespace(window=143, loss_on="response", target="cot", documents=0, temperature=1.0,
-                          divergence="forward_kl", steps=1, batch=1)
-    with pytest.raises(UserError, match="made from other data: data_sha256"):
-        open_cache(folder, data, cfg)
-
-
-@pytest.mark.parametrize("flags, words", [(dict(k=0), "--k"), (dict(temperature=0), "--temperature"),
-                                          (dict(window=0), "--window"), (dict(window=500), "context"),
-                                          (dict(batch=0), "--batch"), (dict(kind="top"), "--kind")])
-def test_wrong_flags_are_one_line(make, flags, words):
-    """A traceback, or a cache of nothing."""
-    make(status=2, **flags)
-    assert words in make.said
-
-
-# --- starting from the teacher --------------------------------------------------------------------
-
-@pytest.mark.parametrize("rule, layers, numbers", [
-    ("every-other", 9, [1, 3, 5, 7, 9]), ("every-other", 4, [2, 4]), ("every-other", 1, [1]),
-    ("1,3,4", 4, [1, 3, 4]), ("2", 2, [2]), ("0,1", 4, None), ("1,5", 4, None), ("3,1", 4, None),
-    ("1,1", 4, None), ("x", 4, None), ("1,", 4, None)])
-def test_layers_of_the_teacher_are_named_from_1(rule, layers, numbers):
-    """Layer 0, the same one twice or a wrong order: a network that was never trained so."""
-    assert checkpoints.teacher_layers(rule, layers) == numbers
-
-
 @pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])
 def test_a_student_starts_as_its_teacher(script, tiny_world, call, out_dir, make):
     """With all layers and no step yet it is the teacher: the first KL is 0."""
-    flags = tiny_world.flags(script, init_from_teacher="1", steps=1, lr=1e-9, warmup=0,
+    flags = tiny_world.flags(script, init_from_teacher="1", size="0.1m", steps=1, lr=1e-9, warmup=0,
                              weight_decay=0, **({"relation_weight": 0} if "features" in script else {}))
     done = call(f"train_{script}", *flags)
     assert done.status == 0, done.err
@@ -606,7 +405,7 @@ def test_a_student_starts_as_its_teacher(script, tiny_world, call, out_dir, make
     for (name, a), b in zip(student.named_parameters(), teacher.parameters()):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7), name
     done = call(f"train_{script}", *tiny_world.flags(script, name="b", init_from_teacher="2"))
-    assert done.status == 2 and "it has 1 to 1" in done.err
+    assert done.status == 2 and "of 1 to 1" in done.err
     done = call(f"train_{script}", *tiny_world.flags(script, name="b", init_from_teacher="1",
                                                      init=tiny_world.init))
     assert done.status == 2 and "--init" in done.err

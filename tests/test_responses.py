@@ -163,7 +163,7 @@ def test_without_its_data_it_says_what_makes_them(call, tiny_world, out_dir):
     assert done.status == 2
     assert "tokenizer.model does not exist; python tokenizer/train.py" in done.err
     done = call("train_distill_responses", f"--tokenizer={tiny_world.tokenizer}")
-    assert done.status == 2 and "traces.jsonl does not exist; bash speedrun.sh" in done.err
+    assert done.status == 2 and "does not exist; bash speedrun.sh" in done.err
 
 
 def test_long_and_short_replies_are_packed_with_little_padding():

@@ -91,6 +91,7 @@ def main(cfg):
     """Train, check, write."""
     positive(cfg, "vocab_size")
     paths, out = cfg.input or [str(OUT / "data" / "stories" / "train.jsonl")], Path(cfg.out)
+    check(out.absolute() not in (Path(path).absolute() for path in paths), f"--out {out}: is read")
     found, left = [], CHARACTERS
     for text in (text for path in paths for text in texts(path)):
         found.append(text[:left])
@@ -99,7 +100,9 @@ def main(cfg):
             break
     check("".join(found).strip(), f"{', '.join(map(show, paths))}: no text to train on")
     made = train(found, cfg.vocab_size)
-    if not out.exists() or out.read_bytes() != made:
+    if out.exists() and out.read_bytes() == made:
+        print("already made")
+    else:
         check(cfg.fresh or not out.exists(), f"{show(out)} exists and differs; --fresh replaces it, "
               "and then what was made with the old one is useless; or choose another --out")
         write_file(out, made)

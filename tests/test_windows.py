@@ -1,0 +1,297 @@
+"""Windows on disk: nothing lost, nothing twice, nothing learned that should not be."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import common
+from common import ROOT, UserError
+from dataset import formats, windows
+from dataset.formats import encode_document, read_documents
+from dataset.windows import OPEN_WINDOWS, Packed, open_data
+from tokenizer import Tokenizer
+from tokenizer.train import train
+
+
+def words(rng, low, high):
+    return " ".join(rng.choices("how many apples does she have now two plus three".split(),
+                                k=rng.randint(low, high)))
+
+
+def chats(rng, count):
+    """Rows of one or two rounds; every response unlike the others."""
+    rows = []
+    for i in range(count):
+        turns = []
+        for _ in range(rng.randint(1, 2)):
+            turns += [{"role": "user", "content": words(rng, 1, 8)},
+                      {"role": "assistant", "content": f"{i}",
+                       "reasoning_content": words(rng, 1, 8)}]
+        rows.append({"conversations": turns})
+    return rows
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(train([words(random.Random(0), 2000, 2000)], 320))
+
+
+@pytest.fixture
+def source(tmp_path, out_dir):
+    return write(tmp_path / "chats.jsonl", chats(random.Random(1), 400))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    for module in (formats, windows):
+        monkeypatch.setattr(module, "CHUNK", 10_000)
+    monkeypatch.setattr(windows, "cut_all", lambda tokenizer, path, settings, documents: (
+        windows.cut(tokenizer, path, *settings, chunk) for chunk in formats.chunks(path, documents)))
+
+
+def documents_in(data):
+    """The documents of all windows, as (ids, mask) tuples."""
+    found = []
+    for ids, mask, document in zip(data["ids"], data["mask"], data["document"]):
+        for number in range(1, document.max() + 1):
+            here = document == number
+            found.append((tuple(ids[here]), tuple(mask[here])))
+    return found
+
+
+@pytest.mark.parametrize("target", ["cot", "answer"])
+@pytest.mark.usefixtures("small_chunks")
+def test_every_document_stands_whole_and_once(tokenizer, source, target):
+    """A packer that splits, drops or repeats documents changes the data silently."""
+    data = open_data(source, tokenizer, 60, target)
+    ids, mask, document, meta = (data[name] for name in ("ids", "mask", "document", "meta"))
+    assert meta["documents"] == 400 and not meta["too_long"]
+    expected = [encode_document(tokenizer, d, target) for _, d in read_documents(source)]
+    assert sorted(documents_in(data)) == sorted((tuple(i), tuple(m)) for i, m in expected)
+    for row in document:  # contiguous, in order, padding last
+        real = row[row > 0]
+        assert (np.diff(real.astype(int)) >= 0).all() and not row[len(real):].any()
+    assert (ids[document == 0] == tokenizer.pad).all() and not mask[document == 0].any()
+    assert [data[n].dtype for n in windows.NAMES] == [np.uint16, np.uint8, np.uint16]
+    assert not ids.flags.writeable
+
+
+def test_the_first_token_of_a_document_is_never_learned(tokenizer, source):
+    """Packed, its predecessor is the <end> of a stranger."""
+    data = open_data(source, tokenizer, 60)
+    mask, document, meta = data["mask"], data["document"], data["meta"]
+    first = np.diff(document.astype(int), axis=1, prepend=0) != 0
+    assert not mask[first].any()
+    assert meta["supervised"] == mask[:, 1:].sum() == mask.sum()  # the shift loses none
+    assert meta["tokens"] == (document > 0).sum()
+    assert meta["padding_share"] == pytest.approx((document == 0).mean())
+
+
+def test_the_learned_span_of_a_window_is_the_response(tmp_path, tokenizer, out_dir):
+    """TRAPS 7 and 25: y = ids[1:] with mask[1:], decoded, first and last token."""
+    turns = [{"role": "user", "content": "how many"},
+             {"role": "assistant", "content": "5", "reasoning_content": "two plus three"}]
+    data = open_data(write(tmp_path / "a.jsonl", [{"messages": turns}]), tokenizer, 60)
+    x, y, learned = data["ids"][0, :-1], data["ids"][0, 1:], data["mask"][0, 1:] == 1
+    assert tokenizer.decode(y[learned], True) == (
+        "<think>two plus three</think><answer>5</answer><end>")
+    assert x[learned][0] == tokenizer.assistant  # predicts the first response token
+
+
+def test_a_stream_of_text_loses_no_token(tmp_path, tokenizer, out_dir):
+    """Every token but the first is a target exactly once; documents stand apart by <end>."""
+    rng = random.Random(2)
+    rows = [{"text": words(rng, 1, 50)} for _ in range(60)]
+    data = open_data(write(tmp_path / "a.jsonl", rows), tokenizer, 32)
+    ids, mask, document = data["ids"], data["mask"], data["document"]
+    stream = [token for row in rows for token in encode_document(tokenizer, row["text"])[0]]
+    targets = ids[:, 1:][mask[:, 1:] == 1]
+    assert [ids[0, 0], *targets] == stream and data["meta"]["supervised"] == len(stream) - 1
+    assert (ids[1:, 0] == ids[:-1, -1]).all()  # windows overlap by one token
+    assert set(np.unique(document)) <= {0, 1} and (document[:-1] == 1).all()
+    assert not mask[:, 0].any()  # the shared token is learned in the window before
+    assert len(ids) == -(-(len(stream) - 1) // 32)
+
+
+def test_a_book_is_cut_in_chunks_and_loses_no_character(tmp_path, tokenizer, small_chunks, out_dir):
+    """A .txt is one document for each chunk: all its text, line ends and all."""
+    text = "".join(words(random.Random(i), 1, 12) + "\n" for i in range(1500))
+    (tmp_path / "book.txt").write_text(text, encoding="utf-8")
+    data = open_data(tmp_path / "book.txt", tokenizer, 32)
+    assert data["meta"]["documents"] > 3
+    kept = data["mask"].astype(bool)
+    kept[0, 0] = True
+    kept[1:, 0] = data["document"][:-1, -1] == 0  # after a padded end a new stream begins
+    assert tokenizer.decode(data["ids"][kept]) == text
+
+
+def test_text_and_conversations_may_stand_in_one_file(tmp_path, tokenizer, out_dir):
+    """Neither kind may swallow the other."""
+    rows = [*chats(random.Random(3), 20), {"text": "how many apples"}, *chats(random.Random(4), 20)]
+    data = open_data(write(tmp_path / "a.jsonl", rows), tokenizer, 60)
+    assert data["meta"]["documents"] == 41
+    assert tokenizer.decode(data["ids"][-1]) == "how many apples"
+
+
+def test_documents_takes_the_first_rows_of_the_file(tmp_path, tokenizer, source, small_chunks):
+    """A label budget of N must be the same N rows however the file is cut."""
+    limited = open_data(source, tokenizer, 60, documents=123)
+    rows = source.read_text(encoding="utf-8").splitlines(True)
+    (tmp_path / "first.jsonl").write_text("".join(rows[:123]), encoding="utf-8")
+    first = open_data(tmp_path / "first.jsonl", tokenizer, 60)
+    assert limited["meta"]["documents"] == 123
+    assert all((limited[name] == first[name]).all() for name in windows.NAMES)
+
+
+def test_stories_are_packed_with_little_padding():
+    """Padding is computed and thrown away: 3.1 % here; 4.6 % without the longest first."""
+    rng, packed = random.Random(5), Packed(257)
+    lengths = [round(rng.triangular(33, 107, 60)) for _ in range(5000)]
+    for n in lengths:
+        packed.add([1] * n, [1] * n)
+        assert len(packed.open) <= OPEN_WINDOWS
+    ids, _, document = packed.arrays(0)
+    assert (document > 0).sum() == sum(lengths)
+    assert (document == 0).mean() < 0.04
+
+
+def test_documents_that_are_too_long_are_counted(tmp_path, tokenizer, out_dir):
+    """Left out in silence, the hard examples (long chains of thought) would be missing."""
+    rows = [{"question": "two", "answer": f"{'two ' * n}#### 2"} for n in (1, 2, 50)]
+    path = write(tmp_path / "a.jsonl", rows)
+    meta = open_data(path, tokenizer, 30)["meta"]
+    assert (meta["documents"], meta["too_long"]) == (2, 1)
+    assert "1 documents left out: too long" in windows.summary(meta)
+    with pytest.raises(UserError, match=f"longer than the window; --window {meta['longest'] - 1}"):
+        open_data(path, tokenizer, 3)
+    assert open_data(path, tokenizer, meta["longest"] - 1)["meta"]["too_long"] == 0
+
+
+def test_windows_are_cut_once_and_anew_for_anything_that_changes_them(tmp_path, tokenizer, source,
+                                                                     monkeypatch):
+    """TRAPS 17: a stale folder taken for new, other text under the same name, or another tokenizer."""
+    cuts, write_windows = [], windows.write_windows
+    monkeypatch.setattr(windows, "write_windows", lambda *a: (cuts.append(1), write_windows(*a)))
+    other = Tokenizer(train([words(random.Random(9), 500, 500)], 310))
+    for _ in range(2):
+        for options in (dict(), dict(target="answer"), dict(window=61), dict(documents=9),
+                        dict(tokenizer=other), dict(skip_bad_lines=True)):
+            open_data(source, **dict(tokenizer=tokenizer, window=60) | options)
+    assert len(cuts) == 6
+    write(source, chats(random.Random(8), 10))
+    assert open_data(source, tokenizer, 60)["meta"]["documents"] == 10 and len(cuts) == 7
+    text = source.rename(tmp_path / "chats.txt")  # the same bytes as plain text are other data
+    assert open_data(text, tokenizer, 60)["meta"]["documents"] == 1 and len(cuts) == 8
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir):
+    """Chunks are read apart, yet the line number must be the file's."""
+    lines = source.read_text(encoding="utf-8").splitlines(True)
+    lines.insert(300, "\n{broken\n")
+    source.write_text("".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match="chats.jsonl:302: broken JSON"):
+        open_data(source, tokenizer, 60)
+    assert not list((out_dir / "windows").glob("chats-*"))
+    meta = open_data(source, tokenizer, 60, skip_bad_lines=True)["meta"]
+    [[count, places]] = meta["bad_lines"].values()
+    assert count == 1 and places == [f"{source}:302"] and meta["documents"] == 400
+
+
+def test_nothing_to_learn_from_is_an_error(tmp_path, tokenizer, out_dir):
+    """A data set of size 0 would crash later, elsewhere."""
+    for text in ("{\n[]\n", "\n\n"):
+        (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match="nothing to learn from"):
+            open_data(tmp_path / "a.jsonl", tokenizer, 60, skip_bad_lines=True)
+
+
+def test_a_conversation_is_cut_at_a_tool_turn_and_the_cut_is_counted(tmp_path, tokenizer, out_dir):
+    """Dropped whole, its first answers are lost; cut in silence, nobody knows."""
+    turns = [dict(role="user", content="how many"), dict(role="assistant", content="two"),
+             dict(role="user", content="now"), dict(role="assistant", content=None, tool_calls=[{}]),
+             dict(role="tool", content="3"), dict(role="assistant", content="three")]
+    data = open_data(write(tmp_path / "a.jsonl", [dict(messages=turns)]), tokenizer, 60)
+    [(ids, _)] = documents_in(data)
+    assert tokenizer.decode(ids, True) == "<user>how many<end><assistant>two<end>"
+    assert "1 conversations cut at a turn that uses tools" in windows.summary(data["meta"])
+
+
+# --- several processes, kills ---------------------------------------------------------------------
+
+def many_rows(path, megabytes):
+    """A file of some MB, more than one chunk."""
+    rows = chats(random.Random(5), 3000)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(megabytes * 10**6 // len(text) + 1):
+            file.write(text)
+    return path
+
+
+def test_the_bytes_do_not_depend_on_the_workers(tmp_path, tokenizer, out_dir):
+    """Another machine, another core count: the same data, or a teacher's cache no longer fits."""
+    path = many_rows(tmp_path / "big.jsonl", 9)
+    found = open_data(path, tokenizer, 60)
+    alone = [windows.cut(tokenizer, path, 60, "cot", False, chunk) for chunk in formats.chunks(path)]
+    assert len(alone) == 3
+    for i, name in enumerate(windows.NAMES):
+        assert (found[name] == np.concatenate([arrays[i] for arrays, *_ in alone])).all()
+
+
+PREPARE = """import sys; sys.path.insert(0, sys.argv[1]); from dataset.windows import open_data
+from tokenizer import Tokenizer
+if __name__ == "__main__":
+    open_data(sys.argv[2], Tokenizer.load(sys.argv[3]), 60)"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, tokenizer, out_dir):
+    """FAULTS 31, 34: a leftover that blocks for ever, workers that live on, two writers that race."""
+    path, script = many_rows(tmp_path / "big.jsonl", 40), tmp_path / "prepare.py"
+    script.write_text(PREPARE, encoding="utf-8")
+    tokenizer.save(tmp_path / "t.model")
+    command = [sys.executable, str(script), str(ROOT), str(path), str(tmp_path / "t.model")]
+    rng = random.Random(3)
+    for _ in range(5):
+        process = subprocess.Popen(command)
+        while not list((out_dir / "windows").glob(".*.tmp/ids.bin")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)
+        assert not [child for child in children if Path(f"/proc/{child}").exists()
+                    and "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+        assert not list((out_dir / "windows").glob("big-*"))
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    data = open_data(path, tokenizer, 60)
+    assert data["meta"]["bytes"] == path.stat().st_size
+    assert not list((out_dir / "windows").glob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_gigabyte_is_prepared_in_less_than_a_gigabyte(tmp_path, tokenizer, out_dir):
+    """Real files do not fit in memory."""
+    path, script = many_rows(tmp_path / "big.jsonl", 1000), tmp_path / "prepare.py"
+    script.write_text(PREPARE + "\n    import resource; print(max(resource.getrusage(who).ru_maxrss for who "
+                      "in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))", encoding="utf-8")
+    tokenizer.save(tmp_path / "t.model")
+    done = subprocess.run([sys.executable, str(script), str(ROOT), str(path), str(tmp_path / "t.model")],
+                          capture_output=True, text=True, check=True)
+    assert "MB/s" in done.stdout
+    assert int(done.stdout.split()[-1]) * 1024 < 1e9
