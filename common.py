@@ -9,9 +9,7 @@
 
 One knob a line: its name is the flag, its type is checked, its comment is the help. A mistake of the
 user raises UserError: one line on stderr, status 2, no traceback. A bug keeps its traceback.
-
-torch takes two seconds to import, and half of the scripts do not need it: the functions that do
-import it themselves.
+Half of the scripts need no torch, which takes two seconds to import: the functions that do import it.
 """
 import argparse
 import contextlib
@@ -67,13 +65,6 @@ def positive(cfg, *names):
         check(value > 0, f"--{name.replace('_', '-')} {value}: must be above 0")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, except that a mistake is a UserError."""
-
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
 def parse(Config, argv=None):
     """argv (None: the command line) -> a Config. `cfg.given` is the set of flags that were typed.
 
@@ -82,28 +73,29 @@ def parse(Config, argv=None):
     kinds, comments = typing.get_type_hints(Config), {}
     for parent in reversed(Config.__mro__[:-1]):  # a Config may inherit from another script's
         comments |= re.findall(r"^ +(\w+) *:[^#\n]+# *(.+)", inspect.getsource(parent), re.M)
-    parser = Parser(description=inspect.getmodule(Config).__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=inspect.getmodule(Config).__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: check(False, f"{message}; see --help")
     for field in dataclasses.fields(Config):
         name, kind, choices = field.name, kinds[field.name], typing.get_args(kinds[field.name])
-        shown = os.path.relpath(field.default) if isinstance(field.default, Path) else field.default
+        flag, default = f"--{name.replace('_', '-')}", field.default
+        shown = show(default) if isinstance(default, Path) else default
         more = dict(default=argparse.SUPPRESS,
                     help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"))
         if kind is list:
             parser.add_argument(name, nargs="*", **more)
         elif kind is bool:
-            parser.add_argument(f"--{name.replace('_', '-')}", dest=name,
-                                action=argparse.BooleanOptionalAction, **more)
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
+        elif choices:
+            parser.add_argument(flag, choices=choices, **more)
         else:
-            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, choices=choices or None,
-                                type=str if choices else kind,
-                                metavar=None if choices else kind.__name__.upper(), **more)
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **more)
     values, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
+        flags = [f"--{name.replace('_', '-')}" for name in kinds]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
-        raise UserError(f"unknown argument {unknown[0]}; "
-                        + (f"did you mean {near[0]}?" if near else "see --help"))
+        raise UserError(f"unknown argument {unknown[0]}; did you mean {near[0]}?" if near else
+                        f"unknown argument {unknown[0]}; see --help")
     values = {name: value for name, value in vars(values).items() if value != []}
     cfg = Config(**values)
     for name, value in vars(cfg).items():  # a default may be a Path, a typed value is a string
@@ -113,8 +105,8 @@ def parse(Config, argv=None):
 
 
 def run(main, Config):
-    """main(parse(Config)). A mistake of the user, a file that cannot be written or too little memory
-    is one line and status 2; Ctrl-C is status 130."""
+    """main(parse(Config)). A user's mistake, a full disk and a full memory are one line and status 2;
+    Ctrl-C is status 130."""
     for stream in (sys.stdout, sys.stderr):  # logs are followed live, in UTF-8, on every platform
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
@@ -239,7 +231,7 @@ def refuse_others(path, old, new):
 def lock(path, wait=False):
     """Hold .NAME.lock beside `path` as long as the returned file is open: one writer at a time.
 
-    UserError if another process holds it, unless `wait`. A file system without locks is no error.
+    UserError if another process holds it, unless `wait`. Without locks (some file systems) it goes on.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,11 +239,10 @@ def lock(path, wait=False):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
-        raise UserError(f"another process is writing {show(path)}; wait for it, or choose another "
-                        "name") from None
+        raise UserError(f"another process is writing {show(path)}; wait for it") from None
     except OSError as error:
-        print(f"note: {path.parent} has no locks ({error.strerror}): start no other writer of "
-              f"{path.name}", file=sys.stderr)
+        print(f"note: no locks in {path.parent} ({error.strerror}): start no second writer",
+              file=sys.stderr)
     return file
 
 
@@ -264,15 +255,6 @@ def sha256_file(path):
     return digest.hexdigest()
 
 
-def markdown(head, rows):
-    """A Markdown table; head "model | steps: | verdict": a colon ends the name of a column of numbers."""
-    names = head.split(" | ")
-    lines = [[name.removesuffix(":") for name in names], *rows]
-    text = ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
-    text.insert(1, "".join("|---:" if name.endswith(":") else "|---" for name in names) + "|")
-    return "\n".join(text)
-
-
 # --- device, precision, ranks ---------------------------------------------------------------------
 
 def start(cfg):
@@ -281,7 +263,6 @@ def start(cfg):
     -> env: device, dtype (its name), autocast (makes a context manager), rank, world, stop, versions.
     """
     import torch
-    import torch.distributed as dist
     positive(cfg, "steps", "batch", "accumulate", "window", "lr", "clip", "eval_every")
     between(cfg, 0, 2**32 - 1, "warmup", "weight_decay", "documents", "eval_windows", "seed")
     check(cfg.name == Path(cfg.name).name and cfg.name.strip("."),
@@ -291,8 +272,8 @@ def start(cfg):
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
           f"--batch {cfg.batch}: must be a multiple of --accumulate times the number of processes")
     env.stop, env.began, env.versions = False, time.time(), versions()
-    if env.world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if env.device.type == "cuda" else "gloo")
+    if env.world > 1:
+        torch.distributed.init_process_group("nccl" if env.device.type == "cuda" else "gloo")
     torch.manual_seed(cfg.seed)  # CPU and all GPUs
     return env
 
@@ -301,20 +282,21 @@ def device_and_dtype(cfg):
     """CUDA, MPS or the CPU, in --dtype; auto is bf16 if the hardware multiplies in it, because
     emulated bf16 is far slower than float32."""
     import torch
-    device, flags = "mps" if torch.backends.mps.is_available() else "cpu", ""
+    device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    fast = device.type == "cpu" and re.search("avx512_bf16|amx_bf16", cpu_info())
     if torch.cuda.is_available():
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    if Path("/proc/cpuinfo").exists():
-        flags = Path("/proc/cpuinfo").read_text()
-    fast = {"cpu": "avx512_bf16" in flags or "amx_bf16" in flags, "mps": False}.get(device)
-    if fast is None:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if fast else "float32"
-    device = torch.device(device)
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if dtype == "bf16" \
         else contextlib.nullcontext
     return SimpleNamespace(device=device, dtype=dtype, autocast=autocast)
+
+
+def cpu_info():
+    """What Linux says about the processor; elsewhere nothing."""
+    return Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 
 
 def check_loss_flags(cfg):
@@ -363,9 +345,9 @@ def should_stop(env):
 def finish(env):
     """Leave the group of ranks, all together: who leaves first tears the others' connections."""
     if env.world > 1:
-        import torch.distributed as dist
-        dist.barrier()
-        dist.destroy_process_group()
+        import torch
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 # --- log ------------------------------------------------------------------------------------------
@@ -374,24 +356,22 @@ def versions():
     """What a result depends on: Python, torch, numpy, threads, commit, machine."""
     import numpy
     import torch
-    git = [subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-           for words in (["describe", "--always"], ["diff", "HEAD", "--quiet", "--", "*.py"])] \
-        if shutil.which("git") else []
-    commit = git[0].stdout.strip() + "-dirty" * (git[1].returncode == 1) if git else ""
-    machine = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        machine = name[1].strip() if name else machine
+    commit = "unknown"
+    if shutil.which("git") and (ROOT / ".git").exists():
+        git = [subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
+               for words in (["describe", "--always"], ["diff", "HEAD", "--quiet", "--", "*.py"])]
+        commit = git[0].stdout.strip() + "-dirty" * (git[1].returncode == 1)
+    name = re.search(r"model name\s*: (.*)", cpu_info())
+    machine = name[1].strip() if name else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return dict(python=platform.python_version(), torch=str(torch.__version__),
-                numpy=numpy.__version__, threads=torch.get_num_threads(), commit=commit or "unknown",
+                numpy=numpy.__version__, threads=torch.get_num_threads(), commit=commit,
                 machine=f"{machine}, {os.cpu_count()} cores", gpu=gpu)
 
 
 def begin(cfg, env, progress, facts):
-    """Print the self-check: what runs, on what, and numbers that must be right. Cut out/NAME.csv back
-    to the checkpoint's step, so that a resumed run writes each row once. From here on a signal to stop
-    is obeyed after a step, when everything is saved."""
+    """Print the self-check: what runs, on what, numbers that must be right. Cut out/NAME.csv back to
+    the checkpoint's step. From here on a signal to stop is obeyed after a step, once all is saved."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda *_: setattr(env, "stop", True))
@@ -399,8 +379,7 @@ def begin(cfg, env, progress, facts):
         return
     v, path, rows = env.versions, OUT / f"{cfg.name}.csv", []
     old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    check(not old or old.startswith("step,"), f"{show(path)} is no log of this script; choose another "
-                                              "--name")
+    check(not old or old.startswith("step,"), f"--name {cfg.name}: {show(path)} is another's file")
     print(f"{cfg.name}: {env.device}, {env.dtype}, {env.world} process(es), "
           f"{v['threads']} threads, torch {v['torch']}, commit {v['commit']}")
     for name, value in facts.items():
@@ -437,10 +416,9 @@ def log(cfg, env, step, numbers, val_ce, seconds, counts):
 
 def check_finite(loss, norm, step, cfg):
     """UserError at the first loss or gradient that is NaN or infinite: nothing after it can be right."""
-    path = OUT / f"{cfg.name}.pt"
     check(math.isfinite(loss) and math.isfinite(norm),
-          f"the loss is not finite at step {step + 1} (loss {loss}, gradient norm {norm}); try a lower "
-          f"--lr; the last good checkpoint is {show(path) if path.exists() else 'not there yet'}")
+          f"{cfg.name}: the loss is not finite at step {step + 1} (loss {loss}, gradient norm {norm}); "
+          "try a lower --lr; the last checkpoint is as before")
 
 
 def end(cfg, env, progress):

@@ -155,7 +155,7 @@ def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
     return temperature ** 2 * (negentropy - log_q.gather(-1, ids).mean(-1))
 
 
-# --- intermediate features (train_distill_features.py) --------------------------------------------
+# --- hidden states (train_distill_features.py) ----------------------------------------------------
 
 def hidden_mse(student, teacher):
     """Mean over channels of (h_student - h_teacher)^2: two (..., D) -> (...).
@@ -171,31 +171,6 @@ def hidden_cosine(student, teacher):
     Source: Sanh et al. 2019 (DistilBERT), section 2.
     """
     return 1 - torch.cosine_similarity(upcast(student), upcast(teacher), dim=-1)
-
-
-def relations(vectors, heads, mask):
-    """(B, T, W) -> (B, R, T, S) log-probabilities: how similar token t is to each token s, in R heads.
-
-    softmax over s of a_t·a_s / sqrt(W/R), both from the same vectors (queries, keys or values), where
-    mask (B, 1, T, S) is True.
-    """
-    a = upcast(vectors).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, R, T, W/R)
-    scores = a @ a.mT * a.shape[-1] ** -0.5                         # (B, R, T, S)
-    return torch.log_softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
-
-
-def relation_kl(student, teacher, heads, document=None):
-    """KL(teacher's relations || student's), mean over heads: (B, T, W), (B, T, W') -> (B, T) nats.
-
-    The widths and the numbers of attention heads may differ: both are split into `heads` parts. A
-    token looks at itself and at the tokens before it in its own document (B, T); padding is
-    document 0.   Source: Wang et al. 2021 (MiniLMv2), section 3.
-    """
-    B, T, _ = student.shape
-    mask = torch.ones(B, 1, T, T, dtype=torch.bool, device=student.device).tril()
-    if document is not None:
-        mask &= document[:, None, :, None] == document[:, None, None, :]
-    return kl(relations(teacher, heads, mask), relations(student, heads, mask)).mean(1)
 
 
 def total(values, weights):

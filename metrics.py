@@ -161,3 +161,12 @@ def front(points):
             best = accuracy
             kept.append((speed, accuracy))
     return kept[::-1]
+
+
+def markdown(head, rows):
+    """A Markdown table; head "model | steps: | verdict": a colon ends the name of a column of numbers."""
+    names = head.split(" | ")
+    lines = [[name.removesuffix(":") for name in names], *rows]
+    text = ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
+    text.insert(1, "".join("|---:" if name.endswith(":") else "|---" for name in names) + "|")
+    return "\n".join(text)

@@ -17,6 +17,7 @@ How it differs from the papers:
 3. Queries and keys are taken after QK-norm, before RoPE.
 4. The projections are trained with AdamW, kept for a resume, and dropped in the end.
 """
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -28,8 +29,8 @@ import checkpoints
 import common
 from common import OUT, check
 from dataset.windows import open_text, self_check, step_batches, validation_ce
-from losses import (DIVERGENCES, cross_entropy, divergence, hidden_cosine, hidden_mse, relation_kl,
-                    total)
+from losses import (DIVERGENCES, cross_entropy, divergence, hidden_cosine, hidden_mse, kl, total,
+                    upcast)
 from model import SIZES
 from optim import get_lr, make_optimizers
 
@@ -109,6 +110,31 @@ def hidden_term(cfg, pairs, projections, student, teacher, keep):
         hidden = projections[i](hidden) if len(projections) else hidden  # (N, D_teacher)
         values.append(compare(hidden, teacher[t - 1]["hidden"][keep]))  # (N,)
     return sum(values) / len(values)
+
+
+def relations(vectors, heads, mask):
+    """(B, T, W) -> (B, R, T, S) log-probabilities: how similar token t is to each token s, in R heads.
+
+    softmax over s of a_t·a_s / sqrt(W/R), both from the same vectors (queries, keys or values), where
+    mask (B, 1, T, S) is True.
+    """
+    a = upcast(vectors).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, R, T, W/R)
+    scores = a @ a.mT * a.shape[-1] ** -0.5                         # (B, R, T, S)
+    return torch.log_softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
+
+
+def relation_kl(student, teacher, heads, document=None):
+    """KL(teacher's relations || student's), mean over heads: (B, T, W), (B, T, W') -> (B, T) nats.
+
+    The widths and the numbers of attention heads may differ: both are split into `heads` parts. A
+    token looks at itself and at the tokens before it in its own document (B, T); padding is
+    document 0.   Source: Wang et al. 2021 (MiniLMv2), section 3.
+    """
+    B, T, _ = student.shape
+    mask = torch.ones(B, 1, T, T, dtype=torch.bool, device=student.device).tril()
+    if document is not None:
+        mask &= document[:, None, :, None] == document[:, None, None, :]
+    return kl(relations(teacher, heads, mask), relations(student, heads, mask)).mean(1)
 
 
 def relation_term(cfg, pairs, student, teacher, document, keep):

@@ -23,7 +23,7 @@ import torch
 import checkpoints
 import common
 from common import OUT
-from dataset.teacher_cache import cached_divergence, load_teacher, open_cache
+from dataset.cache_reader import cached_divergence, load_teacher, open_cache
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from fused import fused_step, use_fused
 from losses import DIVERGENCES, cross_entropy, divergence, total

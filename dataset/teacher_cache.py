@@ -42,15 +42,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
 import common
-from common import OUT, UserError, check, show
+from common import OUT, check, show
+from dataset.cache_reader import SAME, SHARD, missing, shard_path, what_it_is_of
 from dataset.windows import open_data, tensors
-from losses import divergence, log_softmax, sampled_forward_kl, topk_divergence
-from tokenizer import Tokenizer
+from losses import log_softmax
 
-SHARD, BATCH = 4096, 32  # windows in a file, windows read together
-SAME = ("window", "target", "documents")  # flags that training and cache must share
-TYPES = dict(ids=np.int64, log_p=np.float32, negentropy=np.float32, hidden=np.float32,
-             label_ce=np.float32)         # of the quantities when they are read
+BATCH = 32  # windows that the teacher reads together
 
 
 @dataclass
@@ -70,8 +67,6 @@ class Config:
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # of the teacher's forward pass
     fresh: bool = False            # replace a cache of other settings
 
-
-# --- making one -----------------------------------------------------------------------------------
 
 def mean_log_p(logits, temperature=1.0):
     """ln of the mean of some softened distributions: a list of (N, V) -> (N, V) float32."""
@@ -127,17 +122,6 @@ def write_shard(folder, number, teachers, data, about, env):
             np.save(file, stored)
 
 
-def shard_path(folder, name, number):
-    """Where one quantity of SHARD windows lies."""
-    return Path(folder) / f"{name}-{number:04}.npy"
-
-
-def missing(folder, about):
-    """The numbers of the shards that are not there yet."""
-    return [number for number in range(-(-about["windows"] // SHARD))
-            if not shard_path(folder, "label_ce", number).exists()]
-
-
 def main(cfg):
     """Make the cache, go on with it, or say that it is there."""
     common.positive(cfg, "k", "window")
@@ -185,93 +169,6 @@ def main(cfg):
     flags = {name: getattr(cfg, name) for name in ("data", *SAME, "temperature") if name in cfg.given}
     print("next: " + common.command("train_distill_logits.py", name="student-cached", cache=folder,
                                     **flags))
-
-
-# --- reading one in a training --------------------------------------------------------------------
-
-def what_it_is_of(cfg, data):
-    """What training and cache must share, so that each row is the right token's."""
-    return dict(data_sha256=data["meta"]["source_sha256"],
-                tokens=int((data["mask"][:, 1:] > 0).sum()),
-                **{name: getattr(cfg, name) for name in SAME})
-
-
-def read_about(cfg):
-    """The description of --cache, or UserError."""
-    try:
-        return json.loads((Path(cfg.cache) / "about.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"--cache {cfg.cache}: no cache; python dataset/teacher_cache.py makes "
-                        "one") from None
-
-
-def load_teacher(cfg, env):
-    """(teacher, its tokenizer, what the run remembers of it). With --cache the teacher is None."""
-    if not cfg.cache:
-        return checkpoints.load_teacher(cfg, env)
-    about = read_about(cfg)
-    if "teacher" in cfg.given:
-        _, _, named = checkpoints.load_teacher(cfg, common.device_and_dtype(cfg))
-        check(named["teacher_fingerprint"] in about["teacher_fingerprint"].split("+"),
-              f"--teacher {cfg.teacher}: {cfg.cache} is of another one")
-    inputs = dict(teacher_fingerprint=about["teacher_fingerprint"],
-                  cache_sha256=common.sha256_file(Path(cfg.cache) / "about.json"))
-    return None, Tokenizer.load(Path(cfg.cache) / "tokenizer.model"), inputs
-
-
-def open_cache(cfg, env, data):
-    """--cache for these windows and this training -> dict: its arrays and all that reading them needs.
-
-    UserError for other data, another temperature, or a divergence that the cache cannot give.
-    """
-    folder, about, now = Path(cfg.cache), read_about(cfg), what_it_is_of(cfg, data)
-    differing = [f"{key} {about.get(key)} there, {value} here" for key, value in now.items()
-                 if about.get(key) != value]
-    check(not differing, f"{show(folder)} was made from other data ({', '.join(differing)}); give both "
-                         "the same flags")
-    check(not missing(folder, about), f"{show(folder)} is not finished; its command goes on")
-    check(about["temperature"] in (None, cfg.temperature), f"{show(folder)} is of temperature "
-          f"{about['temperature']}, not {cfg.temperature}; --kind hidden has every temperature")
-    check(about["kind"] != "sampled" or cfg.divergence == "forward_kl",
-          f"{show(folder)}: a sampled cache has forward KL only; --kind topk or hidden has the others")
-    names = {"topk": ("ids", "log_p"), "sampled": ("ids", "negentropy"), "hidden": ("hidden",)}
-    shards = [{name: np.load(shard_path(folder, name, number), mmap_mode="r")
-               for name in (*names[about["kind"]], "label_ce")}
-              for number in range(-(-about["windows"] // SHARD))]
-    counts = (data["mask"][:, 1:] > 0).sum(1)                   # (windows,) counted tokens of each
-    ends = [np.cumsum(counts[i:i + SHARD]) for i in range(0, len(counts), SHARD)]
-    passes = cfg.steps * cfg.batch / len(counts)
-    facts = {"cache": f"{show(folder)}: {about['kind']}, k {about['k']}, {about['tokens']:,} tokens"}
-    if about["kind"] == "sampled" and passes > 1:
-        facts["draws"] = (f"each is read {passes:.1f} times; the student can learn them by heart: kd "
-                          "may fall below 0")
-    head = torch.from_numpy(np.load(folder / "head.npy")).to(env.device)  # (V, D)
-    return dict(kind=about["kind"], shards=shards, ends=ends, counts=counts, head=head, facts=facts)
-
-
-def rows_of(cache, numbers, device="cpu"):
-    """What is cached of some windows, by their numbers, in that order -> {name: (N, ...)}."""
-    found = {}
-    for number in numbers:
-        shard, place = divmod(number, SHARD)
-        end = cache["ends"][shard][place]
-        for name, array in cache["shards"][shard].items():
-            rows = array[end - cache["counts"][number]:end].astype(TYPES[name])
-            found.setdefault(name, []).append(torch.from_numpy(rows))
-    return {name: torch.cat(parts).to(device, non_blocking=True) for name, parts in found.items()}
-
-
-def cached_divergence(cache, numbers, logits, cfg, mix):
-    """(kd, the teacher's ce) of the counted tokens of some windows, each (N,), from what is cached and
-    the student's logits (N, V)."""
-    rows, name, tau = rows_of(cache, numbers, logits.device), cfg.divergence, cfg.temperature
-    if cache["kind"] == "hidden":
-        kd = divergence(name, logits, rows["hidden"] @ cache["head"].T, tau, mix)
-    elif cache["kind"] == "sampled":
-        kd = sampled_forward_kl(logits, rows["ids"], rows["negentropy"], tau)
-    else:
-        kd = topk_divergence(name, logits, rows["ids"], rows["log_p"], tau, mix)
-    return kd, rows["label_ce"]
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import torch
 
 import checkpoints
 from common import UserError
-from dataset import teacher_cache
+from dataset import cache_reader, teacher_cache
 from dataset.windows import open_data, tensors
-from dataset.teacher_cache import cached_divergence, open_cache, rows_of
+from dataset.cache_reader import cached_divergence, open_cache, rows_of
 from losses import (DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl,
                     topk_divergence)
 from conftest import SENTENCES
@@ -167,7 +167,8 @@ def test_teachers_that_have_no_mean_are_one_line(make, tiny_world, tmp_path):
 @torch.no_grad()
 def test_a_whole_cache_is_the_teacher(kind, tau, make, opened, monkeypatch):
     """TRAPS 4, 7, 16: another temperature, other windows, one place off, and it still "learns"."""
-    monkeypatch.setattr(teacher_cache, "SHARD", 5)  # rows are found across files
+    monkeypatch.setattr(teacher_cache, "SHARD", 5)
+    monkeypatch.setattr(cache_reader, "SHARD", 5)  # rows are found across files
     more = dict(k=320, temperature=tau) if kind == "topk" else {}
     cache, data, teacher, cfg = opened(make(kind=kind, **more), temperature=tau)
     for numbers in (np.array([3, 0, 15]), np.array([7]), np.arange(16)[::-1]):
@@ -239,6 +240,7 @@ def test_draws_that_are_read_again_are_announced(make, opened):
 def test_an_unfinished_cache_goes_on_to_the_same_bytes(make, opened, monkeypatch):
     """A stop in the middle costs a file; drawing anew would give the rest another stream."""
     monkeypatch.setattr(teacher_cache, "SHARD", 4)
+    monkeypatch.setattr(cache_reader, "SHARD", 4)
     monkeypatch.setattr(teacher_cache, "BATCH", 2)
     real = teacher_cache.quantities
     for kind in ("sampled", "topk"):

@@ -8,10 +8,10 @@ import torch
 import checkpoints
 import common
 from common import UserError
-from losses import hidden_cosine, hidden_mse, relation_kl
+from losses import hidden_cosine, hidden_mse
 from model import SIZES
 from train_distill_features import (Config, check_heads, hidden_term, layer_pairs,
-                                    make_projections, relation_term)
+                                    make_projections, relation_kl, relation_term)
 
 B, T = 2, 6
 

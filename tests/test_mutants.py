@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import ROOT
+from common import ROOT
 import mutants
 from mutants import MUTANTS, mutated, names
 
@@ -34,8 +34,8 @@ def test_the_list_of_traps_names_exactly_those_with_a_mutant():
 def test_a_mutant_can_be_left_in_a_copy_for_a_class(tmp_path, capsys):
     """The exercise of docs/class.md: the copy has the bug, the original has not."""
     assert mutants.main(["--apply", "3", str(tmp_path / "broken")]) == 0
-    assert "temperature) * of_log_probabilities(name, log_q, log_p" not in (tmp_path / "broken/losses.py").read_text(encoding="utf-8")
-    assert "temperature) * of_log_probabilities(name, log_q, log_p" in (ROOT / "losses.py").read_text(encoding="utf-8")
+    assert "scale(name, temperature) * of_log_probabilities(" not in (tmp_path / "broken/losses.py").read_text(encoding="utf-8")
+    assert "scale(name, temperature) * of_log_probabilities(" in (ROOT / "losses.py").read_text(encoding="utf-8")
     assert mutants.main(["--apply", "3", str(tmp_path / "broken")]) == 2  # there already
     assert mutants.main(["--apply", "99", str(tmp_path / "other")]) == 2
     assert "test_gradient_keeps_its_size" in capsys.readouterr().out

@@ -278,7 +278,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(s
         stopped = call(f"train_{script}", *tiny_world.flags(script, steps=6))
     finally:
         common.check_finite = finite
-    assert stopped.status == 2 and "not finite at step 5" in stopped.err and "run.pt" in stopped.err
+    assert stopped.status == 2 and "not finite at step 5" in stopped.err
     state = checkpoints.load(out_dir / "run.pt")
     assert state["step"] == 4 and all(w.isfinite().all() for w in state["model"].values())
 
