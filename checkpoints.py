@@ -4,7 +4,7 @@ A run called NAME owns two files: out/NAME.pt and out/NAME.csv. The checkpoint h
 
     model, best         weights now, and those of the best validation loss (what eval.py loads)
     optimizers, rng     to go on as if nothing had happened: a resumed run equals an undisturbed one
-    step, tokens, ...   how far it is (new_progress); the step is the whole data cursor
+    step, tokens, ...   how far it is; the step is the whole data cursor
     model_config        the shape: no script asks for a size that a checkpoint knows
     run_config, inputs  flags; fingerprints of data, tokenizer, teacher: what a resume must match
     versions            Python, torch, commit, machine
@@ -26,13 +26,12 @@ import torch
 
 import common
 from common import OUT, UserError, check, show
-from model import SIZES, ModelConfig, Transformer, build, config_dict, with_layers
+from model import SIZES, ModelConfig, Transformer, build, with_layers
 from tokenizer import Tokenizer
 
 # What these flags name is compared by its content (inputs), wherever it lies now.
 PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
-FOREIGN = {".safetensors": "safetensors", ".gguf": "GGUF", ".pth": "a .pth of another project",
-           ".bin": "Hugging Face's .bin"}
+FOREIGN = {".safetensors": "safetensors", ".gguf": "GGUF", ".pth": "another project's", ".bin": "Hugging Face's"}
 
 
 def save(path, state):
@@ -135,17 +134,6 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     return model.to(env.device).train().requires_grad_(True), tokenizer, inputs
 
 
-def run_config(cfg):
-    """The flags that make a run what it is."""
-    return {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
-
-
-def new_progress():
-    """What a run knows besides weights and optimizers; saved in the checkpoint."""
-    return SimpleNamespace(step=0, best_step=0, best_ce=math.inf, best=None, seconds=0.0,
-                           train_seconds=0.0, tokens=0, supervised=0)
-
-
 def open_run(cfg, env, inputs, model, optimizers):
     """-> (progress, the checkpoint or None): a new run, or out/NAME.pt put back into model, optimizers
     and random streams. Leaves with status 0 if the run is finished.
@@ -153,10 +141,11 @@ def open_run(cfg, env, inputs, model, optimizers):
     The same name with other flags or inputs is a UserError that lists what differs: nothing is
     overwritten unasked. --fresh replaces.
     """
-    path, progress = OUT / f"{cfg.name}.pt", new_progress()
-    sources = [OUT / f"{cfg.name}.pt" == Path(source).absolute()
-               for source in (cfg.init, getattr(cfg, "teacher", "")) if source]
-    check(not any(sources), f"--name {cfg.name}: would replace what the run starts from")
+    path = OUT / f"{cfg.name}.pt"
+    progress = SimpleNamespace(step=0, best_step=0, best_ce=math.inf, best=None, seconds=0.0,
+                               train_seconds=0.0, tokens=0, supervised=0)  # saved in the checkpoint
+    sources = [Path(source).absolute() for source in (cfg.init, getattr(cfg, "teacher", "")) if source]
+    check(path not in sources, f"--name {cfg.name}: would replace what the run starts from")
     if env.rank == 0:
         env.lock = common.lock(path)
     if cfg.fresh or not path.exists():
@@ -165,7 +154,7 @@ def open_run(cfg, env, inputs, model, optimizers):
     before = state.get("run_config", {}) | state.get("inputs", {})
     check(before.get("loss_on", "response") == "response" and before.get("long_frac", -1) == -1,
           f"{show(path)} used --loss-on all or --long-frac, which are gone; --fresh replaces it")
-    now = {k: v for k, v in (run_config(cfg) | inputs).items() if k not in PATHS}
+    now = {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
     common.refuse_others(path, {k: before.get(k) for k in now}, now)
     if state["step"] >= cfg.steps:
         if env.rank == 0:
@@ -208,6 +197,6 @@ def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more):
                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
     save(OUT / f"{cfg.name}.pt", dict(
         model=model.state_dict(), **vars(progress), optimizers=[o.state_dict() for o in optimizers],
-        rng=rng, model_config=config_dict(model), run_config=run_config(cfg), inputs=inputs, **more,
+        rng=rng, model_config=vars(model.config), run_config=dataclasses.asdict(cfg), inputs=inputs, **more,
         versions=env.versions,
         tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)))

@@ -238,8 +238,3 @@ def with_layers(model, numbers):
         return f"layers.{numbers[int(number)] - 1}.{rest}"
     student.load_state_dict({name: source[there(name)] for name in student.state_dict()})
     return student
-
-
-def config_dict(model):
-    """The model's config as a plain dict, as checkpoints keep it."""
-    return dataclasses.asdict(model.config)

@@ -53,8 +53,8 @@ NAMES = ("ids", "mask", "document")
 # --- one chunk of a file becomes windows ----------------------------------------------------------
 
 def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
-    """(first line, lines) of a file -> arrays ids, mask, document (windows, window + 1), and counts:
-    numbers, bad lines, notes."""
+    """(first line, lines) of a file -> [ids, mask, document], each (windows, window + 1); numbers; bad
+    lines; notes."""
     first, lines = chunk
     packed, stream, bad, notes = Packed(window + 1), [], {}, Counter()
     numbers = Counter(documents=0, too_long=0, longest=0, bytes=sum(map(len, lines)))
@@ -83,8 +83,7 @@ def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
 class Packed:
     """Documents packed whole into windows of `size` tokens, each where it leaves least room.
 
-    Padding of the stories at 256: 5.1 % in the order of the file, 3.3 % with the longest of 1,024
-    first. Documents of more than half a window pad more, however they are packed.
+    Padding of the stories at 256: 5.1 % in the order of the file, 3.3 % with the longest of 1,024 first.
     """
 
     def __init__(self, size):
@@ -146,8 +145,7 @@ def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines
     """The windows of any file that formats.py reads, cut once and kept under a hash of all that they
     depend on -> dict: ids, mask, document (windows, window + 1), read-only on disk, and meta.
 
-    documents: only the first so many rows; 0: all. UserError if the file cannot be read, or if
-    nothing in it can be learned.
+    documents: only the first so many rows; 0: all. UserError if nothing in the file can be learned.
     """
     next(chunks(path, documents))  # UserError for a file that cannot be read
     source = common.sha256_file(path)
@@ -173,8 +171,8 @@ def write_windows(path, folder, tokenizer, settings, documents, source):
     temporary, window = folder.with_name(f".{folder.name}.tmp"), settings[0]
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed writer: the lock is ours
     temporary.mkdir(parents=True)
-    total, bad, notes, began = Counter(), {}, Counter(), time.time()
-    size, shown = os.path.getsize(path), time.time()
+    total, bad, notes, size = Counter(), {}, Counter(), os.path.getsize(path)
+    began = shown = time.time()
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in NAMES]
         for arrays, numbers, more_bad, more_notes in cut_all(tokenizer, path, settings, documents):
@@ -184,8 +182,8 @@ def write_windows(path, folder, tokenizer, settings, documents, source):
             total.update(numbers)
             notes.update(more_notes)
             for reason, (count, places) in more_bad.items():
-                entry = bad.setdefault(reason, [0, []])
-                entry[0], entry[1] = entry[0] + count, (entry[1] + places)[:3]
+                before = bad.get(reason, [0, []])
+                bad[reason] = [before[0] + count, (before[1] + places)[:3]]
             if time.time() - shown > 5:
                 shown = time.time()
                 rate = total["bytes"] / (shown - began)
@@ -222,9 +220,8 @@ def cut_all(tokenizer, path, settings, documents):
 def start_worker(model_bytes):
     """What each process needs once. A killed parent leaves none behind; Ctrl-C is for the parent."""
     global worker_tokenizer
-    worker_tokenizer = Tokenizer(model_bytes)
+    worker_tokenizer, parent = Tokenizer(model_bytes), multiprocessing.parent_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
@@ -237,9 +234,8 @@ def summary(meta):
     """One line that says what a file became, and what was left out."""
     parts = [f"{meta['windows']:,} windows of {meta['window']}", f"{meta['documents']:,} documents",
              f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
-             f"padding {meta['padding_share']:.1%}"]
-    if meta["padding_share"] > 0.1:
-        parts[-1] += " (a larger --window pads less)"
+             f"padding {meta['padding_share']:.1%}"
+             + " (a larger --window pads less)" * (meta["padding_share"] > 0.1)]
     if meta["too_long"]:
         parts.append(f"{meta['too_long']:,} documents left out: too long, up to {meta['longest']} tokens")
     parts += [f"{count:,} {note}" for note, count in meta["notes"].items()]
@@ -293,7 +289,7 @@ def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
     """
     numbers = step_windows(len(data["ids"]), step, cfg.batch, cfg.seed)  # (batch,)
     x, y, document, weight = tensors(data, numbers)
-    # through the student, padding excluded; and those that count
+    # tokens through the student, padding excluded; and those that count
     counts = dict(tokens=int((document > 0).sum()), supervised=int((weight > 0).sum()))
     if tag_weight != 1.0:
         is_tag = torch.isin(y, torch.tensor(sorted(tag_ids)))

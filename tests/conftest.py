@@ -142,7 +142,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
 
     Train is 16 windows of 143 tokens with two or three stories each: `batch=16` is the whole of it."""
     import checkpoints
-    from model import build, config_dict
+    from model import build
     folder = tmp_path_factory.mktemp("world")
     world = SimpleNamespace(folder=folder, tokenizer=folder / "tiny.model")
     tiny_tokenizer.save(world.tokenizer)
@@ -158,7 +158,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
                 p.data += torch.randn(p.shape) * 0.2
         setattr(world, name, folder / f"{name}.pt")
         checkpoints.save(folder / f"{name}.pt", dict(
-            model=model.state_dict(), model_config=config_dict(model),
+            model=model.state_dict(), model_config=vars(model.config),
             tokenizer=torch.frombuffer(bytearray(tiny_tokenizer.model_bytes), dtype=torch.uint8)))
 
     def flags(script, **changes):

@@ -8,7 +8,7 @@ import torch
 
 import checkpoints
 import common
-from model import build, config_dict
+from model import build
 from tokenizer import Tokenizer
 from tokenizer.train import train
 
@@ -26,7 +26,7 @@ def refused(call):
 def write_checkpoint(path, tokenizer, change=lambda state: None, vocab_size=None):
     """A small untrained checkpoint, after `change(state)`."""
     model = build("0.1m", vocab_size or tokenizer.vocab_size, max_seq_len=160)
-    state = dict(model=model.state_dict(), model_config=config_dict(model),
+    state = dict(model=model.state_dict(), model_config=vars(model.config),
                  tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8))
     change(state)
     checkpoints.save(path, state)

@@ -9,7 +9,7 @@ import torch
 import model as model_module
 from decoding import Decoder, KVCache, generate, sample, stream
 from losses import cross_entropy
-from model import (SIZES, ModelConfig, RMSNorm, SwiGLU, Transformer, build, config_dict, rope_table,
+from model import (SIZES, ModelConfig, RMSNorm, SwiGLU, Transformer, build, rope_table,
                    rotate)
 from optim import make_optimizers
 
@@ -155,7 +155,7 @@ def test_tied_embeddings_stay_tied_after_loading(tiny_model):
 def test_a_checkpoint_knows_its_shape(tiny_model):
     """TRAPS 26: sizes typed again at each stage; here the saved config rebuilds the very model."""
     model = tiny_model(n_kv_heads=1, qk_norm=False, max_seq_len=16)
-    config = config_dict(model)
+    config = vars(model.config)
     assert all(type(v) in (int, float, bool) for v in config.values())  # weights_only=True reads it
     again = Transformer(ModelConfig(**config))
     again.load_state_dict(model.state_dict(), strict=True)

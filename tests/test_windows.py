@@ -241,6 +241,7 @@ def many_rows(path, megabytes):
     return path
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_workers(tmp_path, tokenizer, out_dir):
     """Another machine, another core count: the same data, or a teacher's cache no longer fits."""
     path = many_rows(tmp_path / "big.jsonl", 9)
