@@ -3,10 +3,8 @@
     python runs/render.py            write the tables
     python runs/render.py --check    status 2 if a table differs from its rows (a test does this)
 
-No figure in those files is typed by hand. A table is lines and columns; a column is a head and a
-function of a line, and a line is mostly the runs of one recipe, one a seed. A comparison with a
-teacher is refused unless it has both axes, equal tokens and equal wall-clock: a teacher is not free
-(TRAPS 28).
+No figure in those files is typed by hand. A table is lines and columns. A line is mostly the runs
+of one recipe, one a seed. A column is a head and a function of a line.
 """
 import json
 import math
@@ -14,7 +12,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, mean, stdev
+from statistics import fmean, stdev
 
 import numpy as np
 
@@ -34,49 +32,49 @@ class Config:
 # --- rows -----------------------------------------------------------------------------------------
 
 def read_rows(*names):
-    """{recipe: its runs by seed} of results/NAME.jsonl. A run is a row (dict) that has the keys of
-    its "config" and "metrics", too. UserError if the runs of a recipe were not alike."""
+    """{recipe: its runs by seed} of results/NAME.jsonl. A run has the keys of its row, of its flags
+    and metrics, and "on SUITE" accuracies. UserError if the runs of a recipe were not alike."""
     rows = {}
-    for name in names:
-        for line in (ROOT / f"results/{name}.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            run = {**row.get("config", {}), **row["metrics"], **row}
-            rows.setdefault(row["recipe"], []).append(run)
+    for line in (line for name in names for line in open(ROOT / f"results/{name}.jsonl")):
+        row = json.loads(line)
+        suites = {f"on {name}": suite["exact"] for name, suite in
+                  row["metrics"].get("suites", {}).items() if name != "hostile"}
+        run = {**row.get("config", {}), **row["metrics"], **suites, **row}
+        rows.setdefault(row["recipe"], []).append(run)
     for recipe, runs in rows.items():
         runs.sort(key=lambda run: run["seed"])
         check(len({run["seed"] for run in runs}) == len(runs), f"{recipe} has a seed twice")
-        flags = [{k: v for k, v in run.get("config", {}).items()
-                  if k not in ("name", "seed", "fresh")} for run in runs]
+        flags = [{**run.get("config", {}), "name": "", "seed": 0} for run in runs]
         check(all(other == flags[0] for other in flags),
-              f"the runs of {recipe} had different flags; delete the old rows")
+              f"the runs of {recipe} had different flags; delete the old ones")
     return rows
 
 
-def name_of(runs):
+def mode(runs):
     """few/logits-wall -> logits-wall"""
     return runs[0]["recipe"].split("/")[-1]
 
 
-def modes(rows, group):
-    """GROUP/MODE of every mode that has rows; UserError for a mode with only one axis."""
-    of_group = [r for r in rows if r.rsplit("/", 1)[0] == group and
-                not r.endswith(("/teacher", "/alone"))]
-    for recipe in of_group:
-        other = recipe.removesuffix("-wall") if recipe.endswith("-wall") else f"{recipe}-wall"
-        if other not in rows:
-            raise UserError(f"{recipe}: a comparison needs both axes, equal tokens and equal "
-                            f"wall-clock, and there is no row of {other}")
-    return [r for r in of_group if not r.endswith("-wall")]
+def of(rows, group, *names):
+    """The runs of each recipe GROUP/NAME."""
+    return [rows[f"{group}/{name}"] for name in names]
 
 
-def teacher_of(rows, group):
-    """The runs of a group's teacher: of the group itself, or of the group that it belongs to."""
-    own = f"{group}/teacher"
-    return rows[own] if own in rows or "/" not in group else \
-        teacher_of(rows, group.rsplit("/", 1)[0])
+def models(rows, group, axes=("",)):
+    """The runs of a group's teacher, of the student without one, and of each mode of the group on
+    these axes: "" is equal tokens, "-wall" equal wall-clock. UserError if a mode has only one axis:
+    a teacher is not free (TRAPS 28)."""
+    names = [mode(runs) for recipe, runs in rows.items() if recipe.rpartition("/")[0] == group]
+    modes = dict.fromkeys(name.removesuffix("-wall") for name in names)
+    modes = [name for name in modes if name not in ("teacher", "alone")]
+    for recipe in (f"{group}/{name}{axis}" for name in modes for axis in ("", "-wall")):
+        if recipe not in rows:
+            raise UserError("a comparison needs both axes, equal tokens and equal wall-clock, and "
+                            f"there is no row of {recipe}")
+    return of(rows, group, "teacher", "alone", *(name + axis for name in modes for axis in axes))
 
 
-# --- statistics: tests/test_docs.py compares them with scipy or with values by hand -----------------
+# --- statistics -----------------------------------------------------------------------------------
 
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -85,330 +83,206 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.
 
 def paired_t(base, runs, key):
     """Mean of runs - base over the seeds, and the half width of its 95 % interval (Student's t).
-
-    UserError unless both have the same seeds, 2 to 20: a run that is left out is a choice.
-    """
+    UserError unless both have the same seeds, 2 to 20: to leave a run out is to choose."""
     seeds, others = ([run["seed"] for run in side] for side in (runs, base))
     check(seeds == others and 2 <= len(seeds) <= 20,
           f"{runs[0]['recipe']} has seeds {seeds} and {base[0]['recipe']} {others}; "
           "a comparison needs the same ones, 2 to 20")
     differences = [run[key] - other[key] for run, other in zip(runs, base)]
-    half = T95[len(seeds) - 2] * stdev(differences) / math.sqrt(len(seeds))
-    return mean(differences), half
+    return fmean(differences), T95[len(seeds) - 2] * stdev(differences) / math.sqrt(len(seeds))
 
 
 def bootstrap(differences, rounds=10_000, seed=0):
     """Mean of paired differences, its 95 % percentile interval (Efron & Tibshirani 1993, ch. 13).
-
-    Questions are drawn again with replacement: for one pair of models on many questions.
-    """
+    Questions are drawn again with replacement: for one pair of models on many questions."""
     d = np.asarray(differences, dtype=np.float64)
     draws = np.random.default_rng(seed).integers(0, len(d), (rounds, len(d)))
     low, high = np.quantile(d[draws].mean(axis=1), [0.025, 0.975])
     return float(d.mean()), float(low), float(high)
 
 
-def suite_values(right, suites=()):
-    """The mean accuracy on the suites as one value a problem -> (n,), so that `bootstrap` of the
-    difference of two models is paired problem by problem. The mean of the values is the mean of
-    the suites' accuracies.
-
-    right: {suite: "10-1..."}, a character a problem of "clean": 1 right, 0 wrong, - not in this
-    suite; suites: their names, none: all except "clean".
-    """
-    value = np.zeros(len(right["clean"]))
-    suites = suites or [name for name in right if name != "clean"]
-    for name in suites:
-        marks = np.array(list(right[name]))
-        value += (marks == "1") * (len(marks) / (marks != "-").sum()) / len(suites)
-    return value
+def suite_values(runs, suites=()):
+    """Accuracy on the suites (none: all except "clean"), mean over suites and runs, as one value a
+    problem -> (n,), so that `bootstrap` pairs two models problem by problem. A run's "suites_right"
+    is {suite: "10-1..."}, a character a problem: 1 right, 0 wrong, - not in this suite."""
+    values = []
+    for right in (run["suites_right"] for run in runs):
+        for name in suites or [name for name in right if name != "clean"]:
+            marks = np.array(list(right[name]))
+            values.append((marks == "1") * len(marks) / (marks != "-").sum())
+    return np.mean(values, axis=0)
 
 
-def points_lost(right):
-    """Accuracy on clean minus the mean of the suites, as one value a problem -> (n,)."""
-    return suite_values(right, ["clean"]) - suite_values(right)
+def surer(runs):
+    """Confidence in the likeliest token minus how often it is right, in points, of the first run.
+    Its "reliability" is [(tokens, mean confidence, accuracy)] of bins."""
+    tokens, confidence, accuracy = np.array(runs[0]["reliability"]).T
+    return float(100 * (tokens * (confidence - accuracy)).sum() / tokens.sum())
 
 
-def surer(reliability):
-    """Mean confidence in the likeliest token minus how often it is right, of a Calibration's bins:
-    (tokens, mean confidence, accuracy) of each."""
-    tokens = sum(n for n, _, _ in reliability)
-    return sum(n * (sure - right) for n, sure, right in reliability) / tokens
+# --- columns: (head, function of a line) ----------------------------------------------------------
 
-
-def front(points):
-    """Of (speed, accuracy) pairs, those that no other beats in both: the Pareto front, by speed."""
-    best, kept = -1.0, []
-    for speed, accuracy in sorted(points, reverse=True):
-        if accuracy > best:
-            best = accuracy
-            kept.append((speed, accuracy))
-    return kept[::-1]
-
-
-# --- cells and columns ----------------------------------------------------------------------------
-
-def cells(lines, columns):
-    """The cells of a table: a column is (head, function of a line)."""
-    return [[cell(line) for _, cell in columns] for line in lines]
-
-
-def table(lines, columns, above=(), below=()):
-    """A Markdown table of lines and columns; above, below: lines of cells that are no recipe's."""
+def table(lines, columns, above=()):
+    """A Markdown table; above: lines that are cells already."""
     return markdown(" | ".join(head for head, _ in columns),
-                    [*above, *cells(lines, columns), *below])
+                    [*above, *([cell(line) for _, cell in columns] for line in lines)])
 
 
-def first(key, form=","):
-    """A column's function: a figure that is the same for all seeds."""
-    return lambda runs: format(runs[0][key], form)
-
-
-def average(key, form, unit=1):
+def average(key, form=",.0f", unit=1):
     """A column's function: the mean over the seeds."""
     return lambda runs: format(fmean(run[key] for run in runs) / unit, form)
 
 
-def spread(values, form):
-    """Mean ± standard deviation of one value a seed, as text; a dash without a value."""
-    if not values:
-        return "-"
-    around = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{mean(values):{form}}{around}"
-
-
 def over(key, form):
     """A column's function: mean ± standard deviation over the seeds, or a dash."""
-    return lambda runs: spread([run[key] for run in runs if key in run], form)
-
-
-def proportion(run):
-    """Accuracy of one run with its Wilson interval, or a dash."""
-    return "{:.1%} ({:.1f}-{:.1f})".format(run["exact"], *(100 * x for x in run["exact_interval"])) \
-        if "exact" in run else "-"
+    def cell(runs):
+        values = [run[key] for run in runs if key in run]
+        around = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+        return f"{fmean(values):{form}}{around}" if values else "-"
+    return cell
 
 
 def exact(runs):
     """Accuracy. One seed: with Wilson's interval. Several: mean ± standard deviation, since all
     seeds answer the same questions, and pooling them would make the interval too narrow."""
-    return proportion(runs[0]) if len(runs) == 1 else over("exact", ".1%")(runs)
+    if len(runs) > 1 or "exact" not in runs[0]:
+        return over("exact", ".1%")(runs)
+    low, high = runs[0]["exact_interval"]
+    return f"{runs[0]['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def kept(teacher):
+    """A column: the share of the teacher's accuracy, mean (lowest to highest seed)."""
+    def cell(runs):
+        shares = [run["exact"] / teacher[0]["exact"] for run in runs]
+        return f"{fmean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+    return "of the teacher's accuracy:", cell
+
+
+def gap_closed(alone, teacher):
+    """A column: the share of the gap in cross-entropy to the teacher; a dash for a small gap."""
+    def cell(runs):
+        base, own, best = (fmean(run["ce"] for run in side) for side in (alone, runs, teacher))
+        return f"{(base - own) / (base - best):.0%}" if base - best >= 0.15 else "-"
+    return "gap closed:", cell
 
 
 def judged(base, runs, key):
-    """[mean of runs - base over the seeds and its 95 % interval, in points of accuracy or in nats
-    of cross-entropy; the verdict], as text.
-
-    INCONCLUSIVE if the interval contains 0; DOES NOT BEAT is significantly worse.
-    """
+    """[mean of runs - base over seeds and its 95 % interval, in points of accuracy or in nats;
+    the verdict]. INCONCLUSIVE: the interval contains 0. DOES NOT BEAT: significantly worse."""
     scale, form, better = (100, ".1f", 1) if key == "exact" else (1, ".4f", -1)
-    middle, half = paired_t(base, runs, key)
-    verdict = "BEATS" if middle * better > 0 else "DOES NOT BEAT"
-    return [f"{scale * middle:+{form}} ± {scale * half:{form}}",
-            verdict if abs(middle) > half else "INCONCLUSIVE"]
+    mean, half = paired_t(base, runs, key)
+    verdict = "BEATS" if mean * better > 0 else "DOES NOT BEAT"
+    return [f"{scale * mean:+{form}} ± {scale * half:{form}}",
+            verdict if abs(mean) > half else "INCONCLUSIVE"]
 
 
-def against(head, key, base, blank="-"):
-    """Two columns, difference and verdict. base(runs): the runs to compare with, None: blank."""
+def against(head, key, base):
+    """Two columns: the difference to the runs base(runs), and the verdict. Dashes for those runs
+    themselves and for a teacher."""
     def pair(runs):
-        other = base(runs)
-        return judged(other, runs, key) if other else [blank] * 2
+        itself = mode(runs) == "teacher" or base(runs) is runs
+        return ["-", "-"] if itself else judged(base(runs), runs, key)
     return [(head, lambda runs: pair(runs)[0]), ("verdict", lambda runs: pair(runs)[1])]
 
 
-def points(differences):
-    """Mean and 95 % bootstrap interval of paired differences of accuracy, in points, as text."""
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in bootstrap(differences)))
+def student(runs):
+    """logits-wall -> "logits, equal wall-clock"."""
+    name, wall, _ = mode(runs).partition("-wall")
+    return name if name in ("teacher", "alone") else \
+        f"{name}, equal {'wall-clock' if wall else 'tokens'}"
 
 
-def gap_closed(base, runs, teacher):
-    """The share of the gap to the teacher's cross-entropy that is closed, or a gap too small for
-    one, as text."""
-    gap = mean(run["ce"] for run in base) - teacher[0]["ce"]
-    return f"{-paired_t(base, runs, 'ce')[0] / gap:.0%}" if gap >= 0.15 else f"gap {gap:.3f}"
-
-
-STEPS, TOKENS = ("steps:", first("steps")), ("tokens:", first("tokens"))
-CE, EXACT = ("test ce:", over("ce", ".4f")), ("exact:", exact)
-KL = ("KL to the teacher:", over("kl", ".3f"))
-FORMAT, LENGTH = ("format:", over("format", ".1%")), ("tokens an answer:", over("answer_tokens", ".1f"))
+WORDS = {"cot": "chains of thought", "bare": "bare answers", "answer": "bare answers",
+         "full": "whole replies, no tags", "gold": "the stories' own steps, other questions",
+         "mixed": "half of the rows with a thought, asked for nothing",
+         "mixed-cot": "the same student, asked for a thought",
+         "multi": "both tasks, asked for a thought", "multi-bare": "the same, asked for an answer",
+         "unjudged": "as many chains of all answers, right and wrong",
+         "shuffled": "half of the chains of several steps shuffled",
+         "wrong": "half of the chains end with a wrong number"}
+LEARNED = ("learned", lambda runs: WORDS.get(mode(runs), mode(runs)))
+RECIPE, SEED = ("recipe", lambda runs: runs[0]["recipe"]), ("seed:", average("seed"))
+MODEL, PARAMETERS = ("model", mode), ("parameters:", average("parameters"))
+STEPS, BEST = ("steps:", average("steps")), ("best step:", average("best_step"))
+TOKENS, COUNTED = ("tokens:", average("tokens")), ("of them count:", average("supervised"))
+CE, VAL_CE = ("test ce:", over("ce", ".4f")), ("validation ce:", over("ce", ".4f"))
+EXACT, KL = ("exact:", exact), ("KL to the teacher:", over("kl", ".3f"))
 SUITES = ("mean of the suites:", over("suite_mean", ".1%"))
-SEED, PARAMETERS = ("seed:", first("seed")), ("parameters:", first("parameters"))
+FORM = ("format:", over("format", ".1%"))
+LENGTH = ("tokens an answer:", over("answer_tokens", ".1f"))
+DECODE = [("decode 1:", over("decode1", ",.0f")), ("decode 32:", over("decode32", ",.0f"))]
+INTERVAL = "{:+.1f} ({:+.1f} to {:+.1f})".format
+# Suites of the kinds of the disturbed prompts (blackbox/prompts.py), and of other kinds.
+SEEN = ["typos", "names", "order", "no_punctuation"]
+HELD = ["paraphrase", "distractor", "large", "upper"]  # and longer, which has a cousin there
 
 
-# --- the scoreboard, students, teachers -----------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
-def on_both_axes(rows, recipes):
-    """The runs of each recipe at equal tokens, then at equal wall-clock."""
-    return [rows[recipe + axis] for recipe in recipes for axis in ("", "-wall")]
-
-
-def axis(runs):
-    """logits -> "logits, equal tokens"; logits-wall -> "logits, equal wall-clock"."""
-    mode, wall, _ = name_of(runs).partition("-wall")
-    return f"{mode}, equal {'wall-clock' if wall else 'tokens'}"
-
-
-def modes_table(rows, group):
-    """Every mode of a group against the student without a teacher, on both axes: in accuracy if
-    answers can be right or wrong, else in cross-entropy."""
-    teacher, alone = teacher_of(rows, group), rows[f"{group}/alone"]
-    names = {id(teacher): "teacher", id(alone): "without a teacher"}
-    key = "exact" if "exact" in alone[0] else "ce"
-    return table([teacher, alone, *on_both_axes(rows, modes(rows, group))], [
-        ("student", lambda runs: names.get(id(runs)) or axis(runs)), STEPS,
-        ("best step:", average("best_step", ",.0f")), TOKENS, CE, EXACT,
-        ("gap closed:", lambda runs: "-" if id(runs) in names else gap_closed(alone, runs, teacher)),
-        *against(f"{'points' if key == 'exact' else 'ce'} against alone:", key,
-                 lambda runs: None if id(runs) in names else alone)])
+def modes_table(rows, group, *more):
+    """Modes against the student without a teacher, on both axes: in accuracy if answers can be
+    right or wrong, else in cross-entropy."""
+    teacher, alone, *_ = lines = models(rows, group, ("", "-wall"))
+    head, key = ("points", "exact") if "exact" in alone[0] else ("ce", "ce")
+    return table(lines, [
+        ("student", student), STEPS, BEST, TOKENS, CE, EXACT, *more, gap_closed(alone, teacher),
+        *against(f"{head} against alone:", key, lambda _: alone)])
 
 
-# No question of any student was changed in these ways (blackbox/prompts.py has the others).
-UNSEEN = ("paraphrase", "distractor", "large", "longer", "upper")
+def stories_table(rows):
+    """White-box modes on the stories, beside the scoreboard's runs of the same seeds."""
+    seeds = [run["seed"] for run in rows["few-white/jsd"]]
+    same = {f"few-white/{name}": [run for run in rows[f"few/{name}"] if run["seed"] in seeds]
+            for name in ("alone", "logits", "logits-wall")}
+    rows = {"few-white/teacher": rows["few/teacher"], **same, **rows}
+    minutes = ("minutes:", average("train_seconds", ".1f", unit=60))
+    return modes_table(rows, "few-white", KL, SUITES, minutes)
 
 
 def robust_table(rows, group):
-    """Accuracy on the suites, and what each model loses from clean to their mean, both against the
+    """Accuracy on the suites, and the points lost from clean to their mean, both against the
     teacher: paired bootstraps over problems, each value the mean over seeds."""
-    teacher = rows[f"{group}/teacher"]
-    lines = [teacher, *(rows[recipe] for recipe in (f"{group}/alone", *modes(rows, group)))]
+    lines = models(rows, group)
     places = {tuple(marks.replace("1", "0") for marks in run["suites_right"].values())
               for runs in lines for run in runs}
     check(len(places) == 1, f"the students of {group} were asked other suites than their teacher")
 
-    def each(value, runs):  # (n,)
-        return sum(value(run["suites_right"]) for run in runs) / len(runs)
+    def lost(runs):  # (n,)
+        return suite_values(runs, ["clean"]) - suite_values(runs)
 
-    def more(value, runs):
-        return "-" if runs is teacher else points(each(value, runs) - each(value, teacher))
-
-    def worst(runs):
-        accuracy = {s: fmean(run["suites"][s]["exact"] for run in runs)
-                    for s in runs[0]["suites_right"]}
-        return "{}, {:.1%}".format(*min(accuracy.items(), key=lambda pair: pair[1]))
+    def more(value):
+        return lambda runs: "-" if runs is lines[0] else \
+            INTERVAL(*bootstrap(100 * (value(runs) - value(lines[0]))))
     return table(lines, [
-        ("model", name_of),
-        ("clean:", lambda runs: spread([r["suites"]["clean"]["exact"] for r in runs], ".1%")),
-        SUITES, ("against the teacher (95 %):", lambda runs: more(suite_values, runs)),
-        ("of the five unseen:", lambda runs: spread(
-            [fmean(r["suites"][s]["exact"] for s in UNSEEN) for r in runs], ".1%")),
-        ("worst suite", worst),
-        ("points lost:", lambda runs: f"{100 * each(points_lost, runs).mean():.1f}"),
-        ("more than the teacher (95 %):", lambda runs: more(points_lost, runs))])
+        MODEL, ("clean:", over("on clean", ".1%")), SUITES,
+        ("against the teacher (95 %):", more(suite_values)),
+        ("of the five unseen:",
+         lambda runs: f"{suite_values(runs, [*HELD, 'longer']).mean():.1%}"),
+        ("points lost:", lambda runs: f"{100 * lost(runs).mean():.1f}"),
+        ("more than the teacher (95 %):", more(lost))])
 
 
 def suites_table(rows, group):
     """Accuracy on each suite, a column a model."""
-    recipes = [f"{group}/teacher", f"{group}/alone", *modes(rows, group)]
-
     def column(runs):
-        return f"{name_of(runs)}:", lambda suite: spread(
-            [run["suites"][suite]["exact"] for run in runs], ".1%")
-    return table([suite for suite in rows[recipes[0]][0]["suites"] if suite != "hostile"], [
-        ("suite", lambda suite: suite.replace("_", " ")), *(column(rows[r]) for r in recipes)])
+        return f"{mode(runs)}:", lambda suite: over(suite, ".1%")(runs)
+    lines = models(rows, group)
+    return table([key for key in lines[0][0] if key.startswith("on ")], [
+        ("suite", lambda suite: suite[3:].replace("_", " ")), *map(column, lines)])
 
-
-def kept(runs, teacher):
-    """What the seeds keep of the teacher's accuracy, as text: mean (lowest to highest)."""
-    shares = [run["exact"] / teacher[0]["exact"] for run in runs]
-    return f"{fmean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}) of the teacher's accuracy"
-
-
-def keeps_lines(rows, group):
-    """A line a student, the one without a teacher first: accuracy kept; then its size and speed."""
-    teacher, alone = rows[f"{group}/teacher"], rows[f"{group}/alone"]
-    lines = [f"- alone reaches {kept(alone, teacher)}"]
-    for recipe in modes(rows, group):
-        tokens, wall = (judged(alone, runs, "exact")[1] for runs in on_both_axes(rows, [recipe]))
-        lines.append(f"- {name_of(rows[recipe])} keeps {kept(rows[recipe], teacher)}; against "
-                     f"alone: {tokens} at equal tokens, {wall} at equal wall-clock")
-    size = alone[0]["parameters"] / teacher[0]["parameters"]
-    turns = list(zip(rows[f"{group}/speed/1"], rows[f"{group}/speed/2"]))  # the teacher, a student
-    one, many = (" and ".join(f"{student[key] / theirs[key]:.2f}" for theirs, student in turns)
-                 for key in ("decode1", "decode32"))
-    return "\n".join(lines) + (
-        f"\n\nEach at {size:.1%} of the teacher's parameters and, measured {len(turns)} times, "
-        f"{one} times its speed at batch 1 and {many} times at batch 32.")
-
-
-def reason_table(rows):
-    """Chains of thought against bare answers of the same questions at equal tokens."""
-    names = {"cot": "the teacher's verified chains of thought",
-             "answer": "bare answers of the same questions",
-             "gold": "the stories' own steps, as many, other questions"}
-
-    def nearest(runs):  # the seed that the comparison of the two kinds hangs on
-        most = max if name_of(runs) == "answer" else min
-        return proportion(most(runs, key=lambda run: run["exact"]))
-    return table([rows[f"stories/reason/{kind}"] for kind in names], [
-        ("trained on", lambda runs: names[name_of(runs)]), STEPS, TOKENS,
-        ("supervised:", first("supervised")), EXACT, ("nearest seed:", nearest), FORMAT, LENGTH])
-
-
-def single_table(rows):
-    """Other data: one run a recipe."""
-    recipes = ("stories/teacher", "stories-zh/teacher", "stories-zh/cot", "stories-zh/answer",
-               "gsm8k/cot", "gsm8k/answer")
-    return table([rows[recipe] for recipe in recipes], [
-        ("run", first("recipe", "")), SEED, PARAMETERS, STEPS, CE,
-        ("bits/byte:", over("bits_per_byte", ".3f")), EXACT, FORMAT])
-
-
-def trials_table(rows):
-    """What was tried before, on validation data and a seed of its own."""
-    return table([rows[recipe] for recipe in sorted(rows) if recipe.startswith("trial/")], [
-        ("trial", lambda runs: runs[0]["recipe"].removeprefix("trial/")), SEED,
-        ("steps:", first("steps", "d")), ("validation ce:", CE[1]), EXACT])
-
-
-def students_table(_):
-    """Seven shapes on one teacher's traces; on the Pareto front if none is faster and better."""
-    rows = read_rows("students").values()
-
-    def place(runs):
-        return runs[0]["decode1"], runs[0]["exact"]
-    best = front(map(place, rows))
-    return table(rows, [("model", name_of), PARAMETERS, EXACT, CE,
-                        ("decode 1:", first("decode1", ",.0f")),
-                        ("decode 32:", first("decode32", ",.0f")),
-                        ("Pareto front", lambda runs: "yes" if place(runs) in best else "")])
-
-
-def teachers_table(_):
-    """Three teachers, and the same student taught by each."""
-    return table(read_rows("teachers").values(), [("model", name_of), PARAMETERS, EXACT, CE])
-
-
-def sweep_table(_):
-    """Validation accuracy (and cross-entropy) of each temperature and alpha."""
-    found = {(run["temperature"], run["alpha"]): "{exact:.1%} ({ce:.3f})".format(**run)
-             for [run] in read_rows("sweep").values()}
-    temperatures, alphas = (sorted(set(values)) for values in zip(*found))
-
-    def column(alpha):
-        return f"alpha {alpha:g}:", lambda temperature: found[temperature, alpha]
-    return table(temperatures, [("temperature:", "{:g}".format), *map(column, alphas)])
-
-
-# --- white box ------------------------------------------------------------------------------------
 
 def step_times():
-    """{mode: (ms a step, seconds before the first)} of white/MODE, mean over turns."""
-    return {recipe.removeprefix("white/"): tuple(fmean(run[key] for run in runs)
-                                                 for key in ("ms", "making"))
-            for recipe, runs in read_rows("whitebox-times").items()}
-
-
-def alone_budgets(rows, group):
-    """The runs of each student without a teacher, by its number of steps."""
-    return sorted((runs for recipe, runs in rows.items()
-                   if re.fullmatch(rf"{group}/alone(-\d+)?", recipe)), key=lambda r: r[0]["steps"])
+    """{recipe of white: (ms a step, seconds before the first)}, mean over turns."""
+    return {mode(runs): tuple(fmean(run[key] for run in runs) for key in ("ms", "making"))
+            for recipe, runs in read_rows("whitebox-times").items() if recipe.startswith("white/")}
 
 
 def as_long(budgets, runs, needed):
-    """The student without a teacher (of alone_budgets) that is compared with runs as long as
-    `needed` of its steps: the smallest budget that is enough. As it overfits, a smaller one that
-    does better on validation data stands in its place. UserError if none is enough, unless the
-    longest does worse than a shorter one: then more steps would not help."""
+    """The student without a teacher that is compared with runs as long as `needed` of its steps: of
+    budgets (its runs, by steps) the smallest that is enough or, since it overfits, a smaller one
+    that does better on validation data. UserError if none is enough and the longest is the best of
+    them: more steps might help."""
     shorter = sum(budget[0]["steps"] < needed for budget in budgets)
     best = min(budgets[:shorter + 1], key=lambda budget: fmean(run["val_ce"] for run in budget))
     check(shorter < len(budgets) or best is not budgets[-1],
@@ -416,247 +290,141 @@ def as_long(budgets, runs, needed):
     return best
 
 
-def white_columns(rows, group):
-    """White-box recipes against the student without a teacher, at equal tokens and wall-clock."""
-    teacher, alone, budgets = rows["white/teacher"], rows[f"{group}/alone"], alone_budgets(rows, group)
-    times = step_times()
+def white_table(rows, group, short=False):
+    """White-box recipes against the student without a teacher; short: only what they are worth."""
+    times, teacher, alone = step_times(), rows["white/teacher"], rows[f"{group}/alone"]
+    found = [runs for recipe, runs in rows.items()
+             if recipe.startswith(f"{group}/") and runs is not teacher]
+    budgets = sorted((runs for runs in found if mode(runs).startswith("alone")),
+                     key=lambda runs: runs[0]["steps"])
+    recipes = [runs for runs in found if runs not in budgets]
 
     def cost(runs):
-        return times["alone" if runs in budgets else name_of(runs)]
-
-    def seconds(runs):
-        ms, making = cost(runs)
-        return runs[0]["steps"] * ms / 1000 + making
-
-    def closed(runs):
-        if runs in budgets:
-            return "0%" if runs is alone else ""
-        return gap_closed(alone, runs, teacher)
+        ms, making = times["alone" if runs in budgets else mode(runs)]
+        return ms / times["alone"][0], runs[0]["steps"] * ms / 1000 + making
 
     def longest(runs):
-        return None if runs in budgets else \
-            as_long(budgets, runs, 1000 * seconds(runs) / times["alone"][0])
-    return [
-        ("recipe", name_of),
-        ("a step costs:", lambda runs: f"{cost(runs)[0] / times['alone'][0]:.2f}"),
-        ("minutes:", lambda runs: f"{seconds(runs) / 60:.1f}"), CE, KL, ("gap closed:", closed),
-        *against("ce against alone, equal tokens:", "ce",
-                 lambda runs: None if runs in budgets else alone, blank=""),
-        *against("equal wall-clock:", "ce", longest, blank="")]
-
-
-def white_recipes(rows, group):
-    """The runs of each recipe with a teacher."""
-    return [runs for recipe, runs in rows.items() if recipe.startswith(f"{group}/") and
-            not re.match(r"alone|teacher", name_of(runs))]
-
-
-def white_table(rows, group):
-    """The teacher, the students without one, and every recipe."""
-    teacher = ["teacher", "", "", f"{rows['white/teacher'][0]['ce']:.4f}", 0, "100%", *[""] * 4]
-    return table([*alone_budgets(rows, group), *white_recipes(rows, group)],
-                 white_columns(rows, group), above=[teacher])
-
-
-def white_lines(rows, group):
-    """The table in a line a recipe, for the README."""
-    return "\n".join(
-        f"- {name} closes {closed}: {tokens} at equal tokens, {wall} at equal wall-clock"
-        for name, *_, closed, _, tokens, _, wall in cells(white_recipes(rows, group),
-                                                          white_columns(rows, group)))
+        return as_long(budgets, runs, 1000 * cost(runs)[1] / times["alone"][0])
+    closed = gap_closed(alone, teacher)
+    tokens = against("ce against alone, equal tokens:", "ce", lambda _: alone)
+    wall = against("equal wall-clock:", "ce", longest)
+    if short:
+        return table(recipes, [MODEL, closed, ("equal tokens", tokens[1][1]),
+                               ("equal wall-clock", wall[1][1])])
+    return table([*budgets, *recipes], [
+        MODEL, ("a step costs:", lambda runs: f"{cost(runs)[0]:.2f}"),
+        ("minutes:", lambda runs: f"{cost(runs)[1] / 60:.1f}"), CE, KL, closed, *tokens, *wall],
+        above=[["teacher", "-", "-", CE[1](teacher), "-", "100%", *["-"] * 4]])
 
 
 def cache_table(_):
     """What each cache costs, and after how many steps it has paid against the teacher beside."""
     times = step_times()
-    online, plain = times["forward"][0], times["alone"][0]
 
-    def column(head, form):
-        def cell(kind):
-            ms, making = times[f"cached-{kind}"]
-            return form.format(ms=ms, making=making, speed=plain / ms,
-                               pays=1000 * making / (online - ms))
-        return head, cell
-    return table(("topk", "sampled", "hidden"), [
-        ("cache", str), column("made in:", "{making:.0f} s"), column("a step:", "{ms:.0f} ms"),
-        column("steps/s of plain pretraining:", "{speed:.2f}"),
-        column("pays after:", "{pays:,.0f} steps")],
-        above=[["none, the teacher beside", "-", f"{online:.0f} ms", f"{plain / online:.2f}", "-"]])
-
-
-def topk_table(_):
-    """Students of lists of k tokens, with a bucket for the rest, and renormalised."""
-    rows = read_rows("topk")
-
-    def column(head, kind, figure, form):
-        return head, lambda k: format(figure(rows[f"{kind}/{k}"][0]), form)
-    return table(sorted({int(name_of(runs)) for runs in rows.values()}), [
-        ("k:", str),
-        column("ce, bucket:", "bucket", lambda run: run["ce"], ".3f"),
-        column("ce, renormalised:", "renormalised", lambda run: run["ce"], ".3f"),
-        column("KL to the teacher, bucket:", "bucket", lambda run: run["kl"], ".3f"),
-        column("renormalised:", "renormalised", lambda run: run["kl"], ".3f"),
-        column("surer than right, bucket:", "bucket",
-               lambda run: 100 * surer(run["reliability"]), "+.1f"),
-        column("renormalised:", "renormalised",
-               lambda run: 100 * surer(run["reliability"]), "+.1f")])
-
-
-def stories_table(rows):
-    """White-box recipes on the stories, beside the scoreboard's runs of the same seeds."""
-    seeds = [run["seed"] for run in rows["few-white/jsd"]]
-    rows = {recipe: [run for run in runs if run["seed"] in seeds] for recipe, runs in rows.items()}
-    alone = rows["few/alone"]
-    return table([alone, *on_both_axes(rows, ("few/logits", "few-white/jsd", "few-white/hidden",
-                                              "few-white/on-policy"))], [
-        ("student", lambda runs: "alone" if runs is alone else axis(runs)), STEPS, CE, KL, EXACT,
-        SUITES, ("minutes:", average("train_seconds", ".1f", unit=60)),
-        *against("points against alone:", "exact", lambda runs: None if runs is alone else alone)])
-
-
-# --- black box ------------------------------------------------------------------------------------
-
-LESSONS = {
-    "teacher": "the teacher itself", "bare": "bare answers", "full": "whole replies, no tags",
-    "cot": "chains of thought", "mixed": "half of the rows with a thought, asked for nothing",
-    "mixed-cot": "the same student, asked for a thought",
-    "multi": "both tasks, asked for a thought", "multi-bare": "the same, asked for an answer"}
-SEEN = ["typos", "names", "order", "no_punctuation"]   # suites whose operation the prompts had
-COUSIN = "longer"                                      # their "deeper" adds an operation, up to 4
-
-
-def lessons_table(rows):
-    """One teacher's text, learned in several ways at equal tokens from one initialisation."""
-    teacher, bare = rows["blackbox/teacher"], rows["blackbox/bare"]
-    return table([rows[f"blackbox/{name}"] for name in LESSONS], [
-        ("learned", lambda runs: LESSONS[name_of(runs)]), TOKENS,
-        ("of them count:", first("supervised")), EXACT,
-        ("of the teacher's:", lambda runs: "-" if runs is teacher else average(
-            "exact", ".1%", unit=teacher[0]["exact"])(runs)),
-        SUITES, FORMAT, LENGTH,
-        *against("against bare answers:", "exact",
-                 lambda runs: None if runs in (teacher, bare) else bare)])
-
-
-def lesson_lines(rows):
-    """What each lesson keeps of the teacher's accuracy, for the README."""
-    return "\n".join(f"- {LESSONS[name]}: "
-                     f"{kept(rows[f'blackbox/{name}'], rows['blackbox/teacher'])}"
-                     for name in ("bare", "full", "cot", "multi"))
+    def pays(name):
+        gain = times["forward"][0] - times[name][0]  # ms a step
+        return f"{1000 * times[name][1] / gain:,.0f} steps" if gain else "-"
+    return table(("forward", "cached-topk", "cached-sampled", "cached-hidden"), [
+        ("model", str), ("made in:", lambda name: f"{times[name][1]:.0f} s"),
+        ("a step:", lambda name: f"{times[name][0]:.0f} ms"), ("pays after:", pays)])
 
 
 def enriched_table(rows):
     """Disturbed questions among those that the teacher was asked, against none, as many rows."""
-    plain, rich = rows["blackbox/plain-2000"], rows["blackbox/cot-2000"]
-    there = rich[0]["suites_right"]
-    held = [s for s in there if s not in (*SEEN, COUSIN, "clean", "other_language")]
-    lines = {"clean": ["clean"], "mean of those in training": SEEN, **{s: [s] for s in SEEN},
-             "mean of those held out": held, **{s: [s] for s in (*held, COUSIN)}}
+    plain, rich = of(rows, "blackbox", "plain-2000", "cot-2000")
+    suites = {"mean of those in training": SEEN, "mean of those held out": HELD,
+              **{name: [name] for name in ("clean", *SEEN, *HELD, "longer")}}
 
-    def scored(runs, suites):  # (seeds, n)
-        return np.array([suite_values(run["suites_right"], suites) for run in runs])
+    def on(runs, line):
+        return [{**run, "exact": fmean(run[f"on {s}"] for s in suites[line])} for run in runs]
 
-    def accuracy(runs, line):
-        return [dict(run, exact=float(value.mean()))
-                for run, value in zip(runs, scored(runs, lines[line]))]
-
-    def column(head, runs):
-        return head, lambda line: over("exact", ".1%")(accuracy(runs, line))
-
-    def compared(line):
-        return judged(accuracy(plain, line), accuracy(rich, line), "exact")
-
-    def over_problems(line):
-        return points((scored(rich, lines[line]) - scored(plain, lines[line])).mean(0))
-    return table(lines, [
+    def problems(line):  # (n,)
+        return suite_values(rich, suites[line]) - suite_values(plain, suites[line])
+    return table(suites, [
         ("suites", lambda line: line.replace("_", " ")),
-        ("answers:", lambda line: f"{sum(m != '-' for s in lines[line] for m in there[s]):,}"),
-        column("plain questions:", plain), column("disturbed ones, too:", rich),
-        ("points:", lambda line: compared(line)[0]), ("verdict", lambda line: compared(line)[1]),
-        ("of these eight models (95 %, over problems):", over_problems)])
+        ("answers:", lambda line: sum(rich[0]["suites"][s]["n"] for s in suites[line])),
+        ("plain questions:", lambda line: exact(on(plain, line))),
+        ("disturbed ones, too:", lambda line: exact(on(rich, line))),
+        ("points:", lambda line: judged(on(plain, line), on(rich, line), "exact")[0]),
+        ("verdict", lambda line: judged(on(plain, line), on(rich, line), "exact")[1]),
+        ("of these eight models (95 %, over problems):",
+         lambda line: INTERVAL(*bootstrap(100 * problems(line))))])
 
 
-def spoiled_table(rows):
-    """The same chains unjudged, out of order, or with a wrong end, against those that were kept."""
-    names = {"cot": "kept: judged and filtered",
-             "unjudged": "unjudged: as many, of all answers, right and wrong",
-             "shuffled": "half of the chains of several steps shuffled",
-             "wrong": "half of the chains end with a wrong number"}
-    cot, _, shuffled, wrong = lines = [rows[f"blackbox/{name}"] for name in names]
-    return table(lines, [
-        ("the rows", lambda runs: names[name_of(runs)]), EXACT, SUITES,
-        *against("against the kept ones:", "exact", lambda runs: None if runs is cot else cot)],
-        below=[["wrong against shuffled", "", "", *judged(shuffled, wrong, "exact")]])
-
-
-def amount_table(rows):
-    """How accuracy grows with the teacher's rows."""
-    shares = {"rows-1": "1%", "rows-3": "3%", "rows-10": "10%", "rows-30": "30%", "cot": "100%"}
-    return table([rows[f"blackbox/{name}"] for name in shares], [
-        ("rows:", lambda runs: f"{runs[0]['documents']:,}" if runs[0]["documents"] else "all"),
-        ("share:", lambda runs: shares[name_of(runs)]), EXACT,
-        ("best step:", average("best_step", ",.0f")), ("validation ce:", average("val_ce", ".4f"))])
-
-
-# --- all tables -----------------------------------------------------------------------------------
-
-def scoreboard(_):
-    """The speedrun's own table, from the JSON that eval.py wrote at its end."""
-    found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))
-    return report.table(found["results"]) + "\n\n" + report.keeps(found["results"])
-
-
-def machines_table(_):
+def machines_table(*names):
     """Where the rows of each file were made, and how long their training took."""
-    made_by = dict(scoreboard="results.sh", students="students.sh", teachers="students.sh",
-                   sweep="sweep.sh", spine="spine.sh", whitebox="whitebox.sh", blackbox="lessons.sh")
-    found = {}
-    for name in made_by:
-        for run in sum(read_rows(name).values(), []):
-            place = (name, run["versions"]["machine"], run["versions"]["torch"])
-            found.setdefault(place, []).append(run.get("train_seconds", 0))
-    return table(sorted(found, key=lambda place: (list(made_by).index(place[0]), place)), [
-        ("rows", lambda place: f"`{place[0]}.jsonl`"),
-        ("made by", lambda place: f"`{made_by[place[0]]}`"),
-        ("machine", lambda place: place[1]), ("torch", lambda place: place[2]),
-        ("runs:", lambda place: len(found[place])),
-        ("minutes of training:", lambda place: f"{sum(found[place]) / 60:.0f}")])
+    lines = []
+    for name in names:
+        runs = sum(read_rows(name).values(), [])
+        machines = {run["versions"]["machine"] for run in runs}
+        minutes = sum(run.get("train_seconds", 0) for run in runs) / 60
+        lines.append([f"{name}.jsonl", "; ".join(sorted(machines)), len(runs), f"{minutes:.0f}"])
+    return markdown("rows | machines | runs: | minutes of training:", lines)
 
 
 def printed(name):
     """What a benchmark printed, kept as results/NAME.md."""
-    return (ROOT / f"results/{name}.md").read_text(encoding="utf-8").strip()
+    return lambda _: (ROOT / f"results/{name}.md").read_text(encoding="utf-8").strip()
+
+
+def scoreboard(_):
+    """The speedrun's own table, from the JSON that eval.py wrote at its end."""
+    found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))["results"]
+    return report.table(found) + "\n\n" + report.keeps(found)
 
 
 TABLES = {
     "scoreboard": scoreboard,
-    "machines": machines_table,
-    "speed": lambda _: printed("bench"),
-    "decode": lambda _: printed("decode"),
-    "fused": lambda _: printed("fused"),
+    "speed": printed("bench"), "decode": printed("decode"), "fused": printed("fused"),
     "modes": lambda rows: modes_table(rows, "few"),
-    "keeps": lambda rows: keeps_lines(rows, "few"),
+    "prose": lambda rows: modes_table(rows, "prose"),
+    "logits-all": lambda rows: modes_table(
+        {"stories/all/teacher": rows["stories/teacher"], **rows}, "stories/all"),
+    "white-stories": stories_table,
+    "keeps": lambda rows: table(models(rows, "few", ("", "-wall"))[1:], [
+        ("student", student), PARAMETERS, kept(rows["few/teacher"]),
+        *against("points against alone:", "exact", lambda _: rows["few/alone"])]),
+    "keeps-speed": lambda rows: table(of(rows, "few/speed", "1", "2"), [
+        ("speed of", lambda runs: {"1": "the teacher", "2": "a student"}[mode(runs)]), *DECODE]),
     "robust": lambda rows: robust_table(rows, "few"),
     "suites": lambda rows: suites_table(rows, "few"),
-    "logits-all": lambda rows: modes_table(rows, "stories/all"),
-    "prose": lambda rows: modes_table(rows, "prose"),
     "white": lambda rows: white_table(rows, "white"),
     "best": lambda rows: white_table(rows, "best"),
-    "best-lines": lambda rows: white_lines(rows, "best"),
-    "white-stories": stories_table,
+    "best-lines": lambda rows: white_table(rows, "best", short=True),
     "cache-pays": cache_table,
-    "topk": topk_table,
-    "reason": reason_table,
-    "real": single_table,
-    "trials": trials_table,
-    "lessons": lessons_table,
-    "lesson-lines": lesson_lines,
+    "topk": lambda _: table(sorted(read_rows("topk").values(), key=lambda runs: int(mode(runs))), [
+        RECIPE, CE, KL, ("surer than right:", lambda runs: f"{surer(runs):+.1f}")]),
+    "reason": lambda rows: table(of(rows, "stories/reason", "cot", "answer", "gold"), [
+        LEARNED, STEPS, TOKENS, COUNTED, EXACT, FORM, LENGTH]),
+    "real": lambda rows: table([rows[recipe] for recipe in (
+        "stories/teacher", "stories-zh/teacher", "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
+        "gsm8k/answer")], [
+        RECIPE, PARAMETERS, STEPS, CE, ("bits/byte:", over("bits_per_byte", ".3f")), EXACT, FORM]),
+    "trials": lambda rows: table([rows[r] for r in sorted(rows) if r.startswith("trial/")], [
+        RECIPE, SEED, STEPS, VAL_CE, EXACT]),
+    "lessons": lambda rows: table(of(
+        rows, "blackbox", "teacher", "bare", "full", "cot", "mixed", "mixed-cot", "multi",
+        "multi-bare"), [
+        LEARNED, TOKENS, COUNTED, EXACT, kept(rows["blackbox/teacher"]), SUITES, FORM, LENGTH,
+        *against("against bare answers:", "exact", lambda _: rows["blackbox/bare"])]),
+    "lesson-lines": lambda rows: table(of(rows, "blackbox", "bare", "full", "cot", "multi"), [
+        LEARNED, kept(rows["blackbox/teacher"])]),
     "enriched": enriched_table,
-    "spoiled": spoiled_table,
-    "amount": amount_table,
-    "students": students_table,
-    "teachers": teachers_table,
-    "sweep": sweep_table,
+    "spoiled": lambda rows: table(of(rows, "blackbox", "cot", "unjudged", "shuffled", "wrong"), [
+        LEARNED, EXACT, SUITES,
+        *against("against chains:", "exact", lambda _: rows["blackbox/cot"]),
+        *against("against shuffled:", "exact", lambda _: rows["blackbox/shuffled"])]),
+    "amount": lambda rows: table(of(
+        rows, "blackbox", "rows-1", "rows-3", "rows-10", "rows-30", "cot"), [
+        ("share", mode), EXACT, BEST, ("validation ce:", average("val_ce", ".4f"))]),
+    "students": lambda _: table(read_rows("students").values(), [
+        MODEL, PARAMETERS, EXACT, CE, *DECODE]),
+    "teachers": lambda _: table(read_rows("teachers").values(), [MODEL, PARAMETERS, EXACT, CE]),
+    "sweep": lambda _: table(read_rows("sweep").values(), [
+        ("temperature:", average("temperature", "g")), ("alpha:", average("alpha", "g")), EXACT,
+        VAL_CE]),
+    "machines": lambda _: machines_table("scoreboard", "students", "teachers", "sweep", "spine",
+                                         "whitebox", "blackbox"),
 }
 
 
@@ -671,14 +439,9 @@ def rendered(text, rows):
     return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
 
 
-def all_rows():
-    """The rows whose recipes are compared over seeds."""
-    return read_rows("spine", "scoreboard", "whitebox", "blackbox")
-
-
 def main(cfg):
     """Write the tables, or compare them."""
-    rows = all_rows()
+    rows = read_rows("spine", "scoreboard", "whitebox", "blackbox")
     for name in FILES:
         old = (ROOT / name).read_text(encoding="utf-8")
         new = rendered(old, rows)
