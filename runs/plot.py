@@ -1,7 +1,7 @@
 """Figures from logs, reports and rows, into docs/figures/. Needs matplotlib (requirements-dev.txt).
 
-    python runs/plot.py                          every figure whose data are there
-    python runs/plot.py out/student-*.csv        the learning curves of these runs, into out/figures/
+    python runs/plot.py                       every figure whose data are there
+    python runs/plot.py out/student-*.csv     the learning curves of these runs, into out/figures/
 
     curves.png        validation cross-entropy against step, of the CSV files
     soft-targets.png  the teacher's next-token distribution at temperatures 1, 2 and 4

@@ -33,7 +33,8 @@ class Config:
 
 def read_rows(*names):
     """{recipe: its runs by seed} of results/NAME.jsonl. A run has the keys of its row, of its flags
-    and metrics, and "on SUITE" accuracies. UserError if the runs of a recipe were not alike."""
+    and metrics, and "on SUITE" accuracies. UserError if the runs of a recipe were not alike in a
+    flag that all of them have (older rows have flags that are gone)."""
     rows = {}
     for line in (line for name in names for line in open(ROOT / f"results/{name}.jsonl")):
         row = json.loads(line)
@@ -44,9 +45,10 @@ def read_rows(*names):
     for recipe, runs in rows.items():
         runs.sort(key=lambda run: run["seed"])
         check(len({run["seed"] for run in runs}) == len(runs), f"{recipe} has a seed twice")
-        flags = [{**run.get("config", {}), "name": "", "seed": 0} for run in runs]
-        check(all(other == flags[0] for other in flags),
-              f"the runs of {recipe} had different flags; delete the old ones")
+        flags = [run.get("config", {}) for run in runs]
+        shared = set.intersection(*map(set, flags)) - {"name", "seed", "fresh"}
+        differing = {flag for flag in shared for run in runs if run[flag] != runs[0][flag]}
+        check(not differing, f"the runs of {recipe} differ in {sorted(differing)}; delete the old ones")
     return rows
 
 
@@ -122,10 +124,10 @@ def surer(runs):
 
 # --- columns: (head, function of a line) ----------------------------------------------------------
 
-def table(lines, columns, above=()):
-    """A Markdown table; above: lines that are cells already."""
+def table(lines, columns):
+    """A Markdown table."""
     return markdown(" | ".join(head for head, _ in columns),
-                    [*above, *([cell(line) for _, cell in columns] for line in lines)])
+                    [[cell(line) for _, cell in columns] for line in lines])
 
 
 def average(key, form=",.0f", unit=1):
@@ -293,28 +295,29 @@ def as_long(budgets, runs, needed):
 def white_table(rows, group, short=False):
     """White-box recipes against the student without a teacher; short: only what they are worth."""
     times, teacher, alone = step_times(), rows["white/teacher"], rows[f"{group}/alone"]
+    plain = times["alone"][0]
     found = [runs for recipe, runs in rows.items()
              if recipe.startswith(f"{group}/") and runs is not teacher]
     budgets = sorted((runs for runs in found if mode(runs).startswith("alone")),
                      key=lambda runs: runs[0]["steps"])
     recipes = [runs for runs in found if runs not in budgets]
 
-    def cost(runs):
+    def cost(runs):  # ms a step, and seconds in all
         ms, making = times["alone" if runs in budgets else mode(runs)]
-        return ms / times["alone"][0], runs[0]["steps"] * ms / 1000 + making
+        return ms, runs[0]["steps"] * ms / 1000 + making
 
-    def longest(runs):
-        return as_long(budgets, runs, 1000 * cost(runs)[1] / times["alone"][0])
+    def timed(place, unit):  # the teacher's own steps were not timed
+        return lambda runs: "-" if runs is teacher else f"{cost(runs)[place] / unit:.2f}"
     closed = gap_closed(alone, teacher)
     tokens = against("ce against alone, equal tokens:", "ce", lambda _: alone)
-    wall = against("equal wall-clock:", "ce", longest)
+    wall = against("equal wall-clock:", "ce",
+                   lambda runs: as_long(budgets, runs, 1000 * cost(runs)[1] / plain))
     if short:
         return table(recipes, [MODEL, closed, ("equal tokens", tokens[1][1]),
                                ("equal wall-clock", wall[1][1])])
-    return table([*budgets, *recipes], [
-        MODEL, ("a step costs:", lambda runs: f"{cost(runs)[0]:.2f}"),
-        ("minutes:", lambda runs: f"{cost(runs)[1] / 60:.1f}"), CE, KL, closed, *tokens, *wall],
-        above=[["teacher", "-", "-", CE[1](teacher), "-", "100%", *["-"] * 4]])
+    return table([teacher, *budgets, *recipes], [
+        MODEL, ("a step costs:", timed(0, plain)), ("minutes:", timed(1, 60)), CE, KL, closed,
+        *tokens, *wall])
 
 
 def cache_table(_):
@@ -362,20 +365,22 @@ def machines_table(*names):
     return markdown("rows | machines | runs: | minutes of training:", lines)
 
 
-def printed(name):
-    """What a benchmark printed, kept as results/NAME.md."""
-    return lambda _: (ROOT / f"results/{name}.md").read_text(encoding="utf-8").strip()
+def text(name):
+    """What a command wrote, kept as results/NAME."""
+    return (ROOT / "results" / name).read_text(encoding="utf-8").strip()
 
 
 def scoreboard(_):
     """The speedrun's own table, from the JSON that eval.py wrote at its end."""
-    found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))["results"]
+    found = json.loads(text("speedrun.json"))["results"]
     return report.table(found) + "\n\n" + report.keeps(found)
 
 
 TABLES = {
     "scoreboard": scoreboard,
-    "speed": printed("bench"), "decode": printed("decode"), "fused": printed("fused"),
+    "speed": lambda _: text("bench.md"),
+    "decode": lambda _: text("decode.md"),
+    "fused": lambda _: text("fused.md"),
     "modes": lambda rows: modes_table(rows, "few"),
     "prose": lambda rows: modes_table(rows, "prose"),
     "logits-all": lambda rows: modes_table(
@@ -428,15 +433,15 @@ TABLES = {
 }
 
 
-def rendered(text, rows):
-    """The text with every `<!-- NAME -->...<!-- end -->` filled from the rows."""
+def rendered(document, rows):
+    """The document with every `<!-- NAME -->...<!-- end -->` filled from the rows."""
     def fill(match):
         check(match[1] in TABLES, f"no table is called {match[1]}; one of {', '.join(TABLES)}")
         try:
             return f"<!-- {match[1]} -->\n{TABLES[match[1]](rows)}\n<!-- end -->"
         except KeyError as error:
             raise UserError(f"the table {match[1]} needs what no row has: {error}") from error
-    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, document, flags=re.S)
 
 
 def main(cfg):

@@ -117,7 +117,7 @@ def test_runs_left_out_repeated_or_made_otherwise_are_refused(tmp_path, monkeypa
         render.paired_t([run_of("alone", s, 2) for s in (1, 2)], [run_of("kd", 1, 1)], "ce")
     monkeypatch.setattr(render, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
-    for seed, steps, words in ((1, 5, "twice"), (2, 6, "different flags"), (2, 5, None)):
+    for seed, steps, words in ((1, 5, "twice"), (2, 6, "differ in"), (2, 5, None)):
         rows = [dict(recipe="a", seed=s, config=dict(name=f"a-{s}", seed=s, steps=n), metrics={})
                 for s, n in ((1, 5), (seed, steps))]
         (tmp_path / "results/new.jsonl").write_text(common.json_lines(rows))
