@@ -48,7 +48,8 @@ def read_rows(*names):
         flags = [run.get("config", {}) for run in runs]
         shared = set.intersection(*map(set, flags)) - {"name", "seed", "fresh"}
         differing = {flag for flag in shared for run in runs if run[flag] != runs[0][flag]}
-        check(not differing, f"the runs of {recipe} differ in {sorted(differing)}; delete the old ones")
+        check(not differing,
+              f"the runs of {recipe} differ in {sorted(differing)}; delete the old ones")
     return rows
 
 
