@@ -19,7 +19,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 import report
-from common import ROOT, UserError, check, markdown
+from common import ROOT, UserError, check
+from metrics import markdown
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md")
 
