@@ -1,707 +1,463 @@
 """results/*.jsonl -> the tables of RESULTS.md and both READMEs, between `<!-- NAME -->` marks.
 
     python runs/render.py            write the tables
-    python runs/render.py --check    status 2 where a table differs from its rows (a test does this)
+    python runs/render.py --check    status 2 if a table differs from its rows (a test does this)
 
-No figure in those files is typed by hand. A comparison with a teacher is refused unless it has both
-axes, equal tokens and equal wall-clock: a teacher is not free (TRAPS 28).
+No figure in those files is typed by hand. A table is lines and columns. A line is mostly the runs
+of one recipe, one a seed. A column is a head and a function of a line.
 """
-import ast
 import json
+import math
 import re
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cli
-import rowfile
-from cli import ROOT, check, fail, show
-from metrics import bootstrap, front, paired_t, points_lost, suite_values, surer
-from report import columns, keeps, markdown, number, proportion
-from report import table as eval_table
+import common
+import report
+from common import ROOT, UserError, check
+from metrics import markdown
 
-FILES = ("RESULTS.md", "README.md", "README.zh.md", "docs/equations.md")
+FILES = ("RESULTS.md", "README.md", "README.zh.md")
 
 
 @dataclass
 class Config:
-    check: bool = False            # compare instead of writing; status 2 where they differ
-    show: str = ""                 # print these tables of --rows instead; commas between
-    rows: str = ROOT / "results/scoreboard.jsonl"    # of --show
+    check: bool = False            # compare instead of writing; status 2 if they differ
 
 
-def read_rows(*paths):
-    """{recipe: {seed: row}} of the files; the same recipe and seed twice is refused."""
-    found = {}
-    for path in paths:
-        for number, row in enumerate(rowfile.read(path, "seed"), 1):
-            seeds = found.setdefault(row["recipe"], {})
-            if row["seed"] in seeds:
-                fail(f"{path}:{number}: {row['recipe']} seed {row['seed']} stands twice")
-            seeds[row["seed"]] = row
-    return found
+# --- rows -----------------------------------------------------------------------------------------
+
+def read_rows(*names):
+    """{recipe: its runs by seed} of results/NAME.jsonl. A run has the keys of its row, of its flags
+    and metrics, and "on SUITE" accuracies. UserError if the runs of a recipe were not alike in a
+    flag that all of them have (older rows have flags that are gone)."""
+    rows = {}
+    for line in (line for name in names for line in open(ROOT / f"results/{name}.jsonl")):
+        row = json.loads(line)
+        suites = {f"on {name}": suite["exact"] for name, suite in
+                  row["metrics"].get("suites", {}).items() if name != "hostile"}
+        run = {**row.get("config", {}), **row["metrics"], **suites, **row}
+        rows.setdefault(row["recipe"], []).append(run)
+    for recipe, runs in rows.items():
+        runs.sort(key=lambda run: run["seed"])
+        check(len({run["seed"] for run in runs}) == len(runs), f"{recipe} has a seed twice")
+        flags = [run.get("config", {}) for run in runs]
+        shared = set.intersection(*map(set, flags)) - {"name", "seed", "fresh"}
+        differing = {flag for flag in shared for run in runs if run[flag] != runs[0][flag]}
+        check(not differing,
+              f"the runs of {recipe} differ in {sorted(differing)}; delete the old ones")
+    return rows
 
 
-def all_rows():
-    """The rows of the files whose recipes are compared over seeds."""
-    return read_rows(*(ROOT / f"results/{name}.jsonl"
-                       for name in ("spine", "scoreboard", "whitebox", "blackbox")))
+def mode(runs):
+    """few/logits-wall -> logits-wall"""
+    return runs[0]["recipe"].split("/")[-1]
 
 
-def made_by(recipe):
-    """The command that makes a recipe's rows."""
-    script = {"few": "results", "prose": "results", "white": "whitebox", "best": "whitebox",
-              "few-white": "whitebox", "blackbox": "lessons"}.get(recipe.split("/")[0], "spine")
-    return f"bash runs/{script}.sh"
+def of(rows, group, *names):
+    """The runs of each recipe GROUP/NAME."""
+    return [rows[f"{group}/{name}"] for name in names]
 
 
-def seeds_of(rows, recipe):
-    """{seed: row} of a recipe; UserError where there is none, or where the runs were not alike."""
-    if recipe not in rows:
-        fail(f"no row of {recipe}", fix=made_by(recipe))
-    alike = [{k: v for k, v in row.get("config", {}).items() if k not in ("name", "seed", "fresh")}
-             for row in rows[recipe].values()]
-    for other in alike[1:]:
-        differing = [k for k in {*other, *alike[0]} if other.get(k) != alike[0].get(k)]
-        if differing:
-            fail(f"{recipe}: its rows were made with other flags", ", ".join(sorted(differing)),
-                 fix="delete the old rows and make them again")
-    return dict(sorted(rows[recipe].items()))
+def models(rows, group, axes=("",)):
+    """The runs of a group's teacher, of the student without one, and of each mode of the group on
+    these axes: "" is equal tokens, "-wall" equal wall-clock. UserError if a mode has only one axis:
+    a teacher is not free (TRAPS 28)."""
+    names = [mode(runs) for recipe, runs in rows.items() if recipe.rpartition("/")[0] == group]
+    modes = dict.fromkeys(name.removesuffix("-wall") for name in names)
+    modes = [name for name in modes if name not in ("teacher", "alone")]
+    for recipe in (f"{group}/{name}{axis}" for name in modes for axis in ("", "-wall")):
+        if recipe not in rows:
+            raise UserError("a comparison needs both axes, equal tokens and equal wall-clock, and "
+                            f"there is no row of {recipe}")
+    return of(rows, group, "teacher", "alone", *(name + axis for name in modes for axis in axes))
 
 
-def values(rows, recipe, metric):
-    """{seed: value} of a metric over the seeds of a recipe."""
-    return {seed: row["metrics"][metric] for seed, row in seeds_of(rows, recipe).items()}
+# --- statistics -----------------------------------------------------------------------------------
+
+# two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+       2.145, 2.131, 2.120, 2.110, 2.101, 2.093)
 
 
-def mean_of(rows, recipe, key):
-    """Mean over the seeds of a recipe of what stands beside the metrics."""
-    return statistics.fmean(row[key] for row in seeds_of(rows, recipe).values())
+def paired_t(base, runs, key):
+    """Mean of runs - base over the seeds, and the half width of its 95 % interval (Student's t).
+    UserError unless both have the same seeds, 2 to 20: to leave a run out is to choose."""
+    seeds, others = ([run["seed"] for run in side] for side in (runs, base))
+    check(seeds == others and 2 <= len(seeds) <= 20,
+          f"{runs[0]['recipe']} has seeds {seeds} and {base[0]['recipe']} {others}; "
+          "a comparison needs the same ones, 2 to 20")
+    differences = [run[key] - other[key] for run, other in zip(runs, base)]
+    return fmean(differences), T95[len(seeds) - 2] * stdev(differences) / math.sqrt(len(seeds))
 
 
-def spread(found, form):
-    """Mean and standard deviation of numbers, one a seed, as text."""
-    v = list(found)
-    return format(statistics.mean(v), form) + \
-        (f" ± {format(statistics.stdev(v), form)}" if len(v) > 1 else "")
+def bootstrap(differences, rounds=10_000, seed=0):
+    """Mean of paired differences, its 95 % percentile interval (Efron & Tibshirani 1993, ch. 13).
+    Questions are drawn again with replacement: for one pair of models on many questions."""
+    d = np.asarray(differences, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(d), (rounds, len(d)))
+    low, high = np.quantile(d[draws].mean(axis=1), [0.025, 0.975])
+    return float(d.mean()), float(low), float(high)
 
 
-def over_seeds(rows, recipe, metric, form):
-    """The same of a metric of a recipe."""
-    return spread(values(rows, recipe, metric).values(), form)
+def suite_values(runs, suites=()):
+    """Accuracy on the suites (none: all except "clean"), mean over suites and runs, as one value a
+    problem -> (n,), so that `bootstrap` pairs two models problem by problem. A run's "suites_right"
+    is {suite: "10-1..."}, a character a problem: 1 right, 0 wrong, - not in this suite."""
+    values = []
+    for right in (run["suites_right"] for run in runs):
+        for name in suites or [name for name in right if name != "clean"]:
+            marks = np.array(list(right[name]))
+            values.append((marks == "1") * len(marks) / (marks != "-").sum())
+    return np.mean(values, axis=0)
 
 
-def paired(a, b):
-    """Mean of b - a over the seeds and the half width of its 95 % interval (paired t).
-
-    UserError where one side has a seed more: a run that is left out is a choice.
-    """
-    if set(a) != set(b) or len(a) < 2:
-        fail("a comparison needs the same seeds on both sides, two at least",
-             f"{sorted(a)} and {sorted(b)}", fix="the script that made the others makes what is missing")
-    return paired_t([b[s] - a[s] for s in sorted(a)])
+def surer(runs):
+    """Confidence in the likeliest token minus how often it is right, in points, of the first run.
+    Its "reliability" is [(tokens, mean confidence, accuracy)] of bins."""
+    tokens, confidence, accuracy = np.array(runs[0]["reliability"]).T
+    return float(100 * (tokens * (confidence - accuracy)).sum() / tokens.sum())
 
 
-def verdict(a, b, better):
-    """Is b better than a? better: +1 higher, -1 lower.
+# --- columns: (head, function of a line) ----------------------------------------------------------
 
-    INCONCLUSIVE where the interval contains 0; DOES NOT BEAT is significantly worse.
-    """
-    mean, half = paired(a, b)
-    if abs(mean) <= half:
-        return "INCONCLUSIVE"
-    return "BEATS" if mean * better > 0 else "DOES NOT BEAT"
+def table(lines, columns):
+    """A Markdown table."""
+    return markdown(" | ".join(head for head, _ in columns),
+                    [[cell(line) for _, cell in columns] for line in lines])
 
 
-def points(differences):
-    """Mean and 95 % bootstrap interval of paired differences of accuracy, in points, as text."""
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in bootstrap(differences)))
+def average(key, form=",.0f", unit=1):
+    """A column's function: the mean over the seeds."""
+    return lambda runs: format(fmean(run[key] for run in runs) / unit, form)
 
 
-def judged(base, found, metric="exact"):
-    """[mean of found - base over seeds and its interval, in points of accuracy or in nats of
-    cross-entropy, as text; the verdict]."""
-    scale, form, better = (100, ".1f", 1) if metric == "exact" else (1, ".4f", -1)
-    mean, half = (scale * x for x in paired(base, found))
-    return [f"{mean:+{form}} ± {half:{form}}", verdict(base, found, better)]
+def over(key, form):
+    """A column's function: mean ± standard deviation over the seeds, or a dash."""
+    def cell(runs):
+        values = [run[key] for run in runs if key in run]
+        around = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+        return f"{fmean(values):{form}}{around}" if values else "-"
+    return cell
 
 
-def gap_closed(base, found, teacher):
-    """The share of the gap to the teacher's cross-entropy that is closed, or a gap too small for
-    one, as text."""
-    gap = statistics.mean(base.values()) - teacher
-    return f"{-paired(base, found)[0] / gap:.0%}" if gap >= 0.15 else f"gap {gap:.3f}"
+def exact(runs):
+    """Accuracy. One seed: with Wilson's interval. Several: mean ± standard deviation, since all
+    seeds answer the same questions, and pooling them would make the interval too narrow."""
+    if len(runs) > 1 or "exact" not in runs[0]:
+        return over("exact", ".1%")(runs)
+    low, high = runs[0]["exact_interval"]
+    return f"{runs[0]['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def exact_match(rows, recipe):
-    """One seed: with Wilson's interval. Several: mean ± standard deviation. A dash for text.
-
-    All seeds answer the same questions, so pooling them would make the interval too narrow.
-    """
-    found = [r["metrics"] for r in rows[recipe].values()]
-    if len(found) == 1 or "exact" not in found[0]:
-        return proportion(found[0])
-    return spread((m["exact"] for m in found), ".1%")
+def kept(teacher):
+    """A column: the share of the teacher's accuracy, mean (lowest to highest seed)."""
+    def cell(runs):
+        shares = [run["exact"] / teacher[0]["exact"] for run in runs]
+        return f"{fmean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+    return "of the teacher's accuracy:", cell
 
 
-def modes_table(rows, group):
-    """Every mode of a group against the student without a teacher, on both axes.
-
-    The difference is of accuracy where answers can be right or wrong, else of cross-entropy. A mode
-    is any recipe GROUP/MODE; one without a GROUP/MODE-wall is refused.
-    """
-    metric = "exact" if "exact" in first(rows, f"{group}/alone")["metrics"] else "ce"
-    teacher = teacher_of(rows, group)
-    lines = [mode_cells(rows, teacher, "teacher"),
-             mode_cells(rows, f"{group}/alone", "without a teacher")]
-    teacher_ce = first(rows, teacher)["metrics"]["ce"]
-    base_ce, base = values(rows, f"{group}/alone", "ce"), values(rows, f"{group}/alone", metric)
-    for mode in modes(rows, group):
-        for recipe, axis in ((mode, "tokens"), (f"{mode}-wall", "wall-clock")):
-            lines.append(mode_cells(rows, recipe, f"{mode.split('/')[-1]}, equal {axis}",
-                                    gap_closed(base_ce, values(rows, recipe, "ce"), teacher_ce),
-                                    *judged(base, values(rows, recipe, metric), metric)))
-    return markdown("student | steps: | best step: | tokens: | test ce: | exact: | gap closed: | "
-                    f"{'points' if metric == 'exact' else 'ce'} against alone: | verdict", lines)
+def gap_closed(alone, teacher):
+    """A column: the share of the gap in cross-entropy to the teacher; a dash for a small gap."""
+    def cell(runs):
+        base, own, best = (fmean(run["ce"] for run in side) for side in (alone, runs, teacher))
+        return f"{(base - own) / (base - best):.0%}" if base - best >= 0.15 else "-"
+    return "gap closed:", cell
 
 
-def teacher_of(rows, group):
-    """The recipe of a group's teacher: of the group itself, or of the one that it belongs to."""
-    own = f"{group}/teacher"
-    return own if own in rows or "/" not in group else teacher_of(rows, group.rsplit("/", 1)[0])
+def judged(base, runs, key):
+    """[mean of runs - base over seeds and its 95 % interval, in points of accuracy or in nats;
+    the verdict]. INCONCLUSIVE: the interval contains 0. DOES NOT BEAT: significantly worse."""
+    scale, form, better = (100, ".1f", 1) if key == "exact" else (1, ".4f", -1)
+    mean, half = paired_t(base, runs, key)
+    verdict = "BEATS" if mean * better > 0 else "DOES NOT BEAT"
+    return [f"{scale * mean:+{form}} ± {scale * half:{form}}",
+            verdict if abs(mean) > half else "INCONCLUSIVE"]
 
 
-def first(rows, recipe):
-    """The row of the first seed, or UserError."""
-    return next(iter(seeds_of(rows, recipe).values()))
+def against(head, key, base):
+    """Two columns: the difference to the runs base(runs), and the verdict. Dashes for those runs
+    themselves and for a teacher."""
+    def pair(runs):
+        itself = mode(runs) == "teacher" or base(runs) is runs
+        return ["-", "-"] if itself else judged(base(runs), runs, key)
+    return [(head, lambda runs: pair(runs)[0]), ("verdict", lambda runs: pair(runs)[1])]
 
 
-def modes(rows, group):
-    """GROUP/MODE of every mode, as the rows have them; UserError for a mode with one axis alone."""
-    of_group = [r for r in rows if r.rsplit("/", 1)[0] == group and
-                not r.endswith(("/teacher", "/alone"))]
-    for recipe in of_group:
-        other = recipe.removesuffix("-wall") if recipe.endswith("-wall") else f"{recipe}-wall"
-        if other not in rows:
-            fail(f"{recipe}: a comparison needs both axes, equal tokens and equal wall-clock",
-                 f"no row of {other}", fix=made_by(recipe))
-    return [r for r in of_group if not r.endswith("-wall")]
+def student(runs):
+    """logits-wall -> "logits, equal wall-clock"."""
+    name, wall, _ = mode(runs).partition("-wall")
+    return name if name in ("teacher", "alone") else \
+        f"{name}, equal {'wall-clock' if wall else 'tokens'}"
 
 
-def mode_cells(rows, recipe, name, *compared):
-    """One line of modes_table; compared: gap closed, difference and verdict, or nothing."""
-    row = first(rows, recipe)
-    return [name, f"{row['config']['steps']:,}", f"{mean_of(rows, recipe, 'best_step'):,.0f}",
-            f"{row['tokens']:,}", over_seeds(rows, recipe, "ce", ".4f"),
-            exact_match(rows, recipe), *(compared or ["-"] * 3)]
+WORDS = {"cot": "chains of thought", "bare": "bare answers", "answer": "bare answers",
+         "full": "whole replies, no tags", "gold": "the stories' own steps, other questions",
+         "mixed": "half of the rows with a thought, asked for nothing",
+         "mixed-cot": "the same student, asked for a thought",
+         "multi": "both tasks, asked for a thought", "multi-bare": "the same, asked for an answer",
+         "unjudged": "as many chains of all answers, right and wrong",
+         "shuffled": "half of the chains of several steps shuffled",
+         "wrong": "half of the chains end with a wrong number"}
+LEARNED = ("learned", lambda runs: WORDS.get(mode(runs), mode(runs)))
+RECIPE, SEED = ("recipe", lambda runs: runs[0]["recipe"]), ("seed:", average("seed"))
+MODEL, PARAMETERS = ("model", mode), ("parameters:", average("parameters"))
+STEPS, BEST = ("steps:", average("steps")), ("best step:", average("best_step"))
+TOKENS, COUNTED = ("tokens:", average("tokens")), ("of them count:", average("supervised"))
+CE, VAL_CE = ("test ce:", over("ce", ".4f")), ("validation ce:", over("ce", ".4f"))
+EXACT, KL = ("exact:", exact), ("KL to the teacher:", over("kl", ".3f"))
+SUITES = ("mean of the suites:", over("suite_mean", ".1%"))
+FORM = ("format:", over("format", ".1%"))
+LENGTH = ("tokens an answer:", over("answer_tokens", ".1f"))
+DECODE = [("decode 1:", over("decode1", ",.0f")), ("decode 32:", over("decode32", ",.0f"))]
+INTERVAL = "{:+.1f} ({:+.1f} to {:+.1f})".format
+# Suites of the kinds of the disturbed prompts (blackbox/prompts.py), and of other kinds.
+SEEN = ["typos", "names", "order", "no_punctuation"]
+HELD = ["paraphrase", "distractor", "large", "upper"]  # and longer, which has a cousin there
 
 
-# No question of any student was changed in these ways (blackbox/prompts.py has the others).
-UNSEEN = ("paraphrase", "distractor", "large", "longer", "upper")
+# --- tables ---------------------------------------------------------------------------------------
+
+def modes_table(rows, group, *more):
+    """Modes against the student without a teacher, on both axes: in accuracy if answers can be
+    right or wrong, else in cross-entropy."""
+    teacher, alone, *_ = lines = models(rows, group, ("", "-wall"))
+    head, key = ("points", "exact") if "exact" in alone[0] else ("ce", "ce")
+    return table(lines, [
+        ("student", student), STEPS, BEST, TOKENS, CE, EXACT, *more, gap_closed(alone, teacher),
+        *against(f"{head} against alone:", key, lambda _: alone)])
+
+
+def stories_table(rows):
+    """White-box modes on the stories, beside the scoreboard's runs of the same seeds."""
+    seeds = [run["seed"] for run in rows["few-white/jsd"]]
+    same = {f"few-white/{name}": [run for run in rows[f"few/{name}"] if run["seed"] in seeds]
+            for name in ("alone", "logits", "logits-wall")}
+    rows = {"few-white/teacher": rows["few/teacher"], **same, **rows}
+    minutes = ("minutes:", average("train_seconds", ".1f", unit=60))
+    return modes_table(rows, "few-white", KL, SUITES, minutes)
 
 
 def robust_table(rows, group):
-    """Accuracy on the suites, and what each model loses from clean to their mean, both against the
+    """Accuracy on the suites, and the points lost from clean to their mean, both against the
     teacher: paired bootstraps over problems, each value the mean over seeds."""
-    lines = []
-    theirs = first(rows, f"{group}/teacher")["metrics"]["suites_right"]
-    for recipe in (f"{group}/teacher", f"{group}/alone", *modes(rows, group)):
-        metrics = [r["metrics"] for r in seeds_of(rows, recipe).values()]
-        for m in metrics:  # "-" where a problem is not in a suite: the same places, the same suites
-            if [v.replace("1", "0") for v in m["suites_right"].values()] != \
-                    [v.replace("1", "0") for v in theirs.values()]:
-                fail(f"{recipe} was asked other suites than its teacher", fix="make its rows again")
-        each = {value: sum(value(m["suites_right"]) for m in metrics) / len(metrics)
-                for value in (suite_values, points_lost)}
-        clean, mean, unseen = (
-            spread(found, ".1%") for found in (
-                [m["suites"]["clean"]["exact"] for m in metrics],
-                [m["suite_mean"] for m in metrics],
-                [statistics.fmean(m["suites"][s]["exact"] for s in UNSEEN) for m in metrics]))
-        accuracy = {s: statistics.fmean(m["suites"][s]["exact"] for m in metrics)
-                    for s in metrics[0]["suites_right"]}
-        worst = min(accuracy, key=accuracy.get)
-        other = ["-", "-"]
-        if recipe != f"{group}/teacher":
-            other = [points(own - value(theirs)) for value, own in each.items()]
-        lines.append([recipe.split("/")[-1], clean, mean, other[0], unseen,
-                      f"{worst}, {accuracy[worst]:.1%}",
-                      f"{100 * each[points_lost].mean():.1f}", other[1]])
-    return markdown("model | clean: | mean of the suites: | against the teacher (95 %): | of the "
-                    "five unseen: | worst suite | points lost: | more than the teacher (95 %):",
-                    lines)
+    lines = models(rows, group)
+    places = {tuple(marks.replace("1", "0") for marks in run["suites_right"].values())
+              for runs in lines for run in runs}
+    check(len(places) == 1, f"the students of {group} were asked other suites than their teacher")
+
+    def lost(runs):  # (n,)
+        return suite_values(runs, ["clean"]) - suite_values(runs)
+
+    def more(value):
+        return lambda runs: "-" if runs is lines[0] else \
+            INTERVAL(*bootstrap(100 * (value(runs) - value(lines[0]))))
+    return table(lines, [
+        MODEL, ("clean:", over("on clean", ".1%")), SUITES,
+        ("against the teacher (95 %):", more(suite_values)),
+        ("of the five unseen:",
+         lambda runs: f"{suite_values(runs, [*HELD, 'longer']).mean():.1%}"),
+        ("points lost:", lambda runs: f"{100 * lost(runs).mean():.1f}"),
+        ("more than the teacher (95 %):", more(lost))])
 
 
 def suites_table(rows, group):
-    """Accuracy on each suite, mean over seeds, of the models that results.sh trains."""
-    recipes = [f"{group}/teacher", f"{group}/alone", *modes(rows, group)]
-    def cell(recipe, suite):
-        return spread((r["metrics"]["suites"][suite]["exact"]
-                       for r in seeds_of(rows, recipe).values()), ".1%")
-    return markdown(f"suite | {columns(r.split('/')[-1] for r in recipes)}", [
-        [suite.replace("_", " "), *(cell(recipe, suite) for recipe in recipes)]
-        for suite in first(rows, recipes[0])["metrics"]["suites"] if suite != "hostile"])
-
-
-def keeps_lines(rows, group):
-    """The line of each student, the one without a teacher first: accuracy, size, speed kept."""
-    speeds = [[row["metrics"] for row in seeds_of(rows, f"{group}/speed/{which}").values()]
-              for which in (1, 2)]  # the teacher's, a student's; as often as they were measured
-    one, many = (" and ".join(f"{b[key] / a[key]:.2f}" for a, b in zip(*speeds))
-                 for key in ("decode1", "decode32"))
-    whole = statistics.fmean(values(rows, f"{group}/teacher", "exact").values())
-    size = first(rows, f"{group}/alone")["metrics"]["parameters"] / \
-        first(rows, f"{group}/teacher")["metrics"]["parameters"]
-    alone, lines = values(rows, f"{group}/alone", "exact"), []
-    for recipe in (f"{group}/alone", *modes(rows, group)):
-        kept = [x / whole for x in values(rows, recipe, "exact").values()]
-        verb, compared = "reaches", ""
-        if recipe != f"{group}/alone":
-            tokens, wall = (verdict(alone, values(rows, r, "exact"), 1)
-                            for r in (recipe, f"{recipe}-wall"))
-            verb = "keeps"
-            compared = f"; against alone: {tokens} at equal tokens, {wall} at equal wall-clock"
-        lines.append(f"- {recipe.split('/')[-1]} {verb} {statistics.fmean(kept):.1%} "
-                     f"({min(kept):.1%} to {max(kept):.1%}) of the teacher's accuracy{compared}")
-    return "\n".join(lines) + (
-        f"\n\nEach at {size:.1%} of the teacher's parameters and, measured {len(speeds[0])} times, "
-        f"{one} times its speed at batch 1 and {many} times at batch 32.")
-
-
-def reason_table(rows):
-    """Chains of thought against bare answers of the same questions at equal tokens."""
-    lines = []
-    for recipe, name, nearest in (
-            ("stories/reason/cot", "the teacher's verified chains of thought", min),
-            ("stories/reason/answer", "bare answers of the same questions", max),
-            ("stories/reason/gold", "the stories' own steps, as many, other questions", min)):
-        row = first(rows, recipe)
-        near = nearest(rows[recipe].values(), key=lambda r: r["metrics"]["exact"])
-        lines.append([name, row["config"]["steps"], f"{row['tokens']:,}", f"{row['supervised']:,}",
-                      exact_match(rows, recipe), proportion(near["metrics"]),
-                      over_seeds(rows, recipe, "format", ".1%"),
-                      over_seeds(rows, recipe, "answer_tokens", ".1f")])
-    return markdown("trained on | steps: | tokens: | supervised: | exact: | nearest seed: | "
-                    "format: | tokens an answer:", lines)
-
-
-def single_table(rows, recipes):
-    """One line a recipe, for runs of one seed."""
-    lines = []
-    for recipe in recipes:
-        for seed, row in rows.get(recipe, {}).items():
-            m = row["metrics"]
-            lines.append([recipe, seed, f"{m['parameters']:,}", row["config"]["steps"],
-                          f"{m['ce']:.4f}", f"{m['bits_per_byte']:.3f}", proportion(m),
-                          number(m, "format", ".1%")])
-    return markdown("run | seed: | parameters: | steps: | test ce: | bits/byte: | exact: | format:",
-                    lines)
-
-
-def trials_table(rows):
-    """What was tried before, on validation data and a seed of its own."""
-    lines = []
-    for recipe in sorted(r for r in rows if r.startswith("trial/")):
-        for seed, row in rows[recipe].items():
-            lines.append([recipe.removeprefix("trial/"), seed, row["config"]["steps"],
-                          f"{row['metrics']['ce']:.4f}", proportion(row["metrics"])])
-    return markdown("trial | seed: | steps: | validation ce: | exact:", lines)
-
-
-def more_rows(name):
-    """The rows of results/NAME.jsonl."""
-    return rowfile.read(ROOT / f"results/{name}.jsonl", "metrics")
-
-
-MODEL = "model | parameters: | exact: | test ce:"
-
-
-def model_cells(row):
-    """One row of a MODEL table."""
-    m = row["metrics"]
-    return [row["recipe"], f"{m['parameters']:,}", proportion(m), f"{m['ce']:.4f}"]
-
-
-def students_table(_):
-    """Seven shapes on one teacher's traces; on the Pareto front where none is faster and better."""
-    rows = more_rows("students")
-    best = front([(r["metrics"]["decode1"], r["metrics"]["exact"]) for r in rows])
-    lines = []
-    for row in rows:
-        m = row["metrics"]
-        lines.append([*model_cells(row), f"{m['decode1']:,.0f}", f"{m['decode32']:,.0f}",
-                      "yes" if (m["decode1"], m["exact"]) in best else ""])
-    return markdown(f"{MODEL} | decode 1: | decode 32: | Pareto front", lines)
-
-
-def teachers_table(_):
-    """Three teachers, and the same student taught by each."""
-    return markdown(MODEL, map(model_cells, more_rows("teachers")))
-
-
-def sweep_table(_):
-    """Validation accuracy (and cross-entropy) of each temperature and alpha."""
-    cells = {(r["config"]["temperature"], r["config"]["alpha"]): r["metrics"]
-             for r in more_rows("sweep")}
-    alphas = sorted({alpha for _, alpha in cells})
-    lines = []
-    for tau in sorted({tau for tau, _ in cells}):
-        found = [cells.get((tau, alpha)) for alpha in alphas]
-        lines.append([f"{tau:g}",
-                      *(f"{m['exact']:.1%} ({m['ce']:.3f})" if m else "-" for m in found)])
-    return markdown(columns(["temperature", *(f"alpha {a:g}" for a in alphas)]), lines)
+    """Accuracy on each suite, a column a model."""
+    def column(runs):
+        return f"{mode(runs)}:", lambda suite: over(suite, ".1%")(runs)
+    lines = models(rows, group)
+    return table([key for key in lines[0][0] if key.startswith("on ")], [
+        ("suite", lambda suite: suite[3:].replace("_", " ")), *map(column, lines)])
 
 
 def step_times():
-    """{recipe: (ms a step, seconds before the first)} of whitebox-times.jsonl, mean over turns."""
-    found = {}
-    for row in more_rows("whitebox-times"):
-        found.setdefault(row["recipe"], []).append((row["metrics"]["ms"], row["metrics"]["making"]))
-    return {recipe: tuple(map(statistics.fmean, zip(*turns))) for recipe, turns in found.items()}
+    """{recipe of white: (ms a step, seconds before the first)}, mean over turns."""
+    return {mode(runs): tuple(fmean(run[key] for run in runs) for key in ("ms", "making"))
+            for recipe, runs in read_rows("whitebox-times").items() if recipe.startswith("white/")}
 
 
-def as_long(rows, recipe, needed):
-    """The student without a teacher that a recipe is compared with at equal wall-clock, which are
-    `needed` steps of that student: the smallest budget that is enough, or, as it overfits, the best
-    one below that; validation chooses. Where none is enough the longest must do worse than a
-    shorter one on validation data: then more steps would not help."""
-    group = recipe.split("/")[0]
-    budgets = alone_budgets(rows, group)
-    longer = [alone for _, alone in budgets]
-    shorter = sum(steps < needed for steps, _ in budgets)
-    best = min(longer[:shorter + 1], key=lambda alone: mean_of(rows, alone, "val_ce"))
-    if shorter == len(longer) and best == longer[-1]:
-        fail(f"{recipe} takes as long as {needed:,.0f} steps alone", "no such row",
-             f"{group}/alone-{needed:.0f} or more", "bash runs/whitebox.sh")
+def as_long(budgets, runs, needed):
+    """The student without a teacher that is compared with runs as long as `needed` of its steps: of
+    budgets (its runs, by steps) the smallest that is enough or, since it overfits, a smaller one
+    that does better on validation data. UserError if none is enough and the longest is the best of
+    them: more steps might help."""
+    shorter = sum(budget[0]["steps"] < needed for budget in budgets)
+    best = min(budgets[:shorter + 1], key=lambda budget: fmean(run["val_ce"] for run in budget))
+    check(shorter < len(budgets) or best is not budgets[-1],
+          f"{runs[0]['recipe']} takes as long as {needed:,.0f} steps alone, and no row has so many")
     return best
 
 
-def alone_budgets(rows, group):
-    """[(steps, recipe)] of the students without a teacher."""
-    return sorted((first(rows, r)["config"]["steps"], r) for r in rows
-                  if re.fullmatch(rf"{group}/alone(-\d+)?", r))
+def white_table(rows, group, short=False):
+    """White-box recipes against the student without a teacher; short: only what they are worth."""
+    times, teacher, alone = step_times(), rows["white/teacher"], rows[f"{group}/alone"]
+    plain = times["alone"][0]
+    found = [runs for recipe, runs in rows.items()
+             if recipe.startswith(f"{group}/") and runs is not teacher]
+    budgets = sorted((runs for runs in found if mode(runs).startswith("alone")),
+                     key=lambda runs: runs[0]["steps"])
+    recipes = [runs for runs in found if runs not in budgets]
 
+    def cost(runs):  # ms a step, and seconds in all
+        ms, making = times["alone" if runs in budgets else mode(runs)]
+        return ms, runs[0]["steps"] * ms / 1000 + making
 
-def white_rows(rows, group):
-    """Every white-box recipe against the student without a teacher, at as many steps and at equal
-    wall-clock: the cells of white_table."""
-    times, teacher = step_times(), first(rows, "white/teacher")["metrics"]
-    plain, _ = times["white/alone"]
-    base = values(rows, f"{group}/alone", "ce")
-    alone = [recipe for _, recipe in alone_budgets(rows, group)]
-    lines = []
-    for recipe in alone + [r for r in rows if r.startswith(f"{group}/") and
-                           r not in (*alone, f"{group}/teacher")]:
-        ce, name = values(rows, recipe, "ce"), recipe.split("/")[1]
-        timed = "white/alone" if recipe in alone else f"white/{name}"
-        if timed not in times:
-            fail(f"no time of a step of {recipe}", fix="bash runs/whitebox.sh --times")
-        ms, making = times[timed]
-        seconds = first(rows, recipe)["config"]["steps"] * ms / 1000 + making
-        compared = ["0%" if recipe == f"{group}/alone" else "", *[""] * 4]
-        if recipe not in alone:
-            longest = values(rows, as_long(rows, recipe, 1000 * seconds / plain), "ce")
-            compared = [gap_closed(base, ce, teacher["ce"]),
-                        *judged(base, ce, "ce"), *judged(longest, ce, "ce")]
-        lines.append([name, f"{ms / plain:.2f}", f"{seconds / 60:.1f}",
-                      spread(ce.values(), ".4f"), over_seeds(rows, recipe, "kl", ".3f"), *compared])
-    return lines
-
-
-def white_table(rows, group):
-    """The rows of white_rows, the teacher above them."""
-    ce = first(rows, "white/teacher")["metrics"]["ce"]
-    return markdown(
-        "recipe | a step costs: | minutes: | test ce: | KL to the teacher: | gap closed: | "
-        "ce against alone, equal tokens: | verdict | equal wall-clock: | verdict",
-        [["teacher", "", "", f"{ce:.4f}", 0, "100%", *[""] * 4], *white_rows(rows, group)])
-
-
-def white_lines(rows, group):
-    """The table in a line a recipe, for the README."""
-    return "\n".join(
-        f"- {name} closes {closed}: {tokens} at equal tokens, {wall} at equal wall-clock"
-        for name, *_, closed, _, tokens, _, wall in white_rows(rows, group) if tokens)
+    def timed(place, unit):  # the teacher's own steps were not timed
+        return lambda runs: "-" if runs is teacher else f"{cost(runs)[place] / unit:.2f}"
+    closed = gap_closed(alone, teacher)
+    tokens = against("ce against alone, equal tokens:", "ce", lambda _: alone)
+    wall = against("equal wall-clock:", "ce",
+                   lambda runs: as_long(budgets, runs, 1000 * cost(runs)[1] / plain))
+    if short:
+        return table(recipes, [MODEL, closed, ("equal tokens", tokens[1][1]),
+                               ("equal wall-clock", wall[1][1])])
+    return table([teacher, *budgets, *recipes], [
+        MODEL, ("a step costs:", timed(0, plain)), ("minutes:", timed(1, 60)), CE, KL, closed,
+        *tokens, *wall])
 
 
 def cache_table(_):
     """What each cache costs, and after how many steps it has paid against the teacher beside."""
     times = step_times()
-    online, plain = times["white/forward"][0], times["white/alone"][0]
-    lines = [["none, the teacher beside", "-", f"{online:.0f} ms", f"{plain / online:.2f}", "-"]]
-    for kind in ("topk", "sampled", "hidden"):
-        ms, making = times[f"white/cached-{kind}"]
-        lines.append([kind, f"{making:.0f} s", f"{ms:.0f} ms", f"{plain / ms:.2f}",
-                      f"{1000 * making / (online - ms):,.0f} steps"])
-    return markdown("cache | made in: | a step: | steps/s of plain pretraining: | pays after:",
-                    lines)
 
-
-def topk_table(_):
-    """Students of lists of k tokens, with a bucket for the rest, and renormalised."""
-    found = {}
-    for row in more_rows("topk"):
-        kind, k = row["recipe"].split("/")
-        m = row["metrics"]
-        found.setdefault(int(k), {})[kind] = (m["ce"], m["kl"], 100 * surer(m["reliability"]))
-    return markdown(
-        "k: | ce, bucket: | ce, renormalised: | KL to the teacher, bucket: | renormalised: | "
-        "surer than right, bucket: | renormalised:",
-        [[k, *(f"{kinds[kind][i]:{form}}" for i, form in enumerate((".3f", ".3f", "+.1f"))
-               for kind in ("bucket", "renormalised"))] for k, kinds in sorted(found.items())])
-
-
-def stories_table(rows):
-    """White-box recipes on the stories, beside the scoreboard's rows of the same seeds."""
-    seeds = seeds_of(rows, "few-white/jsd")
-    rows = {name: {s: found[s] for s in seeds if s in found} for name, found in rows.items()}
-    base = values(rows, "few/alone", "exact")
-    lines = []
-    for recipe in ("few/alone", *(f"{r}{axis}" for r in ("few/logits", "few-white/jsd",
-                   "few-white/hidden", "few-white/on-policy") for axis in ("", "-wall"))):
-        exact = values(rows, recipe, "exact")
-        axis = "equal wall-clock" if recipe.endswith("-wall") else "equal tokens"
-        name = recipe.split("/")[1].removesuffix("-wall")
-        lines.append([f"{name}{'' if name == 'alone' else f', {axis}'}",
-                      f"{first(rows, recipe)['config']['steps']:,}",
-                      over_seeds(rows, recipe, "ce", ".4f"), over_seeds(rows, recipe, "kl", ".3f"),
-                      exact_match(rows, recipe), over_seeds(rows, recipe, "suite_mean", ".1%"),
-                      f"{mean_of(rows, recipe, 'train_seconds') / 60:.1f}",
-                      *(["-", "-"] if name == "alone" else judged(base, exact))])
-    return markdown("student | steps: | test ce: | KL to the teacher: | exact: | mean of the "
-                    "suites: | minutes: | points against alone: | verdict", lines)
-
-
-# --- black box: results/blackbox.jsonl, of runs/lessons.sh ----------------------------------------
-
-LESSONS = {
-    "bare": "bare answers", "full": "whole replies, no tags", "cot": "chains of thought",
-    "mixed": "half of the rows with a thought, asked for nothing",
-    "mixed-cot": "the same student, asked for a thought",
-    "multi": "both tasks, asked for a thought", "multi-bare": "the same, asked for an answer"}
-SEEN = ("typos", "names", "order", "no_punctuation")  # suites whose operation runs/lessons.sh uses
-COUSIN = "longer"                                      # its "deeper" adds an operation, up to 4
-
-
-def marks(rows, recipe, *suites):
-    """{seed: accuracy on some suites as one value a problem (n,)}."""
-    return {seed: suite_values(row["metrics"]["suites_right"], suites)
-            for seed, row in seeds_of(rows, recipe).items()}
-
-
-def lessons_table(rows):
-    """One teacher's text, learned in five ways at equal tokens from one initialisation."""
-    lines = []
-    whole = first(rows, "blackbox/teacher")["metrics"]["exact"]
-    bare = values(rows, "blackbox/bare", "exact")
-    for name, words in (("teacher", "the teacher itself"), *LESSONS.items()):
-        row, recipe = first(rows, f"blackbox/{name}"), f"blackbox/{name}"
-        exact = values(rows, recipe, "exact")
-        kept = ["-"] * 3
-        if name != "teacher":
-            kept[0] = f"{statistics.fmean(exact.values()) / whole:.1%}"
-            if name != "bare":
-                kept[1:] = judged(bare, exact)
-        lines.append([words, f"{row['tokens']:,}", f"{row['supervised']:,}",
-                      exact_match(rows, recipe), kept[0],
-                      over_seeds(rows, recipe, "suite_mean", ".1%"),
-                      over_seeds(rows, recipe, "format", ".1%"),
-                      over_seeds(rows, recipe, "answer_tokens", ".1f"), *kept[1:]])
-    return markdown("learned | tokens: | of them count: | exact: | of the teacher's: | mean of the "
-                    "suites: | format: | tokens an answer: | against bare answers: | verdict",
-                    lines)
-
-
-def lesson_lines(rows):
-    """What each lesson keeps of the teacher's accuracy, for the README."""
-    whole = first(rows, "blackbox/teacher")["metrics"]["exact"]
-    return "\n".join(
-        f"- {LESSONS[name]}: " + "{:.1%} ({:.1%} to {:.1%}) of the teacher's accuracy".format(
-            statistics.fmean(kept), min(kept), max(kept))
-        for name in ("bare", "full", "cot", "multi")
-        for kept in [[x / whole for x in values(rows, f"blackbox/{name}", "exact").values()]])
+    def pays(name):
+        gain = times["forward"][0] - times[name][0]  # ms a step
+        return f"{1000 * times[name][1] / gain:,.0f} steps" if gain else "-"
+    return table(("forward", "cached-topk", "cached-sampled", "cached-hidden"), [
+        ("model", str), ("made in:", lambda name: f"{times[name][1]:.0f} s"),
+        ("a step:", lambda name: f"{times[name][0]:.0f} ms"), ("pays after:", pays)])
 
 
 def enriched_table(rows):
     """Disturbed questions among those that the teacher was asked, against none, as many rows."""
-    there = first(rows, "blackbox/cot-2000")["metrics"]["suites_right"]
-    held = [s for s in there if s not in (*SEEN, COUSIN, "clean", "other_language")]
+    plain, rich = of(rows, "blackbox", "plain-2000", "cot-2000")
+    suites = {"mean of those in training": SEEN, "mean of those held out": HELD,
+              **{name: [name] for name in ("clean", *SEEN, *HELD, "longer")}}
+
+    def on(runs, line):
+        return [{**run, "exact": fmean(run[f"on {s}"] for s in suites[line])} for run in runs]
+
+    def problems(line):  # (n,)
+        return suite_values(rich, suites[line]) - suite_values(plain, suites[line])
+    return table(suites, [
+        ("suites", lambda line: line.replace("_", " ")),
+        ("answers:", lambda line: sum(rich[0]["suites"][s]["n"] for s in suites[line])),
+        ("plain questions:", lambda line: exact(on(plain, line))),
+        ("disturbed ones, too:", lambda line: exact(on(rich, line))),
+        ("points:", lambda line: judged(on(plain, line), on(rich, line), "exact")[0]),
+        ("verdict", lambda line: judged(on(plain, line), on(rich, line), "exact")[1]),
+        ("of these eight models (95 %, over problems):",
+         lambda line: INTERVAL(*bootstrap(100 * problems(line))))])
+
+
+def machines_table(*names):
+    """Where the rows of each file were made, and how long their training took."""
     lines = []
-    for name, suites in (("clean", ["clean"]), ("mean of those in training", SEEN),
-                         *[(s, [s]) for s in SEEN], ("mean of those held out", held),
-                         *[(s, [s]) for s in held], (COUSIN, [COUSIN])):
-        plain, rich = (marks(rows, f"blackbox/{r}-2000", *suites) for r in ("plain", "cot"))
-        means = [{seed: m.mean() for seed, m in found.items()} for found in (plain, rich)]
-        each = sum(rich[seed] - plain[seed] for seed in rich) / len(rich)  # (n,)
-        n = sum(c != "-" for s in suites for c in there[s])
-        lines.append([name.replace("_", " "), f"{n:,}",
-                      *(spread(found.values(), ".1%") for found in means),
-                      *judged(*means), points(each)])
-    return markdown("suites | answers: | plain questions: | disturbed ones, too: | points: | "
-                    "verdict | of these eight models (95 %, over problems):", lines)
+    for name in names:
+        runs = sum(read_rows(name).values(), [])
+        machines = {run["versions"]["machine"] for run in runs}
+        minutes = sum(run.get("train_seconds", 0) for run in runs) / 60
+        lines.append([f"{name}.jsonl", "; ".join(sorted(machines)), len(runs), f"{minutes:.0f}"])
+    return markdown("rows | machines | runs: | minutes of training:", lines)
 
 
-def spoiled_table(rows):
-    """The same chains unjudged, out of order, or with a wrong end, against those that were kept."""
-    suites = over_seeds(rows, "blackbox/cot", "suite_mean", ".1%")
-    lines = [["kept: judged and filtered", exact_match(rows, "blackbox/cot"), suites, "-", "-"]]
-    base = values(rows, "blackbox/cot", "exact")
-    for name, words in (("unjudged", "unjudged: as many, of all answers, right and wrong"),
-                        ("shuffled", "half of the chains of several steps shuffled"),
-                        ("wrong", "half of the chains end with a wrong number")):
-        suites = over_seeds(rows, "blackbox/unjudged", "suite_mean", ".1%") \
-            if name == "unjudged" else "-"
-        lines.append([words, exact_match(rows, f"blackbox/{name}"), suites,
-                      *judged(base, values(rows, f"blackbox/{name}", "exact"))])
-    lines.append(["wrong against shuffled", "", "", *judged(
-        *(values(rows, f"blackbox/{name}", "exact") for name in ("shuffled", "wrong")))])
-    return markdown("the rows | exact: | mean of the suites: | against the kept ones: | verdict",
-                    lines)
-
-
-def amount_table(rows):
-    """How accuracy grows with the teacher's rows."""
-    lines = []
-    for percent in (1, 3, 10, 30, 100):
-        recipe = f"blackbox/rows-{percent}" if percent < 100 else "blackbox/cot"
-        count = first(rows, recipe)["config"]["documents"]  # 0: all
-        lines.append([f"{count:,}" if count else "all", f"{percent}%", exact_match(rows, recipe),
-                      f"{mean_of(rows, recipe, 'best_step'):,.0f}",
-                      f"{mean_of(rows, recipe, 'val_ce'):.4f}"])
-    return markdown("rows: | share: | exact: | best step: | validation ce:", lines)
+def text(name):
+    """What a command wrote, kept as results/NAME."""
+    return (ROOT / "results" / name).read_text(encoding="utf-8").strip()
 
 
 def scoreboard(_):
     """The speedrun's own table, from the JSON that eval.py wrote at its end."""
-    found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))
-    return eval_table(found["results"]) + "\n\n" + keeps(found["results"])
-
-
-def machines_table(_):
-    """Where the rows of each file were made, and how long their training took."""
-    lines = []
-    for name, script in (("scoreboard", "results.sh"), ("students", "students.sh"),
-                         ("teachers", "students.sh"), ("sweep", "sweep.sh"), ("spine", "spine.sh"),
-                         ("whitebox", "whitebox.sh"), ("blackbox", "lessons.sh")):
-        found = {}
-        for row in more_rows(name):
-            v = row["versions"]
-            found.setdefault((v["machine"], v["torch"]), []).append(row.get("train_seconds", 0))
-        for (machine, torch), seconds in sorted(found.items()):
-            lines.append([f"`{name}.jsonl`", f"`{script}`", machine, torch, len(seconds),
-                          f"{sum(seconds) / 60:.0f}"])
-    return markdown("rows | made by | machine | torch | runs: | minutes of training:", lines)
-
-
-def printed(name):
-    """What a benchmark printed, kept as results/NAME.md."""
-    return lambda _: (ROOT / f"results/{name}.md").read_text(encoding="utf-8").strip()
-
-
-def file_map(_):
-    """Every file that a reader opens, its lines, and the first sentence of its own docstring."""
-    lines = []
-    for pattern in ("*.py", "dataset/*.py", "blackbox/*.py", "tokenizer/*.py", "runs/*.py", "runs/*.sh",
-                    "*.sh", "tests/mutants.py"):
-        for path in sorted(ROOT.glob(pattern)):
-            text = path.read_text(encoding="utf-8")
-            if not text.strip():
-                continue
-            if path.suffix == ".py":
-                said = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
-            else:  # the comment at the top, up to the line that shows a command
-                said = text.removeprefix("#!/usr/bin/env bash\n").replace("\n# ", "\n")
-                said = re.split(r"\n {2}|\n\n|\nset -|:  ", said.removeprefix("# "))[0]
-            said = re.split(r"(?<=[.?:]) (?=[A-Z])|:$", " ".join(said.split()))[0].rstrip(".:")
-            lines.append([f"`{path.relative_to(ROOT)}`", len(text.splitlines()), said])
-    return markdown("file | lines: | what it is", lines)
+    found = json.loads(text("speedrun.json"))["results"]
+    return report.table(found) + "\n\n" + report.keeps(found)
 
 
 TABLES = {
     "scoreboard": scoreboard,
-    "machines": machines_table,
-    "speed": printed("bench"),
-    "decode": printed("decode"),
-    "fused": printed("fused"),
-    "map": file_map,
+    "speed": lambda _: text("bench.md"),
+    "decode": lambda _: text("decode.md"),
+    "fused": lambda _: text("fused.md"),
     "modes": lambda rows: modes_table(rows, "few"),
-    "keeps": lambda rows: keeps_lines(rows, "few"),
+    "prose": lambda rows: modes_table(rows, "prose"),
+    "logits-all": lambda rows: modes_table(
+        {"stories/all/teacher": rows["stories/teacher"], **rows}, "stories/all"),
+    "white-stories": stories_table,
+    "keeps": lambda rows: table(models(rows, "few", ("", "-wall"))[1:], [
+        ("student", student), PARAMETERS, kept(rows["few/teacher"]),
+        *against("points against alone:", "exact", lambda _: rows["few/alone"])]),
+    "keeps-speed": lambda rows: table(of(rows, "few/speed", "1", "2"), [
+        ("speed of", lambda runs: {"1": "the teacher", "2": "a student"}[mode(runs)]), *DECODE]),
     "robust": lambda rows: robust_table(rows, "few"),
     "suites": lambda rows: suites_table(rows, "few"),
-    "logits-all": lambda rows: modes_table(rows, "stories/all"),
-    "prose": lambda rows: modes_table(rows, "prose"),
     "white": lambda rows: white_table(rows, "white"),
     "best": lambda rows: white_table(rows, "best"),
-    "white-stories": stories_table,
-    "best-lines": lambda rows: white_lines(rows, "best"),
+    "best-lines": lambda rows: white_table(rows, "best", short=True),
     "cache-pays": cache_table,
-    "topk": topk_table,
-    "reason": reason_table,
-    "real": lambda rows: single_table(rows, ["stories/teacher", "stories-zh/teacher",
-                                             "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
-                                             "gsm8k/answer"]),
-    "trials": trials_table,
-    "lessons": lessons_table,
-    "lesson-lines": lesson_lines,
+    "topk": lambda _: table(sorted(read_rows("topk").values(), key=lambda runs: int(mode(runs))), [
+        RECIPE, CE, KL, ("surer than right:", lambda runs: f"{surer(runs):+.1f}")]),
+    "reason": lambda rows: table(of(rows, "stories/reason", "cot", "answer", "gold"), [
+        LEARNED, STEPS, TOKENS, COUNTED, EXACT, FORM, LENGTH]),
+    "real": lambda rows: table([rows[recipe] for recipe in (
+        "stories/teacher", "stories-zh/teacher", "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
+        "gsm8k/answer")], [
+        RECIPE, PARAMETERS, STEPS, CE, ("bits/byte:", over("bits_per_byte", ".3f")), EXACT, FORM]),
+    "trials": lambda rows: table([rows[r] for r in sorted(rows) if r.startswith("trial/")], [
+        RECIPE, SEED, STEPS, VAL_CE, EXACT]),
+    "lessons": lambda rows: table(of(
+        rows, "blackbox", "teacher", "bare", "full", "cot", "mixed", "mixed-cot", "multi",
+        "multi-bare"), [
+        LEARNED, TOKENS, COUNTED, EXACT, kept(rows["blackbox/teacher"]), SUITES, FORM, LENGTH,
+        *against("against bare answers:", "exact", lambda _: rows["blackbox/bare"])]),
+    "lesson-lines": lambda rows: table(of(rows, "blackbox", "bare", "full", "cot", "multi"), [
+        LEARNED, kept(rows["blackbox/teacher"])]),
     "enriched": enriched_table,
-    "spoiled": spoiled_table,
-    "amount": amount_table,
-    "students": students_table,
-    "teachers": teachers_table,
-    "sweep": sweep_table,
+    "spoiled": lambda rows: table(of(rows, "blackbox", "cot", "unjudged", "shuffled", "wrong"), [
+        LEARNED, EXACT, SUITES,
+        *against("against chains:", "exact", lambda _: rows["blackbox/cot"]),
+        *against("against shuffled:", "exact", lambda _: rows["blackbox/shuffled"])]),
+    "amount": lambda rows: table(of(
+        rows, "blackbox", "rows-1", "rows-3", "rows-10", "rows-30", "cot"), [
+        ("share", mode), EXACT, BEST, ("validation ce:", average("val_ce", ".4f"))]),
+    "students": lambda _: table(read_rows("students").values(), [
+        MODEL, PARAMETERS, EXACT, CE, *DECODE]),
+    "teachers": lambda _: table(read_rows("teachers").values(), [MODEL, PARAMETERS, EXACT, CE]),
+    "sweep": lambda _: table(read_rows("sweep").values(), [
+        ("temperature:", average("temperature", "g")), ("alpha:", average("alpha", "g")), EXACT,
+        VAL_CE]),
+    "machines": lambda _: machines_table("scoreboard", "students", "teachers", "sweep", "spine",
+                                         "whitebox", "blackbox"),
 }
 
 
-def line_of(match):
-    """`losses.py:40` `cross_entropy` with the line where it stands now."""
-    file, name = match[1], match[2]
-    for number, text in enumerate((ROOT / file).read_text(encoding="utf-8").splitlines(), 1):
-        if re.match(rf"(def|class) {name}\b", text):
-            return f"`{file}:{number}` `{name}`"
-    fail(f"docs/equations.md: {file} has no {name}")
-
-
-def rendered(text, rows):
-    """The text with every `<!-- NAME -->...<!-- end -->` filled from the rows, and every
-    `file:line` before a name put right."""
-    text = re.sub(r"`([\w/]+\.py):\d+` `(\w+)`", line_of, text)
-
+def rendered(document, rows):
+    """The document with every `<!-- NAME -->...<!-- end -->` filled from the rows."""
     def fill(match):
-        name = match[1]
-        if name not in TABLES:
-            fail(f"no table called {name}", fix="one of " + ", ".join(TABLES))
-        return f"<!-- {name} -->\n{TABLES[name](rows)}\n<!-- end -->"
-    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+        check(match[1] in TABLES, f"no table is called {match[1]}; one of {', '.join(TABLES)}")
+        try:
+            return f"<!-- {match[1]} -->\n{TABLES[match[1]](rows)}\n<!-- end -->"
+        except KeyError as error:
+            raise UserError(f"the table {match[1]} needs what no row has: {error}") from error
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, document, flags=re.S)
 
 
 def main(cfg):
-    """Write the tables, compare them, or print some."""
-    if cfg.show:
-        rows = read_rows(cfg.rows)
-        for name in cfg.show.split(","):
-            check(name in TABLES, "--show", name, "some of " + ",".join(TABLES))
-            try:
-                print(f"\n{TABLES[name](rows)}")
-            except (KeyError, TypeError) as error:
-                fail(f"{show(cfg.rows)} has no rows for the table {name}", f"no {error}",
-                     fix="another --show, or make the rows")
-        return
-    rows = all_rows()
+    """Write the tables, or compare them."""
+    rows = read_rows("spine", "scoreboard", "whitebox", "blackbox")
     for name in FILES:
-        path = ROOT / name
-        if not path.exists():
-            continue
-        old = path.read_text(encoding="utf-8")
+        old = (ROOT / name).read_text(encoding="utf-8")
         new = rendered(old, rows)
-        if cfg.check and new != old:
-            fail(f"{name} differs from results/", fix="python runs/render.py")
-        if not cfg.check and new != old:
-            with cli.atomic_write(path, "w") as file:
-                file.write(new)
+        check(new == old or not cfg.check,
+              f"{name} differs from results/: python runs/render.py writes it anew")
+        if new != old:
+            common.write_file(ROOT / name, new)
         print(f"{name}: {'as its rows' if new == old else 'rendered'}")
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)

@@ -1,0 +1,94 @@
+"""The size of the house. To raise a figure is a decision: give its reason in the commit."""
+import ast
+import difflib
+import statistics
+import tokenize
+
+import pytest
+
+from common import ROOT
+
+ROOMS = {room: [path for path in sorted(ROOT.glob(f"{room}/*.py")) if path.stat().st_size]
+         for room in (".", "tokenizer", "dataset", "blackbox", "runs", "tests")}
+CODE = [path for room in ROOMS if room != "tests" for path in ROOMS[room]]
+SHELL = [*ROOT.glob("*.sh"), *ROOT.glob("runs/*.sh")]
+# A file imports from its own level or from one before it.
+LEVELS = ["model losses optim decoding metrics fused fast_decode".split(), ["common", "tokenizer"],
+          ["checkpoints"], ["dataset"], ["blackbox"], [path.stem for path in ROOMS["."]], ["runs"]]
+
+
+def lines(paths):
+    return [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def level(path):
+    name = path.stem if path.parent == ROOT else path.parent.name
+    return next(number for number, names in enumerate(LEVELS) if name in names)
+
+
+def imports(path):
+    """The project's files that a file imports, lazily or not."""
+    names = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    files = {name.replace(".", "/") + end for name in names for end in (".py", "/__init__.py")}
+    return {ROOT / file for file in files} & set(CODE)
+
+
+@pytest.mark.parametrize("room, most", [
+    (".", 3100), ("tokenizer", 200), ("dataset", 1600), ("blackbox", 1200), ("runs", 1300),
+    ("all", 7400), ("tests", 8000)])
+def test_no_room_has_more_lines_than_its_budget(room, most):
+    """The first house grew to 12,700 lines in three days, and nobody noticed."""
+    paths = {**ROOMS, "runs": ROOMS["runs"] + SHELL, "all": CODE + SHELL}[room]
+    count = len(lines(paths))
+    assert count <= most and len(paths) <= {".": 20, "dataset": 8}.get(room, 99)
+
+
+def test_a_reader_of_one_script_has_little_to_read():
+    """To follow train_distill_logits.py one had to open fifteen files."""
+    seen, queue = set(), {ROOT / "train_distill_logits.py"}
+    while queue:
+        seen |= queue
+        queue = {file for path in queue for file in imports(path)} - seen
+    assert len(seen) <= 11 and sum(len(lines([path])) for path in seen) <= 2000
+
+
+def test_no_import_runs_upwards():
+    """common.py imported dataset/, which imports common.py."""
+    assert [f"{a} imports {b}" for a in CODE for b in imports(a) if level(b) > level(a)] == []
+
+
+def test_code_is_short_and_no_denser_than_losses_py():
+    """Fewer lines that are denser are no simpler: the figures are those of the first losses.py."""
+    lengths, nodes, code = [], 0, (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
+    for path in CODE:
+        docstrings, used, text = set(), set(), lines([path])
+        for node in ast.walk(tree(path)):
+            nodes += 1
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                docstrings |= set(range(node.lineno, node.end_lineno + 1))
+            if isinstance(node, ast.FunctionDef) and node.name != "main":
+                assert node.end_lineno - node.lineno < 40, f"{path}: {node.name}"
+        with open(path, "rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                if token.type in code:
+                    used |= set(range(token.start[0], token.end[0] + 1))
+        assert max(map(len, text)) <= 100, path
+        lengths += [len(text[number - 1]) for number in used - docstrings]
+    assert statistics.median(lengths) <= 1.05 * 64.0 and nodes / len(lengths) <= 1.05 * 14.34
+
+
+def test_the_difference_between_two_scripts_is_distillation():
+    """A loop that is told in two ways has a diff that shows everything except the teacher."""
+    mains = [ast.get_source_segment((ROOT / name).read_text(encoding="utf-8"), node).splitlines()
+             for name in ("train_pretrain.py", "train_distill_logits.py")
+             for node in tree(ROOT / name).body if getattr(node, "name", "") == "main"]
+    assert sum(line[0] in "+-" for line in list(difflib.unified_diff(*mains, n=0))[2:]) <= 40
