@@ -31,15 +31,16 @@ from common import UserError, check, show
 CHUNK = 4 * 2**20     # bytes: what one worker reads at a time, and the size of a .txt document
 ROLES = dict(system="system", developer="system", user="user", human="user",
              assistant="assistant", gpt="assistant")
+PAIRS = (("question", "answer"), ("problem", "solution"), ("prompt", "completion"),
+         ("instruction", "output"))
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+KNOWN = "unknown keys; " + ", ".join(
+    ["text", "messages", "conversations", *(f"{ask} + {reply}" for ask, reply in PAIRS)]) + " are known"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END_MARKS = ("<end>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>")  # of other chat models
 TARGETS = ("cot", "answer", "full", "multi", "mixed")  # see turn_body, and forms for the last two
-PAIRS = (("question", "answer"), ("problem", "solution"), ("prompt", "completion"),
-         ("instruction", "output"))
-KINDS = {b"\x1f\x8b": "gzip; gunzip it first", b"PAR1": "Parquet; write it as JSONL first",
-         b"PK\x03\x04": "a zip archive; unzip it first",
-         b"\xff\xfe": "UTF-16; iconv -f UTF-16 -t UTF-8 makes it readable",
-         b"\xfe\xff": "UTF-16; iconv -f UTF-16 -t UTF-8 makes it readable"}
+KINDS = {b"\x1f\x8b": "gzip; gunzip it", b"PAR1": "Parquet; write it as JSONL", b"PK\x03\x04": "zip; unzip it",
+         b"\xff\xfe": "UTF-16; iconv -t UTF-8", b"\xfe\xff": "UTF-16; iconv -t UTF-8"}  # by first bytes
 
 
 @dataclass
@@ -56,7 +57,8 @@ class BadRow(UserError):
     """A row that is no document. `reason` is the same words for every row with that fault."""
     def __init__(self, reason, got=None):
         self.reason = reason
-        super().__init__(reason if got is None else f"{reason}: {short(got)}")
+        shown = "" if got is None else f": {got if isinstance(got, str) else json.dumps(got)}"
+        super().__init__(reason + (shown if len(shown) < 60 else shown[:57] + "..."))
 
 
 # --- a row becomes a document ---------------------------------------------------------------------
@@ -68,54 +70,38 @@ def parse_row(row, need_reply=True, notes=None):
     of what was left out of good rows.
     """
     if not isinstance(row, dict):
-        raise BadRow("not a JSON object", row)
+        raise BadRow("not a JSON object (`jq -c '.[]' FILE` makes lines of an array)", row)
     row = {key: value for key, value in row.items() if value is not None}
-    for key in ("conversations", "messages"):
-        if key in row:
-            return parse_turns(before(row) + listed(row[key]), need_reply, notes)
+    turns = row.get("conversations", row.get("messages"))
     for ask, reply in PAIRS:
-        if ask in row and (reply in row or not need_reply):
-            return parse_turns(before(row) + pair(row, ask, reply), need_reply, notes)
-    if "text" in row:
-        if not string(row, "text"):
-            raise BadRow("an empty text")
-        return row["text"]
-    raise BadRow("unknown keys (text, messages, conversations, question + answer, instruction + "
-                 "output, prompt + completion, problem + solution are known)", list(row)[:8])
-
-
-def before(row):
-    """The turns of the keys system and history."""
-    system = [dict(role="system", content=row["system"])] if row.get("system") else []
-    return system + [dict(role=role, content=text) for two in row.get("history", [])
-                     for role, text in zip(("user", "assistant"), two)]
+        if turns is None and ask in row and (reply in row or not need_reply):
+            turns = pair(row, ask, reply)
+    if turns is None and row.get("text"):
+        return string(row, "text")
+    if turns is None:
+        raise BadRow("an empty text" if "text" in row else KNOWN, list(row)[:8])
+    if not isinstance(turns, list) or not turns:
+        raise BadRow("an empty conversation", turns)
+    before = [dict(role="system", content=row["system"])] if row.get("system") else []
+    before += [dict(role=role, content=text) for two in row.get("history", [])
+               for role, text in zip(("user", "assistant"), two)]
+    return parse_turns(before + turns, need_reply, notes)
 
 
 def pair(row, ask, reply):
     """The turns of a question and its reply under the keys `ask` and `reply`."""
     if isinstance(row[ask], list):  # TRL: both are lists of turns
-        return row[ask] + listed(row.get(reply, []))
-    parts = [string(row, ask)]
-    if ask in ("question", "problem"):
-        options = row.get("options", [])
-        if isinstance(options, list):
-            options = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options))
-        parts = [row.get("context", ""), *parts,
-                 "\n".join(f"{letter}. {text}" for letter, text in options.items())]
-    elif ask == "instruction":
-        parts.append(row.get("input", ""))
-    turns = [dict(role="user", content="\n\n".join(part for part in parts if part))]
+        return row[ask] + row.get(reply, [])
+    options = row.get("options", {})
+    if isinstance(options, list):
+        options = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options))
+    parts = [row.get("context"), string(row, ask), row.get("input"),
+             "\n".join(f"{letter}. {text}" for letter, text in options.items())]
+    turns = [dict(role="user", content="\n\n".join(filter(None, parts)))]
     if row.get(reply):
         turns.append({**row, "role": "assistant", "content": row[reply],
                       "worked": ask in ("question", "problem")})
     return turns
-
-
-def listed(rows):
-    """The rows, which must be a list with at least one turn."""
-    if not isinstance(rows, list) or not rows:
-        raise BadRow("an empty conversation", rows)
-    return rows
 
 
 def parse_turns(rows, need_reply, notes):
@@ -131,22 +117,20 @@ def parse_turns(rows, need_reply, notes):
             if notes is not None:
                 notes["conversations cut at a turn that uses tools"] += 1
             break
-        role = ROLES.get(name) if isinstance(name, str) else None
-        if role is None:
+        if str(name) not in ROLES:
             raise BadRow("unknown role", name)
-        turn = Turn(role, content_of(row))
-        if role == "assistant":
-            thought = next((string(row, key) for key in ("reasoning_content", "reasoning", "thinking")
-                            if row.get(key)), None)
+        turn = Turn(ROLES[name], content_of(row))
+        if turn.role == "assistant":
+            thought = next((string(row, key) for key in THOUGHTS if row.get(key)), None)
             read = parse_worked_answer if row.get("worked") else parse_response_text
             turn = read(turn.content, thought)
             turn.learned = row.get("weight", 1) != 0
             if not (turn.content.strip() or turn.answer):
                 raise BadRow("an empty answer")
-        if turn.content or role != "system":
+        if turn.role == "user" and not turn.content.strip():
+            raise BadRow("a user turn without text")
+        if turn.content or turn.role != "system":
             turns.append(turn)
-    if any(turn.role == "user" and not turn.content.strip() for turn in turns):
-        raise BadRow("a user turn without text")
     if not turns or need_reply and turns[-1].role != "assistant":
         raise BadRow("a conversation that does not end with an answer")
     return turns
@@ -156,11 +140,9 @@ def content_of(row):
     """The text of a turn: a string, or a list of text parts."""
     content = row.get("content", row.get("value"))
     if isinstance(content, list):
-        texts = [part.get("text") for part in content
-                 if isinstance(part, dict) and part.get("type") == "text"]
-        if len(texts) < len(content):
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             raise BadRow("a part of a turn that is not text", content)
-        content = "".join(texts)
+        content = "".join(string(part, "text") for part in content)
     return string(dict(content=content), "content")
 
 
@@ -182,19 +164,16 @@ def parse_response_text(content, thought=None):
     for mark in END_MARKS:  # a server may leave its stop mark in the text
         if content.rstrip().endswith(mark):
             content = content.rstrip().removesuffix(mark)
-    own, inline = thought, None
-    if own is None:
-        match = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>(.*)", content, re.DOTALL)
-        if match:
-            inline, content = match.groups()
+    match = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>(.*)", content, re.DOTALL)
+    inline, content = match.groups() if match and thought is None else ("", content)
     tagged = re.fullmatch(r"(.*?)<answer>(.*?)</answer>\s*\.?\s*", content, re.DOTALL)
-    if own is None and inline is None and not tagged \
+    if thought is None and not match and not tagged \
             and not content.lstrip().startswith(("<think>", "<answer>")):
         return Turn("assistant", content)
     between, answer = tagged.groups() if tagged else ("", content)
-    if any(tag in part for tag in TAGS for part in (inline or "", between, answer)):
+    if any(tag in part for tag in TAGS for part in (inline, between, answer)):
         raise BadRow("a tag that stands alone, twice, or before more text (was it cut off?)", content)
-    parts = [part.strip() for part in (own or inline or "", between) if part.strip()]
+    parts = [part.strip() for part in (thought or inline, between) if part.strip()]
     return Turn("assistant", "", "\n".join(parts) or None, answer.strip())
 
 
@@ -218,12 +197,6 @@ def string(row, key):
     return value
 
 
-def short(value):
-    """The beginning of a value, for an error."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 # --- files ----------------------------------------------------------------------------------------
 
 def is_text(path):
@@ -234,12 +207,10 @@ def is_text(path):
 def chunks(path, limit=0):
     """Yield (number of the first line, lines as bytes) of a file, about 4 MB at a time.
 
-    limit: only the first so many rows of a .jsonl file. UserError if there is no such file, if it is
-    empty, or if it is compressed or not UTF-8.
+    limit: only the first so many rows of a .jsonl file. UserError if the file cannot be read.
     """
-    check(Path(path).exists(), f"{show(path)} does not exist; bash speedrun.sh makes the default "
-                               "data, or name a file of yours")
-    check(Path(path).is_file(), f"{show(path)} is not a file")
+    check(Path(path).is_file(), f"{show(path)} does not exist; bash speedrun.sh makes the default "
+                                "data, or name a file of yours")
     check(not (limit and is_text(path)), f"{show(path)} is plain text and has no rows to limit; "
                                          "leave --documents out")
     with open(path, "rb") as file:
@@ -264,8 +235,7 @@ def chunks(path, limit=0):
 
 
 def read_documents(path, skip_bad_lines=False, report=None, parse=parse_row):
-    """Yield (line number, document) of a file. `parse` makes a row of JSON a document, or raises
-    BadRow.
+    """Yield (line number, document) of a file. `parse` makes a row a document, or raises BadRow.
 
     A bad line is a UserError "FILE:LINE: ...". With skip_bad_lines it is left out and counted in
     `report`: {reason: [count, the first three places]}.
@@ -279,34 +249,26 @@ def documents_of(path, first, lines, skip_bad_lines=False, report=None, parse=pa
     texts = []
     for number, line in enumerate(lines, first):
         try:
-            text = line_text(line)
+            text = line.decode().removeprefix("\ufeff").replace("\r\n", "\n")
             if is_text(path):
                 texts.append(text)
             elif text.strip():
                 yield number, parse(json_row(text))
-        except BadRow as error:
+        except (BadRow, UnicodeDecodeError, TypeError, AttributeError) as error:
+            if not isinstance(error, BadRow):
+                utf8 = isinstance(error, UnicodeDecodeError)
+                error = BadRow("invalid UTF-8" if utf8 else "a value of a wrong type", str(error))
             where = f"{show(path)}:{number}"
             check(skip_bad_lines, f"{where}: {error}; mend the line, or --skip-bad-lines")
             if report is not None:
-                entry = report.setdefault(error.reason, [0, []])
-                entry[0] += 1
-                entry[1] = (entry[1] + [where])[:3]
+                count, places = report.get(error.reason, (0, []))
+                report[error.reason] = [count + 1, (places + [where])[:3]]
     if "".join(texts).strip():
         yield first, "".join(texts)
 
 
-def line_text(line):
-    """The bytes of a line as text, or BadRow."""
-    try:
-        return line.decode().removeprefix("\ufeff").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise BadRow("invalid UTF-8", f"byte 0x{line[error.start]:02x} at {error.start}") from None
-
-
 def json_row(text):
     """The text of a line as JSON, or BadRow."""
-    if text.lstrip().startswith("["):
-        raise BadRow("a JSON array (`jq -c '.[]' FILE` makes one object a line of it)", text.strip())
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -192,7 +192,8 @@ BAD = [
     b'{"messages": [{"role": "assistant", "content": "<think>a</think>"}]}',
     b'{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
     b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{}]}]}',
-    b'{"text": "a\\ud83d"}', b'{"text": "caf\xe9"}']
+    b'{"text": "a\\ud83d"}', b'{"text": "caf\xe9"}', b'{"messages": [{"role": ["user"], "content": "a"}]}',
+    b'{"question": "a", "answer": "b", "options": 5}', b'{"prompt": "a", "completion": "b", "history": 5}']
 
 
 @pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
@@ -212,7 +213,7 @@ def test_a_bad_line_is_named_with_file_and_line(tmp_path, line):
 def test_skipped_lines_are_counted_by_reason(tmp_path):
     """The report says how many and where the first three stand."""
     path, report = tmp_path / "rows.jsonl", {}
-    path.write_text("\n".join(["{", GOOD, "{", "[]", "{", "{"]), encoding="utf-8")
+    path.write_text("\n".join(["{", GOOD, "{", "5", "{", "{"]), encoding="utf-8")
     assert len(list(read_documents(path, True, report))) == 1
     assert sorted(report.values()) == [[1, [f"{path}:4"]], [4, [f"{path}:{i}" for i in (1, 3, 5)]]]
 
