@@ -4,14 +4,13 @@
 
 Last line: next: python tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model
 
-Two sources: the help topics of `pydoc` and the docstrings of the standard library, read with
-`ast` (no module is imported). Arithmetic has one right next token, prose has many: here the
-teacher's soft targets have something to say. The text differs between Python versions: the SHA-256
-printed here belongs into every result.
+The help topics of `pydoc` and the docstrings of the standard library, read with `ast` (no module is
+imported). Arithmetic has one right next token, prose has many: here soft targets have something to
+say. The text differs between Python versions: its SHA-256 belongs into every result.
 
 Train, val and test (90/5/5) are split by a hash of the module or topic. Topics quote each other
-("compound" contains all of "if"), so a paragraph that has been seen before is dropped: it would
-leak from train to test. That costs 16 % of the characters.
+("compound" contains all of "if"), so a repeated paragraph is dropped: it would leak from train to
+test. That costs 16 % of the characters.
 """
 import ast
 import hashlib
@@ -66,7 +65,7 @@ def split_of(module):
 
 
 def collect(found):
-    """(name, text) pairs -> (split, row) pairs: cleaned texts, each long paragraph once in all."""
+    """(name, text) pairs -> (split, row) pairs: cleaned texts, each long paragraph only once."""
     rows, seen = {split: [] for split in SPLITS}, set()
     for module, text in found:
         kept = []
@@ -79,8 +78,7 @@ def collect(found):
         text = "\n\n".join(kept).strip()
         if len(text) >= MIN_CHARS:
             rows[split_of(module)].append({"text": text, "module": module})
-    check(all(rows.values()), "too little prose: this Python's standard library is not there as .py "
-                              "files; use another Python")
+    check(all(rows.values()), "too little prose; use a Python that has its library as .py files")
     for split in SPLITS:
         random.Random(0).shuffle(rows[split])  # the first N documents are a sample, not only topics
         yield from ((split, row) for row in rows[split])
@@ -91,7 +89,8 @@ def main(cfg):
     settings = dict(min_chars=MIN_CHARS, order="shuffled", python=platform.python_version())
     rows = collect(sources(Path(sysconfig.get_paths()["stdlib"])))
     write_set(cfg.out, SPLITS, rows, settings, cfg.fresh)
-    print("next:", command("tokenizer/train.py", Path(cfg.out) / "train.jsonl", out=OUT / "prose.model"))
+    made = Path(cfg.out) / "train.jsonl"
+    print("next:", command("tokenizer/train.py", made, out="out/prose.model"))
 
 
 if __name__ == "__main__":

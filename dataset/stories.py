@@ -29,9 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import (OUT, UserError, atomic_write, check, json_lines, lock, positive,  # noqa: E402
                     refuse_others, run, sha256_file, show, write_file)
 
-with open(Path(__file__).parent / "texts" / "stories.json", encoding="utf-8") as file:
-    TEXTS = json.load(file)  # its first entry says what the words of the others mean
-NAMES, OBJECTS, WORDS = TEXTS["NAMES"], TEXTS["OBJECTS"], TEXTS["WORDS"]
+TEXTS = json.loads((Path(__file__).parent / "texts/stories.json").read_text(encoding="utf-8"))
+NAMES, OBJECTS, WORDS = TEXTS["NAMES"], TEXTS["OBJECTS"], TEXTS["WORDS"]  # "ABOUT": what each is
 TEMPLATES, DISTRACTORS = TEXTS["TEMPLATES"], TEXTS["DISTRACTORS"]
 SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 OPS = tuple(SIGN)
@@ -64,8 +63,10 @@ def pool(items, reserved):
 def operands(op, total, large):
     """Every operand that keeps the total a whole number from 1 to 99 (large: to 999)."""
     highest = 999 if large else 99
-    if op in ("mul", "div"):
-        return [n for n in range(2, 6) if (total * n <= highest if op == "mul" else total % n == 0)]
+    if op == "mul":
+        return [n for n in range(2, 6) if total * n <= highest]
+    if op == "div":
+        return [n for n in range(2, 6) if total % n == 0]
     room = highest - total if op == "add" else total - 1
     return range(21, min(200, room) + 1) if large else range(1, min(20, room) + 1)
 
@@ -203,7 +204,8 @@ def write_set(out, names, rows, settings, fresh=False):
     about.json has the settings and, once all files are whole, their SHA-256. A set that these
     settings made is left as it is. UserError if others made it, or nobody knows, unless `fresh`.
     """
-    paths, about = {name: Path(out) / f"{name}.jsonl" for name in names}, Path(out) / "about.json"
+    out, about = Path(out), Path(out) / "about.json"
+    paths = {name: out / f"{name}.jsonl" for name in names}
     with lock(about):
         there = [path.exists() for path in paths.values()]
         if about.exists() and not fresh:
@@ -216,13 +218,14 @@ def write_set(out, names, rows, settings, fresh=False):
               f"{show(out)} has such files, but no about.json; choose another --out, or --fresh")
         with contextlib.ExitStack() as stack:
             files = {n: stack.enter_context(atomic_write(path)) for n, path in paths.items()}
-            for name, row in rows:  # a docstring of prose.py may have half a letter: "replace"
+            for name, row in rows:  # "replace": a docstring of prose.py may have half a letter
                 files[name].write(json_lines([row]).encode(errors="replace"))
-            write_file(about, json.dumps(dict(settings=settings)))  # a stop may follow: no SHA-256
+            write_file(about, json.dumps(dict(settings=settings)))  # no SHA-256: not whole yet
         hashes = {name: sha256_file(path) for name, path in paths.items()}
         write_file(about, json.dumps(dict(settings=settings, sha256=hashes), indent=2) + "\n")
     for name, path in paths.items():
-        print(f"{name:<14} {path.stat().st_size:>12,} bytes | sha256 {hashes[name][:12]} | {show(path)}")
+        size = path.stat().st_size
+        print(f"{name:<14} {size:>12,} bytes | sha256 {hashes[name][:12]} | {show(path)}")
 
 
 def main(cfg):

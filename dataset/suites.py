@@ -11,9 +11,9 @@
 
 Last line: next: python eval.py --suites out/data/suites
 
-A row is a row of stories.py with its "suite" and, as "source", the id of its clean row: suites are
-compared problem by problem. The right answer is the clean one, except in large and longer. A suite
-leaves out what it cannot change (Chinese has no case).
+A row has its "suite" and, as "source", the id of its clean row: suites are compared problem by
+problem. The right answer is the clean one, except in large and longer. A suite leaves out what it
+cannot change (Chinese has no case).
 """
 import json
 import random
@@ -47,9 +47,7 @@ class Config:
 
 def drawn(row):
     """What `tell` makes this row of: dict(lang, key, numbers, name, thing); None for other rows.
-
-    A row does not store its name and object. Both stand in its opening.
-    """
+    Name and object are not stored, but nothing else in the text looks like them."""
     try:
         lang, *key = row["skeleton"].split()
         numbers, text = row["numbers"], text_of(row)
@@ -149,8 +147,6 @@ def no_punctuation(rng, row, story):
     return reworded(row, re.sub(r"(?:[?。，？]|[.,](?!\S))\s*", " ", text_of(row)).strip())
 
 
-# --- the same problem, told anew ------------------------------------------------------------------
-
 def paraphrase(rng, row, story):
     """The same numbers in reserved sentences."""
     return tell(**{**story, "key": draw_templates(rng, story["lang"], kinds(story), reserved=True)})
@@ -194,7 +190,7 @@ def other_language(rng, row, story, split="test"):
 
 # --- all suites -----------------------------------------------------------------------------------
 
-HOSTILE = {  # texts without a right answer
+HOSTILE = {  # nobody compares answers to these
     "empty": "", "space": " ", "line ends": "\n\n\n", "punctuation": "?!.,;:-()" * 20,
     "random bytes": random.Random(0).randbytes(300).decode(errors="replace"),
     "invisible characters": "\u200b\u202e\ufeff\x00\x1b[2J" * 20, "one word": "a" * 3000,
@@ -207,9 +203,9 @@ HOSTILE = {  # texts without a right answer
     # over ten contexts of 512 tokens: a word is at least one token
     "ten contexts": "Mia has 3 pears. She buys 4 more. " * 1500 + "How many pears has she now?",
 }
-CHANGES = dict(typos=typos, paraphrase=paraphrase, distractor=distractor, names=names, large=large,
-               longer=longer, order=order, upper=upper, no_punctuation=no_punctuation,
-               other_language=other_language)
+CHANGES = {change.__name__: change for change in (
+    typos, paraphrase, distractor, names, large, longer, order, upper, no_punctuation,
+    other_language)}
 SUITES = ("clean", *CHANGES, "hostile")
 # Those that count in a mean. A language that nobody taught is no disturbance.
 IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")
@@ -225,7 +221,7 @@ def make_suites(clean, seed):
         for row, story in clean:
             if changed := change(rng, row, story):
                 yield suite, {**changed, "suite": suite, "source": row["id"]}
-    for kind, text in HOSTILE.items():  # a reader wants an answer; nothing is compared with "none"
+    for kind, text in HOSTILE.items():
         yield "hostile", {"conversations": [{"role": "user", "content": text},
                                             {"role": "assistant", "content": "none"}],
                           "id": f"hostile-{kind.replace(' ', '-')}", "suite": "hostile",
