@@ -1,13 +1,7 @@
 """Claims about dataset/verify.py: right answers in any clothes pass, nothing that hedges does."""
 import time
 from fractions import Fraction
-from types import SimpleNamespace
 
-import pytest
-
-from blackbox.answers import judge_text
-from dataset.formats import Turn
-from blackbox.rules import Row, wrong
 from dataset.verify import (MAX_LENGTH, answer_in, extract_answer, parse_number, same_answer,
                             verdict)
 
@@ -101,31 +95,34 @@ REFUSED = [
     ("5 K", "5 m"), ("5 M", "5 m"), ("-x", "x"), ("f'", "f"), ("A*", "A"), ("x - 5", "x + 5"),
 ]
 
-TABLE = [(*row, True) for row in HOLDS] + [(*row, False) for row in REFUSED]
 
-
-@pytest.mark.parametrize("got, reference, holds", TABLE)
-def test_an_answer_holds_where_the_table_says_so(got, reference, holds):
+def test_an_answer_holds_where_the_table_says_so():
     """A dropped minus filters out hard problems; a hedge that passes teaches hedging."""
-    assert same_answer(got, reference) is holds
-    assert same_answer(reference, got) is holds
+    for table, holds in ((HOLDS, True), (REFUSED, False)):
+        for got, reference in table:
+            assert same_answer(got, reference) is holds, (got, reference)
+            assert same_answer(reference, got) is holds, (reference, got)
 
 
-@pytest.mark.parametrize("text, number", [
+NUMBERS = [
     ("-1,234.50", Fraction(-2469, 2)), ("0.1", Fraction(1, 10)), (".5", Fraction(1, 2)),
     ("1 3/4", Fraction(7, 4)), ("-1 3/4", Fraction(-7, 4)), ("50%", Fraction(1, 2)), ("1e3", 1000),
     ("1.5e-3", Fraction(3, 2000)), (r"-\dfrac{3}{4}", Fraction(-3, 4)), ("1.5/2", Fraction(3, 4)),
     ("14 apples", 14), ("1e999", 10**999),
     ("1 3/2", None), ("1e1000", None), ("5e", None), ("", None), ("-", None), ("abc", None),
     (r"\frac{1}{0}", None), (r"-\frac{-1}{2}", None), ("٣", None),
-])
-def test_numbers_are_exact(text, number):
+    ("9" * MAX_LENGTH, 10**MAX_LENGTH - 1), ("9" * (MAX_LENGTH + 1), None),  # refused, never cut
+]
+
+
+def test_numbers_are_exact():
     """A float in between makes 0.1 unequal to 1/10, and 2**53 equal to 2**53 + 1."""
-    found = parse_number(text)
-    assert found == number and (found is None or type(found) is Fraction)
+    for text, number in NUMBERS:
+        found = parse_number(text)
+        assert found == number and (found is None or type(found) is Fraction), text
 
 
-@pytest.mark.parametrize("text, answer", [
+ANSWERS = [
     # each mark, and the order among them
     ("<think>12+2=14</think><answer>14</answer>", "14"),
     (r"<answer>14</answer> \boxed{15} #### 16, the answer is 17, 18", "14"),
@@ -200,10 +197,13 @@ def test_numbers_are_exact(text, number):
     ("drink H2O", None), ("so 1e999999999", "1e999999999"), ("no idea", None), ("", None),
     # thoughts are no answers
     (r"<think>\boxed{3}</think>It is 4.", "4"), ("<think>12+2=14</think>", None),
-])
-def test_the_final_answer_is_found(text, answer):
+]
+
+
+def test_the_final_answer_is_found():
     """\\boxed{\\frac{1}{2}} cut at the first brace, or 14 taken from before a cut-off <answer>1."""
-    assert extract_answer(text) == answer
+    for text, answer in ANSWERS:
+        assert extract_answer(text) == answer, text
 
 
 def test_what_is_extracted_can_be_judged():
@@ -213,16 +213,16 @@ def test_what_is_extracted_can_be_judged():
         assert same_answer(extract_answer(text), "14"), text
 
 
-@pytest.mark.parametrize("answer, ended, well_formed, expected", [
-    ("14", True, True, "ok"), ("$14.00", True, True, "ok"), ("15", True, True, "wrong answer"),
-    ("14 or 15", True, True, "wrong answer"), (None, True, True, "no answer"),
-    (" \n", True, True, "no answer"), ("14", True, False, "format"), (None, True, False, "format"),
-    ("14", False, False, "truncated"), ("14", False, True, "truncated"),
-    (None, False, False, "truncated"),
-])
-def test_a_rejection_names_its_first_reason(answer, ended, well_formed, expected):
+def test_a_rejection_names_its_first_reason():
     """Truncated samples counted as bad format: the limit stays too low and nobody knows."""
-    assert verdict("14", answer, ended, well_formed) == expected
+    for answer, ended, well_formed, expected in [
+            ("14", True, True, "ok"), ("$14.00", True, True, "ok"),
+            ("15", True, True, "wrong answer"), ("14 or 15", True, True, "wrong answer"),
+            (None, True, True, "no answer"), (" \n", True, True, "no answer"),
+            ("14", True, False, "format"), (None, True, False, "format"),
+            ("14", False, False, "truncated"), ("14", False, True, "truncated"),
+            (None, False, False, "truncated")]:
+        assert verdict("14", answer, ended, well_formed) == expected
 
 
 # In a free text these say it: an equation, an exclamation, a share of something.
@@ -257,17 +257,14 @@ PROSE = [(*row, True) for row in HOLDS + RIGHT_IN_PROSE] + [
     (*row, False) for row in REFUSED + WRONG_IN_PROSE if row not in RIGHT_IN_PROSE]
 
 
-@pytest.mark.parametrize("text, reference, holds", PROSE)
-def test_a_free_text_is_right_where_it_says_so_without_a_doubt(text, reference, holds):
-    """Taken for its last number, whatever stands around it, "14 is wrong" teaches the error; and
-    what generate.py keeps filter.py would drop, or the other way round."""
-    said = dict(content=text, reasoning_content=None, finish_reason="stop")
-    assert (judge_text(SimpleNamespace(reference=reference), said) == "ok") is holds
-    row = Row({"reference": reference}, [Turn("assistant", text)], (0, len(text)))
-    assert wrong(row, None) is not holds
+def test_a_free_text_is_right_where_it_says_so_without_a_doubt():
+    """Taken for its last number, whatever stands around it, "14 is wrong" teaches the error."""
+    for text, reference, holds in PROSE:
+        found = verdict(reference, answer_in(text, reference), True, True)
+        assert (found == "ok") is holds, (text, reference)
 
 
-LONG = 100_000
+LONG = 20_000
 HOSTILE = [piece * (LONG // len(piece)) for piece in [
     "1", "1,234,", "1 ", "1e", "-$", " ", "\n", "\\", "\\boxed{", "\\text{", "\\frac{",
     "\\frac{1}{", "<answer>", "</think>", "####", "answer is ", "answer**", "答案是", "per cent",
@@ -287,24 +284,15 @@ def test_hostile_texts_end_quickly():
         assert not same_answer(text, "14") and not same_answer(text, "x")
         answer_in(text, "14")
         seconds = time.process_time() - start
-        assert seconds < 1, f"{seconds:.1f} s: {text[:20]!r}"  # 0.05; quadratic: a minute or more
+        assert seconds < 0.5, f"{seconds:.1f} s: {text[:20]!r}"  # 0.03; quadratic: 2 s and more
 
 
-@pytest.mark.parametrize("text", ["1e999999999", "-1e-999999999", "1e99999999999999999999",
-                                  "1/1e99999", "9" * 4301, "9" * LONG, "0." + "0" * LONG + "1",
-                                  "5^{5^{5^{5}}}"])
-def test_a_number_too_large_is_no_number(text):
+def test_a_number_too_large_is_no_number():
     """Fraction("1e999999999") eats all memory; int() of 4,301 digits raises on Python 3.11 only."""
-    assert parse_number(text) is None
-    assert same_answer(text, text) and not same_answer(text, "1")
-
-
-def test_the_largest_number_is_still_exact():
-    """A limit that cuts instead of refusing makes two long numbers equal."""
-    digits = "9" * MAX_LENGTH
-    assert parse_number(digits) == 10**MAX_LENGTH - 1
-    assert not same_answer(digits, digits[:-1] + "8")
-    assert parse_number(digits + "9") is None
+    for text in ("1e999999999", "-1e-999999999", "1e99999999999999999999", "1/1e99999", "9" * 4301,
+                 "9" * LONG, "0." + "0" * LONG + "1", "5^{5^{5^{5}}}"):
+        assert parse_number(text) is None
+        assert same_answer(text, text) and not same_answer(text, "1")
 
 
 def test_prefixes_of_an_answer_never_raise():
@@ -316,13 +304,13 @@ def test_prefixes_of_an_answer_never_raise():
             same_answer(extract_answer(part) or part, part)
 
 
-@pytest.mark.parametrize("answer, reference, said", [
-    ("So the answer is \\boxed{14}.", "14", "ok"), ("14", "Therefore \\boxed{14}", "ok"),
-    ("The answer is 14.", "\\boxed{14}", "ok"), ("The answer is 5 + 9 = 14.", "14", "ok"),
-    ("So \\boxed{x=14}", "x=14", "ok"), ("12+2=14", "14", "wrong answer"),
-    ("so 12 + 2 #### 14", "14", "ok"),
-    ("So the answer is \\boxed{15}.", "14", "wrong answer"),
-    ("It is 14 or 15", "14", "wrong answer"), ("not 14", "14", "wrong answer")])
-def test_a_mark_inside_an_answer_decides(answer, reference, said):
+def test_a_mark_inside_an_answer_decides():
     """R1-style answers are prose around a box: compared as texts, all of them would be rejected."""
-    assert verdict(reference, answer, True, True) == said
+    for answer, reference, expected in [
+            ("So the answer is \\boxed{14}.", "14", "ok"), ("14", "Therefore \\boxed{14}", "ok"),
+            ("The answer is 14.", "\\boxed{14}", "ok"), ("so 12 + 2 #### 14", "14", "ok"),
+            ("The answer is 5 + 9 = 14.", "14", "ok"), ("So \\boxed{x=14}", "x=14", "ok"),
+            ("12+2=14", "14", "wrong answer"), ("not 14", "14", "wrong answer"),
+            ("So the answer is \\boxed{15}.", "14", "wrong answer"),
+            ("It is 14 or 15", "14", "wrong answer")]:
+        assert verdict(reference, answer, True, True) == expected, (answer, reference)
