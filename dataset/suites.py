@@ -250,7 +250,8 @@ def main(cfg):
         clean.append((row, drawn(row)))
         check(clean[-1][1] and row["ops"] <= 4 and split_of(row) == "test",
               f"{show(cfg.data)}:{number}: not a test problem of dataset/stories.py")
-    check(0 < len(clean) == cfg.problems, f"--problems {cfg.problems}: --data has {len(clean)}")
+    check(0 < len(clean) == cfg.problems, f"--problems {cfg.problems}: {show(cfg.data)} has "
+          f"{len(clean):,}")
     settings = dict(problems=cfg.problems, seed=cfg.seed, data_sha256=sha256_file(cfg.data))
     write_set(cfg.out, SUITES, make_suites(clean, cfg.seed), settings, cfg.fresh)
     print("next: python eval.py --suites out/data/suites")

@@ -57,7 +57,7 @@ NO_UNIT = DOUBT | set(NO_UNIT_ZH) | set("""hundred thousand lakh million mil mln
 # Chinese: up to eight characters, none of which counts, compares or denies. 千克, 千米 are units.
 UNIT_ZH = re.compile(f" ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")
 
-# The last number of a text without a mark: what takes it back before it, what may stand behind it.
+# The last number of a text without a mark: what takes it back before it, what may follow it.
 SENTENCE_END = re.compile(r"[\n!;。]|\.(?=\s|$)|(?<=\?)")
 WORD = re.compile(r"[a-z]+|千[克米瓦]|[\u4e00-\u9fff]", re.I)
 BOUND = re.compile(r"(?:\b(?:than|over|under|above|below|about|around|almost|nearly|least|most|but|"

@@ -29,7 +29,7 @@ def tiny_python(tmp_path, monkeypatch):
     return lib
 
 
-def test_no_module_is_in_two_splits_and_the_order_is_not_the_file_systems(tiny_python, tmp_path, capsys):
+def test_no_module_is_in_two_splits_and_the_order_is_ours(tiny_python, tmp_path, capsys):
     """Docstrings of one module repeat each other: split by text, the test split is half known."""
     for name in "ab":
         main(Config(out=str(tmp_path / name)))
@@ -61,7 +61,7 @@ def test_a_long_paragraph_is_kept_once_short_texts_never_and_margins_go():
                     f"Title.\n\n{LONG * 3}".strip()}
 
 
-def test_the_real_standard_library_has_much_and_an_empty_one_leaves_the_old_corpus(tmp_path, monkeypatch):
+def test_the_library_has_much_and_an_empty_one_leaves_the_old_corpus(tmp_path, monkeypatch):
     """A Python without .py files or topics gives an almost empty corpus, silently."""
     found = list(sources(Path(json.__file__).parent))
     assert sum(name.startswith("topic:") for name, _ in found) > 50

@@ -8,7 +8,8 @@ import pytest
 
 from common import UserError
 from dataset import stories
-from dataset.stories import NAMES, OBJECTS, OPS, SHARES, TEMPLATES, Config, main, make_story, split_of
+from dataset.stories import (NAMES, OBJECTS, OPS, SHARES, TEMPLATES, Config, main, make_story,
+                             split_of)
 
 LANGS = ("en", "zh")
 SMALL = dict(train=20, val=5, test=5, distill=5)

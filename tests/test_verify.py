@@ -230,8 +230,8 @@ WRONG_IN_PROSE = [
     (r"\sqrt{14}", "14"), ("约14个", "14"), ("It weighs 14 kg or so", "14"), ("可能不是14个", "14"),
     ("是14个吗？", "14"), ("It is 14 over 3.", "14"), ("It is 14 and a half.", "14"),
     ("It is 14 + x.", "14"), ("It is 14*x.", "14"), ("There are 14 million people.", "14"),
-    ("Answer: 15, because 14+1=15", "14"), ("So there are 14 left, not counting two.", "14"),  # right, but "not" is not understood
-    ("It is A.", "A"), ("Paris or Rome", "Paris")]
+    ("Answer: 15, because 14+1=15", "14"), ("It is A.", "A"), ("Paris or Rome", "Paris"),
+    ("So there are 14 left, not counting two.", "14")]  # right, but "not" is not understood
 PROSE = [(*row, True) for row in HOLDS + RIGHT_IN_PROSE] + [
     (*row, False) for row in REFUSED + WRONG_IN_PROSE if row not in RIGHT_IN_PROSE]
 
