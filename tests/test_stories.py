@@ -135,7 +135,7 @@ def test_same_seed_same_bytes_other_seed_other_stories(made, tmp_path):
     assert make(tmp_path, **flags) == made[0]
     assert len(set(texts(made[0]["train"])) & set(texts(made[1]["train"]))) < 20
     about = json.loads((tmp_path / "about.json").read_text(encoding="utf-8"))
-    assert about["sha256"]["train"][:12] == "5bf7c07b7b98"  # results are published with such hashes
+    assert about["sha256"]["train"][:12] == "5bf7c07b7b98"  # commit 93452af; rows name it
 
 
 def test_finished_files_are_not_overwritten_unasked(tmp_path, capsys):
