@@ -4,15 +4,13 @@
 
 Last line: next: python tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model
 
-Two sources: the help topics of `pydoc` and the docstrings of the standard library, read with
-`ast` (no module is imported). Where arithmetic has one right next token, prose has many: here the
-teacher's soft targets have something to say.
+The help topics of `pydoc` and the docstrings of the standard library, read with `ast` (no module is
+imported). Arithmetic has one right next token, prose has many: here soft targets have something to
+say. The text differs between Python versions: its SHA-256 belongs into every result.
 
-Train, val and test (90/5/5) are split by a hash of the module or topic, so no module stands in two.
-Topics quote each other ("compound" contains all of "if"), hence a paragraph that has been seen
-before is dropped: it would leak from train to test. That costs 16 % of the characters. The texts
-of a split are shuffled: the first quarter of them is a sample of all. The text
-differs between Python versions: the sha256 printed here belongs into every result.
+Train, val and test (90/5/5) are split by a hash of the module or topic. Topics quote each other
+("compound" contains all of "if"), so a repeated paragraph is dropped: it would leak from train to
+test. That costs 16 % of the characters.
 """
 import ast
 import hashlib
@@ -25,34 +23,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, check_ranges, fail, run, show  # noqa: E402
-from dataset.stories import already_made, write_set  # noqa: E402
+from common import OUT, check, command, run  # noqa: E402
+from dataset.stories import write_set  # noqa: E402
 
 SPLITS = ("train", "val", "test")
 SKIP = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+MIN_CHARS = 200  # shorter texts are left out
 PARAGRAPH = 80  # characters from which a repeated paragraph is dropped; shorter ones are idioms
 
 
 @dataclass
 class Config:
-    min_chars: int = 200     # shorter texts are left out (50 to 1,000)
     out: str = OUT / "data" / "prose"  # folder of train, val, test .jsonl and about.json
     fresh: bool = False      # replace what is there
 
 
-def topics():
-    """Yield (name, text) of pydoc's help topics; some builds of Python leave them out."""
+def sources(stdlib):
+    """Yield (name, text): pydoc's help topics, and each docstring of the .py files under stdlib."""
     try:
-        from pydoc_data.topics import topics as found
+        from pydoc_data.topics import topics
+        yield from ((f"topic:{name}", topics[name]) for name in sorted(topics))
     except ImportError:
-        print("note: this Python has no pydoc_data.topics; going on with the docstrings alone")
-        return
-    for name in sorted(found):
-        yield f"topic:{name}", found[name]
-
-
-def docstrings(stdlib):
-    """Yield (top-level module, docstring) for every .py file under the folder stdlib."""
+        print("note: this Python has no pydoc_data.topics; going on with only the docstrings")
     for path in sorted(stdlib.rglob("*.py"), key=lambda p: p.relative_to(stdlib).as_posix()):
         parts = path.relative_to(stdlib).with_suffix("").parts
         if SKIP & set(parts):
@@ -72,52 +64,33 @@ def split_of(module):
     return "train" if bucket < 90 else "val" if bucket < 95 else "test"
 
 
-def collect(sources, min_chars):
-    """{split: rows}: cleaned texts of at least min_chars, long paragraphs kept once in all."""
+def collect(found):
+    """(name, text) pairs -> (split, row) pairs: cleaned texts, each long paragraph only once."""
     rows, seen = {split: [] for split in SPLITS}, set()
-    for module, text in sources:
+    for module, text in found:
         kept = []
         for paragraph in inspect.cleandoc(text).split("\n\n"):
             plain = " ".join(paragraph.split())  # topics indent what they quote
+            if plain not in seen:
+                kept.append(paragraph)
             if len(plain) >= PARAGRAPH:
-                if plain in seen:
-                    continue
                 seen.add(plain)
-            kept.append(paragraph)
         text = "\n\n".join(kept).strip()
-        if len(text) >= min_chars:
+        if len(text) >= MIN_CHARS:
             rows[split_of(module)].append({"text": text, "module": module})
-    for found in rows.values():  # so that the first N documents are a sample, not the topics alone
-        random.Random(0).shuffle(found)
-    return rows
-
-
-def write(out, rows, settings):
-    """The splits and about.json, and a line about each."""
-    pairs = ((split, row) for split in SPLITS for row in rows[split])
-    texts = {split: len(rows[split]) for split in SPLITS}
-    characters = {split: sum(len(row["text"]) for row in rows[split]) for split in SPLITS}
-    hashes = write_set(out, SPLITS, pairs, settings, texts=texts, characters=characters)
+    check(all(rows.values()), "too little prose; use a Python that has its library as .py files")
     for split in SPLITS:
-        print(f"{split:<6} {texts[split]:>6,} texts | {characters[split]:>10,} characters | "
-              f"sha256 {hashes[split][:12]} | {show(out / f'{split}.jsonl')}")
-    print(f"Python {settings['python']}; whole hashes in {show(out / 'about.json')}")
+        random.Random(0).shuffle(rows[split])  # the first N documents are a sample, not only topics
+        yield from ((split, row) for row in rows[split])
 
 
 def main(cfg):
-    """Collect, split, write."""
-    check_ranges(cfg, min_chars=(1, 10**9))
-    out = Path(cfg.out)
-    settings = {"min_chars": cfg.min_chars, "order": "shuffled",
-                "python": platform.python_version()}
-    if not already_made(out, SPLITS, settings, cfg.fresh):
-        stdlib = Path(sysconfig.get_paths()["stdlib"])
-        rows = collect([*topics(), *docstrings(stdlib)], cfg.min_chars)
-        if not all(rows.values()):
-            fail("too little prose", f"{sum(map(len, rows.values()))} texts under {stdlib}",
-                 fix="use a Python with its standard library as .py files, or a lower --min-chars")
-        write(out, rows, settings)
-    print(f"next: python tokenizer/train.py {show(out / 'train.jsonl')} --out out/prose.model")
+    """Collect, split, write, or say that it is there."""
+    settings = dict(min_chars=MIN_CHARS, order="shuffled", python=platform.python_version())
+    rows = collect(sources(Path(sysconfig.get_paths()["stdlib"])))
+    write_set(cfg.out, SPLITS, rows, settings, cfg.fresh)
+    made = Path(cfg.out) / "train.jsonl"
+    print("next:", command("tokenizer/train.py", made, out="out/prose.model"))
 
 
 if __name__ == "__main__":

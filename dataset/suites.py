@@ -11,23 +11,25 @@
 
 Last line: next: python eval.py --suites out/data/suites
 
-A row is a row of stories.py with its "suite" and, as "source", the id of its clean row: suites are
-compared problem by problem. The right answer is the clean one, but in large and longer. A suite
-leaves out what it cannot change (Chinese has no case). IN_MEAN: the suites that count in a mean.
+A row has its "suite" and, as "source", the id of its clean row: suites are compared problem by
+problem. The right answer is the clean one, except in large and longer. A suite leaves out what it
+cannot change (Chinese has no case).
 """
 import json
 import random
 import re
 import sys
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import OUT, check, fail, need_file, run, sha256_file, show  # noqa: E402
+from common import OUT, check, run, sha256_file, show  # noqa: E402
 from dataset import stories  # noqa: E402
-from dataset.stories import (already_made, draw_templates, join, kind_of,  # noqa: E402
-                             person_and_thing, pool, tell, write_set)
-from dataset.story_texts import DISTRACTORS, NAMES, OBJECTS, TEMPLATES, WORDS  # noqa: E402
+from dataset.formats import read_documents  # noqa: E402
+from dataset.stories import (DISTRACTORS, NAMES, OBJECTS, TEMPLATES, WORDS,  # noqa: E402
+                             draw_templates, join, kind_of, person_and_thing, pool, split_of,
+                             tell, write_set)
 
 PATIENCE = 20_000  # draws until a problem is left out
 
@@ -43,38 +45,22 @@ class Config:
 
 # --- the clean problems ---------------------------------------------------------------------------
 
-def read_clean(path, count):
-    """[(row, what it was drawn from)] of the first `count` problems; UserError for other rows."""
-    lines = need_file(path, "python dataset/stories.py").read_bytes().splitlines()
-    check(0 < count <= len(lines), "--problems", count, f"1 to {len(lines):,}, what --data holds")
-    found = []
-    for number, line in enumerate(lines[:count], 1):
-        try:
-            row = json.loads(line)
-            story = drawn(row) if stories.split_of(row) == "test" and row["ops"] <= 4 else None
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            story = None
-        if story is None:
-            fail(f"{show(path)}:{number}: no test problem of 1 to 4 operations",
-                 fix="--data with a test.jsonl of dataset/stories.py")
-        found.append((row, story))
-    return found
-
-
 def drawn(row):
-    """What `tell` makes this row of. Its name and object stand in the text alone: they are those
-    with which the same is told. (New problems would need no search, but then `clean` would ask
-    other questions than test.jsonl.)"""
-    lang, *key = row["skeleton"].split()
-    for name in NAMES[lang]:
-        for thing in OBJECTS[lang]:
-            if name[0] in text_of(row) and thing[1] in text_of(row):
-                story = dict(lang=lang, key=key, numbers=row["numbers"], name=name, thing=thing)
-                told = tell(**story)
-                if "reasoning_content" not in row["conversations"][1]:  # a row of distill
-                    del told["conversations"][1]["reasoning_content"]
-                if told == row:
-                    return story
+    """What `tell` makes this row of: dict(lang, key, numbers, name, thing); None for other rows.
+    Name and object are not stored, but nothing else in the text looks like them."""
+    try:
+        lang, *key = row["skeleton"].split()
+        numbers, text = row["numbers"], text_of(row)
+        name = next(name for name in NAMES[lang] if name[0] in text)
+        thing = next(thing for thing in OBJECTS[lang]
+                     if stories.fields(lang, name, thing, "opening", numbers[0])["k"] in text)
+        story = dict(lang=lang, key=key, numbers=numbers, name=name, thing=thing)
+        told = tell(**story)
+        if "reasoning_content" not in row["conversations"][1]:  # a row of distill
+            del told["conversations"][1]["reasoning_content"]
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StopIteration):
+        return None
+    return story if told == row else None
 
 
 def kinds(story):
@@ -101,12 +87,12 @@ def reworded(row, text):
 
 # --- the same text, disturbed: (rng, clean row, what it was drawn from) -> row, or None -----------
 
-VOCABULARY = json.dumps([NAMES["en"], OBJECTS["en"], TEMPLATES["en"]]).lower()
 # What a mistake must not make: another word of the stories or of English ("ten" of "then")
-OTHER_WORDS = {*re.findall("[a-z]+", VOCABULARY), *"""ten three plus ads bad bed bother bus cad cads
-    cars con cons ears fiend fist loss may net pat peer pie pies rigs seals self sell stars
-    ties""".split()}
-OPERANDS = {word for words in WORDS.values() for text in words.values() for word in text.split()}
+OTHER_WORDS = set("""ten three plus ads bad bed bother bus cad cads cars con cons ears fiend fist
+    loss may net pat peer pie pies rigs seals self sell stars ties""".split())
+VOCABULARY = json.dumps([NAMES["en"], OBJECTS["en"], TEMPLATES["en"]])
+OTHER_WORDS.update(re.findall("[a-z]+", VOCABULARY.lower()))
+OPERANDS = set(re.findall("[a-z]+", json.dumps(WORDS["en"])))
 
 
 def misspelled(word):
@@ -133,8 +119,8 @@ def distractor(rng, row, story, texts=DISTRACTORS):
     """Before the question, but not where "the number" that follows could be the distractor's."""
     lang, told = story["lang"], sentences(row)
     text = rng.choice(texts[lang])
-    others = [name for name in [NAMES[lang][i] for i in pool(NAMES[lang], False)]
-              if name[1] != story["name"][1]]
+    others = [NAMES[lang][i] for i in pool(NAMES[lang], False)
+              if NAMES[lang][i][1] != story["name"][1]]
     values = stories.fields(lang, rng.choice(others), story["thing"], "opening", rng.randint(2, 12))
     places = [i for i, s in enumerate(told) if not re.search("the (number|total)|数", s.lower())]
     if "{k}" in text:
@@ -144,29 +130,26 @@ def distractor(rng, row, story, texts=DISTRACTORS):
 
 
 def order(rng, row, story):
-    """The question first, where it names the person: "he" would come before there is anybody."""
+    """The question first, if it names the person: "he" would come before there is anybody."""
     *told, question = sentences(row)
     if story["name"][0] in question:
         return reworded(row, join(story["lang"], [question, *told]))
 
 
 def upper(rng, row, story):
-    """UPPER CASE; None where there is none."""
+    """UPPER CASE; None if there is none."""
     text = text_of(row).upper()
     return reworded(row, text) if text != text_of(row) else None
 
 
 def no_punctuation(rng, row, story):
-    """A space for every mark (乘以3。5个人 must not become 35) but one inside a word, as in 1,234.5."""
+    """A space for every mark (乘以3。5个人 must not become 35), except inside a word: 1,234.5."""
     return reworded(row, re.sub(r"(?:[?。，？]|[.,](?!\S))\s*", " ", text_of(row)).strip())
 
 
-# --- the same problem, told anew ------------------------------------------------------------------
-
 def paraphrase(rng, row, story):
     """The same numbers in reserved sentences."""
-    key = draw_templates(rng, story["lang"], kinds(story), reserved=True)
-    return tell(**{**story, "key": key})
+    return tell(**{**story, "key": draw_templates(rng, story["lang"], kinds(story), reserved=True)})
 
 
 def names(rng, row, story):
@@ -176,10 +159,9 @@ def names(rng, row, story):
 
 def large(rng, row, story):
     """The same sentences, other numbers; four multiplications would end above 999: left out."""
-    for _ in range(PATIENCE):
-        numbers = stories.draw_numbers(rng, kinds(story)[1:-1], large=True)
-        if numbers:
-            return tell(**{**story, "numbers": numbers})
+    draws = (stories.draw_numbers(rng, kinds(story)[1:-1], large=True) for _ in range(PATIENCE))
+    numbers = next(filter(None, draws), None)
+    return tell(**{**story, "numbers": numbers}) if numbers else None
 
 
 def longer(rng, row, story, count=None):
@@ -202,13 +184,13 @@ def other_language(rng, row, story, split="test"):
     for _ in range(PATIENCE):
         key = draw_templates(rng, lang, kinds(story))
         told = tell(**{**story, **who, "lang": lang, "key": key})
-        if stories.split_of(told) == split:
+        if split_of(told) == split:
             return told
 
 
-# --- without a right answer -----------------------------------------------------------------------
+# --- all suites -----------------------------------------------------------------------------------
 
-HOSTILE = {
+HOSTILE = {  # nobody compares answers to these
     "empty": "", "space": " ", "line ends": "\n\n\n", "punctuation": "?!.,;:-()" * 20,
     "random bytes": random.Random(0).randbytes(300).decode(errors="replace"),
     "invisible characters": "\u200b\u202e\ufeff\x00\x1b[2J" * 20, "one word": "a" * 3000,
@@ -221,63 +203,57 @@ HOSTILE = {
     # over ten contexts of 512 tokens: a word is at least one token
     "ten contexts": "Mia has 3 pears. She buys 4 more. " * 1500 + "How many pears has she now?",
 }
-
-
-def hostile_rows():
-    """The fixed inputs. "none" stands where a reader wants an answer: it is not to be compared."""
-    return [{"conversations": [{"role": "user", "content": text},
-                               {"role": "assistant", "content": "none"}],
-             "id": f"hostile-{kind.replace(' ', '-')}", "suite": "hostile", "hostile": kind}
-            for kind, text in HOSTILE.items()]
-
-
-# --- all suites -----------------------------------------------------------------------------------
-
-CHANGES = dict(typos=typos, paraphrase=paraphrase, distractor=distractor, names=names, large=large,
-               longer=longer, order=order, upper=upper, no_punctuation=no_punctuation,
-               other_language=other_language)
+CHANGES = {change.__name__: change for change in (
+    typos, paraphrase, distractor, names, large, longer, order, upper, no_punctuation,
+    other_language)}
 SUITES = ("clean", *CHANGES, "hostile")
-# A language that nobody taught is no disturbance, and hostile texts have no right answer.
+# Those that count in a mean. A language that nobody taught is no disturbance.
 IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")
 
 
 def make_suites(clean, seed):
-    """{suite: rows}. A suite draws from a seed of its own: a new one leaves the others alone."""
-    made = {"clean": [{**row, "suite": "clean", "source": row["id"]} for row, _ in clean]}
+    """Yield (suite, row) for [(clean row, what it was drawn from)]. A suite has random numbers of
+    its own: a new suite leaves the others as they are."""
+    for row, _ in clean:
+        yield "clean", {**row, "suite": "clean", "source": row["id"]}
     for suite, change in CHANGES.items():
         rng = random.Random(f"{seed} {suite}")
-        made[suite] = [{**changed, "suite": suite, "source": row["id"]} for row, story in clean
-                       if (changed := change(rng, row, story))]
-    return {**made, "hostile": hostile_rows()}
+        for row, story in clean:
+            if changed := change(rng, row, story):
+                yield suite, {**changed, "suite": suite, "source": row["id"]}
+    for kind, text in HOSTILE.items():
+        yield "hostile", {"conversations": [{"role": "user", "content": text},
+                                            {"role": "assistant", "content": "none"}],
+                          "id": f"hostile-{kind.replace(' ', '-')}", "suite": "hostile",
+                          "hostile": kind}
 
 
 def read_suites(folder):
-    """{suite: rows}; UserError where a file is missing or is not the one of about.json."""
-    about = need_file(Path(folder) / "about.json", "python dataset/suites.py")
-    try:
-        hashes, found = dict(json.loads(about.read_text(encoding="utf-8"))["sha256"]), {}
-    except (ValueError, TypeError, LookupError):
-        fail(f"{show(about)} is damaged", fix="python dataset/suites.py --fresh")
-    for suite in SUITES:
-        path = Path(folder) / f"{suite}.jsonl"
-        if not path.exists() or sha256_file(path) != hashes.get(suite):
-            fail(f"{show(path)} is not as it was made", fix="python dataset/suites.py --fresh")
-        with open(path, encoding="utf-8") as file:
-            found[suite] = [json.loads(line) for line in file]
-    return found
+    """{suite: rows}; UserError if a file is not the one that about.json describes."""
+    about = Path(folder) / "about.json"
+    check(about.exists(), f"{show(about)} does not exist; python dataset/suites.py makes it")
+    hashes = json.loads(about.read_text(encoding="utf-8")).get("sha256", {})
+    paths = {suite: Path(folder) / f"{suite}.jsonl" for suite in SUITES}
+    for suite, path in paths.items():
+        check(path.exists() and sha256_file(path) == hashes.get(suite),
+              f"{show(path)} is not as it was made; python dataset/suites.py --fresh makes it")
+    return {suite: [row for _, row in read_documents(path, parse=dict)]
+            for suite, path in paths.items()}
 
 
 def main(cfg):
     """Make the suites, or say that they are there."""
-    clean, out = read_clean(cfg.data, cfg.problems), Path(cfg.out)
+    check(Path(cfg.data).exists(),
+          f"{show(cfg.data)} does not exist; python dataset/stories.py makes it")
+    clean, rows = [], read_documents(cfg.data, parse=lambda row: row)
+    for number, row in islice(rows, max(0, cfg.problems)):
+        clean.append((row, drawn(row)))
+        check(clean[-1][1] and row["ops"] <= 4 and split_of(row) == "test",
+              f"{show(cfg.data)}:{number}: not a test problem of dataset/stories.py")
+    check(0 < len(clean) == cfg.problems, f"--problems {cfg.problems}: {show(cfg.data)} has "
+          f"{len(clean):,}")
     settings = dict(problems=cfg.problems, seed=cfg.seed, data_sha256=sha256_file(cfg.data))
-    if not already_made(out, SUITES, settings, cfg.fresh):
-        made = make_suites(clean, cfg.seed)
-        pairs = ((suite, row) for suite, rows in made.items() for row in rows)
-        hashes = write_set(out, SUITES, pairs, settings)
-        for suite, rows in made.items():
-            print(f"{suite:<14} {len(rows):>5} rows | sha256 {hashes[suite][:12]} | "
-                  f"{show(out / f'{suite}.jsonl')}")
+    write_set(cfg.out, SUITES, make_suites(clean, cfg.seed), settings, cfg.fresh)
     print("next: python eval.py --suites out/data/suites")
 
 

@@ -1,15 +1,14 @@
-"""Does an answer hold? What sampling from a teacher keeps, what eval.py counts, rests on this file.
+"""Is an answer right? What sampling from a teacher keeps, and what eval.py counts, is decided here.
 
     extract_answer("12+2=14, so \\boxed{14}.")     "14"
     parse_number("$1,234.50")                      Fraction(2469, 2)
     same_answer("14 apples", "14")                 True
     verdict("14", "14 or 15", True, True)          "wrong answer"
 
-The two mistakes cost differently. A right answer refused (open-thoughts#21: minus signs dropped,
-\\boxed{\\frac{1}{2}} cut at the first brace) filters out the hard problems; a wrong answer accepted
-teaches the error. Where both are possible this file refuses: a number may wear a sign, a currency,
-a unit, LaTeX; with anything else around it, it is no number. Nothing is ever evaluated: verifiers
-that do sums hang on 5^{5^{5^5}} (huggingface/Math-Verify#65).
+A right answer refused filters out the hard problems (open-thoughts#21: minus signs dropped, a box
+cut at its first brace); a wrong answer accepted teaches the error. In doubt this file refuses: a
+number may have a sign, a currency, a unit, LaTeX; with anything else it is no number. Nothing is
+ever evaluated: verifiers that do sums hang on 5^{5^{5^5}} (huggingface/Math-Verify#65).
 """
 import re
 from fractions import Fraction
@@ -58,7 +57,7 @@ NO_UNIT = DOUBT | set(NO_UNIT_ZH) | set("""hundred thousand lakh million mil mln
 # Chinese: up to eight characters, none of which counts, compares or denies. 千克, 千米 are units.
 UNIT_ZH = re.compile(f" ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")
 
-# The last number of a text without a mark: what takes it back before it, what may stand behind it.
+# The last number of a text without a mark: what takes it back before it, what may follow it.
 SENTENCE_END = re.compile(r"[\n!;。]|\.(?=\s|$)|(?<=\?)")
 WORD = re.compile(r"[a-z]+|千[克米瓦]|[\u4e00-\u9fff]", re.I)
 BOUND = re.compile(r"(?:\b(?:than|over|under|above|below|about|around|almost|nearly|least|most|but|"
@@ -74,10 +73,8 @@ EQUATION = re.compile(r"(?:[A-Za-z] ?=)?(?:(?:[-+*/×÷·^().\d ]|,(?=\d)|\\(?:t
 
 
 def clean(text):
-    """Text without LaTeX, currency, bold, full width. What goes leaves a space (1\\text{4}: no 14).
-
-    After a sign it leaves none: -$5 and -\\frac{1}{2} keep their minus.
-    """
+    """Text without LaTeX, currency, bold, full width. What goes leaves a space (1\\text{4}: no 14),
+    except after a sign: -$5 and -\\frac{1}{2} keep their minus."""
     text = text.translate(NARROW).replace("{,}", ",").replace("\\!", "")
     text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", text)  # 1\,234; but 1\,4 is not 14
     text = re.sub(r"\s?per ?cent\b|\\%", "%", text, flags=re.I)
@@ -89,12 +86,12 @@ def clean(text):
     text = re.sub(r"[^\S\n]+", " ", CLOTHES.sub(" ", text)).strip()
     if text[1:] and text[0] == text[-1] and text[0] in "*_\"'":  # a pair only: f' is not f
         text = text[1:-1]
-    bare = text.rstrip("!")  # "14 apples!" wears it; 5! and n! do not
+    bare = text.rstrip("!")  # of "14 apples!"; 5! and n! keep it
     return bare if re.fullmatch(r"[^\W\d_]{2}|.?[\u4e00-\u9fff]", bare[-2:]) else text
 
 
 def parse_number(text):
-    """The number that a text is, exactly, as a Fraction; None where it is anything else.
+    """The number that a text is, exactly, as a Fraction; None if it is anything else.
 
     "-$5" -5, "1 1/2" 3/2, "\\frac{3}{4} cups" 3/4, "1.5e-3", "12个" 12; but "14 or 15", "1 4",
     "1,2", "5x", "5 million", "1/0" None. Units are dropped, not compared. Percent is a hundredth:
@@ -118,16 +115,13 @@ def parse_number(text):
 
 
 def is_unit(rest):
-    """Is what stands behind the digits a unit: " apples left", "km/h", "cm^2", "个苹果"?"""
+    """Is what follows the digits a unit: " apples left", "km/h", "cm^2", "个苹果"?"""
     rest = POWER.sub(r"\1", rest)
-    if UNIT_ZH.fullmatch(rest):
-        return True
     words = re.findall("([ /]?)([A-Za-z]+)", rest)
     if len(words) > 3 or rest != "".join(gap + word for gap, word in words):
-        return False
+        return bool(UNIT_ZH.fullmatch(rest))
     return all(word.lower() in UNITS and word != "M"  # 5M: five million
-               or gap and len(word) > 2 and not any_of([word], NO_UNIT)
-               for gap, word in words)
+               or gap and len(word) > 2 and not any_of([word], NO_UNIT) for gap, word in words)
 
 
 def any_of(words, some):
@@ -136,46 +130,20 @@ def any_of(words, some):
 
 
 def same_answer(got, reference):
-    """Is `got` the answer `reference`? As numbers where both are ("1.0" and "1"), else as texts.
-
-    Texts may differ in case, runs of spaces, LaTeX and the punctuation at the end. What contains
-    the right number ("14 or 15", "not 14") is not the answer; nor is an empty text.
-    """
+    """Is `got` the answer `reference`? As numbers if one of them is ("1.0" and "1"), else as texts,
+    which may differ in case, runs of spaces, LaTeX and the punctuation at the end. What contains
+    the right number ("14 or 15", "not 14") is not the answer; nor is an empty text."""
     a, b = parse_number(got), parse_number(reference)
     if a is not None or b is not None:
         return a == b
-    a, b = plain_text(got), plain_text(reference)
-    return a == b and a != ""
+    a, b = (" ".join(clean(text).casefold().split()).rstrip(" .。,;:?") for text in (got, reference))
+    return a == b != ""
 
 
-def plain_text(text):
-    return " ".join(clean(text).casefold().split()).rstrip(" .。,;:?")
-
-
-def extract_answer(text):
-    """The final answer inside a free text, or None. The first of these marks that occurs decides:
-
-    <answer>14</answer>, \\boxed{14}, #### 14, "the answer is 14" (答案是14), the last number if
-    nothing near it takes it back. The last one counts where a mark repeats; what stands before
-    </think> does not. A mark that was begun and left empty or open is None, not the number that
-    happens to stand before it (marin#9163).
-    """
-    text = text.rpartition("</think>")[2]
-    for find in (tagged, boxed, after_hashes, said):
-        found = find(text)  # None: no such mark
-        if found is not None:
-            return shortened(found.strip()) or None
-    return last_number(text)
-
-
-def tagged(text):
-    _, mark, rest = text.rpartition("<answer>")
-    answer, closed, _ = rest.partition("</answer>")
-    return None if not mark else answer if closed else ""
-
+# --- the answer inside a text ---------------------------------------------------------------------
 
 def boxed(text):
-    """What the last \\boxed{ holds up to its own brace: \\boxed{\\frac{1}{2}} is \\frac{1}{2}."""
+    """The last \\boxed{...} up to its own brace: \\boxed{\\frac{1}{2}} is \\frac{1}{2}."""
     starts = [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]
     if not starts:
         return None
@@ -187,46 +155,50 @@ def boxed(text):
     return ""
 
 
-def after_hashes(text):
-    """GSM8K's "#### 14". With more lines behind it, it was a Markdown heading: "#### Step 1"."""
-    _, mark, rest = text.rpartition("####")
-    return rest.strip() if mark and "\n" not in rest.strip() else None
-
-
-def said(text):
-    """The rest of the sentence behind the last "answer is", "Answer:", 答案是."""
+def mark_in(text):
+    """The answer in the last \\boxed{14}, else in the last #### 14, else in the rest of the
+    sentence after the last "answer is", "Answer:", 答案是; "" if it is open, None without a mark."""
+    found = boxed(text)
+    _, hashes, rest = text.rpartition("####")
+    if found is None and hashes and "\n" not in rest.strip():  # else a heading: "#### Step 1"
+        found = rest.strip()
     ends = [match.end() for match in PHRASE.finditer(text)]
-    if not ends:
-        return None
-    return re.split(r"\n|。|\.(?=\s|$)", text[ends[-1]:], maxsplit=1)[0].strip(" *")
+    if found is None and ends:
+        found = re.split(r"\n|。|\.(?=\s|$)", text[ends[-1]:])[0].strip(" *")
+    return found
 
 
 def last_number(text):
-    """The last number of a text, or None where that is not what the text says.
-
-    Its sentence may not doubt it (14 or 15; not 14; 14?), no word beside it may change it (over 14;
-    14 dozen), and nothing may be glued to it (14x; 3,14).
-    """
-    text, number = clean(text), None
-    for number in NUMBER_IN_TEXT.finditer(text):
-        pass
-    if number is None:
+    """The last number of a text; None if its sentence doubts it (14 or 15; not 14; 14?), a word
+    beside it changes it (over 14; 14 dozen), or something is glued to it (14x; 3,14)."""
+    text = clean(text)
+    found = list(NUMBER_IN_TEXT.finditer(text))
+    if not found:
         return None
-    before, behind = text[:number.start()], text[number.end():]
-    before, behind = SENTENCE_END.split(before)[-1], SENTENCE_END.split(behind, maxsplit=1)[0]
+    before = SENTENCE_END.split(text[:found[-1].start()])[-1]
+    behind = SENTENCE_END.split(text[found[-1].end():], maxsplit=1)[0]
     beside = WORD.findall(CLAUSE_END.split(behind)[0])[:3]
     sentence = re.sub(r"n['’]t\b", " not", before + "|" + behind)
     if (any_of(WORD.findall(sentence), DOUBT) or "?" in behind or any_of(beside, NO_UNIT)
             or BOUND.search(before) or not ENDED.match(behind)):
         return None
-    return number[0]
+    return found[-1][0]
+
+
+def extract_answer(text):
+    """The final answer inside a free text, or None: in the last <answer>14</answer> after </think>,
+    else what mark_in finds, else the last number, if nothing near it takes it back. A mark that is
+    empty or open is None, not the number that happens to come before it (marin#9163)."""
+    text = text.rpartition("</think>")[2]
+    _, tag, rest = text.rpartition("<answer>")
+    answer, closed, _ = rest.partition("</answer>")
+    found = mark_in(text) if not tag else answer if closed else ""
+    return last_number(text) if found is None else shortened(found.strip()) or None
 
 
 def shortened(found):
-    """A marked answer down to its number: "5+9 = 14", "14, because 2*7=14" and "(14)" are 14.
-
-    What holds no number in that way ("14 or 15", "x=3, x=14") stays as it is.
-    """
+    """A marked answer as its number: "5+9 = 14", "14, because 2*7=14" and "(14)" are 14.
+    What has no number in that way ("14 or 15", "x=3, x=14") stays as it is."""
     if len(found) > MAX_LENGTH or parse_number(found) is not None:
         return found
     equation = EQUATION.fullmatch(clean(REASON.split(found, maxsplit=1)[0]))
@@ -234,18 +206,16 @@ def shortened(found):
     return number.strip() if number and parse_number(number) is not None else found
 
 
-def verdict(reference, answer, ended, well_formed):
-    """Keep a sample ("ok"), or the first reason to reject it: sampling counts these words.
+def marked(text):
+    """What an answer of several words marks as final: "So it is \\boxed{14}." is 14, or itself."""
+    found = mark_in(text)
+    return text if found is None else found
 
-    `answer`, `ended` and `well_formed` are what formats.parse_response returns.
-    """
-    if not ended:  # first: a cut-off sample is never well formed, and the cure is a higher limit
-        return "truncated"
-    if not well_formed:
-        return "format"
-    if answer is None or not answer.strip():
-        return "no answer"
-    return "ok" if agree(answer, reference) else "wrong answer"
+
+def readings(text):
+    """An answer, what it marks as final if it marks it, and the number in that."""
+    found = marked(text)
+    return [text] if found == text else [text, found, shortened(found)]
 
 
 def agree(a, b):
@@ -253,27 +223,20 @@ def agree(a, b):
     return any(same_answer(x, y) for x in readings(a) for y in readings(b))
 
 
-def readings(text):
-    """An answer, what it marks as final where it marks it, and the number in that."""
-    found = marked(text)
-    return [text] if found == text else [text, found, shortened(found)]
-
-
-def marked(text):
-    """What an answer of several words marks as final: "So it is \\boxed{14}." is 14, or itself."""
-    for find in (boxed, after_hashes, said):
-        found = find(text)
-        if found is not None:
-            return found
-    return text
-
-
 def answer_in(text, reference):
-    """The part of a free text, without tags, to compare with the known answer `reference`.
+    """The part of a free text to compare with the known answer: the first of its readings and
+    extract_answer(text) that is right, else all of it."""
+    known = readings(reference)
+    return next((part for part in [*readings(text), extract_answer(text) or ""]
+                 if any(same_answer(part, one) for one in known)), text)
 
-    All of it, what it marks as final, or what extract_answer finds: the first that is right. Else
-    all of it.
-    """
-    parts = [*readings(text), extract_answer(text)]
-    return next((part for part in parts if part and any(
-        same_answer(part, known) for known in readings(reference))), text)
+
+def verdict(reference, answer, ended, well_formed):
+    """"ok", or the first reason to reject a sample. The last three: see formats.parse_response."""
+    if not ended:  # first: a cut-off sample is never well formed, and the cure is a higher limit
+        return "truncated"
+    if not well_formed:
+        return "format"
+    if answer is None or not answer.strip():
+        return "no answer"
+    return "ok" if agree(answer, reference) else "wrong answer"

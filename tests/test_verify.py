@@ -1,13 +1,7 @@
 """Claims about dataset/verify.py: right answers in any clothes pass, nothing that hedges does."""
 import time
 from fractions import Fraction
-from types import SimpleNamespace
 
-import pytest
-
-from blackbox.answers import judge_text
-from dataset.formats import Turn
-from blackbox.rules import Row, wrong
 from dataset.verify import (MAX_LENGTH, answer_in, extract_answer, parse_number, same_answer,
                             verdict)
 
@@ -37,8 +31,8 @@ HOLDS = [  # (got, reference)
     (r"90^\circ", "90"), ("5 °C", "5"), ("5 in total", "5"), ("3/4 cups", "0.75"),
     ("$5 per hour", "5"), ("$5/hour", "5"), ("50 per centimetre", "50"), ("14 cm^2", "14"),
     (r"14\text{ cm}^2", "14"), ("14m²", "14"), (r"9.8 \text{m/s}^{2}", "9.8"), ("14 ft³.", "14"),
-    ("negative 5", "-5"), ("Negative $5", "-5"), ("负5", "-5"), ("负 5元", "-5"),
-    ("minus 5", "-5"), ("Minus $5", "-5"), ("5 months", "5"), ("5 seconds", "5"), ("5 errors", "5"),
+    ("negative 5", "-5"), ("Negative $5", "-5"), ("负5", "-5"), ("负 5元", "-5"), ("minus 5", "-5"),
+    ("Minus $5", "-5"), ("5 months", "5"), ("5 seconds", "5"), ("5 errors", "5"),
     # clothes
     ("$14$", "14"), (r"$\$14$", "14"), (r"\(14\)", "14"), (r"\[14\]", "14"), (r"\text{14}", "14"),
     (r"5\,\text{km}.", "5"), (r"\boxed{14}", "14"), (r"\boxed{\text{14}}", "14"), ("**14**", "14"),
@@ -55,8 +49,8 @@ REFUSED = [
     # other numbers
     ("15", "14"), ("-14", "14"), ("14", "-14"), ("−14", "14"), ("-$5", "5"),
     (r"-\frac{1}{2}", "1/2"), ("0.33", "1/3"), ("0.333333333333333333333", "1/3"),
-    ("1.0000000000000000001", "1"),
-    ("9007199254740993", "9007199254740992"), ("1e3", "1e-3"), ("1e999", "2e999"), ("--5", "5"),
+    ("1.0000000000000000001", "1"), ("9007199254740993", "9007199254740992"), ("1e3", "1e-3"),
+    ("1e999", "2e999"), ("--5", "5"),
     # the right number and more
     ("14 or 15", "14"), ("15 or 14", "14"), ("not 14", "14"), ("14 not", "14"), ("14, 15", "14"),
     ("14,15", "14"), ("14/15", "14"), ("14 15", "14"), ("14\n15", "14"), ("14-15", "14"),
@@ -69,9 +63,9 @@ REFUSED = [
     ("14 seems unlikely", "14"), ("14 mistaken", "14"), ("14 doubtful", "14"), ("14 might", "14"),
     ("14 excluded", "14"), ("14 could hold", "14"), ("14 should hold", "14"), ("14 unless", "14"),
     ("14 impossible", "14"), ("14吗", "14"), ("(14)", "14"), ("x=14", "14"), ("5+9 = 14", "14"),
-    ("14, because 2*7=14", "14"), ("14 (since 2*7=14)", "14"),
-    ("14...", "14"), ("14 maybe", "14"), ("14或15", "14"), ("不是14", "14"), ("14不对", "14"),
-    ("14:00", "14"), ("3/4/2020", "3/4"), ("[14, 14]", "14"), ("answer: 14", "14"),
+    ("14, because 2*7=14", "14"), ("14 (since 2*7=14)", "14"), ("14...", "14"), ("14 maybe", "14"),
+    ("14或15", "14"), ("不是14", "14"), ("14不对", "14"), ("14:00", "14"), ("3/4/2020", "3/4"),
+    ("[14, 14]", "14"), ("answer: 14", "14"),
     # glued or cut digits
     ("1 4", "14"), ("1\u00a04", "14"), (r"1\,4", "14"), (r"1\text{4}", "14"), ("1$4", "14"),
     ("1**4", "14"), ("1 234", "1234"), ("1,2", "12"), ("1,2", "1.2"), ("12,34", "1234"),
@@ -83,16 +77,15 @@ REFUSED = [
     ("5 thirds", "5"), ("5 fourths", "5"), ("5 sixths", "5"), ("5 eighths", "5"), ("5 ninth", "5"),
     ("5 twelfths", "5"), ("5 eleven", "5"), ("5 twenty", "5"), ("5 ninety", "5"), ("5 mod", "5"),
     ("5 modulo", "5"), ("5 choose", "5"), ("minus 5", "5"), ("5 minus 3", "2"), ("1__4", "14"),
-    ("5 squared", "5"), ("5 degrees below zero", "5"), ("5万", "5"), ("5千", "5"),
-    ("5亿元", "5"), ("5个半", "5"), ("10多个", "10"), ("5x", "5"), ("5 x", "5"), ("2ab", "2"),
-    ("5abc", "5"), ("14 x^2", "14"), ("14 cm^4", "14"), ("14^2 cm", "14"), ("14 apples^2", "14"),
+    ("5 squared", "5"), ("5 degrees below zero", "5"), ("5万", "5"), ("5千", "5"), ("5亿元", "5"),
+    ("5个半", "5"), ("10多个", "10"), ("5x", "5"), ("5 x", "5"), ("2ab", "2"), ("5abc", "5"),
+    ("14 x^2", "14"), ("14 cm^4", "14"), ("14^2 cm", "14"), ("14 apples^2", "14"),
     ("5 negative 3", "5"), ("negative 5", "5"), ("负5", "5"), ("负责5", "5"), ("负责5", "-5"),
-    ("½", "12"), ("3½", "3"), ("3½", "31/2"),
-    ("2π", "2"), (r"2\pi", "2"), ("2 pi", "2"), ("3i", "3"), ("5!", "5"), ("5^2", "5"), ("1e", "1"),
+    ("½", "12"), ("3½", "3"), ("3½", "31/2"), ("2π", "2"), (r"2\pi", "2"), ("2 pi", "2"),
+    ("3i", "3"), ("5!", "5"), ("5^2", "5"), ("1e", "1"),
     # percent
     ("50%", "50"), ("50", "50%"), ("0.5", "50"), ("50 percent", "50"),
-    ("50 percentage points", "50"), ("5%", "0.5"), ("5‰", "5"),
-    ("50% apples", "0.5"),
+    ("50 percentage points", "50"), ("5%", "0.5"), ("5‰", "5"), ("50% apples", "0.5"),
     # no number at all
     ("", "14"), (" ", "14"), ("", ""), (".", "."), ("$", "$$"), ("-", "14"), ("fourteen", "14"),
     ("1/0", "1"), ("0/0", "0"), ("nan", "0"), ("inf", "1e999"), ("0x10", "16"), ("None", "0"),
@@ -101,73 +94,59 @@ REFUSED = [
     ("5 K", "5 m"), ("5 M", "5 m"), ("-x", "x"), ("f'", "f"), ("A*", "A"), ("x - 5", "x + 5"),
 ]
 
-TABLE = [(*row, True) for row in HOLDS] + [(*row, False) for row in REFUSED]
 
-
-@pytest.mark.parametrize("got, reference, holds", TABLE)
-def test_an_answer_holds_where_the_table_says_so(got, reference, holds):
+def test_an_answer_holds_where_the_table_says_so():
     """A dropped minus filters out hard problems; a hedge that passes teaches hedging."""
-    assert same_answer(got, reference) is holds
-    assert same_answer(reference, got) is holds
+    for table, holds in ((HOLDS, True), (REFUSED, False)):
+        for got, reference in table:
+            assert same_answer(got, reference) is holds, (got, reference)
+            assert same_answer(reference, got) is holds, (reference, got)
 
 
-@pytest.mark.parametrize("text, number", [
+NUMBERS = [
     ("-1,234.50", Fraction(-2469, 2)), ("0.1", Fraction(1, 10)), (".5", Fraction(1, 2)),
     ("1 3/4", Fraction(7, 4)), ("-1 3/4", Fraction(-7, 4)), ("50%", Fraction(1, 2)), ("1e3", 1000),
     ("1.5e-3", Fraction(3, 2000)), (r"-\dfrac{3}{4}", Fraction(-3, 4)), ("1.5/2", Fraction(3, 4)),
-    ("14 apples", 14), ("1e999", 10**999),
-    ("1 3/2", None), ("1e1000", None), ("5e", None), ("", None), ("-", None), ("abc", None),
-    (r"\frac{1}{0}", None), (r"-\frac{-1}{2}", None), ("٣", None),
-])
-def test_numbers_are_exact(text, number):
+    ("14 apples", 14), ("1e999", 10**999), ("1 3/2", None), ("1e1000", None), ("5e", None),
+    ("", None), ("-", None), ("abc", None), (r"\frac{1}{0}", None), (r"-\frac{-1}{2}", None),
+    ("٣", None), ("9" * MAX_LENGTH, 10**MAX_LENGTH - 1), ("9" * (MAX_LENGTH + 1), None),
+]
+
+
+def test_numbers_are_exact():
     """A float in between makes 0.1 unequal to 1/10, and 2**53 equal to 2**53 + 1."""
-    found = parse_number(text)
-    assert found == number and (found is None or type(found) is Fraction)
+    for text, number in NUMBERS:
+        found = parse_number(text)
+        assert found == number and (found is None or type(found) is Fraction), text
 
 
-@pytest.mark.parametrize("text, answer", [
+ANSWERS = [
     # each mark, and the order among them
     ("<think>12+2=14</think><answer>14</answer>", "14"),
     (r"<answer>14</answer> \boxed{15} #### 16, the answer is 17, 18", "14"),
     (r"\boxed{15}, the answer is 17, 18" "\n#### 16", "15"),
-    ("the answer is 17, or 18\n#### 16", "16"),
-    ("The answer is 17. I checked 18 cases.", "17"),
+    ("the answer is 17, or 18\n#### 16", "16"), ("The answer is 17. I checked 18 cases.", "17"),
     ("12+5=17, 17-3=14", "14"),
     # the last one of a kind
-    ("<answer>1</answer><answer>2</answer>", "2"),
-    (r"\boxed{1}, no, \boxed{2}", "2"),
-    ("#### yes\n#### no", "no"),
-    ("The answer is 1? No, the answer is 2.", "2"),
+    ("<answer>1</answer><answer>2</answer>", "2"), (r"\boxed{1}, no, \boxed{2}", "2"),
+    ("#### yes\n#### no", "no"), ("The answer is 1? No, the answer is 2.", "2"),
     # boxes
     (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
     (r"\boxed{\frac{\sqrt{2}}{2}} done }", r"\frac{\sqrt{2}}{2}"),
-    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-    (r"\boxed {-5}", "-5"),
-    (r"\boxed{[0, 1\}}", r"[0, 1\}"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed {-5}", "-5"), (r"\boxed{[0, 1\}}", r"[0, 1\}"),
     # begun, and left open or empty
-    ("12+2=14 <answer>1", None),
-    ("<answer>14</answer> or <answer>", None),
-    ("<answer> </answer> 14", None),
-    (r"\boxed{14} \boxed{1", None),
-    (r"14 \boxed{}", None),
-    (r"\boxed{\frac{1}{2}", None),
-    ("12+2=14\n####", None),
-    ("12+2=14. The answer is", None),
+    ("12+2=14 <answer>1", None), ("<answer>14</answer> or <answer>", None),
+    ("<answer> </answer> 14", None), (r"\boxed{14} \boxed{1", None), (r"14 \boxed{}", None),
+    (r"\boxed{\frac{1}{2}", None), ("12+2=14\n####", None), ("12+2=14. The answer is", None),
     # hashes
-    ("12+2=14\n#### 14", "14"),
-    ("####\n-1,234\n", "-1,234"),
+    ("12+2=14\n#### 14", "14"), ("####\n-1,234\n", "-1,234"),
     ("#### Step 1\n3+4=7\nThe answer is 7.", "7"),
     # phrases
-    ("The answer is: 14 apples.\nBye 3", "14 apples"),
-    ("ANSWER: 3.5. Done", "3.5"),
-    ("**Final Answer:** 73", "73"),
-    ("The answer is **-73**.", "-73"),
-    ("The answer is not 14.", "not 14"),
-    ("The answer isn't 12; it is 14", "14"),
-    ("FINAL ANSWER: 3 of 4", "3 of 4"),
-    ("the answer is:\n\n14", "14"),
-    ("答案是14个苹果。因为12+2=14，共3步", "14个苹果"),
-    ("答案：-5", "-5"), ("所以答案为 1/2。", "1/2"),
+    ("The answer is: 14 apples.\nBye 3", "14 apples"), ("ANSWER: 3.5. Done", "3.5"),
+    ("**Final Answer:** 73", "73"), ("The answer is **-73**.", "-73"),
+    ("The answer is not 14.", "not 14"), ("The answer isn't 12; it is 14", "14"),
+    ("FINAL ANSWER: 3 of 4", "3 of 4"), ("the answer is:\n\n14", "14"),
+    ("答案是14个苹果。因为12+2=14，共3步", "14个苹果"), ("答案：-5", "-5"), ("所以答案为 1/2。", "1/2"),
     # phrases with a formula, a block or a list below
     ("The answer is:\n$$\n14\n$$", "14"), ("The final answer is:\n\n\\[\n14\n\\]", "14"),
     ("The answer is:\n```\n14\n```\nBye 3", "14"), ("Answer:\n```text\n14\n```", "14"),
@@ -182,8 +161,8 @@ def test_numbers_are_exact(text, number):
     (r"The answer is x = 2 \times 7 = 14 apples.", "14 apples"),
     (r"\boxed{\frac{28}{2} = 14}", "14"), ("The answer is 1,000 + 500 = 1,500", "1,500"),
     ("The answer is (14)", "14"), ("The answer is (-14).", "-14"), ("Answer: __14__", "__14__"),
-    ("The answer is minus 14", "minus 14"),
-    ("The answer is 15, because 14+1=15", "15"), ("The answer is 15 = 14", "14"),
+    ("The answer is minus 14", "minus 14"), ("The answer is 15, because 14+1=15", "15"),
+    ("The answer is 15 = 14", "14"),
     ("The answer is not 14 because 2*7=14", "not 14 because 2*7=14"),
     ("The answer is 12 when x = 14", "12 when x = 14"), ("The answer is 2x = 14", "2x = 14"),
     ("The answer is 12, 7*2=14", "12, 7*2=14"), ("The answer is 12 (2*7=14)", "12 (2*7=14)"),
@@ -194,16 +173,18 @@ def test_numbers_are_exact(text, number):
     ("It is 14 apples, I think.", "14"), ("x = -14", "-14"), ("17-3", "3"), ("f(x)-5", "5"),
     ("3–5", "5"), ("it costs $1,234.50.", "1,234.50"), ("a loss of -$5", "-5"), ("is −5", "-5"),
     (r"$x = -\frac{3}{4}$", "-3/4"), ("half of 3 is 1 1/2 cups", "1 1/2"), ("up by 50%!", "50%"),
-    ("12 or 14", None), ("1, 2", "2"), ("3 4", "4"),
-    ("1,2345", None), ("1.2.5", "1.2"), ("so...5", None),
-    ("她有14个", "14"), ("气温是-5度", "-5"), ("（－５）", "-5"),
-    ("drink H2O", None), ("so 1e999999999", "1e999999999"), ("no idea", None), ("", None),
+    ("12 or 14", None), ("1, 2", "2"), ("3 4", "4"), ("1,2345", None), ("1.2.5", "1.2"),
+    ("so...5", None), ("她有14个", "14"), ("气温是-5度", "-5"), ("（－５）", "-5"), ("drink H2O", None),
+    ("so 1e999999999", "1e999999999"), ("no idea", None), ("", None),
     # thoughts are no answers
     (r"<think>\boxed{3}</think>It is 4.", "4"), ("<think>12+2=14</think>", None),
-])
-def test_the_final_answer_is_found(text, answer):
+]
+
+
+def test_the_final_answer_is_found():
     """\\boxed{\\frac{1}{2}} cut at the first brace, or 14 taken from before a cut-off <answer>1."""
-    assert extract_answer(text) == answer
+    for text, answer in ANSWERS:
+        assert extract_answer(text) == answer, text
 
 
 def test_what_is_extracted_can_be_judged():
@@ -213,16 +194,16 @@ def test_what_is_extracted_can_be_judged():
         assert same_answer(extract_answer(text), "14"), text
 
 
-@pytest.mark.parametrize("answer, ended, well_formed, expected", [
-    ("14", True, True, "ok"), ("$14.00", True, True, "ok"), ("15", True, True, "wrong answer"),
-    ("14 or 15", True, True, "wrong answer"), (None, True, True, "no answer"),
-    (" \n", True, True, "no answer"), ("14", True, False, "format"), (None, True, False, "format"),
-    ("14", False, False, "truncated"), ("14", False, True, "truncated"),
-    (None, False, False, "truncated"),
-])
-def test_a_rejection_names_its_first_reason(answer, ended, well_formed, expected):
+def test_a_rejection_names_its_first_reason():
     """Truncated samples counted as bad format: the limit stays too low and nobody knows."""
-    assert verdict("14", answer, ended, well_formed) == expected
+    for answer, ended, well_formed, expected in [
+            ("14", True, True, "ok"), ("$14.00", True, True, "ok"),
+            ("15", True, True, "wrong answer"), ("14 or 15", True, True, "wrong answer"),
+            (None, True, True, "no answer"), (" \n", True, True, "no answer"),
+            ("14", True, False, "format"), (None, True, False, "format"),
+            ("14", False, False, "truncated"), ("14", False, True, "truncated"),
+            (None, False, False, "truncated")]:
+        assert verdict("14", answer, ended, well_formed) == expected
 
 
 # In a free text these say it: an equation, an exclamation, a share of something.
@@ -243,31 +224,26 @@ WRONG_IN_PROSE = [
     ("I do not know, maybe 12, 13 or 14", "14"), ("It isn't 14", "14"), ("It can’t be 14.", "14"),
     ("Sorry, I can't help with that. Error 14", "14"), ("Error code: 14", "14"),
     ("Is it 14?", "14"), ("Is it 14 apples?", "14"), ("I guess 14", "14"), ("x^14", "14"),
-    ("It is 14, I guess.", "14"),
-    ("She has more than 14.", "14"), ("It is over 14.", "14"), ("Nearly 14", "14"),
-    ("all but 14", "14"), ("It is minus 14.", "14"), ("It may be 14 apples.", "14"),
-    ("She has 14 dozen eggs.", "14"), ("3,14", "14"), (r"\sqrt{14}", "14"), ("约14个", "14"),
-    ("It weighs 14 kg or so", "14"), ("可能不是14个", "14"), ("是14个吗？", "14"),
-    ("It is 14 over 3.", "14"), ("It is 14 and a half.", "14"), ("It is 14 + x.", "14"),
-    ("It is 14*x.", "14"), ("There are 14 million people.", "14"),
-    ("Answer: 15, because 14+1=15", "14"),
-    ("So there are 14 left, not counting two.", "14"),  # right, but "not" is not understood
-    ("It is A.", "A"), ("Paris or Rome", "Paris")]
+    ("It is 14, I guess.", "14"), ("She has more than 14.", "14"), ("It is over 14.", "14"),
+    ("Nearly 14", "14"), ("all but 14", "14"), ("It is minus 14.", "14"),
+    ("It may be 14 apples.", "14"), ("She has 14 dozen eggs.", "14"), ("3,14", "14"),
+    (r"\sqrt{14}", "14"), ("约14个", "14"), ("It weighs 14 kg or so", "14"), ("可能不是14个", "14"),
+    ("是14个吗？", "14"), ("It is 14 over 3.", "14"), ("It is 14 and a half.", "14"),
+    ("It is 14 + x.", "14"), ("It is 14*x.", "14"), ("There are 14 million people.", "14"),
+    ("Answer: 15, because 14+1=15", "14"), ("It is A.", "A"), ("Paris or Rome", "Paris"),
+    ("So there are 14 left, not counting two.", "14")]  # right, but "not" is not understood
 PROSE = [(*row, True) for row in HOLDS + RIGHT_IN_PROSE] + [
     (*row, False) for row in REFUSED + WRONG_IN_PROSE if row not in RIGHT_IN_PROSE]
 
 
-@pytest.mark.parametrize("text, reference, holds", PROSE)
-def test_a_free_text_is_right_where_it_says_so_without_a_doubt(text, reference, holds):
-    """Taken for its last number, whatever stands around it, "14 is wrong" teaches the error; and
-    what generate.py keeps filter.py would drop, or the other way round."""
-    said = dict(content=text, reasoning_content=None, finish_reason="stop")
-    assert (judge_text(SimpleNamespace(reference=reference), said) == "ok") is holds
-    row = Row({"reference": reference}, [Turn("assistant", text)], (0, len(text)))
-    assert wrong(row, None) is not holds
+def test_a_free_text_is_right_where_it_says_so_without_a_doubt():
+    """Taken for its last number, whatever stands around it, "14 is wrong" teaches the error."""
+    for text, reference, holds in PROSE:
+        found = verdict(reference, answer_in(text, reference), True, True)
+        assert (found == "ok") is holds, (text, reference)
 
 
-LONG = 100_000
+LONG = 20_000
 HOSTILE = [piece * (LONG // len(piece)) for piece in [
     "1", "1,234,", "1 ", "1e", "-$", " ", "\n", "\\", "\\boxed{", "\\text{", "\\frac{",
     "\\frac{1}{", "<answer>", "</think>", "####", "answer is ", "answer**", "答案是", "per cent",
@@ -287,24 +263,15 @@ def test_hostile_texts_end_quickly():
         assert not same_answer(text, "14") and not same_answer(text, "x")
         answer_in(text, "14")
         seconds = time.process_time() - start
-        assert seconds < 1, f"{seconds:.1f} s: {text[:20]!r}"  # 0.05; quadratic: a minute or more
+        assert seconds < 0.5, f"{seconds:.1f} s: {text[:20]!r}"  # 0.03; quadratic: 2 s and more
 
 
-@pytest.mark.parametrize("text", ["1e999999999", "-1e-999999999", "1e99999999999999999999",
-                                  "1/1e99999", "9" * 4301, "9" * LONG, "0." + "0" * LONG + "1",
-                                  "5^{5^{5^{5}}}"])
-def test_a_number_too_large_is_no_number(text):
+def test_a_number_too_large_is_no_number():
     """Fraction("1e999999999") eats all memory; int() of 4,301 digits raises on Python 3.11 only."""
-    assert parse_number(text) is None
-    assert same_answer(text, text) and not same_answer(text, "1")
-
-
-def test_the_largest_number_is_still_exact():
-    """A limit that cuts instead of refusing makes two long numbers equal."""
-    digits = "9" * MAX_LENGTH
-    assert parse_number(digits) == 10**MAX_LENGTH - 1
-    assert not same_answer(digits, digits[:-1] + "8")
-    assert parse_number(digits + "9") is None
+    for text in ("1e999999999", "-1e-999999999", "1e99999999999999999999", "1/1e99999", "9" * 4301,
+                 "9" * LONG, "0." + "0" * LONG + "1", "5^{5^{5^{5}}}"):
+        assert parse_number(text) is None
+        assert same_answer(text, text) and not same_answer(text, "1")
 
 
 def test_prefixes_of_an_answer_never_raise():
@@ -316,13 +283,13 @@ def test_prefixes_of_an_answer_never_raise():
             same_answer(extract_answer(part) or part, part)
 
 
-@pytest.mark.parametrize("answer, reference, said", [
-    ("So the answer is \\boxed{14}.", "14", "ok"), ("14", "Therefore \\boxed{14}", "ok"),
-    ("The answer is 14.", "\\boxed{14}", "ok"), ("The answer is 5 + 9 = 14.", "14", "ok"),
-    ("So \\boxed{x=14}", "x=14", "ok"), ("12+2=14", "14", "wrong answer"),
-    ("so 12 + 2 #### 14", "14", "ok"),
-    ("So the answer is \\boxed{15}.", "14", "wrong answer"),
-    ("It is 14 or 15", "14", "wrong answer"), ("not 14", "14", "wrong answer")])
-def test_a_mark_inside_an_answer_decides(answer, reference, said):
+def test_a_mark_inside_an_answer_decides():
     """R1-style answers are prose around a box: compared as texts, all of them would be rejected."""
-    assert verdict(reference, answer, True, True) == said
+    for answer, reference, expected in [
+            ("So the answer is \\boxed{14}.", "14", "ok"), ("14", "Therefore \\boxed{14}", "ok"),
+            ("The answer is 14.", "\\boxed{14}", "ok"), ("so 12 + 2 #### 14", "14", "ok"),
+            ("The answer is 5 + 9 = 14.", "14", "ok"), ("So \\boxed{x=14}", "x=14", "ok"),
+            ("12+2=14", "14", "wrong answer"), ("not 14", "14", "wrong answer"),
+            ("So the answer is \\boxed{15}.", "14", "wrong answer"),
+            ("It is 14 or 15", "14", "wrong answer")]:
+        assert verdict(reference, answer, True, True) == expected, (answer, reference)
