@@ -65,8 +65,8 @@ def read_endpoint(url):
     """--base-url -> (url, key or ""), or UserError, which does not show what may be a secret."""
     key, match = os.environ.get("OPENAI_API_KEY", "").strip(), URL.fullmatch(url)
     check(re.fullmatch("[!-~]*", key), "OPENAI_API_KEY has a character that no key has")
-    check(match, "--base-url must be http(s)://HOST[:PORT]/PATH, often with /v1 at its end, without "
-                 "user, password or ?query; a key goes into OPENAI_API_KEY")
+    check(match, "--base-url must be http(s)://HOST[:PORT]/PATH, often ending in /v1, without user, "
+                 "password or ?query; a key goes into OPENAI_API_KEY")
     here = re.fullmatch(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]", match[1], re.A | re.I)
     check(not key or here or url.lower().startswith("https:"),
           f"OPENAI_API_KEY would be readable on its way to {url}; use https, or unset it")
@@ -135,12 +135,11 @@ def parse_answer(found):
         content, thought = join_parts(content, thought)
     usage = found["usage"] if isinstance(found.get("usage"), dict) else {}
     usage = {k: usage[k] if type(usage.get(k)) is int and usage[k] >= 0 else None for k in NO_USAGE}
-    texts = dict(content=content or refusal or "", reasoning_content=thought, finish_reason=reason,
-                 model=found.get("model"))
-    texts = {k: text if isinstance(text, str) else None for k, text in texts.items()}
-    if texts["content"] is None:
-        raise Fault("content that is no text", str(content)[:100], "refused")
-    return dict(usage=usage, **texts, **({"verdict": "refused"} if refusal and not content else {}))
+    answer = dict(content=content or refusal or "", reasoning_content=thought or None,
+                  finish_reason=reason, model=found.get("model"))
+    if not all(isinstance(text, str) or text is None for text in answer.values()):
+        raise Fault("an answer that is no text", str(answer)[:200], "refused")
+    return answer | dict(usage=usage) | (dict(verdict="refused") if refusal and not content else {})
 
 
 def join_parts(parts, thought=None):
@@ -180,8 +179,8 @@ class Client:
         self.why = self.error = ""      # why no more is sent; what the user has to mend
 
     def ask_all(self, jobs, messages):
-        """Ask for every job, (question, sample), with messages[question]. Returns when all have come
-        or no more is sent. What is under way is paid for, so it is waited for."""
+        """Ask for every job, (question, sample), with messages[question]. Returns when all have
+        come or no more is sent. What is under way is paid for, so it is waited for."""
         pool = ThreadPoolExecutor(self.cfg.concurrency)
         try:
             for done in as_completed([pool.submit(self.ask, job, messages) for job in jobs]):

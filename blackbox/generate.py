@@ -6,17 +6,15 @@
         --max-new-tokens 250 --out out/data/written.jsonl
 
 Black box: only text is kept. The teacher is a checkpoint, or a model behind an OpenAI-compatible
-endpoint (blackbox/client.py; the key comes from OPENAI_API_KEY). An answer is kept if it is whole,
-has the form (of a checkpoint: <think>...</think><answer>...</answer>), gives the known answer and is
-new for its prompt (rejection sampling: Yuan et al. 2023, 3.3). If nobody knows the answer, it is kept
-as "unverified". With --documents a checkpoint writes plain text, for a student that has too little of
-it (Kim & Rush 2016); documents that are cut off or shorter than 100 characters are left out.
+endpoint (blackbox/client.py). An answer is kept if it is whole, gives the known answer and is new
+for its prompt (rejection sampling: Yuan et al. 2023, 3.3). A checkpoint's must also have the form
+<think>...</think><answer>...</answer>. If nobody knows the answer, it is kept as "unverified". With
+--documents a checkpoint writes plain text, for a student that has too little (Kim & Rush 2016).
 
-OUT has the kept rows. OUT.all.jsonl has a header, then every answer: question and sample, the prompt
-without --system, what is known about it, how the answer came, its verdict and its text, uncut. After
-a stop or a kill the same command asks for exactly what is missing. With a higher --max-new-tokens,
-what was truncated is asked again. An endpoint may later be asked for more --questions or --samples,
-or for prompts that were added to --input.
+OUT has the kept rows. OUT.all.jsonl has a header, then all rows: the prompt without --system, what
+is known about it, how the answer came, its verdict, its text uncut. After a stop or a kill the same
+command asks for exactly what is missing. With a higher --max-new-tokens, what was truncated is
+asked again. An endpoint may be asked for more later: --questions, --samples, lines in --input.
 
 Status 1: some answers are missing. Last line: next: python train_distill_reason.py ...
 """
@@ -130,21 +128,17 @@ def judge(reference, answer, ended, well_formed):
     return "unverified" if reference is None and found in ("ok", "wrong answer") else found
 
 
-def judge_ids(tokenizer, reference, ids):
-    """What a checkpoint wrote -> verdict, reasoning_content, content."""
+def judge_ids(tokenizer, reference, ids, document=False):
+    """What a checkpoint wrote -> verdict, reasoning_content, content; or verdict and text."""
     found = parse_response(tokenizer, ids)
+    if document:
+        length = "too short" if len(found["text"]) < MIN_CHARS else "ok"
+        return dict(verdict=length if found["ended"] else "truncated", text=found["text"])
     thought, content = found["think"], found["answer"]
     if not found["well_formed"]:  # all of it, with the marks by name
         thought, content = None, tokenizer.decode(ids, show_control=True).removesuffix("<end>")
     return dict(verdict=judge(reference, found["answer"], found["ended"], found["well_formed"]),
                 reasoning_content=thought, content=content)
-
-
-def judge_document(tokenizer, ids):
-    """A document that a checkpoint wrote -> verdict and text."""
-    text = tokenizer.decode([i for i in ids if i != tokenizer.end])
-    found = "ok" if len(text) >= MIN_CHARS else "too short"
-    return dict(verdict=found if tokenizer.end in ids else "truncated", text=text)
 
 
 def judge_text(reference, content, thought=None, ended=True):
@@ -219,8 +213,8 @@ class Answers:
         self.there = len(self.rows)
 
     def settled(self):
-        """{(question, sample): row} of what need not be asked again. A refusal counts only if others
-        were answered, a truncated answer only if its limit was as high."""
+        """{(question, sample): row} of what need not be asked again. A refusal counts only if other
+        prompts were answered, a truncated answer only if its limit was as high."""
         answered = any(row["verdict"] not in ("failed", "refused") for row in self.rows)
         missing = ("failed",) if answered else ("failed", "refused")
         return {(row["question"], row["sample"]): row for row in self.rows
@@ -250,10 +244,22 @@ class Answers:
 
 # --- the two teachers -----------------------------------------------------------------------------
 
+def open_checkpoint(cfg, prompts):
+    """--teacher -> ((model, tokenizer, env, fingerprint), the prompts that fit its context)."""
+    env = common.device_and_dtype(cfg)
+    model, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device)
+    context = model.config.max_seq_len
+    fit = [one for one in prompts if len(prompt_ids(tokenizer, one[0])) < context]
+    if len(fit) < len(prompts):
+        print(f"left out: {len(prompts) - len(fit):,} questions longer than {context} tokens")
+    check(fit or not prompts, f"no question fits into the {context} tokens of {show(cfg.teacher)}")
+    return (model, tokenizer, env, checkpoints.weights_fingerprint(model)), fit
+
+
 def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
-    """Append the missing rows, a batch at a time. The random numbers of a batch depend on --seed and
-    on its number. So all of it is written again if a row is missing, and the answers are those of a
-    run without a stop."""
+    """Append the missing rows, a batch at a time. The random numbers of a batch depend on --seed
+    and its number. So all of it is written again if a row is missing: the answers are those of a
+    run that nobody stopped."""
     model, tokenizer, env, fingerprint = teacher
     ids = [prompt_ids(tokenizer, turns) for turns, _ in prompts]
     jobs = sorted(jobs, key=lambda job: len(ids[job[0]]))  # of about equal length together
@@ -265,27 +271,26 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
         whole = sum(row["verdict"] == "ok" and row["question"] < number * cfg.batch
                     for row in answers.rows)
         if cfg.documents and whole >= cfg.documents:
-            break
-        check(whole or number < 3 or not cfg.documents, "the teacher writes no document that ends "
-              f"and has {MIN_CHARS} characters; is --max-new-tokens too low?")
+            return
+        check(whole or number < 3 or not cfg.documents, f"no document of {3 * cfg.batch} ended and "
+              f"had {MIN_CHARS} characters; is it a teacher of plain text, --max-new-tokens high?")
         if done >= set(batch):
             continue
         starts = [[tokenizer.end] if cfg.documents else ids[q] for q, _ in batch]
-        began, seed = time.monotonic(), cfg.seed * 1_000_003 + number
+        began, seed, found = time.monotonic(), cfg.seed * 1_000_003 + number, []
         with env.autocast():
             replies = generate(model, starts, cfg.max_new_tokens, {tokenizer.end},
                                temperature=cfg.temperature,
                                generator=torch.Generator(env.device).manual_seed(seed))
-        known = dict(model=fingerprint, seed=seed,
-                     seconds=round((time.monotonic() - began) / len(batch), 3))
-        found = []
+        seconds = round((time.monotonic() - began) / len(batch), 3)
         for job, start, reply in zip(batch, starts, replies):
             usage = dict(prompt_tokens=len(start), completion_tokens=len(reply))
-            reason = "stop" if tokenizer.end in reply else "length"
-            judged = judge_document(tokenizer, reply) if cfg.documents else \
-                judge_ids(tokenizer, prompts[job[0]][1]["reference"], reply)
-            found.append((job, dict(known, usage=usage, finish_reason=reason, **judged)))
-        answers.add([(job, row) for job, row in found if job not in done])
+            reference = prompts[job[0]][1]["reference"] if prompts else None
+            found.append((job, dict(
+                model=fingerprint, seed=seed, seconds=seconds, usage=usage,
+                finish_reason="stop" if tokenizer.end in reply else "length",
+                **judge_ids(tokenizer, reference, reply, cfg.documents))))
+        answers.add([(job, known) for job, known in found if job not in done])
 
 
 def ask_endpoint(cfg, answers, prompts, jobs):
@@ -328,69 +333,56 @@ def check_flags(cfg):
 
 def next_command(cfg, kept):
     """What to type after it: a training that can use the rows."""
+    flags, script = {}, "train_distill_logits.py"
+    if "out" in cfg.given:
+        flags = dict(name=f"student-{Path(cfg.out).stem}", data=cfg.out)
     if cfg.documents:
-        return common.command("train_distill_logits.py", name=f"student-{Path(cfg.out).stem}",
-                              data=cfg.out, teacher=cfg.teacher)
+        return common.command(script, **flags, teacher=cfg.teacher)
+    if flags and "input" not in cfg.given:
+        flags["val"] = OUT / "data/stories/val.jsonl"
     thoughts = any("reasoning_content" in row["conversations"][-1] for row in kept)
-    script = f"train_distill_{'reason' if thoughts else 'responses'}.py"
-    if "out" not in cfg.given:
-        return common.command(script)
-    val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
-    return common.command(script, name=f"student-{Path(cfg.out).stem}", data=cfg.out, val=val)
-
-
-def open_checkpoint(cfg, prompts):
-    """--teacher -> ((model, tokenizer, env, fingerprint), the prompts that fit into its context)."""
-    from oldcommon import device_and_dtype  # moves to common
-    env = device_and_dtype(cfg)
-    model, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device)
-    context = model.config.max_seq_len
-    fit = [one for one in prompts if len(prompt_ids(tokenizer, one[0])) < context]
-    left_out = f"{len(prompts) - len(fit):,} questions are longer than the context of {context} tokens"
-    check(fit or not prompts, left_out)
-    if len(fit) < len(prompts):
-        print(f"left out: {left_out}")
-    return (model, tokenizer, env, checkpoints.weights_fingerprint(model)), fit
+    return common.command(f"train_distill_{'reason' if thoughts else 'responses'}.py", **flags)
 
 
 def main(cfg):
     """Ask what is missing, keep what is right."""
     check_flags(cfg)
     held = common.lock(cfg.out + ".all.jsonl")  # until this function ends  # noqa: F841
-    prompts = [] if cfg.documents else read_prompts(cfg)
+    prompts, client = [] if cfg.documents else read_prompts(cfg), None
     header = {k: getattr(cfg, k) for k in ("model", "seed", *PARAMETERS)} | dict(teacher="")
     if not cfg.base_url:
         teacher, prompts = open_checkpoint(cfg, prompts)
         header |= {k: getattr(cfg, k) for k in ("batch", "samples", "questions")}
         header |= dict(teacher=teacher[-1],
-                       input=common.sha256_file(cfg.input) if prompts else "documents")
+                       input="" if cfg.documents else common.sha256_file(cfg.input))
     prompts = prompts[:cfg.questions or None]
     jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
     answers = Answers(cfg, header, prompts, cfg.documents or len(jobs))
-    client = None
     if cfg.base_url:
         client = ask_endpoint(cfg, answers, prompts, jobs)
     else:
         ask_checkpoint(cfg, teacher, answers, prompts, jobs)
     settled = answers.settled()
-    if len(answers.rows) == answers.there and settled.keys() >= set(jobs):
+    missing = len(set(jobs) - settled.keys())
+    if len(answers.rows) == answers.there and not missing:
         print(f"{show(answers.path)} is finished; --fresh asks again")
     counts, kept = keep(settled.values())
     kept = kept[:cfg.documents or None]
     if kept:
         common.write_file(cfg.out, common.json_lines(kept))
     print(f"{counted(counts) or 'no answer'}\n{show(cfg.out)}: {len(kept):,} rows")
-    if counts["format"] > sum(counts.values()) / 2:
-        print("one of another form: " + next(repr(row["content"][:300]) for row in settled.values()
-                                             if row["verdict"] == "format"))
-    if counts["truncated"] > sum(counts.values()) / 10 and not cfg.documents:
+    most, count = counts.most_common(1)[0] if counts else ("", 0)
+    if most == "format" and 2 * count > len(settled):
+        example = next(row["content"] for row in settled.values() if row["verdict"] == most)
+        print(f"most have another form, such as {example[:300]!r}")
+    if 10 * counts["truncated"] > len(settled) and not cfg.documents:
         print("a higher --max-new-tokens asks the truncated ones again")
-    if missing := len(set(jobs) - settled.keys()):
-        missing = f"{missing:,} answers are missing: {client.why}; faults: {answers.faults()}"
-        check(not client.error, missing)
-        print(f"{missing}; the same command asks for them again", file=sys.stderr)
+    if missing:
+        words = f"{missing:,} answers are missing: {client.why}; faults: {answers.faults()}"
+        check(not client.error, words)
+        print(f"{words}; the same command asks for them again", file=sys.stderr)
         sys.exit(1)
-    check(kept, f"no answer is kept ({counted(counts, ', ')}): another teacher?")
+    check(kept, f"no answer is kept ({counted(counts, ', ')}): try another teacher")
     print(f"next: {next_command(cfg, kept)}")
 
 
