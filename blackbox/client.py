@@ -65,8 +65,8 @@ def read_endpoint(url):
     """--base-url -> (url, key or ""), or UserError, which does not show what may be a secret."""
     key, match = os.environ.get("OPENAI_API_KEY", "").strip(), URL.fullmatch(url)
     check(re.fullmatch("[!-~]*", key), "OPENAI_API_KEY has a character that no key has")
-    check(match, "--base-url must be http(s)://HOST[:PORT]/PATH, often ending in /v1, without user, "
-                 "password or ?query; a key goes into OPENAI_API_KEY")
+    check(match, "--base-url must be http(s)://HOST[:PORT]/PATH, often ending in /v1, without "
+                 "user, password or ?query; a key goes into OPENAI_API_KEY")
     here = re.fullmatch(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]", match[1], re.A | re.I)
     check(not key or here or url.lower().startswith("https:"),
           f"OPENAI_API_KEY would be readable on its way to {url}; use https, or unset it")
