@@ -80,32 +80,32 @@ def post(url, key, body, timeout):
     request = urllib.request.Request(f"{url}/chat/completions", body, headers)
     try:
         with opener.open(request, timeout=timeout) as reply:
-            status, headers, data = reply.status, reply.headers, reply.read()
+            status, headers = reply.status, reply.headers
+            data = reply.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         error = getattr(error, "reason", error)
         then = "stop" if isinstance(error, ssl.SSLCertVerificationError) else "again"
         raise Fault(type(error).__name__, str(error), then) from None
+    data = f"ask {headers['Location'].partition('?')[0]}" if "Location" in headers else data
     if len(key) >= 8:  # a server may repeat it; "EMPTY" or "test" is no secret
-        data = data.replace(key.encode(), b"[key]")
+        data = data.replace(key, "[key]")
     try:
         found = json.loads(data)
         json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError):
-        found = data.decode(errors="replace")
+        found = data
     if status == 200 and not (isinstance(found, dict) and found.get("error")):
         return parse_answer(found)
-    raise parse_error(status, headers, found)
+    raise parse_error(status, headers.get("Retry-After", ""), found)
 
 
-def parse_error(status, headers, found):
+def parse_error(status, wait, found):
     """A reply that is no answer -> Fault. An error inside a 200 counts as its code."""
     error = found.get("error", found) if isinstance(found, dict) else found
     error = error if isinstance(error, dict) else dict(message=error)
-    code, wait = error.get("code"), headers.get("Retry-After", "")
+    code = error.get("code")
     if status == 200:
         status = code if type(code) is int and 400 <= code < 600 else "error"
-    if "Location" in headers:
-        error = dict(message=f"ask {headers['Location'].partition('?')[0]}")
     words = str(error.get("message") or error.get("detail") or error)[:300]
     words = "".join(c if c.isprintable() else " " for c in words)
     then = "stop"

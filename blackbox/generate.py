@@ -163,24 +163,20 @@ def keep(rows):
     counts, seen, kept = Counter(), set(), []
     for row in sorted(rows, key=lambda row: (row["question"], row["sample"])):
         found = row["verdict"]
-        if "text" in row:
+        key = row["question"], row.get("reasoning_content"), row.get("content")
+        if "text" in row:  # a document
             kept += [dict(text=row["text"])] * (found == "ok")
+        elif found in KEPT and key in seen:
+            found = "said before"
         elif found in KEPT:
-            key = row["question"], row["reasoning_content"], row["content"]
-            try:
-                turn = parse_response_text(row["content"], row["reasoning_content"])
-                if turn.answer is None and found == "ok":
-                    text = turn.content.strip()
-                    answer = answer_in(turn.content, row["reference"]).strip()
-                    turn = Turn("assistant", "", None if answer == text else text, answer)
-                turns = [*row["conversations"], turn_row(turn)]
-                parse_row(dict(conversations=turns))  # as the training will
-                if key not in seen:
-                    kept.append({k: row[k] for k in KEPT_KEYS} | dict(conversations=turns))
-                found = "said before" if key in seen else found
-            except BadRow:
-                found = "format"
+            turn = parse_response_text(row["content"], row["reasoning_content"])
+            if turn.answer is None and found == "ok":
+                text = turn.content.strip()
+                answer = answer_in(turn.content, row["reference"]).strip()
+                turn = Turn("assistant", "", None if answer == text else text, answer)
             seen.add(key)
+            kept.append({name: row[name] for name in KEPT_KEYS}
+                        | dict(conversations=[*row["conversations"], turn_row(turn)]))
         counts[found] += 1
     return counts, kept
 
