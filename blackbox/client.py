@@ -187,7 +187,7 @@ class Client:
                 done.result()
         finally:
             with self.changed:
-                self.stop("stopped")
+                self.stop(f"none of {1 + self.cfg.retries} tries brought them")
             pool.shutdown(cancel_futures=True)
 
     def ask(self, job, messages):

@@ -128,16 +128,18 @@ def judge(reference, answer, ended, well_formed):
     return "unverified" if reference is None and found in ("ok", "wrong answer") else found
 
 
-def judge_ids(tokenizer, reference, ids, document=False):
-    """What a checkpoint wrote -> verdict, reasoning_content, content; or verdict and text."""
+def judge_ids(tokenizer, about, ids):
+    """What a checkpoint wrote -> verdict, reasoning_content, content; of a document, about which
+    nothing is known, verdict and text."""
     found = parse_response(tokenizer, ids)
-    if document:
+    if not about:
         length = "too short" if len(found["text"]) < MIN_CHARS else "ok"
         return dict(verdict=length if found["ended"] else "truncated", text=found["text"])
     thought, content = found["think"], found["answer"]
     if not found["well_formed"]:  # all of it, with the marks by name
         thought, content = None, tokenizer.decode(ids, show_control=True).removesuffix("<end>")
-    return dict(verdict=judge(reference, found["answer"], found["ended"], found["well_formed"]),
+    return dict(verdict=judge(about["reference"], found["answer"], found["ended"],
+                              found["well_formed"]),
                 reasoning_content=thought, content=content)
 
 
@@ -273,20 +275,18 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
         if done >= set(batch):
             continue
         starts = [[tokenizer.end] if cfg.documents else ids[q] for q, _ in batch]
-        began, seed, found = time.monotonic(), cfg.seed * 1_000_003 + number, []
+        began, seed = time.monotonic(), cfg.seed * 1_000_003 + number
         with env.autocast():
             replies = generate(model, starts, cfg.max_new_tokens, {tokenizer.end},
                                temperature=cfg.temperature,
                                generator=torch.Generator(env.device).manual_seed(seed))
-        seconds = round((time.monotonic() - began) / len(batch), 3)
-        for job, start, reply in zip(batch, starts, replies):
-            usage = dict(prompt_tokens=len(start), completion_tokens=len(reply))
-            reference = prompts[job[0]][1]["reference"] if prompts else None
-            found.append((job, dict(
-                model=fingerprint, seed=seed, seconds=seconds, usage=usage,
-                finish_reason="stop" if tokenizer.end in reply else "length",
-                **judge_ids(tokenizer, reference, reply, cfg.documents))))
-        answers.add([(job, known) for job, known in found if job not in done])
+        known = dict(model=fingerprint, seed=seed,
+                     seconds=round((time.monotonic() - began) / len(batch), 3))
+        answers.add([
+            (job, dict(known, finish_reason="stop" if tokenizer.end in reply else "length",
+                       usage=dict(prompt_tokens=len(start), completion_tokens=len(reply)),
+                       **judge_ids(tokenizer, prompts and prompts[job[0]][1], reply)))
+            for job, start, reply in zip(batch, starts, replies) if job not in done])
 
 
 def ask_endpoint(cfg, answers, prompts, jobs):
@@ -317,27 +317,45 @@ def check_flags(cfg):
     between(cfg, 1, 256, "concurrency")
     between(cfg, -1 if cfg.base_url else 0, 2**32 - 1, "seed")
     check(cfg.model or not cfg.base_url, "--base-url needs --model, the teacher's name there")
-    for flag in sorted(cfg.given):
-        name = "--" + flag.replace("_", "-")
-        check(flag not in ENDPOINT or cfg.base_url, f"{name} has no effect without --base-url")
-        check(flag not in CHECKPOINT or not cfg.base_url, f"{name} has no effect with --base-url")
-        check(flag not in PROMPTS or not cfg.documents, f"{name} has no effect with --documents")
+    idle = cfg.given & (CHECKPOINT if cfg.base_url else ENDPOINT)
+    idle |= cfg.given & PROMPTS if cfg.documents else set()
+    check(not idle, f"--{min(idle, default='').replace('_', '-')} has no effect with this teacher")
     check(Path(cfg.out).resolve() != Path(cfg.input).resolve(), "--out would replace --input")
     check(cfg.fresh or Path(cfg.out + ".all.jsonl").exists() or not Path(cfg.out).exists(),
           f"{show(cfg.out)} is there already; choose another --out, or --fresh")
 
 
-def next_command(cfg, kept):
-    """What to type after it: a training that can use the rows."""
-    flags, script = {}, "train_distill_logits.py"
-    if "out" in cfg.given:
-        flags = dict(name=f"student-{Path(cfg.out).stem}", data=cfg.out)
+def finish(cfg, answers, jobs, client):
+    """Write OUT; say what it has, what is missing, and what to type next."""
+    settled = answers.settled()
+    counts, kept = keep(settled.values())
+    kept, missing = kept[:cfg.documents or None], len(set(jobs) - settled.keys())
+    if kept:
+        common.write_file(cfg.out, common.json_lines(kept))
+    if len(answers.rows) == answers.there and not missing:
+        print(f"{show(answers.path)} is finished; --fresh asks again")
+    print(f"{counted(counts) or 'no answer'}\n{show(cfg.out)}: {len(kept):,} rows")
+    if 2 * counts["format"] > len(settled):
+        example = next(r["content"] for r in settled.values() if r["verdict"] == "format")
+        print(f"most answers have another form, such as {example[:300]!r}")
+    if 10 * counts["truncated"] > len(settled) and not cfg.documents:
+        print("a higher --max-new-tokens asks the truncated ones again")
+    if missing:
+        words = f"{missing:,} answers are missing: {client.why}; faults: {answers.faults()}"
+        check(not client.error, words)
+        print(f"{words}; the same command asks for them again", file=sys.stderr)
+        sys.exit(1)
+    check(kept, f"no answer is kept ({counted(counts, ', ')}): try another teacher")
+    script, flags = "train_distill_responses.py", {}
     if cfg.documents:
-        return common.command(script, **flags, teacher=cfg.teacher)
-    if flags and "input" not in cfg.given:
-        flags["val"] = OUT / "data/stories/val.jsonl"
-    thoughts = any("reasoning_content" in row["conversations"][-1] for row in kept)
-    return common.command(f"train_distill_{'reason' if thoughts else 'responses'}.py", **flags)
+        script, flags = "train_distill_logits.py", dict(teacher=cfg.teacher)
+    elif any("reasoning_content" in row["conversations"][-1] for row in kept):
+        script = "train_distill_reason.py"
+    if "out" in cfg.given:
+        own = cfg.documents or "input" in cfg.given
+        flags |= dict(name=f"student-{Path(cfg.out).stem}", data=cfg.out,
+                      val="" if own else OUT / "data/stories/val.jsonl")
+    print(f"next: {common.command(script, **flags)}")
 
 
 def main(cfg):
@@ -358,28 +376,7 @@ def main(cfg):
         client = ask_endpoint(cfg, answers, prompts, jobs)
     else:
         ask_checkpoint(cfg, teacher, answers, prompts, jobs)
-    settled = answers.settled()
-    missing = len(set(jobs) - settled.keys())
-    if len(answers.rows) == answers.there and not missing:
-        print(f"{show(answers.path)} is finished; --fresh asks again")
-    counts, kept = keep(settled.values())
-    kept = kept[:cfg.documents or None]
-    if kept:
-        common.write_file(cfg.out, common.json_lines(kept))
-    print(f"{counted(counts) or 'no answer'}\n{show(cfg.out)}: {len(kept):,} rows")
-    most, count = counts.most_common(1)[0] if counts else ("", 0)
-    if most == "format" and 2 * count > len(settled):
-        example = next(row["content"] for row in settled.values() if row["verdict"] == most)
-        print(f"most have another form, such as {example[:300]!r}")
-    if 10 * counts["truncated"] > len(settled) and not cfg.documents:
-        print("a higher --max-new-tokens asks the truncated ones again")
-    if missing:
-        words = f"{missing:,} answers are missing: {client.why}; faults: {answers.faults()}"
-        check(not client.error, words)
-        print(f"{words}; the same command asks for them again", file=sys.stderr)
-        sys.exit(1)
-    check(kept, f"no answer is kept ({counted(counts, ', ')}): try another teacher")
-    print(f"next: {next_command(cfg, kept)}")
+    finish(cfg, answers, jobs, client)
 
 
 if __name__ == "__main__":
