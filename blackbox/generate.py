@@ -229,7 +229,9 @@ class Answers:
         self.rows += rows
         if time.monotonic() - self.shown > 10:
             self.shown, new = time.monotonic(), self.rows[self.there:]
-            print(f"{len(self.settled()):>6,}/{self.total:,} answers | "
+            there = [row for row in self.settled().values()
+                     if row["verdict"] == "ok" or not self.cfg.documents]
+            print(f"{len(there):>6,}/{self.total:,} | "
                   f"{len(new) / (self.shown - self.began):.1f} rows/s | "
                   f"{counted(Counter(row['verdict'] for row in new))} | faults: {self.faults()}")
 
