@@ -3,17 +3,13 @@
     client = Client(cfg, rows, write)    rows: those of earlier runs, which the budgets count
     client.ask_all(jobs, messages)       calls write(job, found) for each try, one at a time
 
-What may pass is asked again, up to --retries times: 408, 429, 5xx, a timeout, a dropped connection,
-cut or invalid JSON. A Retry-After holds everybody back: it is the key that is limited, not the
-prompt. 400, 413 and 422 refuse one prompt (too long, filtered). Everything else, such as 401, 404
-or a redirect, stops the run with the server's words.
+What may pass is asked again, up to --retries times: 408, 429, 5xx, a broken connection, invalid
+JSON. A Retry-After holds everybody back, because it is the key that is limited. 400, 413 and 422
+refuse one prompt (too long, filtered). Anything else, such as 401 or a redirect, stops the run.
 
-Each try is a row, also one that failed, and --max-requests and --max-total-tokens count the rows.
-So a kill -9 forgets the requests under way, at most --concurrency of them. --timeout is seconds
-without a byte: a server that drips bytes holds a thread for longer.
-
-The key comes from OPENAI_API_KEY. No redirect is followed and no proxy used, and without TLS the
-key goes to this machine only.
+Each try is a row, also one that failed, and the budgets count the rows. So a kill -9 forgets at
+most --concurrency requests. --timeout is seconds without a byte: a slow drip may last longer.
+The key comes from OPENAI_API_KEY; without TLS it goes to this machine only. No proxy is used.
 """
 import hashlib
 import http.client
@@ -118,9 +114,8 @@ def parse_error(status, wait, found):
 
 
 def parse_answer(found):
-    """The JSON of a 200 -> dict(content, reasoning_content, finish_reason, usage, model), for a
-    refusal also its verdict; or Fault. Null content is an empty answer, and asking again would not
-    change it."""
+    """The JSON of a 200 -> dict(content, reasoning_content, finish_reason, usage, model), with a
+    verdict if it is a refusal; or Fault. Null content is an empty answer: it would stay so."""
     try:
         choice = found["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
@@ -175,7 +170,6 @@ class Client:
                           sum(filter(None, row["usage"].values())) for row in rows)
         self.answered = any(row["verdict"] not in ("failed", "refused") for row in rows)
         self.gave_up = 0                # answers in a row
-        self.faults = {}                # kind: [count, the last words]
         self.why = self.error = ""      # why no more is sent; what the user has to mend
 
     def ask_all(self, jobs, messages):
@@ -247,16 +241,15 @@ class Client:
         if not fault:
             self.answered, self.gave_up = True, 0
             return
-        self.faults[fault.kind] = [self.faults.get(fault.kind, [0])[0] + 1, fault.words]
         self.held_until = max(self.held_until, time.monotonic() + fault.wait)
-        refused = fault.then == "refused" and not self.answered  # is it really this prompt?
-        self.gave_up += refused or last and fault.then == "again"
+        self.gave_up += last if fault.then == "again" else not self.answered
         if fault.then == "stop" or fault.kind == "error" and not self.answered:
             self.error = f"{self.url} says {fault}"
             self.stop(self.error)
-        elif fault.wait > PATIENCE or self.gave_up == GIVE_UP:
-            self.stop(f"the server asks to wait {fault.wait:,.0f} s" if fault.wait > PATIENCE else
-                      f"{GIVE_UP} answers in a row failed")
+        elif fault.wait > PATIENCE:
+            self.stop(f"the server asks to wait {fault.wait:,.0f} s")
+        elif self.gave_up == GIVE_UP:
+            self.stop(f"{GIVE_UP} answers in a row failed")
 
     def stop(self, why):
         """Send no more; the first reason counts. The lock is held."""

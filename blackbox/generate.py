@@ -97,20 +97,16 @@ def question_of(row):
 
 
 def read_prompts(cfg):
-    """The prompts of --input: [(turns as they are sent, what is known about them)].
-
-    The rows of blackbox/prompts.py say more about themselves. They are told by their "operation":
-    in other files "source" and "label" may mean anything.
-    """
+    """The prompts of --input: [(turns as they are sent, what is known about them)]. Only in rows
+    of blackbox/prompts.py, told by their "operation", "source" and "label" are ours."""
     prompts, report = [], {}
     for line, (row, turns, known) in read_documents(
             cfg.input, cfg.skip_bad_lines, report, parse=lambda row: (row, *question_of(row))):
         own = row if "operation" in row else dict(source=row.get("id"))
-        about = dict(operation=own.get("operation", "none"),
-                     source=own.get("source") or f"{Path(cfg.input).name}:{line}",
-                     label=own.get("label", "teacher" if known is None else "kept"))
-        about = dict(conversations=list(map(turn_row, turns)), reference=known,
-                     **{name: str(text) for name, text in about.items()})
+        source = own.get("source") or f"{Path(cfg.input).name}:{line}"
+        label = own.get("label", "teacher" if known is None else "kept")
+        about = dict(conversations=list(map(turn_row, turns)), source=str(source),
+                     operation=str(own.get("operation", "none")), label=str(label), reference=known)
         if cfg.system and all(turn.role != "system" for turn in turns):
             turns = [Turn("system", cfg.system), *turns]
         prompts.append((turns, about))
@@ -186,11 +182,10 @@ def keep(rows):
 class Answers:
     """OUT.all.jsonl: a header, then all rows in the order in which they came."""
 
-    def __init__(self, cfg, header, prompts, total):
+    def __init__(self, cfg, header, prompts):
         """Read what is there; UserError if another command made it, or of other prompts."""
         self.cfg, self.path, self.prompts = cfg, Path(cfg.out + ".all.jsonl"), prompts
-        self.rows, self.total, self.began = [], total, time.monotonic()
-        self.shown = self.began
+        self.rows, self.shown = [], time.monotonic()
         if cfg.fresh or not self.path.exists():
             common.write_file(self.path, common.json_lines([header]))
         lines = self.path.read_bytes().split(b"\n")[:-1]  # without a torn last line
@@ -228,12 +223,10 @@ class Answers:
         common.append_rows(self.path, rows)
         self.rows += rows
         if time.monotonic() - self.shown > 10:
-            self.shown, new = time.monotonic(), self.rows[self.there:]
-            there = [row for row in self.settled().values()
-                     if row["verdict"] == "ok" or not self.cfg.documents]
-            print(f"{len(there):>6,}/{self.total:,} | "
-                  f"{len(new) / (self.shown - self.began):.1f} rows/s | "
-                  f"{counted(Counter(row['verdict'] for row in new))} | faults: {self.faults()}")
+            self.shown, settled = time.monotonic(), self.settled().values()
+            total = self.cfg.documents or len(self.prompts) * self.cfg.samples
+            print(f"{len(settled):>6,} for {total:,} | faults: {self.faults()} | "
+                  f"{counted(Counter(row['verdict'] for row in settled))}")
 
     def faults(self):
         """The most frequent faults of this run, with the server's words."""
@@ -373,7 +366,7 @@ def main(cfg):
                        input="" if cfg.documents else common.sha256_file(cfg.input))
     prompts = prompts[:cfg.questions or None]
     jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
-    answers = Answers(cfg, header, prompts, cfg.documents or len(jobs))
+    answers = Answers(cfg, header, prompts)
     if cfg.base_url:
         client = ask_endpoint(cfg, answers, prompts, jobs)
     else:
