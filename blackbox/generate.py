@@ -1,27 +1,30 @@
-"""Ask the teacher: sample its answers to prompts, keep those that hold.
+"""Ask the teacher: sample its answers to prompts, keep the right ones.
 
     python blackbox/generate.py --teacher out/teacher.pt --input out/data/stories/distill.jsonl
     python blackbox/generate.py --base-url http://127.0.0.1:8000/v1 --model teacher --samples 4
+    python blackbox/generate.py --documents 1000 --teacher out/prose-teacher.pt --temperature 1 \\
+        --max-new-tokens 250 --out out/data/written.jsonl
 
-Black box: what is kept is text. The teacher is a checkpoint, or a model behind an OpenAI-compatible
-endpoint (key: OPENAI_API_KEY; faults: blackbox/endpoint.py; retries and budgets: blackbox/asking.py).
-Each prompt (blackbox/questions.py) is asked --samples times; an answer is kept if it ended, has the
-form (of a checkpoint: <think>...</think><answer>...</answer>), gives the known answer and was not
-said before for the same prompt (rejection sampling: Yuan et al. 2023, 3.3). Where nobody knows the
-answer, it is kept as "unverified".
+Black box: only text is kept. The teacher is a checkpoint, or a model behind an OpenAI-compatible
+endpoint (blackbox/client.py). An answer is kept if it is whole, gives the known answer and is new
+for its prompt (rejection sampling: Yuan et al. 2023, 3.3). A checkpoint's must also have the form
+<think>...</think><answer>...</answer>. If nobody knows the answer, it is kept as "unverified". With
+--documents a checkpoint writes plain text, for a student that has too little (Kim & Rush 2016).
 
-Writes OUT.all.jsonl, every answer with all that is known about it (blackbox/answers.py), appended:
-after a stop, or a kill, the same command asks for exactly what is missing (an endpoint may be asked
-for more --questions or --samples then). And OUT, the kept rows, ready for train_distill_reason.py.
-An endpoint's requests are counted in OUT.requests.jsonl.
-Status 0: all answers are there; 1: some are missing (the same command asks for them again); 2: a
-mistake; 130: stopped. Last line: next: python train_distill_reason.py ...
+OUT has the kept rows. OUT.all.jsonl has a header, then all rows: the prompt without --system, what
+is known about it, how the answer came, its verdict, its text uncut. After a stop or a kill the same
+command asks for exactly what is missing. With a higher --max-new-tokens, what was truncated is
+asked again. An endpoint may be asked for more later: --questions, --samples, lines in --input.
+
+Status 1: some answers are missing. Last line: next: python train_distill_reason.py ...
 """
-import functools
+import itertools
+import json
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
@@ -29,14 +32,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
-import cli
-import oldcommon as common
-from cli import OUT, check, fail, show
-from blackbox import answers, asking, endpoint
-from dataset.formats import Turn, counted, prompt_ids
-from blackbox.questions import asked, read_prompts
+import common
+from blackbox.client import Client, finished
+from common import OUT, UserError, between, check, positive, show
+from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, counted, parse_response,
+                             parse_response_text, parse_row, prompt_ids, read_documents, turn_row)
+from dataset.verify import answer_in, marked, parse_number, verdict
 from decoding import generate
-from tokenizer import check_unicode
 
 
 @dataclass
@@ -49,13 +51,13 @@ class Config:
     questions: int = 0             # ask only the first N; 0: all
     samples: int = 1               # answers a prompt (1 to 16)
     system: str = ""               # system turn before each prompt that has none of its own
+    documents: int = 0             # write N documents of plain text instead of answers
     temperature: float = 0.7       # of sampling (0.5 to 1; above 1 the traces get worse)
-    top_p: float = 1.0             # keep the smallest set of tokens with this mass (0.9 to 1)
     max_new_tokens: int = 128      # an answer that reaches this is rejected as truncated
-    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # its name there
     batch: int = 128               # answers that a checkpoint writes together
+    dtype: Literal["auto", "float32", "bf16"] = "float32"  # of a checkpoint's forward pass
     concurrency: int = 8           # requests under way at once (1 to 64)
-    timeout: float = 120.0         # seconds for a whole answer of the endpoint
+    timeout: float = 120.0         # seconds that the endpoint may be silent
     retries: int = 6               # further requests for an answer that failed (about a minute)
     max_requests: int = 0          # never send more, over all runs of this --out; 0: no limit
     max_total_tokens: int = 0      # never take more tokens, prompts and answers; 0: no limit
@@ -64,178 +66,313 @@ class Config:
     fresh: bool = False            # ask everything again, and count the budgets anew
 
 
-MANNERS = ("concurrency", "timeout", "retries", "max_requests", "max_total_tokens")
-GROWING = ("questions", "samples")  # of an endpoint, too: what was paid for stays
-ONLY_ENDPOINT = ("model", "limit_name", *MANNERS)  # MANNERS may change when a run goes on
-MANY = 10**12
-RANGES = dict(samples=(1, MANY), batch=(1, MANY), max_new_tokens=(1, MANY), questions=(0, MANY),
-              concurrency=(1, 256), retries=(0, 100), timeout=(0.001, 86_400), top_p=(0, 1),
-              max_requests=(0, MANY), max_total_tokens=(0, MANY))
+ENDPOINT = {"model", "concurrency", "timeout", "retries", "max_requests", "max_total_tokens"}
+CHECKPOINT = {"teacher", "batch", "dtype", "documents"}
+PROMPTS = {"input", "questions", "samples", "system", "skip_bad_lines"}
+PARAMETERS = ("temperature", "max_new_tokens", "system")
+KEPT = ("ok", "unverified")
+KEPT_KEYS = ("conversations", "operation", "source", "label", "sample", "verdict", "model",
+             "finish_reason", "usage")
+MIN_CHARS = 100  # of a document
 
 
-def show_progress(tally, rows, total):
-    """Count rows; every ten seconds, and with the last one, print how it goes."""
-    tally.counts.update(row["verdict"] for row in rows)
-    tally.tokens += sum(n or 0 for row in rows for n in row["usage"].values())
-    now, n = time.monotonic(), sum(tally.counts.values())
-    if now - tally.shown < 10 and not (rows and n == total):
-        return
-    tally.shown, rate = now, n / max(now - tally.began, 1e-9)
-    left = (total - n) / rate if n else 0
-    words = [f"{n:>6,}/{total:,} answers", f"{rate:.1f}/s",
-             counted(tally.counts, ", ") or "none yet", f"{tally.tokens:,} tokens"]
-    words += [f"faults: {counted(tally.faults, ', ')}"] if tally.faults else []
-    words += [f"told to wait {tally.held_until - now:.0f} s"] if tally.held_until > now else []
-    print(" | ".join([*words, f"eta {int(left // 60)}m{int(left % 60):02d}s"]))
+# --- prompts --------------------------------------------------------------------------------------
+
+def question_of(row):
+    """A row of any format -> (turns up to a user's last one, the known answer or None), or BadRow.
+
+    What is marked as the answer is known, and a bare number; a number inside an essay is not.
+    """
+    turns, known = parse_row(row, need_reply=False), None
+    if isinstance(turns, str):
+        raise BadRow("plain text is no prompt", turns)
+    if turns[-1].role == "assistant":
+        *turns, reply = turns
+        known = reply.answer if reply.answer is not None else marked(reply.content)
+        if known == reply.content and parse_number(known) is None:
+            known = None
+    if not turns or turns[-1].role != "user":
+        raise BadRow("no question: a user's turn must be the last")
+    return turns, known
 
 
-# --- the two teachers: (prompts, fingerprint, a function that yields lists of missing rows) -------
-
-def open_checkpoint(cfg):
-    """The teacher is a file. Prompts that do not fit into its context are left out."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer, _ = checkpoints.load_model(cfg.teacher, device, "python train_pretrain.py")
-    context = model.config.max_seq_len
-
-    def tokens(prompt):
-        """The ids that the model goes on from."""
-        return prompt_ids(tokenizer, [*asked(cfg, prompt), Turn("assistant", "")])
-    prompts = read_prompts(cfg, lambda prompt: len(tokens(prompt)) < context,
-                           f"the teacher's context of {context} tokens")
-    fingerprint = checkpoints.weights_fingerprint(model)
-    return prompts, fingerprint, functools.partial(
-        checkpoint_rows, cfg, model, fingerprint, tokenizer, prompts, [tokens(p) for p in prompts])
-
-
-def checkpoint_rows(cfg, model, fingerprint, tokenizer, prompts, ids, jobs, done, _):
-    """A list of rows a batch. A batch is written whole, whatever is there of it: its random
-    numbers, and so its answers, are those of an undisturbed run."""
-    jobs = sorted(jobs, key=lambda job: len(ids[job[0]]))  # prompts of about equal length together
-    device = model.embed_tokens.weight.device
-    for number, first in enumerate(range(0, len(jobs), cfg.batch)):
-        batch, began = jobs[first:first + cfg.batch], time.monotonic()
-        if done.issuperset(batch):
-            continue
-        seed = cfg.seed * 1_000_003 + number
-        said = generate(model, [ids[q] for q, _ in batch], cfg.max_new_tokens, {tokenizer.end},
-                        generator=torch.Generator(device).manual_seed(seed),
-                        temperature=cfg.temperature, top_p=cfg.top_p)
-        seconds = round((time.monotonic() - began) / len(batch), 3)
-        yield [answers.row(cfg, prompts, job, model=fingerprint, seed=seed, seconds=seconds,
-                           usage=dict(prompt_tokens=len(ids[job[0]]), completion_tokens=len(new)),
-                           **answers.judge_ids(tokenizer, prompts[job[0]], new))
-               for job, new in zip(batch, said) if job not in done]
+def read_prompts(cfg):
+    """The prompts of --input: [(turns as they are sent, what is known about them)]. Only in rows
+    of blackbox/prompts.py, told by their "operation", "source" and "label" are ours."""
+    prompts, report = [], {}
+    for line, (row, turns, known) in read_documents(
+            cfg.input, cfg.skip_bad_lines, report, parse=lambda row: (row, *question_of(row))):
+        own = row if "operation" in row else dict(source=row.get("id"))
+        source = own.get("source") or f"{Path(cfg.input).name}:{line}"
+        label = own.get("label", "teacher" if known is None else "kept")
+        about = dict(conversations=list(map(turn_row, turns)), source=str(source),
+                     operation=str(own.get("operation", "none")), label=str(label), reference=known)
+        if cfg.system and all(turn.role != "system" for turn in turns):
+            turns = [Turn("system", cfg.system), *turns]
+        prompts.append((turns, about))
+    if report:
+        print(f"left out: {bad_lines_text(report)}")
+    check(prompts, f"{show(cfg.input)} has no question to ask")
+    return prompts
 
 
-def open_endpoint(cfg):
-    """The teacher is a model behind an URL: its name is all that can be compared."""
-    server = endpoint.parse_base_url(cfg.base_url, endpoint.read_key())
-    prompts = read_prompts(cfg)
-    return prompts, "", functools.partial(endpoint_rows, cfg, server, prompts)
+# --- answers --------------------------------------------------------------------------------------
+
+def judge(reference, answer, ended, well_formed):
+    """verify.verdict; "unverified" if nobody knows the answer and there is no other fault."""
+    found = verdict(reference or "", answer, ended, well_formed)
+    return "unverified" if reference is None and found in ("ok", "wrong answer") else found
 
 
-def endpoint_rows(cfg, server, prompts, jobs, done, tally):
-    """A list with one row as each comes, in between empty lists."""
-    path = Path(cfg.out + ".requests.jsonl")
-    books = asking.open_books(path, cfg.fresh, new=not done)
-    jobs = [job for job in jobs if job not in done]
-    tally.came = bool(done)
-    common.catch_signals(tally)
-    turns = [asked(cfg, prompt) for prompt in prompts]
-    with cli.append(path) as books.file:
-        for found in asking.ask_all(server, turns, jobs, cfg, books, tally):
-            if found is None:
-                yield []
+def judge_ids(tokenizer, about, ids):
+    """What a checkpoint wrote -> verdict, reasoning_content, content; of a document, about which
+    nothing is known, verdict and text."""
+    found = parse_response(tokenizer, ids)
+    if not about:
+        length = "too short" if len(found["text"]) < MIN_CHARS else "ok"
+        return dict(verdict=length if found["ended"] else "truncated", text=found["text"])
+    thought, content = found["think"], found["answer"]
+    if not found["well_formed"]:  # all of it, with the marks by name
+        thought, content = None, tokenizer.decode(ids, show_control=True).removesuffix("<end>")
+    return dict(verdict=judge(about["reference"], found["answer"], found["ended"],
+                              found["well_formed"]),
+                reasoning_content=thought, content=content)
+
+
+def judge_text(reference, content, thought=None, ended=True):
+    """The verdict on an endpoint's answer. It needs no tags: without <answer>, what answer_in finds
+    counts. A text with a tag elsewhere cannot be made thought and answer."""
+    try:
+        turn = parse_response_text(content, thought)
+    except BadRow:  # a tag that stands alone
+        return judge(reference, None, ended, False)
+    answer = turn.content if turn.answer is None else turn.answer
+    if reference is None:
+        return judge(None, answer, ended, True)
+    answer = answer if "<answer>" in content else answer_in(answer, reference)
+    return judge(reference, answer, ended, not any(tag in turn.content for tag in TAGS))
+
+
+def keep(rows):
+    """Rows of OUT.all.jsonl -> counts by verdict, and the rows of OUT: whole, right and new.
+
+    A free text that has the known answer becomes thought and answer.
+    """
+    counts, seen, kept = Counter(), set(), []
+    for row in sorted(rows, key=lambda row: (row["question"], row["sample"])):
+        found = row["verdict"]
+        key = row["question"], row.get("reasoning_content"), row.get("content")
+        if "text" in row:  # a document
+            kept += [dict(text=row["text"])] * (found == "ok")
+        elif found in KEPT and key in seen:
+            found = "said before"
+        elif found in KEPT:
+            turn = parse_response_text(row["content"], row["reasoning_content"])
+            if turn.answer is None and found == "ok":
+                text = turn.content.strip()
+                answer = answer_in(turn.content, row["reference"]).strip()
+                turn = Turn("assistant", "", None if answer == text else text, answer)
+            seen.add(key)
+            kept.append({name: row[name] for name in KEPT_KEYS}
+                        | dict(conversations=[*row["conversations"], turn_row(turn)]))
+        counts[found] += 1
+    return counts, kept
+
+
+class Answers:
+    """OUT.all.jsonl: a header, then all rows in the order in which they came."""
+
+    def __init__(self, cfg, header, prompts):
+        """Read what is there; UserError if another command made it, or of other prompts."""
+        self.cfg, self.path, self.prompts = cfg, Path(cfg.out + ".all.jsonl"), prompts
+        self.rows, self.shown = [], time.monotonic()
+        if cfg.fresh or not self.path.exists():
+            common.write_file(self.path, common.json_lines([header]))
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # without a torn last line
+        for number, line in enumerate(lines or [b""], 1):
+            try:
+                row = dict(json.loads(line))
+            except (ValueError, TypeError):
+                raise UserError(f"{show(self.path)}:{number}: no row of this script") from None
+            if number == 1:  # with a higher limit, the truncated ones are asked again
+                row["max_new_tokens"] = max(row.get("max_new_tokens", 0), cfg.max_new_tokens)
+                common.refuse_others(self.path, {name: row.get(name) for name in header}, header)
                 continue
-            job, said = found
-            said["model"] = said["model"] or cfg.model
-            said.setdefault("verdict", answers.judge_text(prompts[job[0]], said))
-            yield [answers.row(cfg, prompts, job, **said, seed=asking.seed_of(cfg.seed, *job))]
+            for _, about in prompts[row["question"]:][:1]:
+                check(all(row[name] == about[name] for name in ("conversations", "reference")),
+                      f"{show(self.path)}:{number}: {show(cfg.input)} has another question by now; "
+                      "choose another --out, or --fresh")
+            self.rows.append(row)
+        self.there = len(self.rows)
+
+    def settled(self):
+        """{(question, sample): row} of what need not be asked again. A refusal counts only if other
+        prompts were answered, a truncated answer only if its limit was as high."""
+        answered = any(row["verdict"] not in ("failed", "refused") for row in self.rows)
+        missing = ("failed",) if answered else ("failed", "refused")
+        return {(row["question"], row["sample"]): row for row in self.rows
+                if row["verdict"] not in missing and (row["verdict"] != "truncated" or
+                row["parameters"]["max_new_tokens"] >= self.cfg.max_new_tokens)}
+
+    def add(self, found):
+        """Append rows of [((question, sample), what came)]; every ten seconds print how it goes."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        parameters = {name: getattr(self.cfg, name) for name in PARAMETERS}
+        rows = [dict(question=q, sample=s, **(self.prompts[q][1] if self.prompts else {}),
+                     parameters=parameters, time=now, **known) for (q, s), known in found]
+        common.append_rows(self.path, rows)
+        self.rows += rows
+        if time.monotonic() - self.shown > 10:
+            self.shown, settled = time.monotonic(), self.settled().values()
+            total = self.cfg.documents or len(self.prompts) * self.cfg.samples
+            print(f"{len(settled):>6,} for {total:,} | faults: {self.faults()} | "
+                  f"{counted(Counter(row['verdict'] for row in settled))}")
+
+    def faults(self):
+        """The most frequent faults of this run, with the server's words."""
+        words = Counter(row["content"] for row in self.rows[self.there:]
+                        if row["verdict"] in ("failed", "refused"))
+        return counted(Counter(dict(words.most_common(3))), ", ") or "none"
 
 
-def next_command(cfg):
-    """What to type after it; rows elsewhere than the default need to be named."""
-    words = "python train_distill_reason.py"
-    if not cli.is_default(cfg, "out"):
-        val = show(OUT / "data/stories/val.jsonl") if cli.is_default(cfg, "input") else "..."
-        words += f" --name student-{Path(cfg.out).stem} --data {show(cfg.out)} --val {val}"
-    return words
+# --- the two teachers -----------------------------------------------------------------------------
 
+def open_checkpoint(cfg, prompts):
+    """--teacher -> ((model, tokenizer, env, fingerprint), the prompts that fit its context)."""
+    env = common.device_and_dtype(cfg)
+    model, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device)
+    context = model.config.max_seq_len
+    fit = [one for one in prompts if len(prompt_ids(tokenizer, one[0])) < context]
+    if len(fit) < len(prompts):
+        print(f"left out: {len(prompts) - len(fit):,} questions longer than {context} tokens")
+    check(fit or not prompts, f"no question fits into the {context} tokens of {show(cfg.teacher)}")
+    return (model, tokenizer, env, checkpoints.weights_fingerprint(model)), fit
+
+
+def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
+    """Append the missing rows, a batch at a time. The random numbers of a batch depend on --seed
+    and its number. So all of it is written again if a row is missing: the answers are those of a
+    run that nobody stopped."""
+    model, tokenizer, env, fingerprint = teacher
+    ids = [prompt_ids(tokenizer, turns) for turns, _ in prompts]
+    jobs = sorted(jobs, key=lambda job: len(ids[job[0]]))  # of about equal length together
+    batches = (jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch))
+    if cfg.documents:  # as many as it takes
+        batches = ([(i + n, 0) for n in range(cfg.batch)] for i in itertools.count(0, cfg.batch))
+    done = answers.settled().keys()
+    for number, batch in enumerate(batches):
+        whole = sum(row["verdict"] == "ok" and row["question"] < number * cfg.batch
+                    for row in answers.rows)
+        if cfg.documents and whole >= cfg.documents:
+            return
+        check(whole or number < 3 or not cfg.documents, f"no document of {3 * cfg.batch} ended and "
+              f"had {MIN_CHARS} characters; is it a teacher of plain text, --max-new-tokens high?")
+        if done >= set(batch):
+            continue
+        starts = [[tokenizer.end] if cfg.documents else ids[q] for q, _ in batch]
+        began, seed = time.monotonic(), cfg.seed * 1_000_003 + number
+        with env.autocast():
+            replies = generate(model, starts, cfg.max_new_tokens, {tokenizer.end},
+                               temperature=cfg.temperature,
+                               generator=torch.Generator(env.device).manual_seed(seed))
+        known = dict(model=fingerprint, seed=seed,
+                     seconds=round((time.monotonic() - began) / len(batch), 3))
+        answers.add([
+            (job, dict(known, finish_reason="stop" if tokenizer.end in reply else "length",
+                       usage=dict(prompt_tokens=len(start), completion_tokens=len(reply)),
+                       **judge_ids(tokenizer, prompts and prompts[job[0]][1], reply)))
+            for job, start, reply in zip(batch, starts, replies) if job not in done])
+
+
+def ask_endpoint(cfg, answers, prompts, jobs):
+    """Append a row for each try until all answers have come -> the Client."""
+    def write(job, found):
+        used = found["usage"]["completion_tokens"] or 0
+        found["model"] = found["model"] or cfg.model
+        if "verdict" not in found:
+            ended = finished(found["finish_reason"], used, cfg.max_new_tokens)
+            found["verdict"] = judge_text(prompts[job[0]][1]["reference"], found["content"],
+                                          found["reasoning_content"], ended)
+        answers.add([(job, found)])
+    client, done = Client(cfg, answers.rows, write), answers.settled()
+    # of an earlier answer no thought: some servers refuse it
+    messages = [[dict(role=turn.role, content=turn.content if turn.answer is None else turn.answer)
+                 for turn in turns] for turns, _ in prompts]
+    client.ask_all([job for job in jobs if job not in done], messages)
+    return client
+
+
+# --- the command ----------------------------------------------------------------------------------
 
 def check_flags(cfg):
-    """UserError for a wrong value, and for a flag that this teacher does not heed."""
-    cli.check_ranges(cfg, **RANGES, seed=(-1 if cfg.base_url else 0, 2**32 - 1))
-    check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
-          "0 (greedy), or 0.01 to 100")
-    check_unicode(cfg.system + cfg.model + cfg.input + cfg.out)
-    check(not cfg.base_url or cfg.model, "--model", cfg.model, "the teacher's name at --base-url")
-    for flag in ("teacher", "batch") if cfg.base_url else ONLY_ENDPOINT:
-        check(flag not in cfg.given, "--" + flag.replace("_", "-"), getattr(cfg, flag),
-              "no --base-url beside it" if cfg.base_url else "a --base-url beside it")
+    """UserError for a wrong value, for a flag without effect, for a file that would be replaced."""
+    positive(cfg, "samples", "max_new_tokens", "batch", "timeout")
+    between(cfg, 0, 10**12, "questions", "documents", "retries", "max_requests", "max_total_tokens")
+    between(cfg, 0, 100, "temperature")
+    between(cfg, 1, 256, "concurrency")
+    between(cfg, -1 if cfg.base_url else 0, 2**32 - 1, "seed")
+    check(cfg.model or not cfg.base_url, "--base-url needs --model, the teacher's name there")
+    idle = cfg.given & (CHECKPOINT if cfg.base_url else ENDPOINT)
+    idle |= cfg.given & PROMPTS if cfg.documents else set()
+    check(not idle, f"--{min(idle, default='').replace('_', '-')} has no effect with this teacher")
+    check(Path(cfg.out).resolve() != Path(cfg.input).resolve(), "--out would replace --input")
+    check(cfg.fresh or Path(cfg.out + ".all.jsonl").exists() or not Path(cfg.out).exists(),
+          f"{show(cfg.out)} is there already; choose another --out, or --fresh")
 
 
-def ask(cfg, path, prompts, fingerprint, missing_rows):
-    """Append every missing answer to OUT.all.jsonl; returns in words what did not come, or ""."""
-    changeable = (*MANNERS, *GROWING) if cfg.base_url else MANNERS
-    header = {k: v for k, v in checkpoints.comparable(cfg).items() if k not in changeable}
-    header |= dict(teacher=fingerprint, input=cli.sha256_file(cfg.input))
-    key = endpoint.read_key() if cfg.base_url else ""
-    jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
-    header = answers.hidden(header, key)  # as in the rows
-    done = answers.open_answers(path, header, set(jobs), cfg.fresh,
-                                more=bool(cfg.base_url))
-    total = len(jobs) - len(done)
-    if not total:
-        print(f"{show(path)} is finished; --fresh asks again")
-        return ""
-    now = time.monotonic()
-    tally = asking.new_state(counts=Counter(), tokens=0, began=now, shown=now)
-    with cli.append(path) as file:
-        for rows in missing_rows(jobs, done, tally):
-            answers.append_rows(file, rows, key)
-            show_progress(tally, rows, total)
-    if tally.refused:
-        (q, _), message = tally.refused
-        answers.keep(path, cfg.out)  # what came before is paid for
-        fail(f"{message} (asking {prompts[q].source})")
-    missing = total - sum(tally.counts.values())
-    if missing and tally.stop:
-        raise KeyboardInterrupt  # cli.run says how to go on
-    why = tally.why or f"given up after {1 + cfg.retries} requests each"
-    return (f"{missing:,} answers are missing: {why}; faults: "
-            f"{counted(tally.faults, ', ') or 'none'}; the same command asks for them again"
-            if missing else "")
+def finish(cfg, answers, jobs, client):
+    """Write OUT; say what it has, what is missing, and what to type next."""
+    settled = answers.settled()
+    counts, kept = keep(settled.values())
+    kept, missing = kept[:cfg.documents or None], len(set(jobs) - settled.keys())
+    if kept:
+        common.write_file(cfg.out, common.json_lines(kept))
+    if len(answers.rows) == answers.there and not missing:
+        print(f"{show(answers.path)} is finished; --fresh asks again")
+    print(f"{counted(counts) or 'no answer'}\n{show(cfg.out)}: {len(kept):,} rows")
+    if 2 * counts["format"] > len(settled):
+        example = next(r["content"] for r in settled.values() if r["verdict"] == "format")
+        print(f"most answers have another form, such as {example[:300]!r}")
+    if 10 * counts["truncated"] > len(settled) and not cfg.documents:
+        print("a higher --max-new-tokens asks the truncated ones again")
+    if missing:
+        words = f"{missing:,} answers are missing: {client.why}; faults: {answers.faults()}"
+        check(not client.error, words)
+        print(f"{words}; the same command asks for them again", file=sys.stderr)
+        sys.exit(1)
+    check(kept, f"no answer is kept ({counted(counts, ', ')}): try another teacher")
+    script, flags = "train_distill_responses.py", {}
+    if cfg.documents:
+        script, flags = "train_distill_logits.py", dict(teacher=cfg.teacher)
+    elif any("reasoning_content" in row["conversations"][-1] for row in kept):
+        script = "train_distill_reason.py"
+    if "out" in cfg.given:
+        own = cfg.documents or "input" in cfg.given
+        flags |= dict(name=f"student-{Path(cfg.out).stem}", data=cfg.out,
+                      val="" if own else OUT / "data/stories/val.jsonl")
+    print(f"next: {common.command(script, **flags)}")
 
 
 def main(cfg):
-    """Ask what is missing, keep what holds."""
+    """Ask what is missing, keep what is right."""
     check_flags(cfg)
-    path = Path(cfg.out + ".all.jsonl")
-    for out in (cfg.out, path, cfg.out + ".requests.jsonl"):
-        cli.check_apart("--out", out, cfg.input, cfg.teacher)
-    cli.need_file(cfg.input, "python dataset/stories.py")
-    prompts, fingerprint, missing_rows = (open_endpoint if cfg.base_url else open_checkpoint)(cfg)
-    if Path(cfg.out).exists() and not path.exists() and not cfg.fresh:
-        fail(f"{show(cfg.out)} is there already",
-             fix="choose another --out, or --fresh replaces it")
-    lock = checkpoints.lock_file(path)  # held until this function ends  # noqa: F841
-    missing = ask(cfg, path, prompts, fingerprint, missing_rows)
-    if missing:
-        print(missing, file=sys.stderr)
-    counts, answered = answers.keep(path, cfg.out)
-    if not answered and not missing:
-        fail("no answer of the teacher holds", dict(counts), "some right ones",
-             "a higher --max-new-tokens" if counts["truncated"] > sum(counts.values()) / 2
-             else "a better teacher")
-    print(counted(counts) or "no answer")
-    if counts["truncated"] > sum(counts.values()) / 10:
-        print("one in ten or more reached the limit: a higher --max-new-tokens, with --fresh")
-    print(f"{show(cfg.out)}: {sum(counts[k] for k in answers.KEPT):,} traces of {answered:,} of "
-          f"{len(prompts):,} questions\nnext: " +
-          (next_command(cfg) if answered else "the same command"))
-    if missing:
-        sys.exit(1)
+    held = common.lock(cfg.out + ".all.jsonl")  # until this function ends  # noqa: F841
+    prompts, client = [] if cfg.documents else read_prompts(cfg), None
+    header = {k: getattr(cfg, k) for k in ("model", "seed", *PARAMETERS)} | dict(teacher="")
+    if not cfg.base_url:
+        teacher, prompts = open_checkpoint(cfg, prompts)
+        header |= {k: getattr(cfg, k) for k in ("batch", "samples", "questions")}
+        header |= dict(teacher=teacher[-1],
+                       input="" if cfg.documents else common.sha256_file(cfg.input))
+    prompts = prompts[:cfg.questions or None]
+    jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
+    answers = Answers(cfg, header, prompts)
+    if cfg.base_url:
+        client = ask_endpoint(cfg, answers, prompts, jobs)
+    else:
+        ask_checkpoint(cfg, teacher, answers, prompts, jobs)
+    finish(cfg, answers, jobs, client)
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)

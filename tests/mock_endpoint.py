@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cli
+import common
 
 FAULTS = ("429", "500", "timeout", "dropped", "cut", "invalid", "empty")  # what may pass
 HANG = 60.0  # seconds: longer than any client here waits, shorter than a test may take
@@ -79,14 +79,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, "<html>busy</html>")
         elif fault == "empty":
             self.send(200, json.dumps(dict(body, choices=[])))
-        elif fault == "missing":
-            self.send(200, json.dumps(dict(body, choices=[dict(message=dict(role="assistant"))])))
-        elif fault.startswith("drip"):
-            self.drip(json.dumps(body).encode(), in_header=fault == "drip-header")
-        elif fault.partition(" ")[0].isdigit():  # "429 Retry-After: 1" or "307 Location: http://..."
-            status, _, header = fault.partition(" ")
-            words = f"no, {self.headers.get('Authorization')} at {status}\n\x1b[2J"
-            self.send(int(status), json.dumps(dict(error=dict(message=words))), header=header)
+        elif fault.partition(" ")[0].isdigit():  # "429 Retry-After: 1", "400 it is too long"
+            status, _, more = fault.partition(" ")
+            words = more or f"no, {self.headers.get('Authorization')} at {status}\n\x1b[2J"
+            self.send(int(status), json.dumps(dict(error=dict(message=words))),
+                      header=more if ": " in more else "")
         else:
             self.send(200, json.dumps(body))
 
@@ -100,17 +97,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data[:len(data) - cut])
         self.close_connection = True
-
-    def drip(self, data, in_header):
-        """Everything in the end, but a byte now and then: no read ever waits for long."""
-        head = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n" % len(data)
-        slow, rest = (b"X-Slow: " + b"1" * 200 + b"\r\n", b"\r\n" + data) if in_header else (data, b"")
-        self.wfile.write(head if in_header else head + b"\r\n")
-        for byte in slow[:-1]:
-            self.wfile.write(bytes([byte]))
-            time.sleep(0.02)
-        self.server.waited_for.append(len(data))  # the client is there to the end
-        self.wfile.write(slow[-1:] + rest)
 
     def log_message(self, *_):
         """Nothing: the tests read what the script prints."""
@@ -129,7 +115,7 @@ def serving(faults=0.0, seed=0, plan=None, reply=worked, port=0):
     """Serve on loopback while the block runs; .url, .asked, .headers, .most_open tell about it."""
     mock = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     mock.daemon_threads, mock.request_queue_size = True, 128
-    mock.asked, mock.headers, mock.waited_for = [], [], []
+    mock.asked, mock.headers = [], []
     mock.open_now, mock.most_open = 0, 0
     mock.lock, mock.closing = threading.Lock(), threading.Event()
     mock.plan, mock.reply = plan or drawn(faults, seed), reply
@@ -153,4 +139,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)
