@@ -1,34 +1,35 @@
 """Which of the teacher's rows to train on: rules that say why a row is dropped, and a card.
 
     python blackbox/filter.py     # out/data/traces.jsonl -> out/data/filtered.jsonl, CPU, about 6 s
-    python blackbox/filter.py --input my.jsonl --out my-kept.jsonl --against my-val.jsonl,my-test.jsonl
+    python blackbox/filter.py --input my.jsonl --out kept.jsonl --against val.jsonl,test.jsonl
 
 Last line: next: python train_distill_reason.py ...
 
-Reads every .jsonl format of dataset/formats.py, and the OUT.all.jsonl of generate.py. A kept line goes
-to OUT byte for byte. A dropped one goes to OUT.dropped.jsonl with "dropped", the first of these
-reasons, and "of", the line that it repeats. OUT.card.md counts both.
+Reads every .jsonl format of dataset/formats.py, and the OUT.all.jsonl of generate.py. A kept line
+goes to OUT byte for byte. A dropped one goes to OUT.dropped.jsonl with "dropped", the first of
+these reasons, and "of", the line that it repeats. OUT.card.md counts both.
 
     truncation  finish_reason or verdict say that the text was cut off, or a tag is open
     format      verdict "format", or tags that formats.py cannot take apart
-    answer      no answer, or a verdict that it is wrong, or it differs from "reference" (a column of
-                generate.py; it is ignored without "operation", "source" and "label" beside it)
-    length      prompt and answer have more than MAX_LENGTH characters
+    answer      no answer, or a verdict that it is wrong, or, in a row with the keys operation,
+                source and label of generate.py, another answer than "reference"
+    length      prompt and answer have more than 20,000 characters
     repetition  a loop: half of the runs of four words stood before in the same answer
     language    the answer is written in another script than the prompt
-    overlap     an evaluation question, or 13 words in a row of one, in the prompt or the answer (Brown
-                et al. 2020, appendix C). The numbers must agree, too: stories share sentences
+    overlap     an evaluation question, or 13 words in a row of one (Brown et al. 2020, appendix C).
+                The numbers must agree, too: stories share sentences
     exact       prompt and answer stood before, in any case and with any spaces
     near        nearly so: see blackbox/near.py
 
 Duplicates come last, so a row that is dropped for another reason takes no other with it. --off
-length,language leaves rules out: long chains of thought, translations. Limits: French answers to
-English questions have the same script. All rows are held in memory: about 5 KB each.
+length,language leaves rules out: for long chains of thought, for translations. French answers to
+English questions have the same script, so they pass. All rows are held in memory.
 """
 import hashlib
 import json
 import re
 import sys
+import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ from metrics import repetition
 class Config:
     input: str = OUT / "data/traces.jsonl"  # rows in any format of dataset/formats.py
     out: str = OUT / "data/filtered.jsonl"  # the kept lines
-    against: str = ""             # FILE,FILE: evaluation questions; empty: val and test of the stories
+    against: str = ""             # FILE,FILE: evaluation questions; empty: those of the stories
     off: str = ""                 # rules to leave out; commas between
     skip_bad_lines: bool = False  # count bad lines and go on, instead of stopping
     fresh: bool = False           # replace what is there
@@ -58,25 +59,16 @@ class Config:
 
 REASONS = ("truncation", "format", "answer", "length", "repetition", "language", "overlap",
            "exact", "near")
-MAX_LENGTH = 20_000                               # characters of a row
-RUN, RUN_UNSPACED, INSTRUCTION = 13, 26, 20       # words; letters; questions that share a run
-
 VERDICTS = {"truncated": "truncation", "format": "format", "no answer": "answer",
             "wrong answer": "answer", "refused": "answer", "failed": "answer"}
-FAULTS = {"a tag that stands": "format", "an empty answer": "answer",  # of a BadRow
+FAULTS = {"a tag that stands": "format", "an empty answer": "answer",  # how a BadRow begins
           "a conversation that does not end": "answer"}
-FINISHED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # in any case
-
-# A letter of a script without spaces says as much as three of an alphabet.
-SCRIPTS = {name: (re.compile(f"[{letters}]+"), weight) for name, letters, weight in (
-    ("Latin", "A-Za-z\u00c0-\u024f", 1), ("Greek", "\u0370-\u03ff", 1),
-    ("Cyrillic", "\u0400-\u052f", 1), ("Hebrew", "\u0590-\u05ff", 1),
-    ("Arabic", "\u0600-\u06ff\u0750-\u077f", 1), ("Devanagari", "\u0900-\u097f", 1),
-    ("Thai", "\u0e00-\u0e7f", 1), ("Hangul", "\uac00-\ud7af", 3), ("Kana", "\u3040-\u30ff", 3),
-    ("Han", "\u3400-\u9fff\U00020000-\U0003ffff", 3))}
+HEADER = {"seed", "temperature", "max_new_tokens"}  # keys of the first line of an OUT.all.jsonl
+MAX_LENGTH = 20_000                          # characters of a row
+RUN, RUN_UNSPACED, INSTRUCTION = 13, 26, 20  # words; letters; questions that share a run
 NO_LANGUAGE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\\[A-Za-z]+|https?://\S+", re.DOTALL)
-# What a loop is counted in: words (16 letters at most, so that hahahaha is a loop, too), and numbers
-# with all that stands between them, so that the row of a matrix is one piece. Marks do not count.
+# A loop is counted in words (of 16 letters at most: hahahaha is a loop, too) and in numbers with
+# what stands between them: the row of a matrix is one piece. Marks do not count: tables have many.
 PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]{1,16}|\d(?:(?![^\W\d_])[^\n=]){0,15}")
 
 
@@ -101,36 +93,43 @@ class Row:
         return texts([turn for turn in self.turns if turn.role == "assistant"])
 
 
+FINISHED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # in any case
+
+
 def finished(reason):  # moves to blackbox/client.py
     """Is an answer whole? Only these finish_reasons say so, or none at all."""
     return reason is None or str(reason).lower() in FINISHED
 
 
-def read_row(keys, off):
-    """A JSON object -> Row, judged by itself; None for the header of an OUT.all.jsonl; or BadRow."""
-    keys = keys if isinstance(keys, dict) else {}
-    said = keys.get("verdict") if isinstance(keys.get("verdict"), str) else None
-    reason = VERDICTS.get(said) if finished(keys.get("finish_reason")) else "truncation"
+def turns_of(document):
+    """The turns of a document; plain text is an answer without a prompt."""
+    return [Turn("assistant", document)] if isinstance(document, str) else document
+
+
+def read_row(row, off):
+    """A line of JSON -> Row, judged by itself; None for the header of generate.py; or BadRow."""
+    keys = row if isinstance(row, dict) else {}
+    reason = VERDICTS.get(str(keys.get("verdict")))
+    reason = reason if finished(keys.get("finish_reason")) else "truncation"
     if reason and reason not in off:
         return Row(keys, [], reason)
-    row = keys
-    if isinstance(keys.get("conversations"), list) and "content" in keys:  # an answer of generate.py
+    if isinstance(keys.get("conversations"), list) and "content" in keys:  # OUT.all.jsonl
         reply = {name: keys.get(name) for name in ("content", "reasoning_content")}
         row = {"conversations": [*keys["conversations"], dict(reply, role="assistant")]}
     try:
-        document = parse_row(row)
+        found = Row(keys, turns_of(parse_row(row)))
     except BadRow as error:
-        if {"seed", "temperature", "max_new_tokens"} <= keys.keys():
+        if HEADER <= keys.keys():
             return None
         reason = next((FAULTS[fault] for fault in FAULTS if error.reason.startswith(fault)), None)
-        cut = unfinished(json.dumps(row)) and reason == "format" and "truncation" not in off
-        reason = "truncation" if cut else reason
+        if reason == "format" and "truncation" not in off and unfinished(json.dumps(row)):
+            reason = "truncation"
         if reason and reason not in off:
             return Row(keys, [], reason)
         raise
-    row = Row(keys, [Turn("assistant", document)] if isinstance(document, str) else document)
-    row.reason = next((name for name, broken in RULES.items() if name not in off and broken(row)), "")
-    return row
+    found.reason = next((name for name, drops in RULES.items()
+                         if name not in off and drops(found)), "")
+    return found
 
 
 # --- the rules: is the row to be dropped? ---------------------------------------------------------
@@ -138,11 +137,6 @@ def read_row(keys, off):
 def unfinished(text):
     """Is a tag open at the end?"""
     return any(text.rfind(f"<{tag}>") > text.rfind(f"</{tag}>") for tag in ("think", "answer"))
-
-
-def cut_off(row):
-    """A tag that is open inside a text."""
-    return any(map(unfinished, row.replies()))
 
 
 def wrong(row):
@@ -156,11 +150,6 @@ def wrong(row):
     return verdict(reference, answer, True, True) != "ok"
 
 
-def too_long(row):
-    """More characters than MAX_LENGTH."""
-    return sum(map(len, texts(row.turns))) > MAX_LENGTH
-
-
 def loops(row):
     """Are half of its runs of four repeated, in a whole text or in its last 64 pieces?"""
     found = [PIECES.findall(text) for text in row.replies()]
@@ -168,26 +157,32 @@ def loops(row):
                for pieces in found if len(pieces) >= 24)
 
 
-def letters(text):
-    """{script: letters}, without LaTeX, code and addresses; of the first 20,000 characters."""
-    text = NO_LANGUAGE.sub(" ", text[:20_000])
-    return {name: weight * sum(map(len, pattern.findall(text)))
-            for name, (pattern, weight) in SCRIPTS.items()}
+def scripts(text):
+    """Letters by script, such as LATIN, without LaTeX, code and addresses; of the first 20,000
+    characters. One of Chinese, Japanese or Korean says as much as three of an alphabet."""
+    found = Counter()
+    for letter, n in Counter(NO_LANGUAGE.sub(" ", text[:20_000])).items():
+        if letter.isalpha():
+            script = unicodedata.name(letter, "").partition(" ")[0]
+            found[script] += n * (3 if script in ("CJK", "HIRAGANA", "KATAKANA", "HANGUL") else 1)
+    return found
 
 
 def foreign(row):
-    """Is a text of the answer in a script that the prompt hardly has, and hardly in the prompt's?"""
-    prompt = letters(row.sides()[0])
-    a = max(prompt, key=prompt.get)
-    for reply in map(letters, row.replies()):
-        b = max(reply, key=reply.get)
-        if (prompt[a] >= 6 and reply[b] >= 12 and prompt[b] < 0.2 * sum(prompt.values())
-                and reply[a] < 0.2 * sum(reply.values())):
+    """Is a text of the answer in a script that the prompt hardly has, and hardly in its own?"""
+    prompt = scripts(row.sides()[0])
+    a = max(prompt, key=prompt.get, default="")
+    for reply in map(scripts, row.replies()):
+        b = max(reply, key=reply.get, default="")
+        if (prompt[a] >= 6 and reply[b] >= 12 and prompt[b] < 0.2 * prompt.total()
+                and reply[a] < 0.2 * reply.total()):
             return True
     return False
 
 
-RULES = dict(truncation=cut_off, answer=wrong, length=too_long, repetition=loops, language=foreign)
+RULES = dict(truncation=lambda row: any(map(unfinished, row.replies())), answer=wrong,
+             length=lambda row: sum(map(len, texts(row.turns))) > MAX_LENGTH,
+             repetition=loops, language=foreign)
 
 
 # --- overlap with evaluation questions ------------------------------------------------------------
@@ -206,71 +201,64 @@ def runs(found):
 
 
 def read_questions(paths):
-    """Evaluation files -> {question or run of one: [(FILE:LINE, numbers of the question)]}.
+    """Evaluation files -> {a question, or a run of one: [(FILE:LINE, numbers of the question)]}.
 
-    A run that more than 20 questions share is an instruction ("Let us think step by step ..."). A
-    whole question counts without its numbers, which are among its words.
+    A run that more than 20 questions share is an instruction ("Let us think step by step ...").
     """
-    whole, parts = {}, defaultdict(list)
+    known = defaultdict(list)
     for path in paths:
         for line, document in read_documents(path):
-            turns = [Turn("user", document)] if isinstance(document, str) else document
-            found, place = words(prompts_of(turns)[0]), f"{show(path)}:{line}"
-            whole.setdefault(" ".join(found), place)
-            for run in runs(found):
-                parts[run].append((place, numbers(found)))
-    return whole, {run: held for run, held in parts.items() if len(held) <= INSTRUCTION}
+            found = words(prompts_of(turns_of(document))[0])
+            for piece in {" ".join(found), *runs(found)}:
+                known[piece].append((f"{show(path)}:{line}", numbers(found)))
+    return {piece: asking for piece, asking in known.items() if len(asking) <= INSTRUCTION}
 
 
 def leak(known, row):
     """FILE:LINE of an evaluation question that the row gives away, or ""."""
-    whole, parts = known
-    for text in prompts_of(row.turns):
-        if place := whole.get(" ".join(words(text))):
-            return place
-    for found in map(words, row.sides()):
+    pieces = [(found, [" ".join(found)]) for found in map(words, prompts_of(row.turns))]
+    pieces += [(found, runs(found)) for found in map(words, row.sides())]
+    for found, keys in pieces:
         own = numbers(found)
-        for run in runs(found):
-            for place, others in parts.get(run, ()):
-                if own in others or others in own:
-                    return place
+        for place, others in (held for key in keys for held in known.get(key, ())):
+            if own in others or others in own:
+                return place
     return ""
 
 
 # --- the rows among themselves, the card, the command ---------------------------------------------
 
 def drop_copies(rows, off, name):
-    """Give the rows that repeat an earlier one a reason; `name` is the file's."""
+    """Give rows that repeat an earlier one a reason, and a place in the file of this name."""
     first = {}
     for row in rows if "exact" not in off else ():
         key = str([(turn.role, "\n".join(texts([turn])).casefold().split()) for turn in row.turns])
         if key in first:
             row.reason, row.of = "exact", f"{name}:{first[key].number}"
         first.setdefault(key, row)
-    rows = [row for row in rows if not row.reason]
-    # a row that was changed on purpose is no copy of its seed, nor is one with another system turn
-    gates = [str([row.keys.get("operation"), *(turn.content for turn in row.turns
-                                               if turn.role == "system")]) for row in rows]
-    sides = [(gate, *row.sides()) for gate, row in zip(gates, rows)]
-    for copy, of in (near.find_copies(sides) if "near" not in off else {}).items():
+    rows, gated = [row for row in rows if not row.reason], []
+    for row in rows:  # another system turn, or a prompt that was changed on purpose, is no copy
+        system = [turn.content for turn in row.turns if turn.role == "system"]
+        gated.append((str([row.keys.get("operation"), system]), *row.sides()))
+    for copy, of in (near.find_copies(gated) if "near" not in off else {}).items():
         rows[copy].reason, rows[copy].of = "near", f"{name}:{rows[of].number}"
 
 
-def card_text(cfg, counts, kept, facts):
+def card_text(title, counts, kept, facts):
     """The card, in Markdown; `facts`, how it was made, are its last line."""
     total = len(kept) + sum(counts.values())
-    answers = Counter(row.turns[-1].answer for row in kept if row.turns[-1].answer is not None)
+    dropped = [(reason, f"{n:,}", f"{n / total:.1%}") for reason, n in counts.items()]
     sizes = np.array([[len(side) for side in row.sides()] for row in kept]).T  # (2, N)
     lengths = [(name, *(f"{value:,.0f}" for value in np.percentile(column, [0, 50, 95, 100])))
                for name, column in zip(("prompt", "answer"), sizes)]
-    top = [(re.sub(r"[\s`|<>]+", " ", answer)[:40], f"{n:,}") for answer, n in answers.most_common(10)]
-    return "\n\n".join([
-        f"# {Path(cfg.out).name}: {len(kept):,} of {total:,} rows",
-        markdown("dropped by | rows: | share:",
-                 [(reason, f"{n:,}", f"{n / total:.1%}") for reason, n in counts.items()]),
-        markdown("characters | least: | median: | 95 %: | most:", lengths),
-        f"{answers.total():,} rows have a final answer; {len(answers):,} differ.",
-        markdown("final answer | rows:", top), f"<!-- {json.dumps(facts)} -->\n"])
+    answers = Counter(row.turns[-1].answer for row in kept if row.turns[-1].answer)
+    top = [(re.sub(r"[\s`|<>]+", " ", answer)[:40], f"{n:,}")  # no text breaks the table
+           for answer, n in answers.most_common(10)]
+    return "\n\n".join([f"# {title}: {len(kept):,} of {total:,} rows are kept",
+                        markdown("dropped by | rows: | share:", dropped),
+                        markdown("characters | least: | median: | 95 %: | most:", lengths),
+                        f"{answers.total():,} rows mark a final answer; {len(answers):,} differ.",
+                        markdown("final answer | rows:", top), f"<!-- {json.dumps(facts)} -->\n"])
 
 
 def already_made(cfg, facts):
@@ -287,29 +275,27 @@ def already_made(cfg, facts):
     return True
 
 
-def next_command(cfg):
+def next_command(cfg, kept):
     """What to type after it; raw rows are there to be looked at, not to train on."""
     if cfg.input.endswith(".all.jsonl"):
         return common.command("blackbox/filter.py", input=cfg.input.removesuffix(".all.jsonl"))
+    script = "reason" if any(row.turns[-1].think for row in kept) else "responses"
     val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
-    return common.command("train_distill_reason.py", name=f"student-{Path(cfg.out).stem}",
+    return common.command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",
                           data=cfg.out, val=val)
 
 
-def write(cfg, rows, counts, facts):
+def write(cfg, rows, kept, counts, facts):
     """OUT.dropped.jsonl, the card, and last OUT: if OUT is there, all three are."""
-    lines = Path(cfg.input).read_bytes().split(b"\n")
-    dropped = []
-    for row in rows:
-        if row.reason:
-            more = dict(dropped=row.reason) | (dict(of=row.of) if row.of else {})
-            line = lines[row.number - 1].strip().removeprefix(b"\xef\xbb\xbf")
-            dropped.append(line[:-1] + b", " + json.dumps(more).encode()[1:] + b"\n")
-    kept = [row for row in rows if not row.reason]
+    lines, dropped = Path(cfg.input).read_bytes().split(b"\n"), []
+    for row in (row for row in rows if row.reason):
+        more = dict(dropped=row.reason) | (dict(of=row.of) if row.of else {})
+        line = lines[row.number - 1].strip().removeprefix(b"\xef\xbb\xbf")
+        dropped.append(line[:-1] + b", " + json.dumps(more).encode()[1:] + b"\n")
     body = b"".join(lines[row.number - 1] + b"\n" for row in kept)
-    common.write_file(f"{cfg.out}.dropped.jsonl", b"".join(dropped))
     facts = facts | dict(output=hashlib.sha256(body).hexdigest())
-    common.write_file(f"{cfg.out}.card.md", card_text(cfg, counts, kept, facts))
+    common.write_file(f"{cfg.out}.dropped.jsonl", b"".join(dropped))
+    common.write_file(f"{cfg.out}.card.md", card_text(Path(cfg.out).name, counts, kept, facts))
     common.write_file(cfg.out, body)
 
 
@@ -317,9 +303,9 @@ def main(cfg):
     """Judge each row, compare them, write, describe."""
     off, report, rows = set(filter(None, cfg.off.split(","))), {}, []
     check(off <= set(REASONS), f"--off {cfg.off}: must be some of {','.join(REASONS)}")
-    check(not is_text(cfg.input), f"--input {cfg.input}: plain text has no rows to choose from")
-    check(Path(cfg.input).is_file(), f"{show(cfg.input)} does not exist; python blackbox/generate.py "
-                                     "makes the default one")
+    for path in (cfg.input, cfg.out):
+        check(not is_text(path), f"{show(path)}: plain text has no rows; name a .jsonl file")
+    check(Path(cfg.input).is_file(), f"{show(cfg.input)}: no such file; blackbox/generate.py makes it")
     stories = [OUT / f"data/stories/{name}.jsonl" for name in ("val", "test")]
     against = cfg.against.split(",") if cfg.against else [path for path in stories if path.exists()]
     outputs = {Path(cfg.out + end).resolve() for end in ("", ".dropped.jsonl", ".card.md")}
@@ -328,7 +314,7 @@ def main(cfg):
     known = read_questions(against if "overlap" not in off else [])
     facts = dict(input=sha256_file(cfg.input), against=list(map(sha256_file, against)), off=cfg.off)
     if already_made(cfg, facts):
-        print(f"already made: {show(cfg.out)} (--fresh makes it again)\nnext: {next_command(cfg)}")
+        print(f"already made: {show(cfg.out)}; --fresh makes it again")
         return
     for number, row in read_documents(cfg.input, cfg.skip_bad_lines, report,
                                       lambda keys: read_row(keys, off)):
@@ -344,10 +330,11 @@ def main(cfg):
     print(" | ".join([f"{reason} {n:,}" for reason, n in counts.items()]))
     if report:
         print(bad_lines_text(report))
-    check(found[""], f"no row of {show(cfg.input)} is kept")
-    write(cfg, rows, counts, facts)
-    print(f"{show(cfg.out)}: {found['']:,} of {len(rows):,} rows; beside it the dropped ones and the "
-          f"card\nnext: {next_command(cfg)}")
+    kept = [row for row in rows if not row.reason]
+    check(kept, f"no row of {show(cfg.input)} is kept")
+    write(cfg, rows, kept, counts, facts)
+    print(f"{show(cfg.out)}: {len(kept):,} of {len(rows):,} rows; a card is beside it")
+    print(f"next: {next_command(cfg, kept)}")
 
 
 if __name__ == "__main__":

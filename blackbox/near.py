@@ -12,8 +12,8 @@ are near copies if all of this holds:
 3. Names count: if each row has a name that the other lacks (Mia and Tom, apples and pears), they
    are two stories. A name is a word that is capitalised, or that stands there twice.
 
-Not found: a copy with another number ("5" as "five"), or with the same typo in each place of a name.
-In Chinese, which has no capitals, a row may be dropped that differs in a name.
+A name may have two letters swapped. Not found: a copy with another number ("5" as "five"). In
+Chinese, which has no capitals, a row may be dropped that differs in a name.
 
 Differences from the papers: pairs of words, not longer runs (Broder 1997), since texts are short. A
 row is compared with four others at most, not with its whole bucket (Leskovec, Rajaraman & Ullman
@@ -62,9 +62,9 @@ def sketch(prompt, answer):
     sides = words(prompt), words(answer)
     pairs = [set(zip(side, side[1:])) or set(side) for side in sides]
     counts = Counter(sides[0] + sides[1])
-    capitalised = {word.casefold() for word in re.findall(r"[^\W\d_]{2,}", f"{prompt} {answer}")
-                   if word.istitle()}
-    return *pairs, capitalised | {word for word, n in counts.items() if n > 1}, set(counts)
+    names = {word.casefold() for word in re.findall(r"[^\W\d_]{2,}", f"{prompt} {answer}")
+             if word.istitle()} | {word for word, n in counts.items() if n > 1}
+    return *pairs, *({"".join(sorted(word)) for word in found} for found in (names, counts))
 
 
 def similar(a, b):
@@ -84,16 +84,16 @@ def bands(prompt, answer):
     Two rows agree in a value as often as their Jaccard similarity says (prompt and answer as one
     set), and in a whole key if they are similar. Not hash(): it differs from process to process.
     """
-    pairs = [(side, pair) for side, found in enumerate(sketch(prompt, answer)[:2]) for pair in found]
-    codes = np.array([int.from_bytes(blake2b(repr(pair).encode(), digest_size=8).digest(), "big")
-                      for pair in pairs], dtype=np.uint64)  # (n,)
+    codes = [blake2b(repr((side, pair)).encode(), digest_size=8).digest()
+             for side in (0, 1) for pair in sketch(prompt, answer)[side]]
+    codes = np.frombuffer(b"".join(codes), dtype=np.uint64)  # (n,)
     least = [int((codes * (slope | np.uint64(1)) + shift).min())
              for slope, shift in zip(SLOPES, SHIFTS)]
     return [(band, *least[band::BANDS]) for band in range(BANDS)]
 
 
 def find_copies(rows):
-    """rows: (gate, prompt, answer); only rows with an equal gate (anything with a hash) are compared.
+    """rows: (gate, prompt, answer); only rows with the same gate are compared.
 
     Returns {row: the earlier row of which it is a near copy}: the first of several is kept.
     """
