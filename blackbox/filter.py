@@ -252,7 +252,7 @@ def card_text(title, counts, kept, facts):
     lengths = [(name, *(f"{value:,.0f}" for value in np.percentile(column, [0, 50, 95, 100])))
                for name, column in zip(("prompt", "answer"), sizes)]
     answers = Counter(row.turns[-1].answer for row in kept if row.turns[-1].answer)
-    top = [(re.sub(r"[\s`|<>]+", " ", answer)[:40], f"{n:,}")  # no text breaks the table
+    top = [(re.sub(r"[\s`|<>]+", " ", answer)[:40].strip(), f"{n:,}")  # no text breaks a table
            for answer, n in answers.most_common(10)]
     return "\n\n".join([f"# {title}: {len(kept):,} of {total:,} rows are kept",
                         markdown("dropped by | rows: | share:", dropped),
@@ -305,7 +305,7 @@ def main(cfg):
     check(off <= set(REASONS), f"--off {cfg.off}: must be some of {','.join(REASONS)}")
     for path in (cfg.input, cfg.out):
         check(not is_text(path), f"{show(path)}: plain text has no rows; name a .jsonl file")
-    check(Path(cfg.input).is_file(), f"{show(cfg.input)}: no such file; blackbox/generate.py makes it")
+    check(Path(cfg.input).is_file(), f"no {show(cfg.input)}; blackbox/generate.py makes it")
     stories = [OUT / f"data/stories/{name}.jsonl" for name in ("val", "test")]
     against = cfg.against.split(",") if cfg.against else [path for path in stories if path.exists()]
     outputs = {Path(cfg.out + end).resolve() for end in ("", ".dropped.jsonl", ".card.md")}
