@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 
 import common
-from blackbox import near
 from blackbox.filter import REASONS, Row, foreign, leak, read_questions, runs, turns_of
 from blackbox.near import words
 from dataset import stories
@@ -81,8 +80,7 @@ BAD = [
     ("answer", turns(ASKED, "18", verdict="wrong answer")),
     ("answer", {**RAW, "content": None, "verdict": "refused", "finish_reason": None}),
     ("answer", turns(ASKED, "")), ("answer", turns(ASKED, " \n")),
-    ("answer", {"question": ASKED, "answer": ""}),
-    ("answer", turns(ASKED, "It is 18.", reference="17", **OWN)),
+    ("answer", {"question": ASKED, "answer": ""}), ("answer", turns(ASKED, "It is 18.", reference="17", **OWN)),
     ("answer", turns(ASKED, "<think>17</think><answer>17 or 18</answer>", reference="17", **OWN)),
     ("answer", turns("Where?", "In Rome", reference="Paris", verdict="unverified", **OWN)),
     ("answer", {**RAW, "content": "18", "verdict": None}),
@@ -184,15 +182,6 @@ def test_a_changed_prompt_or_system_turn_is_no_copy_of_its_seed(sift):
     done = sift(rows)
     assert done.reasons == ["near"] and done.dropped[0] == {
         **rows[3], "dropped": "near", "of": "in.jsonl:1"}
-
-
-def test_several_answers_to_one_prompt_stay(sift):
-    """Best-of-n: another way to the same answer is what was asked for."""
-    rows = [turns(ASKED, answer) for answer in (
-        "<think>12+5=17</think><answer>17</answer>",
-        "<think>First 12, then 5 more, which makes 17.</think><answer>17</answer>",
-        "<think>12 and 5: I count on, 13, 14, 15, 16, 17.</think><answer>17</answer>")]
-    assert len(sift(rows).kept) == 3
 
 
 def test_a_script_of_the_world_is_told_from_another():
@@ -340,19 +329,6 @@ def test_hostile_rows_are_rows(sift):
     done = sift([GOOD, *rows])
     assert done.status == 0 and len(done.kept) > 80, done.words
     assert Counter(done.reasons) == {"truncation": len(odd) - 1}  # only null is no finish_reason
-
-
-def test_a_thousand_equal_rows_are_one(sift, monkeypatch):
-    """Each compared with each is half a million comparisons."""
-    compared, similar = [], near.similar
-    monkeypatch.setattr(near, "similar", lambda *pair: compared.append(1) or similar(*pair))
-    typo = turns(ASKED.replace("buys", "biys"), "12+5=17. It is 17.")
-    letters = "acdefghjkl"
-    rows = [GOOD, *[typo] * 1000]
-    rows += [json.loads(json.dumps(typo).replace("biys", f"b{c}{d}ys")) for c in letters for d in letters]
-    done = sift(rows)
-    assert len(done.kept) == 2 and Counter(done.reasons) == {"exact": 999, "near": 100}
-    assert len(compared) <= 2 * 101
 
 
 # --- overlap: what gives a question away is found, what shares a template is not ------------------
