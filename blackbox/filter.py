@@ -23,7 +23,7 @@ these reasons, and "of", the line that it repeats. OUT.card.md counts both.
 
 Duplicates come last, so a row that is dropped for another reason takes no other with it. --off
 length,language leaves rules out: for long chains of thought, for translations. French answers to
-English questions have the same script, so they pass. All rows are held in memory.
+English questions have the same script, so they pass. A row takes about 6 KB of memory.
 """
 import hashlib
 import json
@@ -60,7 +60,8 @@ class Config:
 REASONS = ("truncation", "format", "answer", "length", "repetition", "language", "overlap",
            "exact", "near")
 VERDICTS = {"truncated": "truncation", "format": "format", "no answer": "answer",
-            "wrong answer": "answer", "refused": "answer", "failed": "answer"}
+            "wrong answer": "answer", "refused": "answer", "failed": "answer",
+            "too short": "length"}  # of generate.py; the others drop nothing
 FAULTS = {"a tag that stands": "format", "an empty answer": "answer",  # how a BadRow begins
           "a conversation that does not end": "answer"}
 HEADER = {"seed", "temperature", "max_new_tokens"}  # keys of the first line of an OUT.all.jsonl
