@@ -1,285 +1,342 @@
-"""Which of the teacher's rows to train on: filters that say why, and a card of what is left.
+"""Which of the teacher's rows to train on: rules that say why a row is dropped, and a card.
 
     python blackbox/filter.py     # out/data/traces.jsonl -> out/data/filtered.jsonl, CPU, about 6 s
-    python blackbox/filter.py --input my.jsonl --out my-clean.jsonl --against my-test.jsonl
+    python blackbox/filter.py --input my.jsonl --out kept.jsonl --against val.jsonl,test.jsonl
 
 Last line: next: python train_distill_reason.py ...
 
-Reads every format of dataset/formats.py, and the OUT.all.jsonl of generate.py. A kept line goes to
-OUT byte for byte, a dropped one to OUT.dropped.jsonl with "dropped", the first of these reasons,
-and "of", the line that it repeats. OUT.card.md describes what is kept. --off near,language leaves
-two of them out:
+Reads every .jsonl format of dataset/formats.py, and the OUT.all.jsonl of generate.py. A kept line
+goes to OUT byte for byte. A dropped one goes to OUT.dropped.jsonl with "dropped", the first of
+these reasons, and "of", the line that it repeats. OUT.card.md counts both.
 
-    truncation  finish_reason "length" (or "content_filter"), verdict "truncated", or an open tag
+    truncation  finish_reason or verdict say that the text was cut off, or a tag is open
     format      verdict "format", or tags that formats.py cannot take apart
-    answer      no answer, or another than "reference" (dataset/verify.py), or its verdict says so
-    length      an answer below --min-length, a row above --max-length
-    repetition  a loop: half of the runs of four words stood before in the same answer (metrics.py)
+    answer      no answer, or a verdict that it is wrong, or, in a row with the keys operation,
+                source and label of generate.py, another answer than "reference"
+    length      prompt and answer have more than 20,000 characters
+    repetition  a loop: half of the runs of four words stood before in the same answer
     language    the answer is written in another script than the prompt
-    overlap     with a question of --against: blackbox/overlap.py
-    exact       prompt and answer stood before, but for case and spaces
-    near        nearly so: blackbox/near.py. Numbers and names count, shared templates do not
+    overlap     an evaluation question, or 13 words in a row of one (Brown et al. 2020, appendix C).
+                The numbers must agree, too: stories share sentences
+    exact       prompt and answer stood before, in any case and with any spaces
+    near        nearly so: see blackbox/near.py
 
-Duplicates come last, and the first of several rows is kept: a row that another filter drops takes
-nobody with it. Plain text has no prompt: it meets length, repetition, overlap and duplicates.
-Limits: a script is not a language (French answers to English questions pass), and a translation
-that was asked for is dropped (--off language). Two passes; less than 1 KB of memory a row.
+Duplicates come last, so a row that is dropped for another reason takes no other with it. --off
+length,language leaves rules out: for long chains of thought, for translations. French answers to
+English questions have the same script, so they pass. A row takes about 6 KB of memory.
 """
-import functools
 import hashlib
 import json
-import shlex
+import re
 import sys
-from array import array
-from dataclasses import asdict, dataclass
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cli  # noqa: E402
-from cli import OUT, atomic_write, check, fail, label, need_file, sha256_file, show  # noqa: E402
-from blackbox import card, near, overlap  # noqa: E402
-from dataset.formats import (BadRow, bad_line, bad_lines_text, cut, is_text,  # noqa: E402
-                             json_row, line_text, read_lines)
-from blackbox.rules import final_answer, judge, read_row, said, sides  # noqa: E402
-from tokenizer import Tokenizer  # noqa: E402
+import common
+from common import OUT, UserError, check, markdown, sha256_file, show
+from blackbox import near
+from blackbox.near import UNSPACED, numbers, words
+from dataset.formats import (BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents,
+                             texts)
+from dataset.verify import answer_in, verdict
+from metrics import repetition
 
 
 @dataclass
 class Config:
     input: str = OUT / "data/traces.jsonl"  # rows in any format of dataset/formats.py
     out: str = OUT / "data/filtered.jsonl"  # the kept lines
-    against: str = ""              # FILE ... of evaluation questions; empty: val, test of stories
-    files: list = None             # more files of --against
-    off: str = ""                  # filters to leave out; commas between
-    near: float = near.THRESHOLD   # Jaccard similarity of near copies (0.5 to 0.9)
-    min_length: int = 1            # shortest answer, in characters (in tokens with --tokenizer)
-    max_length: int = 20_000       # longest row, prompt and answer
-    tokenizer: str = ""            # count the tokens of this model; empty: characters
-    skip_bad_lines: bool = False   # count bad lines and go on, instead of stopping
-    fresh: bool = False            # replace what is there
+    against: str = ""             # FILE,FILE: evaluation questions; empty: those of the stories
+    off: str = ""                 # rules to leave out; commas between
+    skip_bad_lines: bool = False  # count bad lines and go on, instead of stopping
+    fresh: bool = False           # replace what is there
 
 
 REASONS = ("truncation", "format", "answer", "length", "repetition", "language", "overlap",
            "exact", "near")
-KEPT = len(REASONS)
+VERDICTS = {"truncated": "truncation", "format": "format", "no answer": "answer",
+            "wrong answer": "answer", "refused": "answer", "failed": "answer",
+            "too short": "length"}  # of generate.py; the others drop nothing
+FAULTS = {"a tag that stands": "format", "an empty answer": "answer",  # how a BadRow begins
+          "a conversation that does not end": "answer"}
+HEADER = {"seed", "temperature", "max_new_tokens"}  # keys of the first line of an OUT.all.jsonl
+MAX_LENGTH = 20_000                          # characters of a row
+RUN, RUN_UNSPACED, INSTRUCTION = 13, 26, 20  # words; letters; questions that share a run
+NO_LANGUAGE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\\[A-Za-z]+|https?://\S+", re.DOTALL)
+# A loop is counted in words (of 16 letters at most: hahahaha is a loop, too) and in numbers with
+# what stands between them: the row of a matrix is one piece. Marks do not count: tables have many.
+PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]{1,16}|\d(?:(?![^\W\d_])[^\n=]){0,15}")
 
 
-# --- first pass: each row by itself, and what is remembered of it ---------------------------------
+# --- a row ----------------------------------------------------------------------------------------
 
-def read_pieces(path):
-    """Yield (line number, first byte, end, bytes or None where too long): lines but blank ones; of
-    a .txt, the documents that formats.py makes of it."""
-    if is_text(path):
-        with open(path, "rb") as file:
-            for start, end, number in cut(path):
-                yield number, start, end, file.read(end - start)
-        return
-    start = 0
-    for number, (end, line) in enumerate(read_lines(path), 1):
-        if line is None or line.strip():
-            yield number, start, end, line
-        start = end
+@dataclass
+class Row:
+    """A line of the input. Plain text is an answer without a prompt."""
+    keys: dict        # its JSON object
+    turns: list       # of Turn; the last one is the assistant's; [] if `reason` is known without
+    reason: str = ""  # why it is dropped
+    of: str = ""      # the line that it repeats
+    number: int = 0   # of its line
 
+    def sides(self):
+        """(prompt without system turns, answer) as texts."""
+        before = [turn for turn in self.turns[:-1] if turn.role != "system"]
+        return "\n".join(texts(before)), "\n".join(texts(self.turns[-1:]))
 
-def read_keys(line, path):
-    """The JSON object of a line, or BadRow; of a .txt {"text"}."""
-    text = line_text(line).removeprefix("\ufeff")
-    return {"text": text} if is_text(path) else json_row(text)
+    def replies(self):
+        """Thoughts and answers of all the assistant's turns, each for itself."""
+        return texts([turn for turn in self.turns if turn.role == "assistant"])
 
 
-def is_header(keys):
-    """The first line of generate.py's OUT.all.jsonl: how the teacher was asked."""
-    return isinstance(keys, dict) and {"teacher", "seed"} <= keys.keys() and \
-        "conversations" not in keys
+FINISHED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # in any case
 
 
-def first_pass(cfg, on, known, tokenizer):
-    """-> {name: array (N,)}, a report of bad lines. line, start, end: where a row stands; reason:
-    its index in REASONS, or KEPT; of: the row, or the question, that it repeats; digest, gate,
-    signature (N, 160): what decides about duplicates, zeros where it is dropped already."""
-    table, report = {name: array("q") for name in ("line", "start", "end", "reason", "of")}, {}
-    table |= dict(digest=array("Q"), gate=array("Q"), signature=array("B"))
-    for number, start, end, line in read_pieces(cfg.input):
-        try:
-            keys = read_keys(line, cfg.input)
-            if number == 1 and is_header(keys):
-                continue
-            row, reason = judge(keys, line, cfg, on, tokenizer)
-        except BadRow as error:
-            bad_line(error, f"{show(cfg.input)}:{number}", cfg.skip_bad_lines, report)
-            continue
-        found = dict(line=number, start=start, end=end, of=-1, digest=0, gate=0,
-                     reason=REASONS.index(reason) if reason else KEPT)
-        signature = bytes(near.BANDS * near.ROWS)
-        if not reason:
-            found["digest"], found["gate"], signature = fingerprints(row)
-            leak = overlap.leak(known, row.turns, sides(row)) if "overlap" in on else None
-            found |= {} if leak is None else dict(of=leak, reason=REASONS.index("overlap"))
-        table["signature"].frombytes(signature)
-        for name, value in found.items():
-            table[name].append(value)
-    table = {name: np.array(values) for name, values in table.items()}
-    return table | dict(signature=table["signature"].reshape(-1, near.BANDS * near.ROWS)), report
+def finished(reason):  # moves to blackbox/client.py
+    """Is an answer whole? Only these finish_reasons say so, or none at all."""
+    return reason is None or str(reason).lower() in FINISHED
 
 
-def fingerprints(row):
-    """Row -> what exact duplicates share, what near ones must share, the bytes of the signature.
+def turns_of(document):
+    """The turns of a document; plain text is an answer without a prompt."""
+    return [Turn("assistant", document)] if isinstance(document, str) else document
 
-    A row that was changed on purpose (its "operation") is no copy of its seed, nor is one with
-    another system turn.
+
+def read_row(row, off):
+    """A line of JSON -> Row, judged by itself; None for the header of generate.py; or BadRow."""
+    keys = row if isinstance(row, dict) else {}
+    reason = VERDICTS.get(str(keys.get("verdict")))
+    reason = reason if finished(keys.get("finish_reason")) else "truncation"
+    if reason and reason not in off:
+        return Row(keys, [], reason)
+    if isinstance(keys.get("conversations"), list) and "content" in keys:  # OUT.all.jsonl
+        reply = {name: keys.get(name) for name in ("content", "reasoning_content")}
+        row = {"conversations": [*keys["conversations"], dict(reply, role="assistant")]}
+    try:
+        found = Row(keys, turns_of(parse_row(row)))
+    except BadRow as error:
+        if HEADER <= keys.keys():
+            return None
+        reason = next((FAULTS[fault] for fault in FAULTS if error.reason.startswith(fault)), None)
+        if reason == "format" and "truncation" not in off and unfinished(json.dumps(row)):
+            reason = "truncation"
+        if reason and reason not in off:
+            return Row(keys, [], reason)
+        raise
+    found.reason = next((name for name, drops in RULES.items()
+                         if name not in off and drops(found)), "")
+    return found
+
+
+# --- the rules: is the row to be dropped? ---------------------------------------------------------
+
+def unfinished(text):
+    """Is a tag open at the end?"""
+    return any(text.rfind(f"<{tag}>") > text.rfind(f"</{tag}>") for tag in ("think", "answer"))
+
+
+def wrong(row):
+    """Another answer than "reference"? A verdict that the row brings is believed."""
+    reference = row.keys.get("reference")
+    if not isinstance(reference, str) or not {"operation", "source", "label"} <= row.keys.keys() \
+            or row.keys.get("verdict") == "ok":
+        return False
+    last = row.turns[-1]
+    answer = answer_in(last.content, reference) if last.answer is None else last.answer
+    return verdict(reference, answer, True, True) != "ok"
+
+
+def loops(row):
+    """Are half of its runs of four repeated, in a whole text or in its last 64 pieces?"""
+    found = [PIECES.findall(text) for text in row.replies()]
+    return any(max(repetition(pieces), repetition(pieces[-64:])) > 0.5
+               for pieces in found if len(pieces) >= 24)
+
+
+def scripts(text):
+    """Letters by script, such as LATIN, without LaTeX, code and addresses; of the first 20,000
+    characters. One of Chinese, Japanese or Korean says as much as three of an alphabet."""
+    found = Counter()
+    for letter, n in Counter(NO_LANGUAGE.sub(" ", text[:20_000])).items():
+        if letter.isalpha():
+            script = unicodedata.name(letter, "").partition(" ")[0]
+            found[script] += n * (3 if script in ("CJK", "HIRAGANA", "KATAKANA", "HANGUL") else 1)
+    return found
+
+
+def foreign(row):
+    """Is a text of the answer in a script that the prompt hardly has, and hardly in its own?"""
+    prompt = scripts(row.sides()[0])
+    a = max(prompt, key=prompt.get, default="")
+    for reply in map(scripts, row.replies()):
+        b = max(reply, key=reply.get, default="")
+        if (prompt[a] >= 6 and reply[b] >= 12 and prompt[b] < 0.2 * prompt.total()
+                and reply[a] < 0.2 * reply.total()):
+            return True
+    return False
+
+
+RULES = dict(truncation=lambda row: any(map(unfinished, row.replies())), answer=wrong,
+             length=lambda row: sum(map(len, texts(row.turns))) > MAX_LENGTH,
+             repetition=loops, language=foreign)
+
+
+# --- overlap with evaluation questions ------------------------------------------------------------
+
+def prompts_of(turns):
+    """What the user says, in all and turn by turn; a plain text is one question."""
+    prompts = [turn.content for turn in turns if turn.role == "user"] or texts(turns)
+    return list(dict.fromkeys(["\n".join(prompts), *prompts]))
+
+
+def runs(found):
+    """Words -> all runs of 13 of them; of 26 letters in Chinese, where a letter is half a word."""
+    unspaced = len(re.findall(f"[{UNSPACED}]", "".join(found)))
+    n = RUN_UNSPACED if 2 * unspaced > len(found) else RUN
+    return [" ".join(found[i:i + n]) for i in range(len(found) - n + 1)]
+
+
+def read_questions(paths):
+    """Evaluation files -> {a question, or a run of one: [(FILE:LINE, numbers of the question)]}.
+
+    A run that more than 20 questions share is an instruction ("Let us think step by step ...").
     """
-    whole = [(turn.role, said(turn).casefold().split()) for turn in row.turns]
-    sketch = near.sketch(*sides(row))
-    system = [turn.content for turn in row.turns if turn.role == "system"]
-    gate = [sketch.numbers, card.plain(row.keys.get("operation")), system]
-    return hash64(whole), hash64(gate), near.signature(sketch).tobytes()
+    known = defaultdict(list)
+    for path in paths:
+        for line, document in read_documents(path):
+            found = words(prompts_of(turns_of(document))[0])
+            for piece in {" ".join(found), *runs(found)}:
+                known[piece].append((f"{show(path)}:{line}", numbers(found)))
+    return {piece: asking for piece, asking in known.items() if len(asking) <= INSTRUCTION}
 
 
-def hash64(value):
-    """64 bits of what has a repr."""
-    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "big")
+def leak(known, row):
+    """FILE:LINE of an evaluation question that the row gives away, or ""."""
+    pieces = [(found, [" ".join(found)]) for found in map(words, prompts_of(row.turns))]
+    pieces += [(found, runs(found)) for found in map(words, row.sides())]
+    for found, keys in pieces:
+        own = numbers(found)
+        for place, others in (held for key in keys for held in known.get(key, ())):
+            if own in others or others in own:
+                return place
+    return ""
 
 
-# --- the rows among themselves, then the second pass ----------------------------------------------
+# --- the rows among themselves, the card, the command ---------------------------------------------
 
-def drop_copies(cfg, on, table):
-    """Fill in reason and of where a row that is kept so far stood before."""
-    def drop(rows, first, name):
-        table["reason"][rows], table["of"][rows] = REASONS.index(name), first
-
-    @functools.lru_cache(64)
-    def sketch_at(row):
-        source.seek(table["start"][row])
-        line = source.read(table["end"][row] - table["start"][row])
-        return near.sketch(*sides(read_row(read_keys(line, cfg.input))))
-
-    rows = np.flatnonzero(table["reason"] == KEPT)
-    if "exact" in on:
-        _, first, group = np.unique(table["digest"][rows], return_index=True, return_inverse=True)
-        first = rows[first[group]]
-        drop(rows[rows != first], first[rows != first], "exact")
-        rows = rows[rows == first]
-    if "near" in on:
-        with open(cfg.input, "rb") as source:
-            copies = near.find_copies(
-                table["signature"][rows], table["gate"][rows], lambda a, b: near.similar(
-                    sketch_at(int(rows[a])), sketch_at(int(rows[b])), cfg.near), cfg.near)
-        pairs = np.array(list(copies.items()), dtype=np.int64).reshape(-1, 2)
-        drop(rows[pairs[:, 0]], rows[pairs[:, 1]], "near")
+def drop_copies(rows, off, name):
+    """Give rows that repeat an earlier one a reason, and a place in the file of this name."""
+    first = {}
+    for row in rows if "exact" not in off else ():
+        key = str([(turn.role, "\n".join(texts([turn])).casefold().split()) for turn in row.turns])
+        if key in first:
+            row.reason, row.of = "exact", f"{name}:{first[key].number}"
+        first.setdefault(key, row)
+    rows, gated = [row for row in rows if not row.reason], []
+    for row in rows:  # another system turn, or a prompt that was changed on purpose, is no copy
+        system = [turn.content for turn in row.turns if turn.role == "system"]
+        gated.append((str([row.keys.get("operation"), system]), *row.sides()))
+    for copy, of in (near.find_copies(gated) if "near" not in off else {}).items():
+        rows[copy].reason, rows[copy].of = "near", f"{name}:{rows[of].number}"
 
 
-def second_pass(cfg, table, known, tokenizer):
-    """Write OUT and OUT.dropped.jsonl; return the tally for the card."""
-    tally, name = card.Tally(), Path(cfg.input).name
-    columns = [table[column] for column in ("start", "end", "reason", "of")]
-    with (open(cfg.input, "rb") as source, atomic_write(cfg.out) as out,
-          atomic_write(f"{cfg.out}.dropped.jsonl") as dropped):
-        for start, end, reason, of in zip(*columns):
-            source.seek(start)
-            line = source.read(end - start)
-            keys = read_keys(line, cfg.input)
-            if reason == KEPT:
-                row = read_row(keys, tokenizer)
-                card.add(tally, keys, row.size, said(row.turns[-1]), final_answer(row))
-                out.write(line)
-                continue
-            card.add(tally, keys)
-            more = {"dropped": REASONS[reason]}
-            if of >= 0:
-                more["of"] = (known.asked[of][0] if more["dropped"] == "overlap" else
-                              f"{name}:{table['line'][of]}")
-            body = json.dumps(keys).encode() if is_text(cfg.input) else \
-                line.strip().removeprefix(b"\xef\xbb\xbf")
-            dropped.write(body[:-1] + b", " + json.dumps(more).encode()[1:] + b"\n")
-    return tally
+def card_text(title, counts, kept, facts):
+    """The card, in Markdown; `facts`, how it was made, are its last line."""
+    total = len(kept) + sum(counts.values())
+    dropped = [(reason, f"{n:,}", f"{n / total:.1%}") for reason, n in counts.items()]
+    sizes = np.array([[len(side) for side in row.sides()] for row in kept]).T  # (2, N)
+    lengths = [(name, *(f"{value:,.0f}" for value in np.percentile(column, [0, 50, 95, 100])))
+               for name, column in zip(("prompt", "answer"), sizes)]
+    answers = Counter(row.turns[-1].answer for row in kept if row.turns[-1].answer)
+    top = [(re.sub(r"[\s`|<>]+", " ", answer)[:40].strip(), f"{n:,}")  # no text breaks a table
+           for answer, n in answers.most_common(10)]
+    return "\n\n".join([f"# {title}: {len(kept):,} of {total:,} rows are kept",
+                        markdown("dropped by | rows: | share:", dropped),
+                        markdown("characters | least: | median: | 95 %: | most:", lengths),
+                        f"{answers.total():,} rows mark a final answer; {len(answers):,} differ.",
+                        markdown("final answer | rows:", top), f"<!-- {json.dumps(facts)} -->\n"])
 
 
-# --- the command ----------------------------------------------------------------------------------
-
-def evaluation_files(cfg):
-    """The files of --against, or those of the stories that are there."""
-    if cfg.files and not cfg.against:
-        fail("a word without a flag", repr(cfg.files[0]), "--input FILE, or --against FILE FILE")
-    if cfg.against:
-        return [need_file(path, "write some questions into it")
-                for path in [cfg.against, *(cfg.files or [])]]
-    stories = [OUT / f"data/stories/{name}.jsonl" for name in ("val", "test")]
-    return [path for path in stories if path.exists()]
-
-
-def already_made(cfg, settings):
-    """True where the same command has made OUT of the same files; UserError where another did."""
-    check(not Path(cfg.out).is_dir(), "--out", show(cfg.out), "a file")
+def already_made(cfg, facts):
+    """Has this command made OUT? UserError if another did. OUT is written last, after its card."""
     if cfg.fresh or not Path(cfg.out).exists():
         return False
-    fix = "choose another --out, or --fresh replaces it"
     try:
-        old = card.settings(f"{cfg.out}.card.md")
-    except (OSError, ValueError, LookupError, TypeError):
-        fail(f"{show(cfg.out)} is there, without a card of this script", fix=fix)
-    settings = {**settings, "output": sha256_file(cfg.out)}
-    cli.refuse_others(cfg.out, old, settings)
+        card = Path(f"{cfg.out}.card.md").read_text(encoding="utf-8")
+        old = dict(json.loads(card.rpartition("<!--")[2].removesuffix("-->\n")))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{show(cfg.out)} is there, without a card of this script; choose another "
+                        "--out, or replace it with --fresh") from None
+    common.refuse_others(cfg.out, old, facts | dict(output=sha256_file(cfg.out)))
     return True
 
 
-def next_command(cfg):
+def next_command(cfg, kept):
     """What to type after it; raw rows are there to be looked at, not to train on."""
     if cfg.input.endswith(".all.jsonl"):
-        return f"python blackbox/filter.py --input {show(cfg.input.removesuffix('.all.jsonl'))}"
-    return (f"python train_distill_reason.py --name student-{Path(cfg.out).stem} "
-            f"--data {show(cfg.out)} --val "
-            f"{show(OUT / 'data/stories/val.jsonl') if cli.is_default(cfg, 'input') else '...'}")
+        return common.command("blackbox/filter.py", input=cfg.input.removesuffix(".all.jsonl"))
+    script = "reason" if any(row.turns[-1].think for row in kept) else "responses"
+    val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
+    return common.command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",
+                          data=cfg.out, val=val)
 
 
-def write_card(cfg, table, tally, dropped, bad, against, settings):
-    """OUT.card.md, the last file: without it, the others are not finished."""
-    typed = shlex.join(["python", "blackbox/filter.py", *sys.argv[1:]])
-    facts = [("command", typed), ("filters off", cfg.off or "none"), ("bad lines", bad or "none")]
-    for what, path in (("input", cfg.input), *(("against", path) for path in against),
-                       ("output", cfg.out), ("dropped rows", f"{cfg.out}.dropped.jsonl")):
-        facts.append((what, f"{label(path)} sha256 {sha256_file(path)[:16]}"))
-    copies = {name: table["of"][table["reason"] == REASONS.index(name)]
-              for name in ("exact", "near")}
-    text = card.render(tally, Path(cfg.out).name, facts, dropped, copies,
-                       "tokens" if cfg.tokenizer else "characters",
-                       {**settings, "output": sha256_file(cfg.out)})
-    cli.write_file(f"{cfg.out}.card.md", text)
+def write(cfg, rows, kept, counts, facts):
+    """OUT.dropped.jsonl, the card, and last OUT: if OUT is there, all three are."""
+    lines, dropped = Path(cfg.input).read_bytes().split(b"\n"), []
+    for row in (row for row in rows if row.reason):
+        more = dict(dropped=row.reason) | (dict(of=row.of) if row.of else {})
+        line = lines[row.number - 1].strip().removeprefix(b"\xef\xbb\xbf")
+        dropped.append(line[:-1] + b", " + json.dumps(more).encode()[1:] + b"\n")
+    body = b"".join(lines[row.number - 1] + b"\n" for row in kept)
+    facts = facts | dict(output=hashlib.sha256(body).hexdigest())
+    common.write_file(f"{cfg.out}.dropped.jsonl", b"".join(dropped))
+    common.write_file(f"{cfg.out}.card.md", card_text(Path(cfg.out).name, counts, kept, facts))
+    common.write_file(cfg.out, body)
 
 
 def main(cfg):
-    """Judge, compare, write, describe."""
-    off = set(filter(None, cfg.off.split(",")))
-    on = set(REASONS) - off
-    check(off <= set(REASONS), "--off", cfg.off, "some of " + ",".join(REASONS))
-    cli.check_ranges(cfg, near=(0.3, 1), min_length=(0, 10**12), max_length=(1, 10**12))
-    need_file(cfg.input, "python blackbox/generate.py")
-    check(is_text(cfg.out) == is_text(cfg.input), "--out", cfg.out, "a .txt for a .txt alone")
-    against = evaluation_files(cfg) if "overlap" in on else []
-    for end in ("", ".dropped.jsonl", ".card.md"):
-        cli.check_apart("--out", cfg.out + end, cfg.input, cfg.tokenizer, *against)
-    tokenizer = Tokenizer.load(cfg.tokenizer) if cfg.tokenizer else None
-    settings = {k: v for k, v in asdict(cfg).items() if k not in ("out", "fresh", "files")}
-    settings |= dict(input=sha256_file(cfg.input), against=[sha256_file(p) for p in against],
-                     tokenizer=tokenizer and tokenizer.fingerprint)
-    if already_made(cfg, settings):
-        print(f"already made: {show(cfg.out)} (--fresh makes it again)\nnext: {next_command(cfg)}")
+    """Judge each row, compare them, write, describe."""
+    off, report, rows = set(filter(None, cfg.off.split(","))), {}, []
+    check(off <= set(REASONS), f"--off {cfg.off}: must be some of {','.join(REASONS)}")
+    for path in (cfg.input, cfg.out):
+        check(not is_text(path), f"{show(path)}: plain text has no rows; name a .jsonl file")
+    check(Path(cfg.input).is_file(), f"no {show(cfg.input)}; blackbox/generate.py makes it")
+    stories = [OUT / f"data/stories/{name}.jsonl" for name in ("val", "test")]
+    against = cfg.against.split(",") if cfg.against else [path for path in stories if path.exists()]
+    outputs = {Path(cfg.out + end).resolve() for end in ("", ".dropped.jsonl", ".card.md")}
+    for path in (cfg.input, *against):
+        check(Path(path).resolve() not in outputs, f"--out {cfg.out} would replace {show(path)}")
+    known = read_questions(against if "overlap" not in off else [])
+    facts = dict(input=sha256_file(cfg.input), against=list(map(sha256_file, against)), off=cfg.off)
+    if already_made(cfg, facts):
+        print(f"already made: {show(cfg.out)}; --fresh makes it again")
         return
-    known = overlap.read_questions(against)
-    table, report = first_pass(cfg, on, known, tokenizer)
-    drop_copies(cfg, on, table)
-    *counts, kept = np.bincount(table["reason"], minlength=KEPT + 1).tolist()
-    dropped = {reason: n for reason, n in zip(REASONS, counts) if reason in on}
-    bad = bad_lines_text(report)
-    if not kept:
-        fail(f"no row of {show(cfg.input)} is kept", f"{dropped} {bad}", "some good rows")
-    tally = second_pass(cfg, table, known, tokenizer)
-    write_card(cfg, table, tally, dropped, bad, against, settings)
-    print(" | ".join([f"{reason} {n:,}" for reason, n in dropped.items()] + [bad] * bool(bad)))
-    print(f"{show(cfg.out)}: {kept:,} of {len(table['line']):,} rows; beside it the dropped ones "
-          f"and the card\nnext: {next_command(cfg)}")
+    for number, row in read_documents(cfg.input, cfg.skip_bad_lines, report,
+                                      lambda keys: read_row(keys, off)):
+        check(row or number == 1, f"{show(cfg.input)}:{number}: a header of generate.py; delete it")
+        if row:
+            row.number = number
+            if not row.reason and (place := leak(known, row)):
+                row.reason, row.of = "overlap", place
+            rows.append(row)
+    drop_copies([row for row in rows if not row.reason], off, Path(cfg.input).name)
+    found = Counter(row.reason for row in rows)
+    counts = {reason: found[reason] for reason in REASONS if reason not in off}
+    print(" | ".join([f"{reason} {n:,}" for reason, n in counts.items()]))
+    if report:
+        print(bad_lines_text(report))
+    kept = [row for row in rows if not row.reason]
+    check(kept, f"no row of {show(cfg.input)} is kept")
+    write(cfg, rows, kept, counts, facts)
+    print(f"{show(cfg.out)}: {len(kept):,} of {len(rows):,} rows; a card is beside it")
+    print(f"next: {next_command(cfg, kept)}")
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)
