@@ -38,13 +38,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
-from common import OUT, UserError, check, markdown, sha256_file, show
+from common import OUT, UserError, check, sha256_file, show
 from blackbox import near
 from blackbox.near import UNSPACED, numbers, words
+from blackbox.client import finished
 from dataset.formats import (BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents,
                              texts)
 from dataset.verify import answer_in, verdict
-from metrics import repetition
+from metrics import markdown, repetition
 
 
 @dataclass
@@ -92,14 +93,6 @@ class Row:
     def replies(self):
         """Thoughts and answers of all the assistant's turns, each for itself."""
         return texts([turn for turn in self.turns if turn.role == "assistant"])
-
-
-FINISHED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # in any case
-
-
-def finished(reason):  # moves to blackbox/client.py
-    """Is an answer whole? Only these finish_reasons say so, or none at all."""
-    return reason is None or str(reason).lower() in FINISHED
 
 
 def turns_of(document):
