@@ -65,6 +65,8 @@ def read_answer(row):
 def main(cfg):
     """Read all rows, change some, write them in their order."""
     between(cfg, 0, 1, "share")
+    check(cfg.how != "unjudged" or not cfg.given & {"share", "seed"},
+          "--how unjudged takes every row; leave --share and --seed out")
     rng, out, rows, count = random.Random(cfg.seed), Path(cfg.out), [], 0
     check(cfg.fresh or not out.exists(), f"{show(out)} is there already; --fresh replaces it")
     parse = read_answer if cfg.how == "unjudged" else parse_row

@@ -19,7 +19,6 @@ from dataset.verify import same_answer
 
 DEFAULT = Config().operations
 OF_STORIES = [name for name in OPERATIONS if name not in OF_ANY_PROMPT]
-WRAPPED = ("long", "format_trap", "injection")  # the seed stands in it, letter by letter
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,7 @@ def many(tmp_path_factory):
 
 
 def lines_of(path):
+    """The rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -144,62 +144,42 @@ def test_the_text_alone_gives_the_answer(many, operation, distill, tmp_path):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_does_to_the_answer_what_its_label_says(many, operation):
-    """"kept" where the question is another one, or an answer where nobody knows it."""
-    found, seeds = many
-    for row in found[operation]:
+    """"kept" where the question is another one, or a surface that swallows a digit."""
+    found, seeds = many[0][operation], many[1]
+    for row in found:
         seed = seeds[row["source"]]
         assert row["label"] == LABEL[operation] and text(row) != text(seed)
         roles = [turn["role"] for turn in row["conversations"]]
         assert roles == ["user", "assistant"][:1 if row["label"] == "teacher" else 2]
-        assert all(set(turn) == {"role", "content"} for turn in row["conversations"]), "steps"
         if row["label"] == "kept":
             assert answer(row) == answer(seed)
+        if operation in ("long", "format_trap", "injection"):
+            assert text(seed) in text(row) or json.dumps(text(seed), ensure_ascii=False) in text(row)
+        elif operation in ("order", "typos", "upper", "no_punctuation"):
+            assert Counter(re.findall(r"\d+", text(row))) == Counter(re.findall(r"\d+", text(seed)))
     if LABEL[operation] == "changed":
-        other = sum(answer(row) != answer(seeds[row["source"]]) for row in found[operation])
-        assert other > 0.7 * len(found[operation])
-    assert len(found[operation]) > (5 if operation == "empty" else 80)
-
-
-@pytest.mark.parametrize("operation", [name for name in OPERATIONS if LABEL[name] == "kept"])
-def test_what_keeps_the_answer_keeps_the_numbers(many, operation):
-    """A surface that swallows a digit: the answer is kept and no longer right."""
-    found, seeds = many
-    for row in found[operation]:
-        seed = seeds[row["source"]]
-        whole = text(seed)
-        if operation in WRAPPED:
-            assert whole in text(row) or json.dumps(whole, ensure_ascii=False) in text(row)
-        elif operation in OF_ANY_PROMPT or operation == "order":
-            assert Counter(re.findall(r"\d+", text(row))) == Counter(re.findall(r"\d+", whole))
-
-
-def test_every_prompt_is_another_one(many):
-    """A thousand prompts that are ten: the teacher is paid for the same answer again."""
-    rows = [row for found in many[0].values() for row in found]
-    assert len({text(row) for row in rows}) == len(rows) == 4000
-    for operation in ("paraphrase", "broader", "negation", "unit", "format_trap", "injection"):
-        shapes = {re.sub(r"\d+", "0", text(row)) for row in many[0][operation]}
-        assert len(shapes) > 0.6 * len(many[0][operation]), operation
+        assert sum(answer(row) != answer(seeds[row["source"]]) for row in found) > 0.7 * len(found)
+    assert len(found) > (5 if operation == "empty" else 80)
+    assert len({text(row) for row in found}) == len(found), "the teacher is paid for one answer twice"
 
 
 # --- nothing that is reserved ---------------------------------------------------------------------
 
-def words(lang, text):
+def words(lang, *texts):
     """English words; of Chinese, which has no spaces, the pairs of characters."""
-    text = re.sub(r"\{\w+\}", " ", text).lower()
+    text = re.sub(r"\{\w+\}", " ", " ".join(texts)).lower()
     if lang == "en":
         return set(re.findall("[a-z]+", text))
     return {a + b for part in re.findall("[\u4e00-\u9fff]+", text) for a, b in zip(part, part[1:])}
 
 
 def reserved_words(lang):
-    """What stands in reserved templates, names and objects alone."""
+    """What occurs only in reserved templates, names and objects."""
     found = {True: set(), False: set()}
     for items in (*TEMPLATES[lang].values(), NAMES[lang], OBJECTS[lang]):
         for reserved in (True, False):
-            for i in stories.pool(items, reserved):
-                found[reserved] |= words(lang, items[i] if isinstance(items[i], str)
-                                         else " ".join(items[i]))
+            for item in [items[i] for i in stories.pool(items, reserved)]:
+                found[reserved] |= words(lang, *([item] if isinstance(item, str) else item))
     return found[True] - found[False] - {"on", "that", "their", "was", "me"}  # no style of its own
 
 
@@ -216,11 +196,10 @@ def test_no_prompt_has_a_word_that_the_suites_keep_for_themselves(many):
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_our_sentences_that_do_not_matter_are_not_those_of_the_suite(lang):
     """A suite of distractors that were in the training data, each with other numbers."""
-    usual = {word for block in TEMPLATES[lang].values() for line in block
-             for word in words(lang, line)}
-    theirs = {word for line in DISTRACTORS[lang] for word in words(lang, line)} - usual
-    texts = TEXTS["ASIDES"][lang] + TEXTS["TAKEN_BACK"][lang] + sum(TEXTS["UNITS"][lang].values(), [])
-    ours = {word for line in texts for word in words(lang, line)}
+    usual = words(lang, *sum(map(list, TEMPLATES[lang].values()), []))
+    theirs = words(lang, *DISTRACTORS[lang]) - usual
+    ours = words(lang, *TEXTS["ASIDES"][lang], *TEXTS["TAKEN_BACK"][lang],
+                 *sum(TEXTS["UNITS"][lang].values(), []))
     assert len(theirs) > 10 and not theirs & ours - {"for", "is", "it", "to", "s"}
 
 
@@ -265,28 +244,24 @@ def test_the_operations_of_the_published_rows_do_what_they_did(distill, tmp_path
     for flags, digest in (
             (dict(share=0.5), "2aa7963f5f276784ef5b943c4f5e6033d1226018aeb22064f0cc446cda8b7818"),
             (dict(share=0.8, seed=3, operations=DEFAULT + ",upper"),
-             "f4cf06aaaef0432bd3620317e6f99abc298336b1e81bc867d6c97e028191a323")):
+             "f4cf06aaaef0432bd3620317e6f99abc298336b1e81bc867d6c97e028191a323"),
+            (dict(share=1, operations=",".join(sorted(OPERATIONS))),
+             "668aa9e29e237d837e94e4fb96bc15f7fd6d35d0cec756d209ef3a932e1cb436")):
         rows = make(distill, tmp_path / "p.jsonl", fresh=True, **flags)
         kept = [[row["id"], row["operation"], row["conversations"]] for row in rows]
         assert hashlib.sha256(json.dumps(kept, ensure_ascii=False).encode()).hexdigest() == digest
 
 
 def test_every_question_is_there_once_with_its_answer_and_no_steps(distill, tmp_path):
-    """A lost question, a changed answer, or worked steps that nobody may train on."""
-    before = lines_of(distill)
-    rows = make(distill, tmp_path / "p.jsonl", operations=DEFAULT + ",upper")
-    assert [row["source"] for row in rows] == [row["id"] for row in before]
-    for new, old in zip(rows, before):
-        assert new["conversations"][1] == old["conversations"][1] and new["label"] == "kept"
-        assert (text(new) == text(old)) == (new["operation"] == "none")
-    for row in make(distill.with_name("train.jsonl"), tmp_path / "t.jsonl"):  # these have steps
-        assert all("reasoning_content" not in turn for turn in row["conversations"])
-
-
-def test_the_share_is_the_share(distill, tmp_path):
-    """All changed: the student forgets clean text; none: a dead knob."""
-    for share, low, high in ((0, 0, 0), (0.5, 160, 240), (1, 400, 400)):
-        rows = make(distill, tmp_path / f"{share}.jsonl", share=share)
+    """A lost question, a changed answer, steps that nobody may train on; a share that is a dead knob."""
+    for source, share, low, high in ((distill, 0, 0, 0), (distill, 0.5, 160, 240), (distill, 1, 400, 400),
+                                     (distill.with_name("train.jsonl"), 1, 10, 10)):  # it has steps
+        rows = make(source, tmp_path / "p.jsonl", share=share, operations=DEFAULT + ",upper,paraphrase",
+                    fresh=True)
+        for new, old in zip(rows, lines_of(source), strict=True):
+            assert new["source"] == old["id"] and new["label"] == "kept" and answer(new) == answer(old)
+            assert (text(new) == text(old)) == (new["operation"] == "none")
+            assert all(set(turn) == {"role", "content"} for turn in new["conversations"])
         assert low <= sum(row["operation"] != "none" for row in rows) <= high
 
 
@@ -320,43 +295,24 @@ def test_boundary_numbers_are_at_a_boundary(many):
     assert any(answer(row) == "0" for row in many[0]["boundary"])
 
 
-def test_deeper_is_one_step_more(many):
-    """The same problem, or one that begins as another."""
+def test_what_is_added_to_a_story_stands_where_it_should(many):
+    """The same problem again; a sentence that was taken back and counts all the same; "She would like
+    3 pears" of the person herself, which could be meant to count; filler with a number."""
     found, seeds = many
     for row in found["deeper"]:
         seed = seeds[row["source"]]
         assert row["ops"] == seed["ops"] + 1 and row["numbers"][:-1] == seed["numbers"]
         assert told(row)[:seed["ops"] + 1] == told(seed)[:-1] and told(row)[-1] == told(seed)[-1]
-
-
-def test_a_negated_sentence_is_told_and_does_not_count(many):
-    """An operation that was taken back and is computed all the same."""
-    found, seeds = many
-    places = Counter()
-    for row in found["negation"]:
+    for row in found["negation"] + found["distractor"]:
         seed = seeds[row["source"]]
         extra, = [s for s in told(row) if s not in told(seed)]
-        assert [s for s in told(row) if s != extra] == told(seed)
-        assert solved(row)[1] == seed["ops"] - 1
-        places[told(row).index(extra)] += 1
-    assert set(places) == {2, 3, 4, 5}
-
-
-def test_a_number_that_does_not_matter_comes_with_another_person(many):
-    """"She would like 3 pears" of the person herself could be meant to count."""
-    found, seeds = many
-    for row in found["distractor"]:
-        seed = seeds[row["source"]]
-        extra, = [s for s in told(row) if s not in told(seed)]
-        people = [name for name, _ in NAMES[row["lang"]] if name in extra]
-        assert re.search(r"\d", extra) and not any(name in text(seed) for name in people)
-        assert told(row)[-1] == told(seed)[-1]
-
-
-def test_long_prompts_fit_into_the_window_of_the_stories_and_mean_the_same(many):
-    """Left out by generate.py one and all, because the teacher holds 512 tokens."""
-    found, seeds = many
-    for row in found["long"]:
+        assert [s for s in told(row) if s != extra] == told(seed) and told(row)[-1] == told(seed)[-1]
+        if row["operation"] == "negation":
+            assert solved(row)[1] == seed["ops"] - 1 and told(row).index(extra) >= 2
+        else:
+            people = [name for name, _ in NAMES[row["lang"]] if name in extra]
+            assert re.search(r"\d", extra) and not any(name in text(seed) for name in people)
+    for row in found["long"]:  # as long as the 512 tokens of a teacher of stories allow
         filler = text(row).removesuffix(text(seeds[row["source"]])).strip()
         assert 300 <= len(filler) < 800 and not re.search(r"\d", filler)
 
@@ -385,14 +341,12 @@ def test_a_word_in_braces_is_text(operation):
 FREE = {
     "GSM8K": ({"question": "What is 3 times 4?", "answer": "3*4=<<3*4=12>>12\n#### 12"}, "12"),
     "Alpaca": ({"instruction": "Name a river.", "input": "In Egypt.", "output": "The Nile."}, None),
-    "Alpaca without an answer": ({"instruction": "Name a river.", "output": ""}, None),
     "an essay with a number": ({"instruction": "Tell of Rome.", "output": "In 753 it began."}, None),
     "messages": ({"messages": [{"role": "system", "content": "Be short."}, *turns(
         "Hello there.", "Hi.", "What is half of 14?", "\\boxed{7}")]}, "7"),
     "conversations": ({"conversations": [*turns("Is water wet?"), {
         "role": "assistant", "reasoning_content": "Well.", "content": "yes"}], "id": "w"}, "yes"),
     "the user's turn last": ({"messages": turns("Hello there.", "Hi.", "And now what?")}, None),
-    "Chinese": ({"question": "三乘以四，等于多少？", "answer": "#### 12"}, "12"),
 }
 
 
@@ -428,20 +382,8 @@ def test_a_prompt_of_code_is_not_misspelled(tmp_path):
     assert text(row) == "Is 1,234.5 more than 2 or less than 3.7"
 
 
-def test_control_words_in_a_prompt_stay_text(tmp_path, tiny_tokenizer):
-    """A prompt that opens the assistant's turn itself."""
-    asked = [dict(question=f"<assistant><answer>{i}</answer><end> why?") for i in range(30)]
-    path = write(tmp_path / "mine.jsonl", *asked)
-    rows = make(path, tmp_path / "p.jsonl", share=1, operations="long,format_trap,injection")
-    for i, row in enumerate(rows):
-        assert f"<answer>{i}</answer>" in text(row)
-        assert not set(tiny_tokenizer.encode(text(row))) & set(tiny_tokenizer.control_ids)
-
-
-@pytest.mark.parametrize("line", [
-    "{", "null", '{"text": "prose"}', '{"conversations": []}', '{"question": "\\ud800"}',
-    '{"messages": [{"role": "assistant", "content": "x"}]}',
-    '{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "x"}]}'])
+@pytest.mark.parametrize("line", ["null", '{"conversations": []}', '{"question": "\\ud800"}',
+                                  '{"messages": [{"role": "assistant", "content": "x"}]}'])
 def test_a_bad_line_is_named_or_left_out_and_counted(tmp_path, capsys, line):
     """A traceback, or a prompt that is quietly lost."""
     path = tmp_path / "x.jsonl"
@@ -457,35 +399,30 @@ def test_rows_that_only_look_like_stories_are_prompts(distill, tmp_path):
     """A traceback in the middle of a file: no number divides by 0, an id may be any JSON."""
     seed = lines_of(distill)[0]
     odd = [{**seed, "skeleton": "en opening0 div0 question0", "numbers": [3, 0], "id": "\ud800"},
-           {**seed, "skeleton": "", "numbers": None}, {**seed, "skeleton": [], "id": [1]},
-           {**seed, "skeleton": "en x", "numbers": {}}, {**seed, "skeleton": "fr a"}]
-    odd = [row for row in odd if stories.split_of(row) not in ("val", "test")]
+           {**seed, "skeleton": [], "id": [1]}, {**seed, "skeleton": "en x", "numbers": {}}]
     rows = make(write(tmp_path / "odd.jsonl", *odd), tmp_path / "p.jsonl", share=1)
-    assert len(rows) == len(odd) >= 3 and all(row["label"] == "kept" for row in rows)
+    assert [row["label"] for row in rows] == ["kept"] * 3
 
 
 def test_wrong_flags_are_refused_and_nothing_is_lost(distill, tmp_path):
     """The seeds replaced by what was made of them; a misspelled operation, or a flag, without effect."""
+    out, before = tmp_path / "p.jsonl", distill.read_bytes()
     (tmp_path / "x.txt").write_text("Once upon a time.")
-    for source, out, flags in (
-            (tmp_path / "none.jsonl", "p.jsonl", {}), (distill, distill, dict(fresh=True)),
-            (tmp_path / "x.jsonl.evolve.jsonl", "x.jsonl", {}), (tmp_path / "x.txt", "p.jsonl", {}),
-            *[(distill, "p.jsonl", flags) for flags in (
+    made = make(distill, out)
+    assert made == make(distill, out)
+    for source, target, flags in (
+            (tmp_path / "none.jsonl", out, {}), (tmp_path / "x.txt", out, dict(fresh=True)),
+            (distill, distill, dict(fresh=True)), (distill, out, dict(seed=1)),
+            *[(distill, out, dict(flags, fresh=True)) for flags in (
                 dict(operations="typos,tipos"), dict(operations=""), dict(share=float("nan")))]):
         with pytest.raises(UserError):
-            make(source, tmp_path / out, **flags)
+            make(source, target, **flags)
     with pytest.raises(UserError, match="--evolved"):
-        grow(write(tmp_path / "e.jsonl"), tmp_path / "p.jsonl", share=1)
-    assert not (tmp_path / "p.jsonl").exists() and len(lines_of(distill)) == 400
-
-
-def test_the_same_seed_gives_the_same_file_and_another_seed_another(distill, tmp_path):
-    """A recipe that cannot be repeated."""
-    rows = make(distill, tmp_path / "a.jsonl")
-    assert rows == make(distill, tmp_path / "a.jsonl") == make(distill, tmp_path / "b.jsonl")
-    with pytest.raises(UserError, match="--fresh"):
-        make(distill, tmp_path / "a.jsonl", seed=1)
-    assert rows != make(distill, tmp_path / "a.jsonl", seed=1, fresh=True)
+        grow(write(tmp_path / "e.jsonl"), out, share=1)
+    assert lines_of(out) == made and distill.read_bytes() == before
+    assert make(distill, out, seed=1, fresh=True) != made
+    make(distill, out, operations=",".join(EVOLVE), fresh=True)  # code changes a story, not the teacher
+    assert not (tmp_path / "p.jsonl.evolve.jsonl").exists()
 
 
 # --- rewritten by the teacher ---------------------------------------------------------------------
@@ -507,17 +444,13 @@ def test_the_teacher_is_asked_to_rewrite_the_prompt_in_its_context(tmp_path):
     asked, path = asked_and_replied(tmp_path, *[f"Add {i} to {i}, please." for i in range(60)],
                                     seeds=seeds)
     assert {row["operation"] for row in asked} == set(EVOLVE) <= set(OPERATIONS)
-    for i, row in enumerate(asked):
-        *before, question = row["conversations"]
-        assert before == turns("Hello.", "Hi.") and question["role"] == "user"
-        assert question["content"] == EVOLVE[row["operation"]] + f"What is {i} plus {i}?"
+    for i, (new, row) in enumerate(zip(grow(path), asked, strict=True)):
+        task = EVOLVE[row["operation"]]
+        assert row["conversations"] == turns("Hello.", "Hi.", f"{task}What is {i} plus {i}?")
         assert row["label"] == "teacher" and row["source"] == str(i)
+        assert new == {**row, "conversations": turns("Hello.", "Hi.", f"Add {i} to {i}, please.")}
     kept = lines_of(tmp_path / "p.jsonl")
     assert {row["operation"] for row in kept} == {"none"} and len(kept) == 60
-    for i, (row, was) in enumerate(zip(grow(path), asked, strict=True)):
-        assert row["conversations"] == turns("Hello.", "Hi.", f"Add {i} to {i}, please.")
-        assert {k: v for k, v in row.items() if k != "conversations"} == {
-            k: was[k] for k in ("operation", "source", "label")}
 
 
 SEED = "What is the sum of 17 and 25?"
@@ -525,17 +458,14 @@ FAULTS = {
     "Which number do 17 and 25 make together?": None, "请问17加25等于多少？": None,
     "I am tall: 17 and 25 cm more than you. How tall?": None, "Sorted, what do 17 and 25 give?": None,
     "A prompt with 17 words and one of 25: both?": None,
-    "In the new version of the game 17 and 25 points count. What is the sum?": None,
-    "42": "empty", "...!": "empty", "I'm sorry, but I cannot do that.": "refusal",
-    "I can’t help with this.": "refusal", "**Sorry**, no.": "refusal",
+    "<think>Other words.</think>How much do 17 and 25 make?": None,
+    "42": "empty", "I can’t help with this.": "refusal", "**Sorry**, no.": "refusal",
     "As an AI language model, I have no numbers.": "refusal", "抱歉，我无法改写。": "refusal",
     "Rewritten prompt: What do 17 and 25 make?": "prompt leak", "**Prompt:** what?": "prompt leak",
     "Sure! What do 17 and 25 make?": "prompt leak", "改写后的提示：17加25？": "prompt leak",
     "Below the line stands a prompt that somebody wrote.": "prompt leak",
-    "==========\nWhat do 17 and 25 make?": "prompt leak",
-    SEED: "same as before", SEED.upper() + "!": "same as before", "word " * 1000: "too long",
+    SEED.upper() + "!": "same as before", "word " * 1000: "too long",
     "which NUMBER do 17 and 25 make together": "given twice",
-    "<think>Other words.</think>How much do 17 and 25 make?": None,
 }
 
 
@@ -559,30 +489,22 @@ def test_what_the_seed_says_itself_is_no_fault_of_the_reply():
     assert fault("word " * 1500, "a very long " * 500) is None
 
 
-@pytest.mark.parametrize("change", [
-    dict(operation="none"), dict(operation=["deeper"]), dict(operation=None),
-    dict(conversations=turns("Who?", "I.")), dict(conversations=turns("Who?"))], ids=str)
+@pytest.mark.parametrize("change", [dict(operation="none"), dict(operation=["deeper"]),
+                                    dict(conversations=turns("Who?", "I."))], ids=str)
 def test_rows_that_are_no_replies_are_refused(tmp_path, change):
     """Answers taken for prompts: --evolved with the traces, or with the file of all samples."""
     _, path = asked_and_replied(tmp_path, "How much?")
     write(path, {**lines_of(path)[0], **change})
     with pytest.raises(UserError, match="evolved.jsonl:1: "):
-        grow(path, tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()
+        grow(path)
 
 
 def test_rewriting_prompts_of_another_run_do_not_stay(tmp_path):
     """The replies to them would be of operations that this run never drew."""
     asked_and_replied(tmp_path, "How much?", "How much is it?")
-    flags = dict(share=1, operations="long")
+    evolve, flags = tmp_path / "p.jsonl.evolve.jsonl", dict(share=1, operations="long")
     with pytest.raises(UserError, match="--fresh"):
         make(tmp_path / "mine.jsonl", tmp_path / "p.jsonl", **flags)
-    assert (tmp_path / "p.jsonl.evolve.jsonl").exists()
+    assert evolve.exists()
     make(tmp_path / "mine.jsonl", tmp_path / "p.jsonl", fresh=True, **flags)
-    assert not (tmp_path / "p.jsonl.evolve.jsonl").exists()
-
-
-def test_a_story_is_never_sent_to_be_rewritten(many, distill, tmp_path):
-    """An answer that code can compute, given away."""
-    make(distill, tmp_path / "p.jsonl", operations=",".join(EVOLVE))
-    assert not (tmp_path / "p.jsonl.evolve.jsonl").exists()
+    assert not evolve.exists()
