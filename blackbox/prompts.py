@@ -27,21 +27,20 @@ free prompts: yours, in any format of dataset/formats.py, with an answer or with
 
 A row has its "operation" ("none": unchanged), its "source" (the seed's id, or FILE:LINE) and a
 "label". kept, changed: the last turn is the known answer, without steps. teacher: nobody knows the
-answer, and the last turn is the user's. More prompts of the same seeds: --share 1, another --seed.
+answer, and the last turn is the user's.
 
 "By the teacher" (Evol-Instruct: Xu et al. 2023; Self-Instruct: Wang et al. 2022) takes three
-commands. For an endpoint, add --base-url and --model to the second one:
+commands. The last one drops replies that are no prompts, and counts why. For an endpoint, add
+--base-url and --model to the second one. Different from the papers: one round, fixed tasks without
+examples, and rules judge a reply, not the teacher.
 
     python blackbox/prompts.py --input mine.jsonl --operations deeper,broader --out m.jsonl
     python blackbox/generate.py --input m.jsonl.evolve.jsonl --out evolved.jsonl
     python blackbox/prompts.py --evolved evolved.jsonl
 
-The last one drops replies that are no prompts, and counts why. Different from the papers: one
-round, fixed tasks without examples, and rules judge a reply, not the teacher.
-
 What dataset/suites.py tests stays unseen: no reserved sentence, name or object, at most 4
-operations, totals to 99. Rows of a suite, of val or of test are refused as seeds. But an operation
-that is used here is no surprise in the suite of its name.
+operations, totals to 99, no row of a suite, val or test as a seed. But an operation that is used
+here is no surprise in the suite of its name.
 """
 import json
 import random
@@ -145,13 +144,6 @@ def with_sentences(row, told, answer):
     return dict(conversations=[new["conversations"][0], reply], id=new["id"], lang=row["lang"])
 
 
-def retold(row, story, texts):
-    """The same numbers, each in the next of the texts."""
-    numbers = [*story["numbers"], 0]
-    told = [filled(story, *three) for three in zip(texts, kinds(story), numbers)]
-    return with_sentences(row, told, row["conversations"][1]["content"])
-
-
 def filled(story, text, kind, n):
     """The text with the name, the thing and the number n in its fields."""
     return text.format(**stories.fields(story["lang"], story["name"], story["thing"], kind, n))
@@ -160,13 +152,17 @@ def filled(story, text, kind, n):
 def paraphrase(rng, row, story):
     """Every sentence in words that the templates do not have."""
     wordings = TEXTS["WORDINGS"][story["lang"]]
-    return retold(row, story, [rng.choice(wordings[kind]) for kind in kinds(story)])
+    told = [filled(story, rng.choice(wordings[kind]), kind, n)
+            for kind, n in zip(kinds(story), [*story["numbers"], 0])]
+    return with_sentences(row, told, row["conversations"][1]["content"])
 
 
 def broader(rng, row, story):
     """The same numbers where nobody has things: passengers, points, liters, members."""
     topic = rng.choice(TEXTS["TOPICS"][story["lang"]])
-    return retold(row, story, [topic[kind] for kind in kinds(story)])
+    told = [filled(story, topic[kind], kind, n)
+            for kind, n in zip(kinds(story), [*story["numbers"], 0])]
+    return with_sentences(row, told, row["conversations"][1]["content"])
 
 
 def deeper(rng, row, story):
@@ -313,10 +309,10 @@ def from_seeds(cfg, report):
 
 def parse_reply(row):
     """A row that generate.py kept -> (row, earlier turns, the seed's text, the reply), or BadRow."""
-    *before, request, reply = parse_row(row)
-    task = EVOLVE.get(str(row.get("operation")))
-    if not task or not request.content.startswith(task):
+    turns, task = parse_row(row), EVOLVE.get(str(row.get("operation")))
+    if not task or not turns[-2].content.startswith(task):
         raise BadRow("no reply to a row of OUT.evolve.jsonl")
+    *before, request, reply = turns
     text = reply.content + (reply.answer or "")
     return row, [turn_row(turn) for turn in before], request.content.removeprefix(task), text
 
