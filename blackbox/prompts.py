@@ -257,7 +257,7 @@ def parse_seed(row):
 
 
 def change(rng, row, story, operations, seen, missed):
-    """(name, new row) after one operation, (name, None) if the teacher must do it, or ("none", row).
+    """(name, new row) after one operation, (name, None) if the teacher must do it, ("none", row).
 
     An operation that does not apply, or whose text was `seen`, is counted in `missed`.
     """
@@ -308,7 +308,7 @@ def from_seeds(cfg, report):
 # --- replies of the teacher become prompts --------------------------------------------------------
 
 def parse_reply(row):
-    """A row that generate.py kept -> (row, earlier turns, the seed's text, the reply), or BadRow."""
+    """A row that generate.py kept -> (row, earlier turns, seed's text, reply), or BadRow."""
     turns, task = parse_row(row), EVOLVE.get(str(row.get("operation")))
     if not task or not turns[-2].content.startswith(task):
         raise BadRow("no reply to a row of OUT.evolve.jsonl")

@@ -7,8 +7,8 @@
     unjudged    (--input OUT.all.jsonl) what the teacher answered, right or wrong
 
 Li et al. 2025 ("LLMs can easily learn to reason from demonstrations"): wrong answers cost a student
-little, shuffled steps cost much. Their student is a trained model and its steps are paragraphs. Here
-it starts from random weights, and a step is a line such as "3+19=22".
+little, shuffled steps cost much. Their student is a trained model and its steps are paragraphs.
+Here it starts from random weights, and a step is a line such as "3+19=22".
 """
 import random
 import sys
@@ -52,8 +52,8 @@ def wrong(rng, turn):
 
 
 def read_answer(row):
-    """A line of OUT.all.jsonl -> turns, whatever the verdict; [] for the header, a cut-off answer and
-    one without a thought."""
+    """A line of OUT.all.jsonl -> turns, whatever the verdict; [] for the header, a cut-off answer
+    and one without a thought."""
     if row.get("verdict") not in ("ok", "wrong answer", "unverified"):
         return []
     reply = dict(role="assistant", content=row["content"],
