@@ -331,9 +331,10 @@ def test_what_makes_no_sense_is_left_out_and_counted(distill, tmp_path, capsys):
 @pytest.mark.parametrize("operation", [format_trap, injection])
 def test_a_word_in_braces_is_text(operation):
     """A prompt about templates: what stands in braces would be replaced, or stop the script."""
-    seed = dict(conversations=turns("{n} {text} {json} {x} {}", ""), lang="en")
-    for i in range(50):
-        assert text(seed) in text(operation(random.Random(i), seed, dict(lang="en")))
+    for i in range(150):
+        seed = dict(conversations=turns(("{n} {x} {}", "{text}?", "{json}?")[i % 3], ""), lang="en")
+        new = text(operation(random.Random(i), seed, dict(lang="en")))
+        assert new.count(text(seed)) == 1
 
 
 # --- free prompts ---------------------------------------------------------------------------------
