@@ -1,33 +1,46 @@
-"""Prompts that cover more ground: seeds, and a share of them changed, each by one operation.
+"""Prompts that cover more ground: seeds, a share of them changed, each by one operation.
 
-    python blackbox/prompts.py            # out/data/prompts.jsonl, as many questions, CPU, about 2 s
+    python blackbox/prompts.py            # out/data/prompts.jsonl, as many prompts, CPU, about 2 s
     python blackbox/prompts.py --input mine.jsonl --operations typos,injection,long
 
 Last line: next: python blackbox/generate.py --input out/data/prompts.jsonl --out ...
 
-A student is as robust as the text that it has seen, and a teacher will answer any question. Seeds
-are the stories of the distill split, or your own prompts in any format of dataset/formats.py (of a
-conversation the last user turn is changed); they may lack an answer. blackbox/operations.py lists
-the operations. A row says its "operation" ("none": unchanged), its "source" (the seed's id, or
-FILE:LINE) and its "label": the answer is "kept", or "changed" in a known way, and the last turn
-gives it; or only the "teacher" can say, and the last turn is the user's. No row has worked steps:
-the teacher writes them. For more prompts of the same seeds: --share 1 and several --seed.
+A student is as robust as the text that it has seen. Seeds are the stories of the distill split, or
+free prompts: yours, in any format of dataset/formats.py, with an answer or without.
 
-Stories are changed by code. Of a free prompt, code can change the surface; the rest the teacher
-rewrites itself (Evol-Instruct: Xu et al. 2023; Self-Instruct: Wang et al. 2022), in three commands:
+    operation       the answer is  a story                                  a free prompt
+    typos, upper, no_punctuation:  kept, as in dataset/suites.py            the same
+    long            kept           after sentences that say nothing         the same, longer
+    format_trap     kept           in code, JSON, Markdown, HTML, tags      the same
+    injection       kept           with orders that somebody else gives     the same
+    empty           unknown        white space, or a mark                   the same
+    order           kept           the question first                       by the teacher
+    paraphrase      kept           in other sentences                       by the teacher
+    distractor      kept           one more sentence, with a number         by the teacher
+    broader         kept           the same numbers, another topic          by the teacher
+    other_language  kept           told in Chinese; Chinese in English      by the teacher
+    negation        changed        one operation is taken back              by the teacher
+    unit            changed        "how many grams?", "how many crates?"    by the teacher
+    boundary        changed        a start of 1 or 50 to 99, n = 0, n = all by the teacher
+    deeper          changed        one more operation                       by the teacher
+    invented        kept           English, with made-up names and things   none
+
+A row has its "operation" ("none": unchanged), its "source" (the seed's id, or FILE:LINE) and a
+"label". kept, changed: the last turn is the known answer, without steps. teacher: nobody knows the
+answer, and the last turn is the user's.
+
+"By the teacher" (Evol-Instruct: Xu et al. 2023; Self-Instruct: Wang et al. 2022) takes three
+commands. The last one drops replies that are no prompts, and counts why. For an endpoint, add
+--base-url and --model to the second one. Different from the papers: one round, fixed tasks without
+examples, and rules judge a reply, not the teacher.
 
     python blackbox/prompts.py --input mine.jsonl --operations deeper,broader --out m.jsonl
     python blackbox/generate.py --input m.jsonl.evolve.jsonl --out evolved.jsonl
     python blackbox/prompts.py --evolved evolved.jsonl
 
-The first writes the seeds to OUT and, to OUT.evolve.jsonl, prompts that ask for a rewriting. The
-last makes prompt rows of the replies (prompts-evolved.jsonl, label "teacher") and drops, with a
-count of each reason, what is no prompt: see `fault`. Different from the papers: one round (its
-output may be the next --input), fixed tasks and no examples, and rules that judge a reply where
-they ask the teacher again.
-
-Nothing that is reserved for the suites is used, and rows of a suite, of test or of val are refused
-as seeds; but an operation that is used here is no longer a surprise in the suite of its name.
+What dataset/suites.py tests stays unseen: no reserved sentence, name or object, at most 4
+operations, totals to 99, no row of a suite, val or test as a seed. But an operation that is used
+here is no surprise in the suite of its name.
 """
 import json
 import random
@@ -35,242 +48,344 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import (OUT, check, check_apart, check_ranges, fail, need_file, run, show,  # noqa: E402
-                 write_file)
-from dataset import stories, suites  # noqa: E402
-from dataset.formats import (BadRow, Turn, bad_lines_text, counted, is_text,  # noqa: E402
-                             json_lines, parse_response_text, read_documents, string, turn_row)
-from blackbox.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, is_story  # noqa: E402
-from blackbox.prompt_texts import EVOLVE, LEAK, REFUSAL  # noqa: E402
-from blackbox.questions import question_of  # noqa: E402
+from blackbox.questions import question_of
+from common import OUT, between, check, command, json_lines, run, show, write_file
+from dataset import stories, suites
+from dataset.formats import (BadRow, Turn, bad_lines_text, counted, is_text, parse_row,
+                             read_documents, turn_row)
+from dataset.stories import join, operands, running_totals, tell
+from dataset.suites import kinds, reworded, sentences, text_of
 
+with open(Path(__file__).parent / "texts" / "prompts.json", encoding="utf-8") as file:
+    TEXTS = json.load(file)  # its first entry says what the others are
+EVOLVE = {name: TEXTS["REWRITE"].replace("{task}", task) for name, task in TEXTS["TASKS"].items()}
+REAL = {word.lower() for items in (stories.NAMES["en"], stories.OBJECTS["en"])
+        for pair in items for word in pair}
+PATIENCE = 500  # draws until a question of the distill split (16 in 100) is given up
 LONGEST = 4_000  # characters of a rewritten prompt, or twice its seed
+# Code, LaTeX, links, tables: with a letter changed they are another prompt.
+FRAGILE = re.compile(r"[\\`{}<>|=@#_]|://|www\.")
+# A reply that is no prompt: it refuses, or speaks of the task.
+REFUSAL = re.compile(r"(?:i['’]?m|i am) (?:sorry|afraid|unable|not able)|sorry\b|unfortunately\b"
+                     r"|i (?:can['’]?t|cannot|won['’]t|will not|must decline)|as an? (?:ai|lang)"
+                     r"|很?抱歉|对不起|很遗憾|我(?:不能|无法|没有办法)|作为.{0,4}(?:AI|人工智能|语言模型)",
+                     re.I)
+LEAK = re.compile(r"^(?:sure|certainly|of course|okay)\b[,.!:]|^[#* ]*prompt\b[* ]*:|below the line"
+                  r"|\b(?:new|rewritten|revised|rephrased|evolved|given|original|old) prompt\b|={5}"
+                  r"|\b(?:rewritten|revised|rephrased|evolved) (?:question|version)\b"
+                  r"|(?:改写|重写|修改)后的|新的?(?:提示|问题)[:：]", re.I)
 
 
 @dataclass
 class Config:
     input: str = OUT / "data/stories/distill.jsonl"  # seeds: stories, or prompts in any format
-    out: str = ""            # prompt rows (out/data/prompts.jsonl; of --evolved: prompts-NAME)
+    out: str = ""            # prompts (out/data/prompts.jsonl; of --evolved NAME: prompts-NAME)
     operations: str = "typos,invented,no_punctuation,order"  # drawn evenly; commas between
-    share: float = 0.5       # of the questions that are changed (0.2 to 0.8)
+    share: float = 0.5       # of the prompts that are changed (0.2 to 0.8)
     evolved: str = ""        # replies to OUT.evolve.jsonl: make prompts of these, not of --input
     seed: int = 0            # of everything that is drawn
     skip_bad_lines: bool = False  # count bad lines of the input and go on
     fresh: bool = False      # replace what is there
 
 
-# --- seeds ----------------------------------------------------------------------------------------
+# --- operations: (rng, row, story) -> row, or None if it does not apply ---------------------------
+# row: a question and its reply. story: see parse_seed.
 
-@dataclass
-class Seed:
-    """A prompt to start from; `row` is the question and its reply alone, as the operations want."""
-    row: dict
-    story: dict      # what a story is drawn from; of a free prompt the language alone
-    before: list     # turns before the question, as rows
-    answered: bool   # the reply is a known answer
-    source: str      # the seed's id, or FILE:LINE
+def long(rng, row, story):
+    """Behind filler. A story still fits into 512 tokens, a free prompt becomes a few pages."""
+    length = rng.randint(300, 650) if "key" in story else rng.randint(3_000, 10_000)
+    told, gap = [], " " if "key" in story else "\n\n"
+    while sum(map(len, told)) < length:
+        told.append(rng.choice([s for s in TEXTS["FILLER"][story["lang"]] if s not in told[-3:]]))
+    return reworded(row, join(story["lang"], told) + gap + text_of(row))
 
+
+def format_trap(rng, row, story):
+    """Between marks that elsewhere begin or end an answer, a code block or a conversation."""
+    frame, text = rng.choice(TEXTS["FORMATS"]), text_of(row)
+    if "{json}" in frame:
+        return reworded(row, frame.replace("{json}", json.dumps(text, ensure_ascii=False)))
+    return reworded(row, frame.replace("{text}", text))
+
+
+def injection(rng, row, story):
+    """With somebody else's orders, which must not be followed."""
+    frame = rng.choice(TEXTS["INJECTIONS"][story["lang"]])
+    orders = frame.replace("{n}", str(rng.randint(2, 99)))
+    return reworded(row, orders.replace("{text}", text_of(row)))
+
+
+def invented_word(rng):
+    """Two or three syllables, such as "tiblin", that are no name or object of the stories."""
+    while True:
+        word = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") +
+                       rng.choice(["", "", "b", "l", "n", "r", "s"])
+                       for _ in range(rng.choice([2, 2, 3])))
+        if word not in REAL and word + "s" not in REAL:
+            return word
+
+
+def invented(rng, row, story):
+    """Zavo has 3 tiblins (Berko 1958 asked children about "wugs")."""
+    if story["lang"] == "en":
+        thing = invented_word(rng)
+        name = invented_word(rng).title(), rng.choice(["he", "she"])
+        return tell(**{**story, "name": name, "thing": (thing, thing + "s")})
+
+
+def with_sentences(row, told, answer):
+    """A row of sentences that are not of the templates: without skeleton and numbers."""
+    new = reworded(row, join(row["lang"], told))
+    reply = dict(role="assistant", content=str(answer))
+    return dict(conversations=[new["conversations"][0], reply], id=new["id"], lang=row["lang"])
+
+
+def filled(story, text, kind, n):
+    """The text with the name, the thing and the number n in its fields."""
+    return text.format(**stories.fields(story["lang"], story["name"], story["thing"], kind, n))
+
+
+def paraphrase(rng, row, story):
+    """Every sentence in words that the templates do not have."""
+    wordings = TEXTS["WORDINGS"][story["lang"]]
+    told = [filled(story, rng.choice(wordings[kind]), kind, n)
+            for kind, n in zip(kinds(story), [*story["numbers"], 0])]
+    return with_sentences(row, told, row["conversations"][1]["content"])
+
+
+def broader(rng, row, story):
+    """The same numbers where nobody has things: passengers, points, liters, members."""
+    topic = rng.choice(TEXTS["TOPICS"][story["lang"]])
+    told = [filled(story, topic[kind], kind, n)
+            for kind, n in zip(kinds(story), [*story["numbers"], 0])]
+    return with_sentences(row, told, row["conversations"][1]["content"])
+
+
+def deeper(rng, row, story):
+    """One more operation at the end, if there are at most three."""
+    for _ in range(PATIENCE if row["ops"] < stories.LONGEST_TRAINED else 0):
+        new = suites.longer(rng, row, story, row["ops"] + 1)
+        if stories.split_of(new) == "distill":  # no test question under another name
+            return new
+
+
+def boundary(rng, row, story):
+    """The same sentences with numbers of which one is at an edge."""
+    for _ in range(PATIENCE):
+        if numbers := edge_numbers(rng, kinds(story)[1:-1]):
+            new = tell(**{**story, "numbers": numbers})
+            if "are 1 " not in text_of(new) and stories.split_of(new) == "distill":
+                return new  # and not "There are 1 pear"
+
+
+def edge_numbers(rng, ops):
+    """A start of 1 or of 50 to 99, or one number 0, or one as large as the total; or None."""
+    edge, place = rng.choice(["zero", "one", "equal", "huge"]), rng.randrange(len(ops))
+    numbers = [rng.randint(*{"one": (1, 1), "huge": (50, 99)}.get(edge, (2, 20)))]
+    for i, op in enumerate(ops):
+        total = running_totals(ops[:i], numbers)[-1]
+        choices = operands(op, total, large=False)
+        if i == place and edge in ("zero", "equal"):
+            n = 0 if edge == "zero" else total
+            choices = [n] if op in ("add", "sub") and n <= 20 else []
+        if not choices:
+            return None
+        numbers.append(rng.choice(choices))
+    return numbers
+
+
+def negation(rng, row, story):
+    """One operation is told and taken back; the others must still give whole numbers to 99."""
+    *told, question = sentences(row)
+    ops, (start, *numbers) = kinds(story)[1:-1], story["numbers"]
+    for i in rng.sample(range(len(ops)), len(ops)):
+        left, kept = ops[:i] + ops[i + 1:], numbers[:i] + numbers[i + 1:]
+        totals = running_totals(left, [start, *kept])
+        if all(n in operands(op, total, large=False) for op, total, n in zip(left, totals, kept)):
+            told.insert(i + 2, rng.choice(TEXTS["TAKEN_BACK"][story["lang"]]))
+            return with_sentences(row, [*told, question], totals[-1])
+
+
+def unit(rng, row, story):
+    """The question asks for grams or crates: one more operation, if there are at most three."""
+    total = running_totals(kinds(story)[1:-1], story["numbers"])[-1]
+    fitting = [(op, n) for op in ("mul", "div") for n in operands(op, total, large=False)]
+    if fitting and row["ops"] < stories.LONGEST_TRAINED:
+        op, n = rng.choice(fitting)
+        question = filled(story, rng.choice(TEXTS["UNITS"][story["lang"]][op]), op, n)
+        answer = running_totals([op], [total, n])[-1]
+        return with_sentences(row, [*sentences(row)[:-1], question], answer)
+
+
+OF_LETTERS = dict(typos=suites.typos, no_punctuation=suites.no_punctuation, upper=suites.upper)
+OF_ANY_PROMPT = dict(OF_LETTERS, long=long, format_trap=format_trap, injection=injection,
+                     empty=lambda rng, row, story: reworded(row, rng.choice(TEXTS["EMPTY"])))
+OPERATIONS = dict(OF_ANY_PROMPT, invented=invented, order=suites.order, paraphrase=paraphrase,
+                  distractor=partial(suites.distractor, texts=TEXTS["ASIDES"]), broader=broader,
+                  other_language=partial(suites.other_language, split="distill"),
+                  negation=negation, unit=unit, boundary=boundary, deeper=deeper)
+LABEL = dict.fromkeys(["none", *OPERATIONS], "kept") | dict.fromkeys(
+    ["negation", "unit", "boundary", "deeper"], "changed") | dict(empty="teacher")
+
+
+# --- seeds become prompts -------------------------------------------------------------------------
 
 def parse_seed(row):
-    """A row, with an answer or without -> (row, turns, known answer); BadRow where nobody may ask
-    that."""
-    turns, answer = question_of(row)
-    if "suite" in row or {"skeleton", "numbers"} <= row.keys() and (
+    """A row of any format -> (row, story, earlier turns, known answer or None); or BadRow.
+
+    The new row is the question and its reply. story is what `tell` makes it of; of a free prompt
+    it has only the language.
+    """
+    (*before, question), answer = question_of(row)
+    if row.get("suite") or row.get("skeleton") and row.get("numbers") and (
             row.get("ops") in (5, 6) or stories.split_of(row) in ("val", "test")):
-        raise BadRow("a question that is kept for the evaluation", expected="no row of val.jsonl, "
-                     "test.jsonl or a suite: nobody may train on these")
-    return row, turns, answer
-
-
-def story_of(row):
-    """What a row of dataset/stories.py is drawn from, or None."""
+        raise BadRow("a question of val.jsonl, test.jsonl or a suite, which nobody may train on")
     try:
-        return suites.drawn(row)
+        if story := suites.drawn(row):
+            return row, story, [], answer
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
-        return None
+        pass  # it only looks like a story
+    chinese = len(re.findall("[\u4e00-\u9fff]", question.content))
+    lang = "zh" if chinese > len(re.findall("[A-Za-z]+", question.content)) else "en"
+    reply = turn_row(Turn("assistant", "", None, answer or ""))
+    row = dict(conversations=[turn_row(question), reply], id=row.get("id"), lang=lang)
+    return row, dict(lang=lang, name=("",)), [turn_row(turn) for turn in before], answer
 
 
-def language(text):
-    """"zh" where a text has more Chinese characters than Latin words, else "en"."""
-    zh, en = (len(re.findall(some, text)) for some in ("[\u4e00-\u9fff]", "[A-Za-z]+"))
-    return "zh" if zh > en else "en"
+def change(rng, row, story, operations, seen, missed):
+    """(name, new row) after one operation, (name, None) if the teacher must do it, ("none", row).
+
+    An operation that does not apply, or whose text was `seen`, is counted in `missed`.
+    """
+    text = text_of(row)
+    for name in rng.sample(operations, len(operations)):
+        if name in EVOLVE and "key" not in story:
+            return name, None
+        applies = "key" in story or name in OF_ANY_PROMPT and not (
+            name in OF_LETTERS and FRAGILE.search(text))
+        new = OPERATIONS[name](rng, row, story) if applies else None
+        if new and text_of(new) != text and text_of(new) not in seen:
+            seen.add(text_of(new))
+            return name, new
+        missed[name] += 1
+    return "none", row
 
 
-def read_seeds(cfg, report):
-    """Yield every seed of --input; UserError for a bad line, or it is counted in `report`."""
+def from_seeds(cfg, report):
+    """--input -> rows for OUT, rows for OUT.evolve.jsonl, a Counter of what did not apply."""
+    operations = cfg.operations.split(",")
+    check(set(operations) <= set(OPERATIONS),
+          f"--operations {cfg.operations}: must be some of {','.join(OPERATIONS)}")
+    between(cfg, 0, 1, "share")
+    rng, seen, missed, rows, requests = random.Random(cfg.seed), set(), Counter(), [], []
     for number, found in read_documents(cfg.input, cfg.skip_bad_lines, report, parse=parse_seed):
-        row, (*before, asked), answer = found
-        name = row.get("id")
-        source = str(name) if isinstance(name, (str, int)) else f"{Path(cfg.input).name}:{number}"
-        if story := story_of(row):
-            yield Seed(row, story, [], True, source)
-            continue
-        reply = turn_row(Turn("assistant", "", None, answer or ""))
-        story = dict(lang=language(asked.content), name=("",))
-        row = dict(conversations=[turn_row(asked), reply], id=source, lang=story["lang"])
-        yield Seed(row, story, list(map(turn_row, before)), bool(answer), source)
+        row, story, before, answer = found
+        if not isinstance(row["id"], (str, int)):
+            row["id"] = f"{Path(cfg.input).name}:{number}"
+        source = row["id"] = str(row["id"])
+        name, new = "none", row
+        if rng.random() < cfg.share:
+            name, new = change(rng, row, story, operations, seen, missed)
+        if not new:
+            request = dict(role="user", content=EVOLVE[name] + text_of(row))
+            requests.append(dict(conversations=[*before, request], operation=name, source=source,
+                                 label="teacher"))
+            name, new = "none", row
+        label = LABEL[name] if answer else "teacher"
+        question, reply = new["conversations"]
+        turns = [*before, question]
+        if label != "teacher":
+            turns.append(dict(role="assistant", content=reply["content"]))  # without steps
+        rows.append({**new, "conversations": turns, "operation": name, "source": source,
+                     "label": label})
+    return rows, requests, missed
 
 
-# --- prompts --------------------------------------------------------------------------------------
-
-def prompt_row(seed, new, operation):
-    """The row of a seed after an operation (or "none"), which made `new`."""
-    question, reply = new["conversations"]
-    label = LABEL[operation] if seed.answered else "teacher"
-    turns = [*seed.before, question]
-    if label != "teacher":
-        turns.append(dict(role="assistant", content=reply["content"]))  # no worked steps
-    return {**new, "conversations": turns, "operation": operation, "source": seed.source,
-            "label": label}
-
-
-def changed(rng, seed, operations, share, said, missed):
-    """A seed's row for OUT, with chance `share` after one operation, and its row for
-    OUT.evolve.jsonl or None. An operation that does not apply, or says what was `said`, is counted
-    in `missed`, and another one takes its place."""
-    plain = prompt_row(seed, seed.row, "none")
-    if rng.random() < share:
-        for name in rng.sample(operations, len(operations)):
-            text = suites.text_of(seed.row)
-            if name in EVOLVE and not is_story(seed.story):
-                asked = dict(role="user", content=EVOLVE[name] + text)
-                return plain, dict(conversations=[*seed.before, asked], operation=name,
-                                   source=seed.source, label="teacher")
-            applies = is_story(seed.story) or name in OF_ANY_PROMPT
-            new = OPERATIONS[name](rng, seed.row, seed.story) if applies else None
-            if new and suites.text_of(new) != text and suites.text_of(new) not in said:
-                said.add(suites.text_of(new))
-                return prompt_row(seed, new, name), None
-            missed[name] += 1
-    return plain, None
-
-
-# --- what the teacher has rewritten ---------------------------------------------------------------
+# --- replies of the teacher become prompts --------------------------------------------------------
 
 def parse_reply(row):
-    """A row that generate.py kept -> (row, turns before, the seed's text, reply or None)."""
-    try:
-        *told, reply = row["conversations"]
-        before, asked, task = told[:-1], told[-1]["content"], EVOLVE[row["operation"]]
-        ours = reply["role"] == "assistant" and asked.startswith(task)
-        question_of(dict(conversations=told))
-    except (TypeError, LookupError, AttributeError, ValueError):
-        ours = False
-    if not ours:
-        raise BadRow("no reply to a row of OUT.evolve.jsonl", expected="what generate.py keeps")
-    try:
-        turn = parse_response_text(string(reply, "content"))
-        return row, before, asked.removeprefix(task), turn.content + (turn.answer or "")
-    except BadRow:  # a thought without an end
-        return row, before, asked.removeprefix(task), None
-
-
-def fault(reply, seed):
-    """Why a reply is no prompt, or None: nothing in it, a refusal, words about the task, the seed
-    again, too long. What the seed says itself is no fault."""
-    if reply is None:
-        return "broken tags"
-    if not re.search(r"[^\W\d_]", reply):
-        return "empty"
-    if len(reply) > max(LONGEST, 2 * len(seed)):
-        return "too long"
-    if REFUSAL.match(reply.lstrip("\"'* ")) and not REFUSAL.match(seed):
-        return "refusal"
-    leak = LEAK.search(reply)
-    if leak and leak[0].lower() not in seed.lower():
-        return "prompt leak"
-    return "same as before" if letters(reply) == letters(seed) else None
+    """A row that generate.py kept -> (row, earlier turns, seed's text, reply), or BadRow."""
+    turns, task = parse_row(row), EVOLVE.get(str(row.get("operation")))
+    if not task or not turns[-2].content.startswith(task):
+        raise BadRow("no reply to a row of OUT.evolve.jsonl")
+    *before, request, reply = turns
+    text = reply.content + (reply.answer or "")
+    return row, [turn_row(turn) for turn in before], request.content.removeprefix(task), text
 
 
 def letters(text):
-    """What is left of a text without case, spaces and marks."""
+    """The text without case, spaces and marks."""
     return re.sub(r"[\W_]+", "", text.casefold())
 
 
-def read_replies(cfg, report, dropped):
-    """Yield a prompt row for each reply that is a prompt; count the others in `dropped`."""
-    said = set()
+def fault(reply, seed, seen=()):
+    """Why a reply is no prompt, or None. What the seed says itself is no fault."""
+    leak = LEAK.search(reply)
+    faults = {
+        "empty": not re.search(r"[^\W\d_]", reply),
+        "too long": len(reply) > max(LONGEST, 2 * len(seed)),
+        "refusal": REFUSAL.match(reply.lstrip("\"'* ")) and not REFUSAL.match(seed),
+        "prompt leak": leak and leak[0].lower() not in seed.lower(),
+        "same as before": letters(reply) == letters(seed),
+        "given twice": letters(reply) in seen}
+    return next((reason for reason, found in faults.items() if found), None)
+
+
+def from_replies(cfg, report):
+    """--evolved -> rows for OUT, no rows for OUT.evolve.jsonl, a Counter of dropped replies."""
+    rows, seen, dropped = [], set(), Counter()
     for number, found in read_documents(cfg.evolved, cfg.skip_bad_lines, report, parse=parse_reply):
         row, before, seed, reply = found
-        reason = fault(reply, seed) or ("said before" if letters(reply) in said else None)
-        if reason:
+        if reason := fault(reply, seed, seen):
             dropped[reason] += 1
             continue
-        said.add(letters(reply))
+        seen.add(letters(reply))
         source = row.get("source") or f"{Path(cfg.evolved).name}:{number}"
-        yield dict(conversations=[*before, dict(role="user", content=reply.strip())],
-                   operation=row["operation"], source=source, label="teacher")
+        rows.append(dict(conversations=[*before, dict(role="user", content=reply.strip())],
+                         operation=row["operation"], source=source, label="teacher"))
+    return rows, [], dropped
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-def write(files, fresh):
-    """{path: rows} -> files, those without rows not there; UserError, before any is written, where
-    one is there and was made otherwise."""
-    for path, rows in files.items():
-        files[path] = data = json_lines(rows).encode(errors="replace")  # an id of half a letter
-        if path.exists() and path.read_bytes() != data and not fresh:
-            fail(f"{show(path)} is there, made otherwise", fix="choose another --out, or --fresh")
+def main(cfg):
+    """Change a share of the seeds, or make prompts of the teacher's replies."""
+    check(not cfg.evolved or not cfg.given & {"input", "operations", "share", "seed"},
+          "--evolved: leave --input, --operations, --share and --seed out")
+    source = Path(cfg.evolved or cfg.input)
+    out = source.with_name("prompts-" + source.name) if cfg.evolved else OUT / "data/prompts.jsonl"
+    out, report = Path(cfg.out or out), {}
+    evolve = out.with_name(out.name + ".evolve.jsonl")
+    check(source.resolve() not in (out.resolve(), evolve.resolve()), "--out must not be the input")
+    check(not is_text(source), f"{show(source)} is plain text; prompts are rows of a .jsonl file")
+    rows, requests, dropped = (from_replies if cfg.evolved else from_seeds)(cfg, report)
+    if report:
+        print(f"left out: {bad_lines_text(report)}")
+    if dropped:
+        print(f"{'dropped' if cfg.evolved else 'did not apply'}: {counted(dropped)}")
+    check(rows, f"{show(source)} gives no prompt")
+    files = {path: json_lines(some).encode(errors="replace")  # an id may have half a letter
+             for path, some in ((out, rows), (evolve, requests))}
+    for path, data in files.items():
+        check(cfg.fresh or not path.exists() or path.read_bytes() == data,
+              f"{show(path)} is there with other rows; choose another --out, or --fresh")
     for path, data in files.items():
         if data:
             write_file(path, data)
         else:
-            path.unlink(missing_ok=True)
-
-
-def from_seeds(cfg, report):
-    """The rows of --input for OUT and for OUT.evolve.jsonl, and which operations did not apply."""
-    operations = cfg.operations.split(",")
-    unknown = [name for name in operations if name not in OPERATIONS]
-    check(not unknown, "--operations", cfg.operations, "some of " + ",".join(OPERATIONS))
-    check_ranges(cfg, share=(0, 1))
-    need_file(cfg.input, "python dataset/stories.py")
-    rng, said, missed = random.Random(cfg.seed), set(), Counter()
-    made = [changed(rng, seed, operations, cfg.share, said, missed)
-            for seed in read_seeds(cfg, report)]
-    return [row for row, _ in made], [row for _, row in made if row], missed
-
-
-def from_replies(cfg, report):
-    """The rows of --evolved for OUT, none for OUT.evolve.jsonl, and why replies were dropped."""
-    need_file(cfg.evolved, "python blackbox/generate.py --input OUT.evolve.jsonl")
-    dropped = Counter()
-    return list(read_replies(cfg, report, dropped)), [], dropped
-
-
-def main(cfg):
-    """Change a share of the seeds, write all of them; or make prompts of the teacher's replies."""
-    read = Path(cfg.evolved or cfg.input)
-    out = read.with_name("prompts-" + read.name) if cfg.evolved else OUT / "data/prompts.jsonl"
-    out = Path(cfg.out) if cfg.out else out
-    evolve, report = out.with_name(out.name + ".evolve.jsonl"), {}
-    for path in (out, evolve):
-        check_apart("--out", path, read)
-    check(not is_text(read), "--evolved" if cfg.evolved else "--input", show(read),
-          "prompts, one JSON object a line: see dataset/formats.py")
-    rows, asked, missed = (from_replies if cfg.evolved else from_seeds)(cfg, report)
-    if report:
-        print(f"left out: {bad_lines_text(report)}")
-    if missed:
-        print(f"{'dropped' if cfg.evolved else 'did not apply'}: {counted(missed)}")
-    if not rows:
-        fail(f"{show(read)} gives no prompt", fix="another file: see dataset/formats.py")
-    write({out: rows, evolve: asked}, cfg.fresh)
-    distinct = {json.dumps([t for t in row["conversations"] if t["role"] != "assistant"])
-                for row in rows}
-    print(f"{counted(Counter(row['operation'] for row in rows))}\n"
-          f"label: {counted(Counter(row['label'] for row in rows))}\n"
-          f"{show(out)}: {len(rows):,} questions, {len(distinct):,} of them distinct")
-    if asked:
+            path.unlink(missing_ok=True)  # requests of another run
+    for key in ("operation", "label"):
+        print(f"{key}: {counted(Counter(row[key] for row in rows))}")
+    print(f"{show(out)}: {len(rows):,} prompts")
+    if requests:
         evolved = show(out.with_name("evolved-" + out.name))
-        print(f"{show(evolve)}: {len(asked):,} for the teacher to rewrite: python "
-              f"blackbox/generate.py --input {show(evolve)} --out {evolved}, then python "
-              f"blackbox/prompts.py --evolved {evolved}")
-    print(f"next: python blackbox/generate.py --input {show(out)} "
-          f"--out {show(out.with_name('traces-' + out.name))}")
+        print(f"{show(evolve)}: {len(requests):,} prompts for the teacher to rewrite:",
+              command("blackbox/generate.py", input=evolve, out=evolved),
+              command("blackbox/prompts.py", evolved=evolved), sep="\n    ")
+    traces = show(out.with_name("traces-" + out.name))
+    print("next:", command("blackbox/generate.py", input=out, out=traces))
 
 
 if __name__ == "__main__":

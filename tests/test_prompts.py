@@ -1,4 +1,4 @@
-"""Claims about blackbox/prompts.py, operations.py: other words, a known answer, nothing reserved."""
+"""Claims about blackbox/prompts.py: other words, a known answer, nothing reserved."""
 import hashlib
 import json
 import random
@@ -7,19 +7,18 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from cli import UserError
-from blackbox import operations
+from blackbox import prompts
+from blackbox.prompts import (EVOLVE, LABEL, OF_ANY_PROMPT, OPERATIONS, TEXTS, Config, fault,
+                              format_trap, injection, invented_word, main)
+from common import UserError
 from dataset import stories, suites
-from dataset.formats import read_documents
-from blackbox.operations import LABEL, OF_ANY_PROMPT, OPERATIONS, invented_word
-from blackbox.prompt_texts import ASIDES, EVOLVE, TAKEN_BACK, UNITS
-from blackbox.prompts import Config, fault, main
-from dataset.story_texts import DISTRACTORS, NAMES, OBJECTS, TEMPLATES
+from dataset.formats import parse_row
+from dataset.stories import NAMES, OBJECTS, TEMPLATES
+from dataset.suites import DISTRACTORS, kind_of
 from dataset.verify import same_answer
 
 DEFAULT = Config().operations
 OF_STORIES = [name for name in OPERATIONS if name not in OF_ANY_PROMPT]
-WRAPPED = ("long", "format_trap", "injection")  # the seed stands in it, letter by letter
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +33,30 @@ def distill(tmp_path_factory):
 def many(tmp_path_factory):
     """Thousands of rows of every operation: ({operation: rows}, {id: seed})."""
     out = tmp_path_factory.mktemp("many")
-    stories.main(stories.Config(train=10, val=10, test=10, distill=4000, lang="both", out=str(out)))
-    rows = make(out / "distill.jsonl", out / "p.jsonl", share=1, operations=",".join(OPERATIONS))
-    seeds = {row["id"]: row for row in lines_of(out / "distill.jsonl")}
+    stories.main(stories.Config(train=1, val=1, test=1, distill=4000, lang="both", out=str(out)))
+    seeds = lines_of(out / "distill.jsonl")
     found = defaultdict(list)
-    for row in rows:
+    for row in make(out / "distill.jsonl", out / "p.jsonl", share=1, operations=",".join(OPERATIONS)):
         found[row["operation"]].append(row)
-    return found, seeds
+    return found, {row["id"]: row for row in seeds}
 
 
 def lines_of(path):
+    """The rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def make(source, out, **flags):
     main(Config(**{"input": str(source), "out": str(out), "share": 0.8, **flags}))
     return lines_of(out)
+
+
+def grow(path, out="", **flags):
+    """prompts.py --evolved PATH."""
+    cfg = Config(evolved=str(path), out=str(out), **flags)
+    cfg.given = {"evolved", "out", *flags}
+    main(cfg)
+    return lines_of(out or path.with_name("prompts-" + path.name))
 
 
 def write(path, *rows):
@@ -137,63 +144,42 @@ def test_the_text_alone_gives_the_answer(many, operation, distill, tmp_path):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_does_to_the_answer_what_its_label_says(many, operation):
-    """"kept" where the question is another one, or an answer where nobody knows it."""
-    found, seeds = many
-    for row in found[operation]:
+    """"kept" where the question is another one, or a surface that swallows a digit."""
+    found, seeds = many[0][operation], many[1]
+    for row in found:
         seed = seeds[row["source"]]
         assert row["label"] == LABEL[operation] and text(row) != text(seed)
         roles = [turn["role"] for turn in row["conversations"]]
         assert roles == ["user", "assistant"][:1 if row["label"] == "teacher" else 2]
-        assert all(set(turn) == {"role", "content"} for turn in row["conversations"]), "steps"
         if row["label"] == "kept":
             assert answer(row) == answer(seed)
+        if operation in ("long", "format_trap", "injection"):
+            assert text(seed) in text(row) or json.dumps(text(seed), ensure_ascii=False) in text(row)
+        elif operation in ("order", "typos", "upper", "no_punctuation"):
+            assert Counter(re.findall(r"\d+", text(row))) == Counter(re.findall(r"\d+", text(seed)))
     if LABEL[operation] == "changed":
-        other = sum(answer(row) != answer(seeds[row["source"]]) for row in found[operation])
-        assert other > 0.7 * len(found[operation])
-    assert len(found[operation]) > (5 if operation == "empty" else 80)
-
-
-@pytest.mark.parametrize("operation", [name for name in OPERATIONS if LABEL[name] == "kept"])
-def test_what_keeps_the_answer_keeps_the_numbers(many, operation):
-    """A surface that swallows a digit: the answer is kept and no longer right."""
-    found, seeds = many
-    for row in found[operation]:
-        seed = seeds[row["source"]]
-        whole = text(seed)
-        if operation in WRAPPED:
-            assert whole in text(row) or json.dumps(whole, ensure_ascii=False) in text(row)
-        elif operation in OF_ANY_PROMPT or operation == "order":
-            assert Counter(re.findall(r"\d+", text(row))) == Counter(re.findall(r"\d+", whole))
-
-
-def test_every_prompt_is_another_one(many):
-    """A thousand prompts that are ten: the teacher is paid for the same answer again."""
-    found, _ = many
-    rows = [row for rows in found.values() for row in rows]
-    assert len({text(row) for row in rows}) == len(rows) == 4000
-    for operation in ("paraphrase", "broader", "negation", "unit", "format_trap", "injection"):
-        shapes = {re.sub(r"\d+", "0", text(row)) for row in found[operation]}
-        assert len(shapes) > 0.6 * len(found[operation]), operation
+        assert sum(answer(row) != answer(seeds[row["source"]]) for row in found) > 0.7 * len(found)
+    assert len(found) > (5 if operation == "empty" else 80)
+    assert len({text(row) for row in found}) == len(found), "the teacher is paid for one answer twice"
 
 
 # --- nothing that is reserved ---------------------------------------------------------------------
 
-def words(lang, text):
+def words(lang, *texts):
     """English words; of Chinese, which has no spaces, the pairs of characters."""
-    text = re.sub(r"\{\w+\}", " ", text).lower()
+    text = re.sub(r"\{\w+\}", " ", " ".join(texts)).lower()
     if lang == "en":
         return set(re.findall("[a-z]+", text))
     return {a + b for part in re.findall("[\u4e00-\u9fff]+", text) for a, b in zip(part, part[1:])}
 
 
 def reserved_words(lang):
-    """What stands in reserved templates, names and objects alone."""
+    """What occurs only in reserved templates, names and objects."""
     found = {True: set(), False: set()}
     for items in (*TEMPLATES[lang].values(), NAMES[lang], OBJECTS[lang]):
         for reserved in (True, False):
-            for i in stories.pool(items, reserved):
-                found[reserved] |= words(lang, items[i] if isinstance(items[i], str)
-                                         else " ".join(items[i]))
+            for item in [items[i] for i in stories.pool(items, reserved)]:
+                found[reserved] |= words(lang, *([item] if isinstance(item, str) else item))
     return found[True] - found[False] - {"on", "that", "their", "was", "me"}  # no style of its own
 
 
@@ -210,16 +196,16 @@ def test_no_prompt_has_a_word_that_the_suites_keep_for_themselves(many):
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_our_sentences_that_do_not_matter_are_not_those_of_the_suite(lang):
     """A suite of distractors that were in the training data, each with other numbers."""
-    usual = {word for block in TEMPLATES[lang].values() for line in block
-             for word in words(lang, line)}
-    theirs = {word for line in DISTRACTORS[lang] for word in words(lang, line)} - usual
-    ours = {word for block in (ASIDES[lang], *UNITS[lang].values(), TAKEN_BACK[lang])
-            for line in block for word in words(lang, line)}
+    usual = words(lang, *sum(map(list, TEMPLATES[lang].values()), []))
+    theirs = words(lang, *DISTRACTORS[lang]) - usual
+    ours = words(lang, *TEXTS["ASIDES"][lang], *TEXTS["TAKEN_BACK"][lang],
+                 *sum(TEXTS["UNITS"][lang].values(), []))
     assert len(theirs) > 10 and not theirs & ours - {"for", "is", "it", "to", "s"}
 
 
-def test_no_prompt_is_as_long_or_as_large_as_those_of_the_suites(many):
-    """Chains of 5 and numbers of three digits are surprises in the suites alone."""
+def test_no_prompt_is_as_large_as_the_suites_or_of_another_split(many):
+    """Chains of 5 and numbers of three digits are surprises of the suites; a test question under
+    another name has been trained on."""
     for operation, rows in many[0].items():
         for row in rows:
             assert all(int(n) <= 99 for n in re.findall(r"\d+", text(row))), text(row)
@@ -227,21 +213,13 @@ def test_no_prompt_is_as_long_or_as_large_as_those_of_the_suites(many):
                 assert 0 <= int(answer(row)) <= 99
             if operation in OF_STORIES and operation != "order":
                 assert solved(row)[1] <= 4
-            if "numbers" in row:
-                ops = [suites.kind_of(template) for template in row["skeleton"].split()[2:-1]]
+            if "skeleton" in row:
+                ops = [kind_of(template) for template in row["skeleton"].split()[2:-1]]
                 totals = stories.running_totals(ops, row["numbers"])
                 assert max(totals) <= 99 and max(row["numbers"][1:]) <= 20
-                assert row["ops"] == len(ops) <= 4
-
-
-def test_a_problem_that_is_told_anew_is_of_the_distill_split(many):
-    """A test question under another name: what reports has been trained on."""
-    for operation, rows in many[0].items():
-        for row in rows:
-            if "skeleton" in row:
-                assert stories.split_of(row) == "distill", operation
-    assert all("skeleton" in row for name in ("deeper", "boundary", "other_language")
-               for row in many[0][name])
+                assert row["ops"] == len(ops) <= 4 and stories.split_of(row) == "distill", operation
+    for operation in ("deeper", "boundary", "other_language"):
+        assert all("skeleton" in row for row in many[0][operation])
 
 
 @pytest.mark.parametrize("split", ["val", "test", "large", "hostile"])
@@ -252,7 +230,7 @@ def test_what_the_evaluation_asks_is_no_seed(distill, tmp_path, split):
         suites.main(suites.Config(problems=10, data=str(distill.with_name("test.jsonl")),
                                   out=str(tmp_path / "suites")))
         path = tmp_path / "suites" / f"{split}.jsonl"
-    with pytest.raises(UserError, match=f"{split}.jsonl:1: a question that is kept"):
+    with pytest.raises(UserError, match=f"{split}.jsonl:1: "):
         make(path, tmp_path / "p.jsonl")
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_bytes(path.read_bytes() + distill.read_bytes())
@@ -266,45 +244,36 @@ def test_the_operations_of_the_published_rows_do_what_they_did(distill, tmp_path
     for flags, digest in (
             (dict(share=0.5), "2aa7963f5f276784ef5b943c4f5e6033d1226018aeb22064f0cc446cda8b7818"),
             (dict(share=0.8, seed=3, operations=DEFAULT + ",upper"),
-             "f4cf06aaaef0432bd3620317e6f99abc298336b1e81bc867d6c97e028191a323")):
+             "f4cf06aaaef0432bd3620317e6f99abc298336b1e81bc867d6c97e028191a323"),
+            (dict(share=1, operations=",".join(sorted(OPERATIONS))),
+             "668aa9e29e237d837e94e4fb96bc15f7fd6d35d0cec756d209ef3a932e1cb436")):
         rows = make(distill, tmp_path / "p.jsonl", fresh=True, **flags)
         kept = [[row["id"], row["operation"], row["conversations"]] for row in rows]
         assert hashlib.sha256(json.dumps(kept, ensure_ascii=False).encode()).hexdigest() == digest
 
 
 def test_every_question_is_there_once_with_its_answer_and_no_steps(distill, tmp_path):
-    """A lost question, a changed answer, or worked steps that nobody may train on."""
-    before = lines_of(distill)
-    rows = make(distill, tmp_path / "p.jsonl", operations=DEFAULT + ",upper")
-    assert [row["source"] for row in rows] == [row["id"] for row in before]
-    for new, old in zip(rows, before):
-        assert new["conversations"][1] == old["conversations"][1] and new["label"] == "kept"
-        assert (text(new) == text(old)) == (new["operation"] == "none")
-    steps = distill.with_name("train.jsonl")  # whose rows have worked steps
-    for row in make(steps, tmp_path / "t.jsonl", operations=",".join(OPERATIONS)):
-        assert all("reasoning_content" not in turn for turn in row["conversations"])
-
-
-def test_the_share_is_the_share(distill, tmp_path):
-    """All changed: the student forgets clean text; none: a dead knob."""
-    for share, low, high in ((0, 0, 0), (0.5, 160, 240), (1, 400, 400)):
-        rows = make(distill, tmp_path / f"{share}.jsonl", share=share)
+    """A lost question, a changed answer, steps that nobody may train on; a share that is a dead knob."""
+    for source, share, low, high in ((distill, 0, 0, 0), (distill, 0.5, 160, 240), (distill, 1, 400, 400),
+                                     (distill.with_name("train.jsonl"), 1, 10, 10)):  # it has steps
+        rows = make(source, tmp_path / "p.jsonl", share=share, operations=DEFAULT + ",upper,paraphrase",
+                    fresh=True)
+        for new, old in zip(rows, lines_of(source), strict=True):
+            assert new["source"] == old["id"] and new["label"] == "kept" and answer(new) == answer(old)
+            assert (text(new) == text(old)) == (new["operation"] == "none")
+            assert all(set(turn) == {"role", "content"} for turn in new["conversations"])
         assert low <= sum(row["operation"] != "none" for row in rows) <= high
 
 
-def test_an_invented_story_is_about_nobody_known(many):
-    """A reserved name among the invented ones would train on the suite "names"."""
+def test_an_invented_story_is_about_nobody_known(many, monkeypatch):
+    """A reserved name among the invented ones; a handful of words, which would be learned by heart."""
     known = {word.lower() for pair in (*NAMES["en"], *OBJECTS["en"]) for word in pair}
     assert {row["lang"] for row in many[0]["invented"]} == {"en"}
     for row in many[0]["invented"]:
         assert not (known - {"he", "she"}) & set(re.findall("[a-z]+", text(row).lower()))
-
-
-def test_invented_words_are_many_and_no_real_ones(monkeypatch):
-    """A handful of words would be learned by heart; a real one is drawn again."""
     drawn = [invented_word(random.Random(seed)) for seed in range(1000)]
     assert len(set(drawn)) > 900
-    monkeypatch.setattr(operations, "REAL", {drawn[0], drawn[1] + "s"})
+    monkeypatch.setattr(prompts, "REAL", {drawn[0], drawn[1] + "s"})
     again = [invented_word(random.Random(seed)) for seed in range(1000)]
     assert again[2:] == drawn[2:] and again[0] != drawn[0] and again[1] != drawn[1]
 
@@ -314,7 +283,7 @@ def test_boundary_numbers_are_at_a_boundary(many):
     edges = Counter()
     for row in many[0]["boundary"]:
         start, *rest = row["numbers"]
-        ops = [suites.kind_of(template) for template in row["skeleton"].split()[2:-1]]
+        ops = [kind_of(template) for template in row["skeleton"].split()[2:-1]]
         totals = stories.running_totals(ops, row["numbers"])
         equal = any(op in ("add", "sub") and n == total for op, n, total in zip(ops, rest, totals))
         edge = "one" if start == 1 else "huge" if start >= 50 else "zero" if 0 in rest else \
@@ -326,43 +295,24 @@ def test_boundary_numbers_are_at_a_boundary(many):
     assert any(answer(row) == "0" for row in many[0]["boundary"])
 
 
-def test_deeper_is_one_step_more(many):
-    """The same problem, or one that begins as another."""
+def test_what_is_added_to_a_story_stands_where_it_should(many):
+    """The same problem again; a sentence that was taken back and counts all the same; "She would like
+    3 pears" of the person herself, which could be meant to count; filler with a number."""
     found, seeds = many
     for row in found["deeper"]:
         seed = seeds[row["source"]]
         assert row["ops"] == seed["ops"] + 1 and row["numbers"][:-1] == seed["numbers"]
         assert told(row)[:seed["ops"] + 1] == told(seed)[:-1] and told(row)[-1] == told(seed)[-1]
-
-
-def test_a_negated_sentence_is_told_and_does_not_count(many):
-    """An operation that was taken back and is computed all the same."""
-    found, seeds = many
-    places = Counter()
-    for row in found["negation"]:
+    for row in found["negation"] + found["distractor"]:
         seed = seeds[row["source"]]
         extra, = [s for s in told(row) if s not in told(seed)]
-        assert [s for s in told(row) if s != extra] == told(seed)
-        assert solved(row)[1] == seed["ops"] - 1
-        places[told(row).index(extra)] += 1
-    assert set(places) == {2, 3, 4, 5}
-
-
-def test_a_number_that_does_not_matter_comes_with_another_person(many):
-    """"She would like 3 pears" of the person herself could be meant to count."""
-    found, seeds = many
-    for row in found["distractor"]:
-        seed = seeds[row["source"]]
-        extra, = [s for s in told(row) if s not in told(seed)]
-        people = [name for name, _ in NAMES[row["lang"]] if name in extra]
-        assert re.search(r"\d", extra) and not any(name in text(seed) for name in people)
-        assert told(row)[-1] == told(seed)[-1]
-
-
-def test_long_prompts_fit_into_the_window_of_the_stories_and_mean_the_same(many):
-    """Left out by generate.py one and all, because the teacher holds 512 tokens."""
-    found, seeds = many
-    for row in found["long"]:
+        assert [s for s in told(row) if s != extra] == told(seed) and told(row)[-1] == told(seed)[-1]
+        if row["operation"] == "negation":
+            assert solved(row)[1] == seed["ops"] - 1 and told(row).index(extra) >= 2
+        else:
+            people = [name for name, _ in NAMES[row["lang"]] if name in extra]
+            assert re.search(r"\d", extra) and not any(name in text(seed) for name in people)
+    for row in found["long"]:  # as long as the 512 tokens of a teacher of stories allow
         filler = text(row).removesuffix(text(seeds[row["source"]])).strip()
         assert 300 <= len(filler) < 800 and not re.search(r"\d", filler)
 
@@ -370,36 +320,34 @@ def test_long_prompts_fit_into_the_window_of_the_stories_and_mean_the_same(many)
 def test_what_makes_no_sense_is_left_out_and_counted(distill, tmp_path, capsys):
     """Chinese in capitals; or rows that are quietly left as they were."""
     rows = make(distill, tmp_path / "p.jsonl", share=1, operations="upper,typos,invented")
-    said, chinese = capsys.readouterr().out, [row for row in rows if row["lang"] == "zh"]
+    printed, chinese = capsys.readouterr().out, [row for row in rows if row["lang"] == "zh"]
     assert {row["operation"] for row in chinese} == {"none"} and len(chinese) > 100
     for name in ("upper", "typos", "invented"):
-        assert f"{name} {len(chinese)}" in re.search("did not apply: .*", said)[0]
-    assert "400 questions, 400 of them distinct" in said and "label: kept 400" in said
-    assert len(make(distill, tmp_path / "e.jsonl", share=1, operations="empty")) == 400
-    said = re.search(r"empty (\d+)\n", capsys.readouterr().out)  # each empty prompt is asked once
-    assert int(said[1]) == 400 - len(operations.EMPTY)
+        assert f"{name} {len(chinese)}" in re.search("did not apply: .*", printed)[0]
+    rows = make(distill, tmp_path / "e.jsonl", share=1, operations="empty")
+    assert sum(row["operation"] == "empty" for row in rows) == len(TEXTS["EMPTY"])  # each only once
 
 
-def test_a_word_in_braces_is_text():
+@pytest.mark.parametrize("operation", [format_trap, injection])
+def test_a_word_in_braces_is_text(operation):
     """A prompt about templates: what stands in braces would be replaced, or stop the script."""
-    assert operations.framed("{text} {n} {}", text="{n} {text} {x}", n="7") == "{n} {text} {x} 7 {}"
+    for i in range(150):
+        seed = dict(conversations=turns(("{n} {x} {}", "{text}?", "{json}?")[i % 3], ""), lang="en")
+        new = text(operation(random.Random(i), seed, dict(lang="en")))
+        assert new.count(text(seed)) == 1
 
 
 # --- free prompts ---------------------------------------------------------------------------------
 
 FREE = {
     "GSM8K": ({"question": "What is 3 times 4?", "answer": "3*4=<<3*4=12>>12\n#### 12"}, "12"),
-    "GSM8K without an answer": ({"question": "What is 3 times 4?"}, None),
     "Alpaca": ({"instruction": "Name a river.", "input": "In Egypt.", "output": "The Nile."}, None),
-    "Alpaca without an answer": ({"instruction": "Name a river.", "output": ""}, None),
-    "Alpaca with a number": ({"instruction": "How many legs has a spider?", "output": "8"}, "8"),
     "an essay with a number": ({"instruction": "Tell of Rome.", "output": "In 753 it began."}, None),
     "messages": ({"messages": [{"role": "system", "content": "Be short."}, *turns(
         "Hello there.", "Hi.", "What is half of 14?", "\\boxed{7}")]}, "7"),
     "conversations": ({"conversations": [*turns("Is water wet?"), {
         "role": "assistant", "reasoning_content": "Well.", "content": "yes"}], "id": "w"}, "yes"),
     "the user's turn last": ({"messages": turns("Hello there.", "Hi.", "And now what?")}, None),
-    "Chinese": ({"question": "三乘以四，等于多少？", "answer": "#### 12"}, "12"),
 }
 
 
@@ -421,15 +369,13 @@ def test_a_prompt_of_any_format_becomes_a_prompt_row(tmp_path, name):
         assert (question["content"] == asked[last]["content"]) == (new["operation"] == "none")
         assert new["label"] == ("kept" if known and new["operation"] != "empty" else "teacher")
         assert len(reply) == (new["label"] == "kept")
-    answers = [turns[-1].answer for _, turns in read_documents(
-        write(tmp_path / "kept.jsonl", *[r for r in rows if r["label"] == "kept"]))] if known else []
-    assert all(same_answer(got, known) for got in answers)
+        assert not reply or same_answer(parse_row(new)[-1].answer, known)
 
 
 def test_a_prompt_of_code_is_not_misspelled(tmp_path):
     """`pritn(x)`, a link in capitals, 1,234.5 as three numbers: another question, the old answer."""
     texts = ["What does `print(len(word))` show?", "Open https://site.org/page", "\\frac{1}{2}"]
-    path = write(tmp_path / "code.jsonl", *[dict(question=text) for text in texts])
+    path = write(tmp_path / "code.jsonl", *[dict(question=text, answer="") for text in texts])
     rows = make(path, tmp_path / "p.jsonl", share=1, operations="typos,upper,no_punctuation")
     assert [text(row) for row in rows] == texts
     path = write(tmp_path / "plain.jsonl", dict(question="Is 1,234.5 more than 2, or less than 3.7?"))
@@ -437,86 +383,54 @@ def test_a_prompt_of_code_is_not_misspelled(tmp_path):
     assert text(row) == "Is 1,234.5 more than 2 or less than 3.7"
 
 
-def test_control_words_in_a_prompt_stay_text(tmp_path, tiny_tokenizer):
-    """A prompt that opens the assistant's turn itself."""
-    asked = [dict(question=f"<assistant><answer>{i}</answer><end> why?") for i in range(30)]
-    path = write(tmp_path / "mine.jsonl", *asked)
-    rows = make(path, tmp_path / "p.jsonl", share=1, operations="long,format_trap,injection")
-    for i, row in enumerate(rows):
-        assert f"<answer>{i}</answer>" in text(row)
-        assert not set(tiny_tokenizer.encode(text(row))) & set(tiny_tokenizer.control_ids)
-
-
-@pytest.mark.parametrize("line, message", [
-    ("{", "broken JSON"), ("[]", "a JSON array"), ("null", "not a JSON object"), ("7", "not a JSON"),
-    ('{"text": "prose"}', "plain text"), ('{"conversations": []}', "empty conversation"),
-    ('{"messages": [{"role": "system", "content": "x"}]}', "without an assistant"),
-    ('{"messages": [{"role": "assistant", "content": "x"}]}', "no question"),
-    ('{"messages": [{"role": "user", "content": 3}]}', "not a string"),
-    ('{"question": null, "answer": null}', "not a string"), ('{"question": "\\ud800"}', "surrogate"),
-    ('{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "x"}]}', "assis"),
-], ids=str)
-def test_a_bad_line_is_named_or_left_out_and_counted(tmp_path, capsys, line, message):
+@pytest.mark.parametrize("line", ["null", '{"conversations": []}', '{"question": "\\ud800"}',
+                                  '{"messages": [{"role": "assistant", "content": "x"}]}'])
+def test_a_bad_line_is_named_or_left_out_and_counted(tmp_path, capsys, line):
     """A traceback, or a prompt that is quietly lost."""
     path = tmp_path / "x.jsonl"
-    path.write_text('{"question": "Who?"}\n' + line + "\n")
-    with pytest.raises(UserError, match=f"x.jsonl:2: .*{message}"):
+    path.write_text('{"question": "Who?", "answer": ""}\n' + line + "\n")
+    with pytest.raises(UserError, match="x.jsonl:2: "):
         make(path, tmp_path / "p.jsonl")
     assert not (tmp_path / "p.jsonl").exists()
     assert len(make(path, tmp_path / "p.jsonl", share=0, skip_bad_lines=True)) == 1
-    assert re.search(f"left out: 1 bad lines: .*{message}", capsys.readouterr().out)
+    assert re.search("left out: 1 bad lines: ", capsys.readouterr().out)
 
 
 def test_rows_that_only_look_like_stories_are_prompts(distill, tmp_path):
     """A traceback in the middle of a file: no number divides by 0, an id may be any JSON."""
     seed = lines_of(distill)[0]
     odd = [{**seed, "skeleton": "en opening0 div0 question0", "numbers": [3, 0], "id": "\ud800"},
-           {**seed, "skeleton": "", "numbers": None}, {**seed, "skeleton": [], "id": [1]},
-           {**seed, "skeleton": "en x", "numbers": {}}, {**seed, "skeleton": "fr a"}]
-    odd = [row for row in odd if stories.split_of(row) not in ("val", "test")]
+           {**seed, "skeleton": [], "id": [1]}, {**seed, "skeleton": "en x", "numbers": {}}]
     rows = make(write(tmp_path / "odd.jsonl", *odd), tmp_path / "p.jsonl", share=1)
-    assert len(rows) == len(odd) >= 3 and all(row["label"] == "kept" for row in rows)
+    assert [row["label"] for row in rows] == ["kept"] * 3
 
 
-def test_wrong_places_are_refused(distill, tmp_path):
-    """The seeds replaced by what was made of them."""
-    with pytest.raises(UserError, match="does not exist.*stories.py"):
-        make(tmp_path / "y.jsonl", tmp_path / "p.jsonl")
-    with pytest.raises(UserError, match="--out"):
-        make(distill, distill)
-    with pytest.raises(UserError, match="--out"):
-        make(tmp_path / "x.jsonl.evolve.jsonl", tmp_path / "x.jsonl")
-    (tmp_path / "prose.txt").write_text("Once upon a time.")
-    for flag in ("input", "evolved"):
-        with pytest.raises(UserError, match=f"--{flag}.*one JSON object a line"):
-            main(Config(**{flag: str(tmp_path / "prose.txt"), "out": str(tmp_path / "p.jsonl")}))
-
-
-def test_the_same_seed_gives_the_same_file_and_another_seed_another(distill, tmp_path):
-    """A recipe that cannot be repeated."""
-    rows = make(distill, tmp_path / "a.jsonl")
-    assert rows == make(distill, tmp_path / "a.jsonl") == make(distill, tmp_path / "b.jsonl")
-    assert rows != make(distill, tmp_path / "c.jsonl", seed=1)
-    with pytest.raises(UserError, match="made otherwise"):
-        make(distill, tmp_path / "a.jsonl", seed=1)
-    assert rows != make(distill, tmp_path / "a.jsonl", seed=1, fresh=True)
-
-
-@pytest.mark.parametrize("flags, message", [
-    (dict(operations="typos,tipos"), "some of typos,no_punctuation"),
-    (dict(operations=""), "some of"), (dict(operations="none"), "some of"),
-    (dict(share=1.5), "0 to 1"), (dict(share=float("nan")), "0 to 1")], ids=str)
-def test_wrong_values_are_refused(distill, tmp_path, flags, message):
-    """A misspelled operation that is silently left out."""
-    with pytest.raises(UserError, match=message):
-        make(distill, tmp_path / "p.jsonl", **flags)
+def test_wrong_flags_are_refused_and_nothing_is_lost(distill, tmp_path):
+    """The seeds replaced by what was made of them; a misspelled operation, or a flag, without effect."""
+    out, before = tmp_path / "p.jsonl", distill.read_bytes()
+    (tmp_path / "x.txt").write_text("Once upon a time.")
+    made = make(distill, out)
+    assert made == make(distill, out)
+    for source, target, flags in (
+            (tmp_path / "none.jsonl", out, {}), (tmp_path / "x.txt", out, dict(fresh=True)),
+            (distill, distill, dict(fresh=True)), (distill, out, dict(seed=1)),
+            *[(distill, out, dict(flags, fresh=True)) for flags in (
+                dict(operations="typos,tipos"), dict(operations=""), dict(share=float("nan")))]):
+        with pytest.raises(UserError):
+            make(source, target, **flags)
+    with pytest.raises(UserError, match="--evolved"):
+        grow(write(tmp_path / "e.jsonl"), out, share=1)
+    assert lines_of(out) == made and distill.read_bytes() == before
+    assert make(distill, out, seed=1, fresh=True) != made
+    make(distill, out, operations=",".join(EVOLVE), fresh=True)  # code changes a story, not the teacher
+    assert not (tmp_path / "p.jsonl.evolve.jsonl").exists()
 
 
 # --- rewritten by the teacher ---------------------------------------------------------------------
 
 def asked_and_replied(tmp_path, *replies, seeds=None):
     """A teacher that gives these replies to the rewriting prompts of a file of seeds."""
-    seeds = seeds or [dict(question=f"What is {i} plus {i}?") for i in range(len(replies))]
+    seeds = seeds or [dict(question=f"What is {i} plus {i}?", answer="") for i in range(len(replies))]
     write(tmp_path / "mine.jsonl", *seeds)
     make(tmp_path / "mine.jsonl", tmp_path / "p.jsonl", share=1, operations=",".join(EVOLVE))
     asked = lines_of(tmp_path / "p.jsonl.evolve.jsonl")
@@ -531,50 +445,37 @@ def test_the_teacher_is_asked_to_rewrite_the_prompt_in_its_context(tmp_path):
     asked, path = asked_and_replied(tmp_path, *[f"Add {i} to {i}, please." for i in range(60)],
                                     seeds=seeds)
     assert {row["operation"] for row in asked} == set(EVOLVE) <= set(OPERATIONS)
-    for i, row in enumerate(asked):
-        *before, question = row["conversations"]
-        assert before == turns("Hello.", "Hi.") and question["role"] == "user"
-        assert question["content"] == EVOLVE[row["operation"]] + f"What is {i} plus {i}?"
+    for i, (new, row) in enumerate(zip(grow(path), asked, strict=True)):
+        task = EVOLVE[row["operation"]]
+        assert row["conversations"] == turns("Hello.", "Hi.", f"{task}What is {i} plus {i}?")
         assert row["label"] == "teacher" and row["source"] == str(i)
+        assert new == {**row, "conversations": turns("Hello.", "Hi.", f"Add {i} to {i}, please.")}
     kept = lines_of(tmp_path / "p.jsonl")
     assert {row["operation"] for row in kept} == {"none"} and len(kept) == 60
-    main(Config(evolved=str(path)))
-    grown = lines_of(tmp_path / "prompts-evolved.jsonl")
-    for i, (row, was) in enumerate(zip(grown, asked, strict=True)):
-        assert row["conversations"] == turns("Hello.", "Hi.", f"Add {i} to {i}, please.")
-        assert {k: v for k, v in row.items() if k != "conversations"} == {
-            k: was[k] for k in ("operation", "source", "label")}
 
 
 SEED = "What is the sum of 17 and 25?"
 FAULTS = {
     "Which number do 17 and 25 make together?": None, "请问17加25等于多少？": None,
     "I am tall: 17 and 25 cm more than you. How tall?": None, "Sorted, what do 17 and 25 give?": None,
-    "Here is a list: 17, 25. What is its sum?": None,
     "A prompt with 17 words and one of 25: both?": None,
-    "In the new version of the game 17 and 25 points count. What is the sum?": None,
-    "": "empty", " \n ": "empty", "42": "empty", "...!": "empty",
-    "I'm sorry, but I cannot do that.": "refusal", "I can’t help with this.": "refusal",
-    "**Sorry**, no.": "refusal", "As an AI language model, I have no numbers.": "refusal",
-    "抱歉，我无法改写。": "refusal", "作为一个人工智能，我没有数字。": "refusal",
-    "Rewritten prompt: What do 17 and 25 make?": "prompt leak", "**Prompt:** what?": "prompt leak",
-    "Sure! What do 17 and 25 make?": "prompt leak", "The given prompt asks for a sum.": "prompt leak",
-    "Here is the rewritten version:\nHow much?": "prompt leak", "改写后的提示：17加25？": "prompt leak",
-    "Below the line stands a prompt that somebody wrote.": "prompt leak",
-    "==========\nWhat do 17 and 25 make?": "prompt leak",
-    SEED: "same as before", SEED.upper() + "!": "same as before", f'"{SEED}"\n': "same as before",
-    "word " * 1000: "too long", "<think>Let me see": "broken tags", "<answer>What": "broken tags",
     "<think>Other words.</think>How much do 17 and 25 make?": None,
+    "42": "empty", "I can’t help with this.": "refusal", "**Sorry**, no.": "refusal",
+    "As an AI language model, I have no numbers.": "refusal", "抱歉，我无法改写。": "refusal",
+    "Rewritten prompt: What do 17 and 25 make?": "prompt leak", "**Prompt:** what?": "prompt leak",
+    "Sure! What do 17 and 25 make?": "prompt leak", "改写后的提示：17加25？": "prompt leak",
+    "Below the line stands a prompt that somebody wrote.": "prompt leak",
+    SEED.upper() + "!": "same as before", "word " * 1000: "too long",
+    "which NUMBER do 17 and 25 make together": "given twice",
 }
 
 
 def test_only_a_prompt_becomes_a_prompt(tmp_path, capsys):
     """Refusals and "Here is the rewritten prompt" as training prompts; drops that nobody sees."""
-    _, path = asked_and_replied(tmp_path, *FAULTS, seeds=[dict(question=SEED)] * len(FAULTS))
+    _, path = asked_and_replied(tmp_path, *FAULTS, seeds=[dict(question=SEED, answer="")] * len(FAULTS))
     capsys.readouterr()
-    main(Config(evolved=str(path), out=str(tmp_path / "out.jsonl")))
     good = [reply.rpartition("</think>")[2] for reply, reason in FAULTS.items() if reason is None]
-    assert [text(row) for row in lines_of(tmp_path / "out.jsonl")] == good
+    assert [text(row) for row in grow(path, tmp_path / "out.jsonl")] == good
     line = re.search("dropped: (.*)", capsys.readouterr().out)[1]
     counts = Counter(filter(None, FAULTS.values()))
     assert dict(part.rsplit(" ", 1) for part in line.split(" | ")) == {
@@ -589,42 +490,22 @@ def test_what_the_seed_says_itself_is_no_fault_of_the_reply():
     assert fault("word " * 1500, "a very long " * 500) is None
 
 
-def test_a_reply_that_was_given_twice_is_one_prompt(tmp_path, capsys):
-    """Several samples of a sure teacher: the same prompt, many times."""
-    _, path = asked_and_replied(tmp_path, "How much is it?", "how much is IT", "How much?")
-    main(Config(evolved=str(path), out=str(tmp_path / "out.jsonl")))
-    assert len(lines_of(tmp_path / "out.jsonl")) == 2
-    assert "dropped: said before 1" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("change", [
-    dict(operation="none"), dict(operation=["deeper"]), dict(operation=None),
-    dict(conversations=turns("Who?", "I.")), dict(conversations=turns("Who?")),
-    dict(conversations=None), dict(conversations=[]), dict(conversations=[7, 7]),
-    dict(conversations="role")], ids=str)
+@pytest.mark.parametrize("change", [dict(operation="none"), dict(operation=["deeper"]),
+                                    dict(conversations=turns("Who?", "I."))], ids=str)
 def test_rows_that_are_no_replies_are_refused(tmp_path, change):
     """Answers taken for prompts: --evolved with the traces, or with the file of all samples."""
     _, path = asked_and_replied(tmp_path, "How much?")
     write(path, {**lines_of(path)[0], **change})
-    with pytest.raises(UserError, match="evolved.jsonl:1: no reply to a row"):
-        main(Config(evolved=str(path), out=str(tmp_path / "out.jsonl")))
-    with pytest.raises(UserError, match="gives no prompt"):
-        main(Config(evolved=str(path), out=str(tmp_path / "out.jsonl"), skip_bad_lines=True))
-    assert not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(UserError, match="evolved.jsonl:1: "):
+        grow(path)
 
 
 def test_rewriting_prompts_of_another_run_do_not_stay(tmp_path):
     """The replies to them would be of operations that this run never drew."""
     asked_and_replied(tmp_path, "How much?", "How much is it?")
-    flags = dict(share=1, operations="long")
-    with pytest.raises(UserError, match="made otherwise"):
+    evolve, flags = tmp_path / "p.jsonl.evolve.jsonl", dict(share=1, operations="long")
+    with pytest.raises(UserError, match="--fresh"):
         make(tmp_path / "mine.jsonl", tmp_path / "p.jsonl", **flags)
-    assert (tmp_path / "p.jsonl.evolve.jsonl").exists()
+    assert evolve.exists()
     make(tmp_path / "mine.jsonl", tmp_path / "p.jsonl", fresh=True, **flags)
-    assert not (tmp_path / "p.jsonl.evolve.jsonl").exists()
-
-
-def test_a_story_is_never_sent_to_be_rewritten(many, distill, tmp_path):
-    """An answer that code can compute, given away."""
-    make(distill, tmp_path / "p.jsonl", operations=",".join(EVOLVE))
-    assert not (tmp_path / "p.jsonl.evolve.jsonl").exists()
+    assert not evolve.exists()
