@@ -45,7 +45,7 @@ import checkpoints
 import common
 import speed
 from common import OUT, check, markdown, show
-from dataset.formats import (bad_lines_text, opening, parse_response, parse_row, prompt_ids,
+from dataset.formats import (Turn, bad_lines_text, opening, parse_response, parse_row, prompt_ids,
                              read_documents)
 from dataset.suites import IN_MEAN, read_suites
 from dataset.verify import agree, extract_answer, parse_number, verdict
@@ -140,11 +140,6 @@ def answer(model, tokenizer, questions, target, cfg, **sampling):
     return replies
 
 
-def right_answer(turn):
-    """The known answer of a question's last turn."""
-    return turn.answer if turn.answer is not None else turn.content
-
-
 def judge(tokenizer, ids, reference, target):
     """Generated ids against the reference turn: what was answered, and whether it is right.
 
@@ -210,7 +205,9 @@ def robustness(model, tokenizer, suites, target, cfg):
     """
     right, found = {}, {}
     for name, rows in suites.items():
-        replies = answer(model, tokenizer, [parse_row(row) for row in rows], target, cfg)
+        questions = [[Turn(**turn) for turn in row["conversations"]] if name == "hostile"
+                     else parse_row(row) for row in rows]  # a hostile question may be empty
+        replies = answer(model, tokenizer, questions, target, cfg)
         if name == "hostile":
             found[name] = dict(n=len(rows), ended=sum(r["ended"] for r in replies),
                                refused=sum(r["verdict"] == "prompt too long" for r in replies))
@@ -268,12 +265,12 @@ DETAILS = [
     MODEL, ("ECE:", figure("ece", ".4f")), ("copy:", figure("copy", ".1%")), LENGTH,
     ("repeats:", figure("repeats", ".1%")), ("limit:", figure("limit", ".1%")),
     ("too long for ce:", figure("too_long", ",d"))]
-SPEED = [MODEL, *((f"{head}:", figure(key, form)) for form, heads in {
-    ",.0f": dict(prefill1="prefill 1", prefill32="prefill 32", decode1="decode 1",
-                 decode32="decode 32"),
-    ",.1f": dict(first_ms="first token ms", p50_ms="answer p50 ms", p95_ms="answer p95 ms",
-                 weights_mb="MB of weights", peak_mb="MB peak")}.items()
-    for key, head in heads.items())]
+SPEED = [
+    MODEL, ("prefill 1:", figure("prefill1", ",.0f")), ("prefill 32:", figure("prefill32", ",.0f")),
+    ("decode 1:", figure("decode1", ",.0f")), ("decode 32:", figure("decode32", ",.0f")),
+    ("first token ms:", figure("first_ms", ",.1f")), ("answer p50 ms:", figure("p50_ms", ",.1f")),
+    ("answer p95 ms:", figure("p95_ms", ",.1f")), ("MB of weights:", figure("weights_mb", ",.1f")),
+    ("MB peak:", figure("peak_mb", ",.1f"))]
 
 
 def keeps(results):
@@ -287,8 +284,8 @@ def keeps(results):
         for r in results[1:] if first.get("exact") and "decode1" in first and "decode1" in r)
 
 
-def suite_cells(r):
-    """{a line of the table of suites: this model's cell}."""
+def suite_column(r):
+    """{a line of the table of suites: the cell of one model}."""
     cells = {name: f"{share('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
              for name, s in r["suites"].items() if name != "hostile"}
     cells["**mean**"] = f"{r['suite_mean']:.1%}"
@@ -299,18 +296,18 @@ def suite_cells(r):
     return cells
 
 
-def reliability_cells(r):
-    """{a bin of confidence: how often this model was right, of how many tokens}."""
+def reliability_column(r):
+    """{a bin of confidence: how often one model was right, of how many tokens}."""
     bins = {min(int(sure * 15), 14): f"{right:.1%} of {n:,}" for n, sure, right in r["reliability"]}
     return {f"{i / 15:.2f}-{(i + 1) / 15:.2f}": cell for i, cell in bins.items()}
 
 
-def side_by_side(head, results, cells, order=list):
-    """A table with a column a model: cells(result) is {line: cell}."""
-    found = {r["model"]: cells(r) for r in results}
-    return table(order(dict.fromkeys(line for column in found.values() for line in column)), [
-        (head, str), *((f"{model}:", lambda line, column=column: column.get(line, "-"))
-                       for model, column in found.items())])
+def side_by_side(head, results, column, order=list):
+    """A table with a column a model; column(result) is {line: cell}."""
+    columns = {r["model"]: column(r) for r in results}
+    lines = dict.fromkeys(line for cells in columns.values() for line in cells)
+    rows = [[line, *(cells.get(line, "-") for cells in columns.values())] for line in order(lines)]
+    return markdown(" | ".join([head, *(f"{model}:" for model in columns)]), rows)
 
 
 def tables(results):
@@ -323,7 +320,7 @@ def tables(results):
             *((f"best of {k}:", figure(k, ".1%")) for k in sizes), LENGTH,
             (f"of {n}:", figure("tokens", ".1f"))]))
     if "suites" in first:
-        found.append(side_by_side("suite (95 %), points against clean", results, suite_cells))
+        found.append(side_by_side("suite (95 %), points against clean", results, suite_column))
     if any("decode1" in r for r in results):
         found.append(table(results, SPEED))
     return "\n\n".join(filter(None, found))
@@ -347,26 +344,34 @@ def check_flags(cfg):
             check(own, f"{show(path)} is there and not of this script; choose another name")
 
 
-def write_report(cfg, results, questions, replies):
+def answers_of(results, questions, replies):
+    """A row a question: its text, the right answer, and what every model answered."""
+    rows = []
+    for i, (*before, last) in enumerate(questions):
+        answers = {r["model"]: {k: one[i][k] for k in ("response", "verdict", "samples")
+                                if k in one[i]} for r, one in zip(results, replies)}
+        rows.append(dict(question=" ".join(turn.content for turn in before),
+                         right=last.content if last.answer is None else last.answer,
+                         answers=answers))
+    return rows
+
+
+def write_report(cfg, results, rows):
     """OUT.md: the tables, and the answers to the first five questions. OUT.json: the figures.
-    OUT.answers.jsonl: a line a question, with the answer and the verdict of every model."""
-    v, shown, rows = common.versions(), [], []
-    for i, turns in enumerate(questions):
-        question, right = " ".join(turn.content for turn in turns[:-1]), right_answer(turns[-1])
-        answers = {r["model"]: one[i] for r, one in zip(results, replies)}
-        rows.append(dict(question=question, right=right, answers={
-            model: {key: a[key] for key in ("response", "verdict", "samples") if key in a}
-            for model, a in answers.items()}))
-        if i < 5:
-            shown += [f"### Question {i + 1}", "", question, "", f"Right answer: **{right}**", ""]
-            shown += [f"- {model} ({a['verdict']}): `{' '.join(a['response'].splitlines())}`"
-                      for model, a in answers.items()] + [""]
-    reliability = side_by_side("confidence: right", results, reliability_cells, sorted)
-    common.write_file(f"{cfg.out}.md", (
-        f"# Scoreboard\n\n{show(cfg.data)}; ce in windows of {results[0]['window']}; "
-        f"KL and agreement against {results[0]['teacher']}; "
-        f"float32, {v['threads']} threads, {v['machine']}, torch {v['torch']}.\n\n"
-        f"{tables(results)}\n\n{reliability}\n\n" + "\n".join(shown)))
+    OUT.answers.jsonl: the rows of answers_of."""
+    v = common.versions()
+    lines = ["# Scoreboard", "", f"{show(cfg.data)}; ce in windows of {results[0]['window']}; KL and "
+             f"agreement against {results[0]['teacher']}; float32, {v['threads']} threads, "
+             f"{v['machine']}, torch {v['torch']}.", "", tables(results), "",
+             side_by_side("confidence: right", results, reliability_column, sorted), ""]
+    for number, row in enumerate(rows[:5], 1):
+        lines += [f"### Question {number}", "", row["question"], "",
+                  f"Right answer: **{row['right']}**", ""]
+        for model, found in row["answers"].items():
+            text = found["response"].replace("\n", " ")
+            lines.append(f"- {model} ({found['verdict']}): `{text}`")
+        lines.append("")
+    common.write_file(f"{cfg.out}.md", "\n".join(lines))
     common.write_file(f"{cfg.out}.json", json.dumps(
         dict(data=show(cfg.data), versions=v, results=results), indent=1))
     if rows:
@@ -419,41 +424,39 @@ def main(cfg):
     """Evaluate every checkpoint, measure speed, write report and rows."""
     cfg.checkpoints, bad = cfg.checkpoints or [str(OUT / "teacher.pt")], {}
     check_flags(cfg)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    conversations = [d for _, d in read_documents(cfg.data, cfg.skip_bad_lines, bad)
-                     if not isinstance(d, str)]
+    conversations = [document for _, document in read_documents(cfg.data, cfg.skip_bad_lines, bad)
+                     if not isinstance(document, str)]
     if bad:
         print(f"left out: {bad_lines_text(bad)}")
     questions, suites = conversations[:cfg.questions], read_suites(cfg.suites) if cfg.suites else {}
-    loaded = [checkpoints.load_model(path, device) for path in cfg.checkpoints]
-    teacher_path = cfg.teacher or cfg.checkpoints[0]
-    teacher = checkpoints.load_model(teacher_path, device)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    paths = [*cfg.checkpoints, cfg.teacher or cfg.checkpoints[0]]
+    *models, teacher = loaded = [checkpoints.load_model(path, device) for path in paths]
+    stems = [Path(path).stem for path in dict.fromkeys(paths)]
+    *names, teacher_name = [Path(path).stem if stems.count(Path(path).stem) == 1 else show(path)
+                            for path in paths]
     # One window for all, the smallest that one was trained on: beyond it a model knows no position.
-    room = [model.config.max_seq_len for model, _, _ in (*loaded, teacher)]
-    trained = [state.get("run_config", {}).get("window", most)
-               for (_, _, state), most in zip((*loaded, teacher), room)]
-    check(cfg.window <= min(room), f"--window {cfg.window}: the smallest context is {min(room)}")
-    window = cfg.window or min(trained + room)
-    stems = [Path(path).stem for path in cfg.checkpoints]
-    names = {path: stem if stems.count(stem) == 1 else show(path)
-             for path, stem in zip(cfg.checkpoints, stems)}
+    room = min(model.config.max_seq_len for model, _, _ in loaded)
+    trained = [state.get("run_config", {}).get("window", room) for _, _, state in loaded]
+    check(cfg.window <= room, f"--window {cfg.window}: the smallest context is {room}")
+    window = cfg.window or min(room, *trained)
     results, replies = [], []
-    for path, one in zip(cfg.checkpoints, loaded):
+    for name, one in zip(names, models):
         result, answers = evaluate(cfg, one, teacher, window, questions, suites, device)
-        results.append(dict(model=names[path], teacher=names.get(
-            teacher_path, Path(teacher_path).stem)) | result)
+        results.append(dict(model=name, teacher=teacher_name) | result)
         replies.append(answers)
         print(table(results[-1:], SCOREBOARD).splitlines()[-1])
-    write_report(cfg, results, questions, replies)
-    if cfg.speed:
+    rows = answers_of(results, questions, replies)
+    write_report(cfg, results, rows)
+    if cfg.speed:  # last, and after a report: measuring may fail
         measured = speed.measure(cfg.checkpoints, conversations[:20], device)
         results = [result | more for result, more in zip(results, measured)]
-        write_report(cfg, results, questions, replies)
+        write_report(cfg, results, rows)
     print("\n" + tables(results) + "\n")
-    print(f"written: {show(cfg.out)}.md, .json" + (", .answers.jsonl" if questions else ""))
+    print(f"written: {show(cfg.out)}.md, .json" + (", .answers.jsonl" if rows else ""))
     if cfg.row:
         common.append_rows(cfg.row, [row_of(cfg, result, state)
-                                     for result, (_, _, state) in zip(results, loaded)])
+                                     for result, (_, _, state) in zip(results, models)])
 
 
 if __name__ == "__main__":
