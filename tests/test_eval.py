@@ -1,8 +1,6 @@
 """Claims about eval.py: every figure of the table against a number made another way."""
-import itertools
 import json
 import math
-import random
 
 import pytest
 import torch
@@ -12,10 +10,9 @@ import checkpoints
 import eval as evaluation
 import speed
 from dataset.formats import Turn, encode_document, read_documents
-from dataset.verify import agree
 from dataset.windows import open_data
 from eval import judge, tally
-from metrics import majority, pass_at, wilson
+from metrics import wilson
 
 
 @pytest.fixture
@@ -215,34 +212,27 @@ def test_an_answer_is_judged_by_its_answer_and_its_end(text, end, verdict, well_
     assert (found["verdict"], found["well_formed"], found["ended"]) == (verdict, well_formed, end)
 
 
-@pytest.mark.parametrize("reply, end, exact, form", [
-    ("<think>So.</think><answer>7</answer>", True, 1 / 6, 1.0),   # always the same
-    ("<think>So.</think><answer>7</answer>", False, 0.0, 0.0),    # never ends
-    ("<think><answer></think><answer><user>", True, 0.0, 0.0),    # nothing but control tokens
-    ("<think><answer></think><answer><user>", False, 0.0, 0.0)])
-def test_a_model_that_always_says_the_same_or_never_ends_scores_so(reply, end, exact, form, report,
-                                                                  tiny_world, tiny_tokenizer,
-                                                                  monkeypatch):
+@pytest.mark.parametrize("said, wanted, verdict", [
+    ("Paris", "Paris", "ok"), ("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
+    ("It is 14.", "So 14", "ok")])
+def test_answers_without_tags_are_compared_as_what_they_are(said, wanted, verdict, tiny_tokenizer):
+    """A question of knowledge has no number in its answer: every model would score 0 %."""
+    ids = tiny_tokenizer.encode(said) + [tiny_tokenizer.end]
+    assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_a_model_that_always_says_the_same_or_never_ends_scores_so(end, report, tiny_world,
+                                                                  tiny_tokenizer, monkeypatch):
     """Constant models are where a score that is always good, or a loop that never ends, shows."""
     right = [document[-1].answer for _, document in read_documents(tiny_world.val)]
     assert right.count("7") == 1 and len(right) == 6
-    ids = say(tiny_tokenizer, reply, end)
+    ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>", end)
     monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
     [result] = report([tiny_world.init])[0]["results"]
-    assert result["exact"] == pytest.approx(exact) and result["format"] == form
-    assert result["exact_interval"] == pytest.approx(wilson(round(6 * exact), 6))
-    assert result["verdicts"] == ({"truncated": 6} if not end else {"ok": 1, "wrong answer": 5}
-                                  if "7" in reply else {"no answer": 6})
-
-
-def test_a_question_longer_than_the_context_is_wrong_and_said_so(report, tiny_world, tmp_path):
-    """Cut or left out, it would change n: every model is asked all the questions."""
-    path = tmp_path / "test.jsonl"
-    long = {"question": "How many? " * 99, "answer": "#### 5"}
-    path.write_text(tiny_world.val.read_text(encoding="utf-8") + json.dumps(long) + "\n",
-                    encoding="utf-8")
-    [result] = report([tiny_world.init], f"--data={path}", "--questions=7")[0]["results"]
-    assert result["n"] == 7 and result["verdicts"]["prompt too long"] == 1
+    assert result["exact"] == pytest.approx(end / 6) and result["format"] == end
+    assert result["exact_interval"] == pytest.approx(wilson(int(end), 6))
+    assert result["verdicts"] == (dict(ok=1) | {"wrong answer": 5} if end else dict(truncated=6))
 
 
 def test_what_a_student_keeps_by_hand():
@@ -267,23 +257,19 @@ def test_tally_counts(tiny_tokenizer):
 
 # --- speed ----------------------------------------------------------------------------------------
 
-def test_speed_and_memory_are_a_models_own(tiny_world):
+def test_speed_and_memory_are_a_models_own(tiny_world, tmp_path):
     """A child inherits its parent's ru_maxrss: every model would show what eval.py itself had used.
-    A prompt or an answer longer than the smallest context would fail in the attention."""
+    FAULTS 11: a process that was killed for its memory took the figures of all models with it."""
     ballast = torch.ones(400 * 2**20 // 4)  # 400 MB in this process
     questions = [document for _, document in read_documents(tiny_world.val)][:3]
-    found = speed.measure([tiny_world.teacher, tiny_world.init], questions, rounds=1, new_tokens=8)
-    for one in found:
+    paths = [tiny_world.teacher, tmp_path / "gone.pt", tiny_world.init]
+    first, dead, last = speed.measure(paths, questions, rounds=1, new_tokens=8)
+    assert dead == {}
+    for one in (first, last):
         assert {head for head, cell in evaluation.SPEED if cell(one) == "-"} == {"model"}
         assert all(value > 0 for value in one.values()) and one["p50_ms"] <= one["p95_ms"]
         assert one["weights_mb"] == pytest.approx(63_744 * 4 / 1e6)
         assert 50 < one["peak_mb"] < 1e-6 * speed.peak_memory() - 200 and len(ballast)
-
-
-def test_a_model_whose_process_dies_has_dashes(tiny_world, tmp_path):
-    """FAULTS 11: a worker that was killed for its memory took all the figures with it."""
-    [none, some] = speed.measure([tmp_path / "gone.pt", tiny_world.init], [], rounds=1, new_tokens=2)
-    assert none == {} and some["decode1"] > 0 and "p50_ms" not in some
 
 
 def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir, monkeypatch):
@@ -300,47 +286,21 @@ def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir,
 
 # --- several samples ------------------------------------------------------------------------------
 
-def test_the_majority_equals_a_count_of_all_pairs():
-    """Brute force: who agrees with most, the first of them; blanks are silent."""
-    rng = random.Random(0)
-    for _ in range(2000):
-        given = rng.choices(["7", "7.0", "8", " 8", "x", None, "", "  "], k=rng.randint(0, 7))
-        votes = [sum(bool(b and b.strip()) and agree(a, b) for b in given) if a and a.strip() else 0
-                 for a in given]
-        expected = votes.index(max(votes)) if max(votes, default=0) else None
-        assert majority(given, agree) == expected, given
-
-
-def test_the_chance_of_k_answers_is_the_share_of_all_choices():
-    """Chen et al. 2021 against every choice of k out of n."""
-    for n in range(1, 7):
-        for right in range(n + 1):
-            for k in range(1, n + 1):
-                choices = list(itertools.combinations([1] * right + [0] * (n - right), k))
-                assert pass_at(k, n, right) == pytest.approx(sum(map(any, choices)) / len(choices))
-
-
-def fake_samples(monkeypatch, tokenizer, said):
-    """Let the model say these texts in turn where it samples, else the third; "...": no end."""
-    texts = itertools.cycle(said)
-
-    def generate(model, prompts, *_, temperature=0, generator=None):
-        chosen = [next(texts) if temperature else said[2] for _ in prompts]
-        return [say(tokenizer, t.removesuffix("..."), not t.endswith("...")) for t in chosen]
-    monkeypatch.setattr(evaluation, "generate", generate)
-
-
 def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, out_dir, tmp_path, monkeypatch):
     """Three questions, four samples each: right 2, 1 and 3 times; the second is lost by the vote.
 
     Cut-off answers do not vote, and every token of every sample is paid for."""
     right = "<think>So.</think><answer>7</answer>"
     wrong, other = right.replace("7", "8"), right.replace("7", "9")
-    fake_samples(monkeypatch, tiny_tokenizer, [
-        wrong + "...", wrong, right, right, wrong, right, wrong, other, other, right, right, right])
+    cut_off = say(tiny_tokenizer, wrong, end=False)
+    samples = iter([cut_off, *(say(tiny_tokenizer, text) for text in (
+        wrong, right, right, wrong, right, wrong, other, other, right, right, right))])
+
+    def generate(model, prompts, *_, temperature=0, generator=None):
+        return [next(samples) if temperature else say(tiny_tokenizer, right) for _ in prompts]
+    monkeypatch.setattr(evaluation, "generate", generate)
     path = tmp_path / "test.jsonl"
-    path.write_text(json.dumps({"question": "3 + 4?", "answer": "#### 7"}) + "\n", encoding="utf-8")
-    path.write_text(path.read_text(encoding="utf-8") * 3, encoding="utf-8")
+    path.write_text('{"question": "3 + 4?", "answer": "#### 7"}\n' * 3, encoding="utf-8")
     found, text, _ = report([tiny_world.init], f"--data={path}", "--samples=4", "--temperature=0.7")
     [result] = found["results"]
     vote, size = result["vote"], len(say(tiny_tokenizer, right))
@@ -366,7 +326,7 @@ def test_samples_repeat_and_follow_the_seed(report, tiny_world, out_dir):
     assert all(len(pair) == 2 for pair in samples)
 
 
-# --- a response that is begun, a thought that is ended --------------------------------------------
+# --- models of two forms --------------------------------------------------------------------------
 
 @pytest.mark.parametrize("target, first", [("cot", "<think>"), ("answer", "<answer>"),
                                            ("full", "")])
@@ -415,27 +375,18 @@ def test_both_tasks_of_a_multi_model_can_be_asked(report, call, tiny_world, tmp_
         assert result["exact"] == result["format"] == 1, target
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(call, report, tiny_world, tmp_path):
-    """One long question in a batch used up the room of all the others: exact 0 % instead of 90 %."""
-    rows = tiny_world.val.read_text(encoding="utf-8")
-    long = json.dumps({"question": "How many? " * 24, "answer": "#### 5"}) + "\n"
-    path = tmp_path / "test.jsonl"
-    path.write_text(rows + long, encoding="utf-8")
-    replies = []
+def test_an_answer_does_not_depend_on_its_neighbours(report, tiny_world, tmp_path, out_dir):
+    """One long question in a batch used up the room of all the others: exact 0 % instead of 90 %.
+    One that is longer than the context is wrong: left out, it would change n."""
+    path, replies = tmp_path / "test.jsonl", []
+    long = [json.dumps({"question": "How many? " * n, "answer": "#### 5"}) for n in (24, 99)]
+    path.write_text(tiny_world.val.read_text(encoding="utf-8") + "\n".join(long), encoding="utf-8")
     for batch in (1, 16):
-        report([tiny_world.teacher], f"--data={path}", "--questions=7", "--max-new-tokens=60",
-               f"--batch={batch}")
-        replies.append((tmp_path / "out/report.answers.jsonl").read_text(encoding="utf-8"))
+        [result] = report([tiny_world.teacher], f"--data={path}", "--questions=8", f"--batch={batch}",
+                          "--max-new-tokens=60")[0]["results"]
+        replies.append((out_dir / "report.answers.jsonl").read_text(encoding="utf-8"))
+        assert result["n"] == 8 and result["verdicts"]["prompt too long"] == 1
     assert replies[0] == replies[1]
-
-
-@pytest.mark.parametrize("said, wanted, verdict", [
-    ("Paris", "Paris", "ok"), ("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
-    ("It is 14.", "So 14", "ok")])
-def test_answers_without_tags_are_compared_as_what_they_are(said, wanted, verdict, tiny_tokenizer):
-    """A question of knowledge has no number in its answer: every model would score 0 %."""
-    ids = tiny_tokenizer.encode(said) + [tiny_tokenizer.end]
-    assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
 
 
 def test_two_models_of_one_file_name_are_told_apart(report, tiny_world, tmp_path, out_dir):
@@ -449,5 +400,3 @@ def test_two_models_of_one_file_name_are_told_apart(report, tiny_world, tmp_path
     report(paths)
     row = json.loads((out_dir / "report.answers.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert len(row["answers"]) == 2
-
-

@@ -1,11 +1,13 @@
 """Claims about metrics.py: every statistic against scipy, or a number computed by hand."""
+import itertools
 import random
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from metrics import Calibration, mcnemar, repetition, wilson
+from dataset.verify import agree
+from metrics import Calibration, majority, mcnemar, pass_at, repetition, wilson
 
 
 @pytest.mark.parametrize("right, n", [(0, 10), (5, 10), (10, 10), (90, 100), (1, 1), (920, 1000)])
@@ -57,3 +59,23 @@ def test_perfect_and_hopeless_calibration():
 def test_repetition_by_hand(ids, rate):
     """A model in a loop must show, a short answer must not."""
     assert repetition(ids) == pytest.approx(rate)
+
+
+def test_the_majority_equals_a_count_of_all_pairs():
+    """Brute force: who agrees with most, the first of them; blanks are silent."""
+    rng = random.Random(0)
+    for _ in range(500):
+        given = rng.choices(["7", "7.0", "8", " 8", "x", None, "", "  "], k=rng.randint(0, 7))
+        votes = [sum(bool(b and b.strip()) and agree(a, b) for b in given) if a and a.strip() else 0
+                 for a in given]
+        expected = votes.index(max(votes)) if max(votes, default=0) else None
+        assert majority(given, agree) == expected, given
+
+
+def test_the_chance_of_k_answers_is_the_share_of_all_choices():
+    """Chen et al. 2021 against every choice of k out of n."""
+    for n in range(1, 7):
+        for right in range(n + 1):
+            for k in range(1, n + 1):
+                choices = list(itertools.combinations([1] * right + [0] * (n - right), k))
+                assert pass_at(k, n, right) == pytest.approx(sum(map(any, choices)) / len(choices))
