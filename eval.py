@@ -16,17 +16,13 @@ What the columns mean
                    answer tags for chains, the answer tag for bare answers, no tag for full replies
     ECE            calibration error: how far confidence and accuracy of the likeliest token differ
     copy           share of tokens right when a random sequence is read for the second time
-    answer tokens, repeats, limit   of an answer: mean length; share of its 4-grams that came
-                   before; share of answers that ran into the limit
-    suites         accuracy on each robustness suite (--suites; dataset/suites.py), the points that
-                   it differs from the same problems unchanged, and McNemar's p of that
-    majority       of --samples at a --temperature: the most frequent answer is right
-                   (self-consistency: Wang et al. 2023)
-    best of k      one of k samples is right (Chen et al. 2021); no vote or reward can do better
+    repeats        share of an answer's 4-grams that came before; limit: answers that ran into it
+    suites         accuracy on each of --suites (dataset/suites.py), the points that it differs
+                   from the same problems unchanged, and McNemar's p of that
+    majority       the most frequent of --samples answers at a --temperature is right (Wang et al.
+                   2023); best of k: one of k is right (Chen et al. 2021), no vote can do better
     prefill, decode   prompt tokens read and tokens written a second, at batch 1 and 32
-    first token    ms from a prompt of half the context to its first token
-    answer p50, p95   ms of a whole greedy answer to a real question, batch 1
-    MB peak        largest resident memory of the process (or of the GPU), float32
+    first token, answer   ms to the first token after half a context; of a whole greedy answer
 
 A model that has learned two forms of answer (train_distill_reason.py --target multi or mixed) is
 asked for one by --target cot or answer: its response begins with <think> or <answer>.
@@ -34,6 +30,7 @@ asked for one by --target cot or answer: its response begins with <think> or <an
 import json
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -161,16 +158,13 @@ def judge(tokenizer, ids, reference, target):
 
 def tally(replies):
     """Exact match with its interval, format rate, length, and the verdicts counted."""
-    def mean(values):
-        return sum(values) / len(replies)
-    verdicts = [r["verdict"] for r in replies]
-    return dict(n=len(replies), exact=mean(v == "ok" for v in verdicts),
-                exact_interval=wilson(verdicts.count("ok"), len(replies)),
-                format=mean(r["well_formed"] for r in replies),
-                answer_tokens=mean(r["tokens"] for r in replies),
-                repeats=mean(r["repeats"] for r in replies),
-                limit=mean(v == "truncated" for v in verdicts),
-                verdicts={v: verdicts.count(v) for v in sorted(set(verdicts))})
+    n, verdicts = len(replies), Counter(r["verdict"] for r in replies)
+
+    def mean(key):
+        return sum(r[key] for r in replies) / n
+    return dict(n=n, exact=verdicts["ok"] / n, exact_interval=wilson(verdicts["ok"], n),
+                format=mean("well_formed"), answer_tokens=mean("tokens"), repeats=mean("repeats"),
+                limit=verdicts["truncated"] / n, verdicts=dict(sorted(verdicts.items())))
 
 
 def vote(model, tokenizer, questions, target, cfg):
@@ -233,22 +227,16 @@ def table(lines, columns):
                     [[cell(line) for _, cell in columns] for line in lines])
 
 
-def figure(key, form):
-    """A column's function: a figure of a result as text, or a dash."""
-    return lambda r: format(r[key], form) if key in r else "-"
-
-
-def share(key):
-    """A column's function: a share with its 95 % interval, or a dash."""
+def figure(key, form=".1%"):
+    """A column's function: a figure of a result, with its 95 % interval if it has one, or a dash."""
     def cell(r):
-        if key not in r:
-            return "-"
-        low, high = r[f"{key}_interval"]
-        return f"{r[key]:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+        interval = [f"{100 * end:.1f}" for end in r.get(f"{key}_interval", ())]
+        around = f" ({'-'.join(interval)})" if interval else ""
+        return format(r[key], form) + around if key in r else "-"
     return cell
 
 
-def against_teacher(key, form):
+def against_teacher(key, form=".1%"):
     """A column's function: a dash for the teacher itself, whose 0 and 100 % say nothing."""
     return lambda r: "-" if r["model"] == r["teacher"] else figure(key, form)(r)
 
@@ -258,12 +246,12 @@ SCOREBOARD = [
     MODEL, ("parameters:", figure("parameters", ",d")),
     ("train tokens:", figure("train_tokens", ",d")), ("ce:", figure("ce", ".4f")),
     ("bits/byte:", figure("bits_per_byte", ".3f")), ("KL:", against_teacher("kl", ".4f")),
-    ("agree:", against_teacher("agreement", ".1%")), ("exact:", share("exact")),
-    ("format:", figure("format", ".1%")), ("tok/s batch 1:", figure("decode1", ",.0f")),
+    ("agree:", against_teacher("agreement")), ("exact:", figure("exact")),
+    ("format:", figure("format")), ("tok/s batch 1:", figure("decode1", ",.0f")),
     ("batch 32:", figure("decode32", ",.0f"))]
 DETAILS = [
-    MODEL, ("ECE:", figure("ece", ".4f")), ("copy:", figure("copy", ".1%")), LENGTH,
-    ("repeats:", figure("repeats", ".1%")), ("limit:", figure("limit", ".1%")),
+    MODEL, ("ECE:", figure("ece", ".4f")), ("copy:", figure("copy")), LENGTH,
+    ("repeats:", figure("repeats")), ("limit:", figure("limit")),
     ("too long for ce:", figure("too_long", ",d"))]
 SPEED = [
     MODEL, ("prefill 1:", figure("prefill1", ",.0f")), ("prefill 32:", figure("prefill32", ",.0f")),
@@ -286,7 +274,7 @@ def keeps(results):
 
 def suite_column(r):
     """{a line of the table of suites: the cell of one model}."""
-    cells = {name: f"{share('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
+    cells = {name: f"{figure('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
              for name, s in r["suites"].items() if name != "hostile"}
     cells["**mean**"] = f"{r['suite_mean']:.1%}"
     cells["**worst**"] = f"{r['suite_worst']:.1%} {r['worst_suite']}"
@@ -314,10 +302,11 @@ def tables(results):
     """Every table that has figures, one under the other."""
     first, found = results[0], [table(results, SCOREBOARD), keeps(results), table(results, DETAILS)]
     if "vote" in first:
-        n, sizes = first["vote"]["samples"], [k for k, _ in first["vote"]["best_of"]]
-        found.append(table([r | r["vote"] | dict(r["vote"]["best_of"]) for r in results], [
-            MODEL, ("greedy:", share("exact")), (f"majority of {n}:", share("majority")),
-            *((f"best of {k}:", figure(k, ".1%")) for k in sizes), LENGTH,
+        lines = [r | r["vote"] | dict(r["vote"]["best_of"]) for r in results]
+        sizes, n = dict(first["vote"]["best_of"]), first["vote"]["samples"]
+        found.append(table(lines, [
+            MODEL, ("greedy:", figure("exact")), (f"majority of {n}:", figure("majority")),
+            *((f"best of {k}:", figure(k)) for k in sizes), LENGTH,
             (f"of {n}:", figure("tokens", ".1f"))]))
     if "suites" in first:
         found.append(side_by_side("suite (95 %), points against clean", results, suite_column))
@@ -340,19 +329,21 @@ def check_flags(cfg):
                          (f"{cfg.out}.answers.jsonl", '{"question"'), (cfg.row, '{"recipe"')):
         if path and os.path.exists(path):
             with open(path, encoding="utf-8", errors="replace") as file:
-                own = file.read(len(begins)) in (begins, "") and not os.path.samefile(path, cfg.data)
-            check(own, f"{show(path)} is there and not of this script; choose another name")
+                own = file.read(len(begins)) in (begins, "")
+            check(own and Path(path).resolve() != Path(cfg.data).resolve(),
+                  f"{show(path)} is there and not of this script; choose another name")
 
 
 def answers_of(results, questions, replies):
     """A row a question: its text, the right answer, and what every model answered."""
     rows = []
     for i, (*before, last) in enumerate(questions):
-        answers = {r["model"]: {k: one[i][k] for k in ("response", "verdict", "samples")
-                                if k in one[i]} for r, one in zip(results, replies)}
-        rows.append(dict(question=" ".join(turn.content for turn in before),
-                         right=last.content if last.answer is None else last.answer,
-                         answers=answers))
+        row = dict(question=" ".join(turn.content for turn in before),
+                   right=last.content if last.answer is None else last.answer, answers={})
+        for r, of_model in zip(results, replies):
+            kept = ("response", "verdict", "samples")
+            row["answers"][r["model"]] = {k: v for k, v in of_model[i].items() if k in kept}
+        rows.append(row)
     return rows
 
 
@@ -360,9 +351,10 @@ def write_report(cfg, results, rows):
     """OUT.md: the tables, and the answers to the first five questions. OUT.json: the figures.
     OUT.answers.jsonl: the rows of answers_of."""
     v = common.versions()
-    lines = ["# Scoreboard", "", f"{show(cfg.data)}; ce in windows of {results[0]['window']}; KL and "
-             f"agreement against {results[0]['teacher']}; float32, {v['threads']} threads, "
-             f"{v['machine']}, torch {v['torch']}.", "", tables(results), "",
+    about = (f"{show(cfg.data)}; ce in windows of {results[0]['window']}; KL and agreement against "
+             f"{results[0]['teacher']}; float32, {v['threads']} threads, {v['machine']}, "
+             f"torch {v['torch']}.")
+    lines = ["# Scoreboard", "", about, "", tables(results), "",
              side_by_side("confidence: right", results, reliability_column, sorted), ""]
     for number, row in enumerate(rows[:5], 1):
         lines += [f"### Question {number}", "", row["question"], "",
@@ -380,11 +372,12 @@ def write_report(cfg, results, rows):
 
 def row_of(cfg, result, state):
     """One finished run as a row of --row: what its figures depend on, and the figures."""
-    run = state.get("run_config", {})
     flags = ["questions", "max_new_tokens", "target", "window"]
-    evaluation = {k: getattr(cfg, k) for k in flags + ["temperature", "seed"] * bool(cfg.samples)}
+    flags += ["temperature", "seed"] if cfg.samples else []
+    evaluation, run = {flag: getattr(cfg, flag) for flag in flags}, state.get("run_config", {})
     if cfg.suites:
         evaluation["suites_sha256"] = common.sha256_file(Path(cfg.suites) / "about.json")
+    metrics = {k: v for k, v in result.items() if k not in ("model", "teacher")}
     return dict(
         recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run,
         inputs=state.get("inputs", {}), test_data=show(cfg.data),
@@ -392,21 +385,20 @@ def row_of(cfg, result, state):
         trained_with=state.get("versions"), evaluation=evaluation,
         train_seconds=round(state.get("train_seconds", 0), 3), tokens=state.get("tokens", 0),
         supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
-        best_step=state.get("best_step"),
-        metrics={k: v for k, v in result.items() if k not in ("model", "teacher")})
+        best_step=state.get("best_step"), metrics=metrics)
 
 
 def evaluate(cfg, loaded, teacher, window, questions, suites, device):
     """Everything except speed about one model -> (result, its answers)."""
     model, tokenizer, state = loaded
-    run, inputs = state.get("run_config", {}), state.get("inputs", {})
+    seen = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
     target = cfg.target
     if target == "auto":  # bare answers are compared with bare answers
-        target = {"multi": "cot", "mixed": "cot"}.get(*[run.get("target", "cot")] * 2)
+        target = state.get("run_config", {}).get("target", "cot")
+        target = "cot" if target in ("multi", "mixed") else target
     data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
     same = tokenizer.fingerprint == teacher[1].fingerprint  # else a KL has no meaning
-    result = dict(parameters=model.num_parameters(), window=window,
-                  train_tokens=state.get("tokens", 0) + inputs.get("init_tokens", 0),
+    result = dict(parameters=model.num_parameters(), window=window, train_tokens=seen,
                   **score(model, tokenizer, teacher[0] if same else None, data, cfg, device),
                   copy=copy_probe(model, data), too_long=data["meta"]["too_long"])
     replies = answer(model, tokenizer, questions, target, cfg)

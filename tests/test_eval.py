@@ -245,14 +245,13 @@ def test_what_a_student_keeps_by_hand():
     assert evaluation.keeps([first | dict(exact=0.0), other]) == evaluation.keeps([first]) == ""
 
 
-def test_tally_counts(tiny_tokenizer):
+def test_tally_counts():
     """The sums under the table, by hand."""
     replies = [dict(verdict=v, well_formed=w, tokens=t, repeats=0.5) for v, w, t in
                (("ok", True, 10), ("ok", False, 20), ("truncated", False, 60), ("ok", True, 10))]
-    found = tally(replies)
-    assert (found["n"], found["exact"], found["format"], found["answer_tokens"]) == (4, 0.75, 0.5, 25)
-    assert found["verdicts"] == {"ok": 3, "truncated": 1} and found["limit"] == 0.25
-    assert found["repeats"] == 0.5
+    assert tally(replies) == dict(
+        n=4, exact=0.75, exact_interval=wilson(3, 4), format=0.5, answer_tokens=25, repeats=0.5,
+        limit=0.25, verdicts=dict(ok=3, truncated=1))
 
 
 # --- speed ----------------------------------------------------------------------------------------
@@ -324,6 +323,18 @@ def test_samples_repeat_and_follow_the_seed(report, tiny_world, out_dir):
     assert drawn(1) == first != drawn(2)
     samples = [json.loads(line)["answers"]["init"]["samples"] for line in first.splitlines()]
     assert all(len(pair) == 2 for pair in samples)
+
+
+@pytest.mark.parametrize("flags", [["--samples=4"], ["--temperature=0.7"], ["--recipe=r"],
+                                   ["--window=161"], ["--batch=0"], ["--out=rows"]])
+def test_flags_that_cannot_be_are_refused_before_the_work(flags, call, tiny_world, tmp_path,
+                                                          monkeypatch):
+    """A vote among greedy answers, which are all the same, would look like a result; and a report
+    must not replace somebody's own file of its name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").write_text('{"mine": 1}', encoding="utf-8")
+    done = call("eval", tiny_world.init, f"--data={tiny_world.val}", "--no-speed", *flags)
+    assert done.status == 2 and (tmp_path / "rows.json").read_text() == '{"mine": 1}'
 
 
 # --- models of two forms --------------------------------------------------------------------------
