@@ -41,7 +41,7 @@ import torch
 import checkpoints
 import common
 import speed
-from common import OUT, check, markdown, show
+from common import OUT, check, show
 from dataset.formats import (Turn, bad_lines_text, opening, parse_response, parse_row, prompt_ids,
                              read_documents)
 from dataset.suites import IN_MEAN, read_suites
@@ -49,7 +49,8 @@ from dataset.verify import agree, extract_answer, parse_number, verdict
 from dataset.windows import eval_batches, open_data
 from decoding import generate
 from losses import cross_entropy, forward_kl
-from metrics import Calibration, majority, mcnemar, pass_at, repetition, wilson
+from metrics import (Calibration, majority, markdown, mcnemar, pass_at, repetition, table,
+                     wilson)
 
 
 @dataclass
@@ -219,16 +220,10 @@ def robustness(model, tokenizer, suites, target, cfg):
                 suite_worst=exact[worst], suites_right=text)
 
 
-# --- tables: a column is (head, function of a line) -----------------------------------------------
-
-def table(lines, columns):
-    """A Markdown table."""
-    return markdown(" | ".join(head for head, _ in columns),
-                    [[cell(line) for _, cell in columns] for line in lines])
-
+# --- tables: a column is (head, function of a result) ---------------------------------------------
 
 def figure(key, form=".1%"):
-    """A column's function: a figure of a result, with its 95 % interval if it has one, or a dash."""
+    """A column's function: a figure, with its 95 % interval if there is one, or a dash."""
     def cell(r):
         interval = [f"{100 * end:.1f}" for end in r.get(f"{key}_interval", ())]
         around = f" ({'-'.join(interval)})" if interval else ""

@@ -1,4 +1,4 @@
-"""The statistics of eval.py: intervals, paired tests, votes, calibration, repeats.
+"""The statistics and tables of eval.py: intervals, paired tests, votes, calibration, repeats.
 
 Always report an interval. When two models answer the same questions, compare them question by
 question: the questions vary far more than the models do. tests/test_metrics.py holds each function
@@ -87,15 +87,21 @@ def majority(answers, same):
 def pass_at(k, n, right):
     """Chance that one of k answers is right, k drawn from n of which `right` are: pass@k.
 
-    Unbiased for k fresh answers (Chen et al. 2021, eq. 1); at k = n: 1 where any is right.
+    Unbiased for k fresh answers (Chen et al. 2021, eq. 1); at k = n: 1 if any is right.
     """
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def markdown(head, rows):
-    """A Markdown table; head "model | steps: | verdict": a colon ends the name of a column of numbers."""
+    """A Markdown table; head: "model | steps: | verdict", a colon after a column of numbers."""
     names = head.split(" | ")
     lines = [[name.removesuffix(":") for name in names], *rows]
     text = ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
     text.insert(1, "".join("|---:" if name.endswith(":") else "|---" for name in names) + "|")
     return "\n".join(text)
+
+
+def table(lines, columns, above=()):
+    """A Markdown table; a column is (head, function of a line); above: lines of ready cells."""
+    return markdown(" | ".join(head for head, _ in columns),
+                    [*above, *([cell(line) for _, cell in columns] for line in lines)])

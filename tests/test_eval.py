@@ -12,7 +12,7 @@ import speed
 from dataset.formats import Turn, encode_document, read_documents
 from dataset.windows import open_data
 from eval import judge, tally
-from metrics import wilson
+from metrics import table, wilson
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_the_tables_by_hand():
         "| right | a | b |", "|---|---:|---:|", "| 0.07-0.13 | - | 100.0% of 1 |",
         "| 0.47-0.53 | 25.0% of 8 | - |", "| 0.93-1.00 | 99.9% of 1,200 | 33.3% of 3 |"]
     kl = [("KL:", evaluation.against_teacher("kl", ".2f")), ("ce:", evaluation.figure("ce", ".2f"))]
-    assert evaluation.table([result, result | dict(model="t", ce=1)], kl).splitlines() == [
+    assert table([result, result | dict(model="t", ce=1)], kl).splitlines() == [
         "| KL | ce |", "|---:|---:|", "| 0.50 | - |", "| - | 1.00 |"]
 
 
