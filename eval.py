@@ -1,36 +1,36 @@
 """Evaluation: any number of checkpoints side by side, as one Markdown table and JSON.
 
-    python eval.py out/teacher.pt out/student-logits.pt    the table, on out/data/stories/test.jsonl
-    python eval.py out/student-logits.pt --chat             talk to a model
-    python eval.py out/teacher.pt --prompt "Mia has 3 pears. She buys 4 more. How many has she now?"
+    python eval.py out/teacher.pt out/student-logits.pt    # on out/data/stories/test.jsonl
 
-One CPU command takes about a minute for three small models. Always float32: bf16 rounds the logits.
+Three small models take about a minute on a CPU. Always float32: bf16 rounds the logits.
 
 What the columns mean
-    train tokens   that the model has been trained on, padding excluded
+    train tokens   that the model was trained on, padding excluded
     ce             cross-entropy, nats a counted token (of a conversation: the assistant's turns)
     bits/byte      the same per byte of text: comparable between tokenizers
-    KL, agree      KL(teacher || model) in nats, and how often both like the same token best;
+    KL, agree      KL(teacher || model) in nats, and how often both have the same likeliest token;
                    the teacher is --teacher, else the first checkpoint
-    ECE            calibration error: how far confidence and accuracy of the likeliest token differ
-    copy           share of tokens right when a random sequence is read for the second time
     exact          share of questions with the right answer, greedy, with Wilson's 95 % interval;
                    an answer that ran into the limit is wrong
-    format         share of answers that are <think>...</think><answer>...</answer><end>, exactly;
-                   of a model trained on bare answers, without the thought, on full ones, without a
-                   tag (and ce is of those); on several forms: of the chains, how often it thinks
-    tokens, repeats, limit   of an answer: mean length; share of its 4-grams said before; share of
-                   answers that ran into the limit
-    suites         accuracy on each robustness suite (--suites; dataset/suites.py), its difference
-                   to the same problems unchanged, and McNemar's p of that difference
-    tok/s          tokens written a second, batch 1 and 32; more in the table of speed.py
-    majority, best of k      of --samples at a --temperature: see answers.py
+    format         share of answers in exactly the form that the model was trained on: think and
+                   answer tags for chains, the answer tag for bare answers, no tag for full replies
+    ECE            calibration error: how far confidence and accuracy of the likeliest token differ
+    copy           share of tokens right when a random sequence is read for the second time
+    repeats        share of an answer's 4-grams that came before; limit: answers that ran into it
+    suites         accuracy on each of --suites (dataset/suites.py), the points that it differs
+                   from the same problems unchanged, and McNemar's p of that
+    majority       the most frequent of --samples answers at a --temperature is right (Wang et al.
+                   2023); best of k: one of k is right (Chen et al. 2021), no vote can do better
+    prefill, decode   prompt tokens read and tokens written a second, at batch 1 and 32
+    first token, answer   ms to the first token after half a context; of a whole greedy answer
 
-A model that was trained on two forms of answer (train_distill_reason.py --target multi or mixed) is
-told which one to give by --target cot or answer: its response is begun with <think> or <answer>.
+A model that has learned two forms of answer (train_distill_reason.py --target multi or mixed) is
+asked for one by --target cot or answer: its response begins with <think> or <answer>.
 """
 import json
 import math
+import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,19 +39,18 @@ import numpy as np
 import torch
 
 import checkpoints
-import cli
-import oldcommon as common
-import rowfile
+import common
 import speed
-from answers import answer, tally, vote
-from cli import OUT, check, fail, label, show
-from dataset.batches import eval_batches, open_data
-from dataset.formats import bad_lines_text, parse_row, read_documents
+from common import OUT, check, show
+from dataset.formats import (Turn, bad_lines_text, opening, parse_response, parse_row, prompt_ids,
+                             read_documents)
 from dataset.suites import IN_MEAN, read_suites
+from dataset.verify import agree, extract_answer, parse_number, verdict
+from dataset.windows import eval_batches, open_data
+from decoding import generate
 from losses import cross_entropy, forward_kl
-from metrics import Calibration, mcnemar, wilson
-from report import reliability_table, right_answer, shown_answers, table, tables
-from talk import talk
+from metrics import (Calibration, majority, markdown, mcnemar, pass_at, repetition, table,
+                     wilson)
 
 
 @dataclass
@@ -63,59 +62,52 @@ class Config:
     target: Literal["auto", "cot", "answer", "full"] = "auto"  # form of an answer; auto: as trained
     questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
     max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
-    think_budget: int = 0          # end a thought after so many tokens (16 to 512); 0: never
     samples: int = 0               # answers a question to vote on (0: none; 4 to 32)
+    temperature: float = 0.0       # of the samples (0.5 to 1)
+    seed: int = 0                  # of the samples
     batch: int = 64                # questions answered together, windows scored together
     suites: str = ""               # folder of robustness suites, such as out/data/suites
-    shown: int = 5                 # questions whose full answers go into the report
     speed: bool = True             # measure speed, latency and memory
-    out: str = OUT / "eval"        # writes OUT.md and OUT.json
+    out: str = OUT / "eval"        # writes OUT.md, OUT.json and OUT.answers.jsonl
     row: str = ""                  # append a row for each checkpoint to this .jsonl
     recipe: str = ""               # what to call those rows; empty: the name of the run
     skip_bad_lines: bool = False   # count bad lines of the test set and go on
-    chat: bool = False             # talk to the first checkpoint instead
-    prompt: str = ""               # answer this once instead
-    complete: str = ""             # go on with this plain text instead (models trained on text)
-    top: int = 0                   # with --prompt, --complete: the likeliest N tokens a place
-    temperature: float = 0.0       # of that, and of --samples; 0 is greedy (0.5 to 1)
-    seed: int = 0                  # of what is drawn at a temperature
 
 
-# --- quality --------------------------------------------------------------------------------------
+# --- what a model knows: one pass over the windows ------------------------------------------------
 
 @torch.inference_mode()
 def score(model, tokenizer, teacher, data, cfg, device):
     """Cross-entropy, bits a byte, KL to the teacher and top-1 agreement over all counted tokens."""
-    sums = dict(ce=0.0, kl=0.0, agree=0.0)
+    sums = dict(ce=0.0, kl=0.0, agreement=0.0)
     tokens, text_bytes, calibration = 0, 0, Calibration()
     bytes_of = torch.as_tensor(tokenizer.token_bytes, device=device)  # (V,)
     for x, y, document, weight in eval_batches(data, cfg.batch, device=device):
         keep = weight > 0                                     # (B, T)
         logits, y = model(x, document, keep), y[keep]         # (N, V), (N,)
+        confidence, likeliest = logits.softmax(-1).max(-1)    # (N,)
         sums["ce"] += cross_entropy(logits, y).double().sum().item()
         if teacher is not None:
             teacher_logits = teacher(x, document, keep)       # (N, V)
             sums["kl"] += forward_kl(logits, teacher_logits).double().sum().item()
-            sums["agree"] += (logits.argmax(-1) == teacher_logits.argmax(-1)).sum().item()
-        confidence, likeliest = logits.softmax(-1).max(-1)    # (N,)
+            sums["agreement"] += (logits.argmax(-1) == teacher_logits.argmax(-1)).sum().item()
         calibration.add(confidence.cpu().numpy(), (likeliest == y).cpu().numpy())
         tokens += len(y)
         text_bytes += bytes_of[y].sum().item()
-    check(tokens > 0, "--data", cfg.data, "a test set with at least one counted token")
-    bits = sums["ce"] / math.log(2)
-    result = dict(ce=sums["ce"] / tokens, bits_per_byte=bits / max(text_bytes, 1),
-                  counted_tokens=tokens, ece=calibration.ece(), reliability=calibration.table())
-    if teacher is not None:
-        result |= dict(kl=sums["kl"] / tokens, agreement=sums["agree"] / tokens)
-    return result
+    check(tokens > 0, f"--data {cfg.data}: no token counts")
+    result = {name: value / tokens for name, value in sums.items()
+              if teacher is not None or name == "ce"}
+    return result | dict(bits_per_byte=sums["ce"] / math.log(2) / max(text_bytes, 1),
+                         counted_tokens=tokens, ece=calibration.ece(),
+                         reliability=calibration.table())
 
 
 @torch.inference_mode()
 def copy_probe(model, data, seed=0, sequences=64, length=24):
     """Read random pieces twice: share of the second reading that the model foresees (greedy).
 
-    What a copying head can do (Olsson et al. 2022), nothing of which the text has taught: pieces
-    are drawn one by one from those that the test set uses.
+    This is what a copying head can do (Olsson et al. 2022) and no text has taught: the pieces are
+    drawn one by one from those that the test set uses.
     """
     device = model.embed_tokens.weight.device
     length = min(length, model.config.max_seq_len // 2)
@@ -126,205 +118,333 @@ def copy_probe(model, data, seed=0, sequences=64, length=24):
     return (foreseen == twice[:, length + 1:]).float().mean().item()
 
 
-# --- robustness -----------------------------------------------------------------------------------
+# --- what a model answers -------------------------------------------------------------------------
+
+def answer(model, tokenizer, questions, target, cfg, **sampling):
+    """Answers to conversations -> a dict each, see `judge`. sampling: of decoding.sample; none:
+    greedy. A --target begins the response: this tells a model of two forms which one to give."""
+    begun = opening(tokenizer, cfg.target)  # nothing for "auto"
+    prompts = [prompt_ids(tokenizer, turns, target) + begun for turns in questions]
+    replies = [dict(response="", answer=None, tokens=0, repeats=0.0, ended=False,
+                    well_formed=False, verdict="prompt too long") for _ in prompts]
+    fits = [i for i, prompt in enumerate(prompts) if len(prompt) < model.config.max_seq_len]
+    fits.sort(key=lambda i: len(prompts[i]))  # equal lengths together: little padding
+    for start in range(0, len(fits), cfg.batch):
+        some = fits[start:start + cfg.batch]
+        rows = generate(model, [prompts[i] for i in some], cfg.max_new_tokens, {tokenizer.end},
+                        **sampling)
+        for i, ids in zip(some, rows):
+            replies[i] = judge(tokenizer, begun + ids, questions[i][-1], target)
+    return replies
+
+
+def judge(tokenizer, ids, reference, target):
+    """Generated ids against the reference turn: what was answered, and whether it is right.
+
+    The answer is the <answer> span. A reply without one counts as a whole; if the right answer is a
+    number, what extract_answer finds in it counts.
+    """
+    parsed = parse_response(tokenizer, ids, target)
+    got, wanted = parsed["answer"], reference.answer
+    if wanted is None:
+        wanted = extract_answer(reference.content) or reference.content
+    if got is None:
+        is_number = parse_number(wanted) is not None
+        got = extract_answer(parsed["text"]) if is_number else parsed["text"].strip()
+    # The format has a column of its own; here only the answer and its end count.
+    return dict(response=tokenizer.decode(ids, show_control=True), answer=got, tokens=len(ids),
+                repeats=repetition(ids), ended=parsed["ended"], well_formed=parsed["well_formed"],
+                verdict=verdict(wanted, got, parsed["ended"], True))
+
+
+def tally(replies):
+    """Exact match with its interval, format rate, length, and the verdicts counted."""
+    n, verdicts = len(replies), Counter(r["verdict"] for r in replies)
+
+    def mean(key):
+        return sum(r[key] for r in replies) / n
+    return dict(n=n, exact=verdicts["ok"] / n, exact_interval=wilson(verdicts["ok"], n),
+                format=mean("well_formed"), answer_tokens=mean("tokens"), repeats=mean("repeats"),
+                limit=verdicts["truncated"] / n, verdicts=dict(sorted(verdicts.items())))
+
+
+def vote(model, tokenizer, questions, target, cfg):
+    """(figures, samples): --samples answers to each question, and what a vote makes of them.
+
+    best_of: [[k, share]] for k = 1, 2, 4 .. samples; tokens: mean of a question, of all its samples
+    together. samples: the answers of each question, in their order.
+    """
+    n = cfg.samples
+    generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(cfg.seed)
+    replies = answer(model, tokenizer, [q for q in questions for _ in range(n)], target, cfg,
+                     temperature=cfg.temperature, generator=generator)
+    samples = [replies[i:i + n] for i in range(0, len(replies), n)]
+    chosen = [majority([r["answer"] if r["ended"] else None for r in some], agree)
+              for some in samples]
+    won = sum(i is not None and some[i]["verdict"] == "ok" for i, some in zip(chosen, samples))
+    right = [sum(r["verdict"] == "ok" for r in some) for some in samples]
+    sizes = sorted({2 ** i for i in range(n.bit_length())} | {n})
+    figures = dict(samples=n, temperature=cfg.temperature, majority=won / len(samples),
+                   majority_interval=wilson(won, len(samples)),
+                   best_of=[[k, sum(pass_at(k, n, c) for c in right) / len(right)] for k in sizes],
+                   tokens=sum(r["tokens"] for r in replies) / len(samples))
+    return figures, [[r["answer"] for r in some] for some in samples]
+
 
 def robustness(model, tokenizer, suites, target, cfg):
     """Accuracy on each suite, paired with the same problems unchanged -> a dict.
 
-    suites: {name: dict(n, exact, exact_interval, drop, p)}, drop of accuracy against clean;
-    mean and worst over IN_MEAN; hostile: how many answers ended, and what was too long to ask.
+    suites: {name: dict(n, exact, exact_interval, drop, p)}, drop of accuracy against clean; mean
+    and worst are over IN_MEAN. hostile: how many answers ended, and what was too long to ask.
+    suites_right: {name: "10-1..."}, a character a clean problem: right, wrong, not in this suite.
     """
     right, found = {}, {}
-    for name, rows in ((n, r) for n, r in suites.items() if r):  # Chinese has no upper case
-        turns = [parse_row(row) for row in rows]
-        replies = answer(model, tokenizer, turns, target, cfg)
+    for name, rows in suites.items():
+        questions = [[Turn(**turn) for turn in row["conversations"]] if name == "hostile"
+                     else parse_row(row) for row in rows]  # a hostile question may be empty
+        replies = answer(model, tokenizer, questions, target, cfg)
         if name == "hostile":
             found[name] = dict(n=len(rows), ended=sum(r["ended"] for r in replies),
                                refused=sum(r["verdict"] == "prompt too long" for r in replies))
-            continue
-        right[name] = [r["verdict"] == "ok" for r in replies]
-        n, k = len(rows), sum(right[name])
-        found[name] = dict(n=n, exact=k / n, exact_interval=wilson(k, n))
-    clean = {row["id"]: ok for row, ok in zip(suites["clean"], right["clean"])}
-    for name, oks in right.items():
-        unchanged = [clean[row["source"]] for row in suites[name]]
-        found[name] |= dict(drop=(sum(unchanged) - sum(oks)) / len(oks), p=mcnemar(unchanged, oks))
-    counted = {name: found[name]["exact"] for name in IN_MEAN if name in found}
-    worst = min(counted, key=counted.get)
-    return dict(suites=found, suite_mean=sum(counted.values()) / len(counted), worst_suite=worst,
-                suite_worst=counted[worst],
-                suites_right={name: marks(suites["clean"], suites[name], right[name])
-                              for name in ("clean", *counted)})
+        elif rows:  # Chinese has no upper case
+            right[name] = {row["source"]: r["verdict"] == "ok" for row, r in zip(rows, replies)}
+    for name, marks in right.items():
+        unchanged, n, k = [right["clean"][i] for i in marks], len(marks), sum(marks.values())
+        found[name] = dict(n=n, exact=k / n, exact_interval=wilson(k, n),
+                           drop=(sum(unchanged) - k) / n, p=mcnemar(unchanged, marks.values()))
+    exact = {name: found[name]["exact"] for name in IN_MEAN if name in found}
+    worst = min(exact, key=exact.get)
+    text = {name: "".join("-01"[1 + right[name].get(i, -1)] for i in right["clean"])
+            for name in ("clean", *exact)}
+    return dict(suites=found, suite_mean=sum(exact.values()) / len(exact), worst_suite=worst,
+                suite_worst=exact[worst], suites_right=text)
 
 
-def marks(clean, rows, right):
-    """"10-1...": a character a clean problem, right, wrong, or not in this suite (points_lost)."""
-    said = {row["source"]: "01"[ok] for row, ok in zip(rows, right)}
-    return "".join(said.get(row["id"], "-") for row in clean)
+# --- tables: a column is (head, function of a result) ---------------------------------------------
+
+def figure(key, form=".1%"):
+    """A column's function: a figure, with its 95 % interval if there is one, or a dash."""
+    def cell(r):
+        interval = [f"{100 * end:.1f}" for end in r.get(f"{key}_interval", ())]
+        around = f" ({'-'.join(interval)})" if interval else ""
+        return format(r[key], form) + around if key in r else "-"
+    return cell
+
+
+def against_teacher(key, form=".1%"):
+    """A column's function: a dash for the teacher itself, whose 0 and 100 % say nothing."""
+    return lambda r: "-" if r["model"] == r["teacher"] else figure(key, form)(r)
+
+
+MODEL, LENGTH = ("model", figure("model", "")), ("answer tokens:", figure("answer_tokens", ".1f"))
+SCOREBOARD = [
+    MODEL, ("parameters:", figure("parameters", ",d")),
+    ("train tokens:", figure("train_tokens", ",d")), ("ce:", figure("ce", ".4f")),
+    ("bits/byte:", figure("bits_per_byte", ".3f")), ("KL:", against_teacher("kl", ".4f")),
+    ("agree:", against_teacher("agreement")), ("exact:", figure("exact")),
+    ("format:", figure("format")), ("tok/s batch 1:", figure("decode1", ",.0f")),
+    ("batch 32:", figure("decode32", ",.0f"))]
+DETAILS = [
+    MODEL, ("ECE:", figure("ece", ".4f")), ("copy:", figure("copy")), LENGTH,
+    ("repeats:", figure("repeats")), ("limit:", figure("limit")),
+    ("too long for ce:", figure("too_long", ",d"))]
+SPEED = [
+    MODEL, ("prefill 1:", figure("prefill1", ",.0f")), ("prefill 32:", figure("prefill32", ",.0f")),
+    ("decode 1:", figure("decode1", ",.0f")), ("decode 32:", figure("decode32", ",.0f")),
+    ("first token ms:", figure("first_ms", ",.1f")), ("answer p50 ms:", figure("p50_ms", ",.1f")),
+    ("answer p95 ms:", figure("p95_ms", ",.1f")), ("MB of weights:", figure("weights_mb", ",.1f")),
+    ("MB peak:", figure("peak_mb", ",.1f"))]
+
+
+def keeps(results):
+    """A line a model: what it keeps of the first one's accuracy, at what size and speed."""
+    first = results[0]
+    return "\n".join(
+        f"- {r['model']} keeps {r['exact'] / first['exact']:.1%} of {first['model']}'s accuracy at "
+        f"{r['parameters'] / first['parameters']:.0%} of its parameters and "
+        f"{r['decode1'] / first['decode1']:.1f} times its speed at batch 1, "
+        f"{r['decode32'] / first['decode32']:.1f} at batch 32"
+        for r in results[1:] if first.get("exact") and "decode1" in first and "decode1" in r)
+
+
+def suite_column(r):
+    """{a line of the table of suites: the cell of one model}."""
+    cells = {name: f"{figure('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
+             for name, s in r["suites"].items() if name != "hostile"}
+    cells["**mean**"] = f"{r['suite_mean']:.1%}"
+    cells["**worst**"] = f"{r['suite_worst']:.1%} {r['worst_suite']}"
+    if hostile := r["suites"].get("hostile"):
+        cells["hostile texts: ended, refused as too long"] = \
+            f"{hostile['ended']} of {hostile['n']}, {hostile['refused']}"
+    return cells
+
+
+def reliability_column(r):
+    """{a bin of confidence: how often one model was right, of how many tokens}."""
+    bins = {min(int(sure * 15), 14): f"{right:.1%} of {n:,}" for n, sure, right in r["reliability"]}
+    return {f"{i / 15:.2f}-{(i + 1) / 15:.2f}": cell for i, cell in bins.items()}
+
+
+def side_by_side(head, results, column, order=list):
+    """A table with a column a model; column(result) is {line: cell}."""
+    columns = {r["model"]: column(r) for r in results}
+    lines = dict.fromkeys(line for cells in columns.values() for line in cells)
+    rows = [[line, *(cells.get(line, "-") for cells in columns.values())] for line in order(lines)]
+    return markdown(" | ".join([head, *(f"{model}:" for model in columns)]), rows)
+
+
+def tables(results):
+    """Every table that has figures, one under the other."""
+    first, found = results[0], [table(results, SCOREBOARD), keeps(results), table(results, DETAILS)]
+    if "vote" in first:
+        lines = [r | r["vote"] | dict(r["vote"]["best_of"]) for r in results]
+        sizes, n = dict(first["vote"]["best_of"]), first["vote"]["samples"]
+        found.append(table(lines, [
+            MODEL, ("greedy:", figure("exact")), (f"majority of {n}:", figure("majority")),
+            *((f"best of {k}:", figure(k)) for k in sizes), LENGTH,
+            (f"of {n}:", figure("tokens", ".1f"))]))
+    if "suites" in first:
+        found.append(side_by_side("suite (95 %), points against clean", results, suite_column))
+    if any("decode1" in r for r in results):
+        found.append(table(results, SPEED))
+    return "\n\n".join(filter(None, found))
 
 
 # --- report ---------------------------------------------------------------------------------------
 
-def common_window(cfg, loaded):
-    """The window that all models are scored at: the smallest that one of them was trained on.
-
-    Positions beyond its window a model has never learned: longer windows would measure how RoPE
-    extrapolates, and windows of different lengths would give the models different contexts.
-    """
-    trained = [min(state.get("run_config", {}).get("window", model.config.max_seq_len),
-                   model.config.max_seq_len) for model, _, state in loaded]
-    room = min(model.config.max_seq_len for model, _, _ in loaded)
-    check(cfg.window <= room, "--window", cfg.window, f"at most the smallest context, {room}")
-    return cfg.window or min(trained)
-
-
-def check_own_files(cfg):
-    """UserError before the work where an output would replace, or be added to, somebody else's."""
+def check_flags(cfg):
+    """UserError before the work for a value that cannot be, and for an output that would replace
+    a file of another kind."""
+    common.between(cfg, 0, 2**32 - 1, "window", "questions", "samples", "temperature", "seed")
+    common.positive(cfg, "max_new_tokens", "batch")
+    check((cfg.samples > 0) == (cfg.temperature > 0),
+          "--samples needs a --temperature above 0 (0.7, say), and --temperature needs --samples")
+    check(cfg.row or not cfg.recipe, "--recipe needs --row")
     for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"'),
                          (f"{cfg.out}.answers.jsonl", '{"question"'), (cfg.row, '{"recipe"')):
-        if path and Path(path).exists():
+        if path and os.path.exists(path):
             with open(path, encoding="utf-8", errors="replace") as file:
-                if not file.read(len(begins)) in (begins, ""):
-                    fail(f"{show(path)} is there and not of this script", fix="choose another name")
+                own = file.read(len(begins)) in (begins, "")
+            check(own and Path(path).resolve() != Path(cfg.data).resolve(),
+                  f"{show(path)} is there and not of this script; choose another name")
 
 
-def write_report(cfg, results, answers_text):
-    """OUT.md and OUT.json, the tables."""
+def answers_of(results, questions, replies):
+    """A row a question: its text, the right answer, and what every model answered."""
+    rows = []
+    for i, (*before, last) in enumerate(questions):
+        row = dict(question=" ".join(turn.content for turn in before),
+                   right=last.content if last.answer is None else last.answer, answers={})
+        for r, of_model in zip(results, replies):
+            kept = ("response", "verdict", "samples")
+            row["answers"][r["model"]] = {k: v for k, v in of_model[i].items() if k in kept}
+        rows.append(row)
+    return rows
+
+
+def write_report(cfg, results, rows):
+    """OUT.md: the tables, and the answers to the first five questions. OUT.json: the figures.
+    OUT.answers.jsonl: the rows of answers_of."""
     v = common.versions()
-    text = (f"# Scoreboard\n\n{label(cfg.data)}; ce in windows of {results[0]['window']}; "
-            f"KL and agreement against {results[0]['teacher']}; "
-            f"float32, {v['threads']} threads, {v['machine']}, torch {v['torch']}.\n\n"
-            f"{tables(results)}\n\n{reliability_table(results)}\n\n{answers_text}")
-    cli.write_file(f"{cfg.out}.md", text)
-    cli.write_file(f"{cfg.out}.json", json.dumps(dict(data=label(cfg.data), versions=v,
-                                                      results=results), indent=1))
+    about = (f"{show(cfg.data)}; ce in windows of {results[0]['window']}; KL and agreement against "
+             f"{results[0]['teacher']}; float32, {v['threads']} threads, {v['machine']}, "
+             f"torch {v['torch']}.")
+    lines = ["# Scoreboard", "", about, "", tables(results), "",
+             side_by_side("confidence: right", results, reliability_column, sorted), ""]
+    for number, row in enumerate(rows[:5], 1):
+        lines += [f"### Question {number}", "", row["question"], "",
+                  f"Right answer: **{row['right']}**", ""]
+        for model, found in row["answers"].items():
+            text = found["response"].replace("\n", " ")
+            lines.append(f"- {model} ({found['verdict']}): `{text}`")
+        lines.append("")
+    common.write_file(f"{cfg.out}.md", "\n".join(lines))
+    common.write_file(f"{cfg.out}.json", json.dumps(
+        dict(data=show(cfg.data), versions=v, results=results), indent=1))
+    if rows:
+        common.write_file(f"{cfg.out}.answers.jsonl", common.json_lines(rows))
 
 
-def write_answers(cfg, results, questions, replies):
-    """OUT.answers.jsonl: a line a question, with the answer and the verdict of every model."""
-    with cli.atomic_write(f"{cfg.out}.answers.jsonl", "w") as file:
-        for i, turns in enumerate(questions):
-            row = dict(question=" ".join(t.content for t in turns[:-1]), right=right_answer(turns))
-            row["answers"] = {r["model"]: {k: a[i][k] for k in ("response", "verdict", "samples")
-                                           if k in a[i]} for r, a in zip(results, replies)}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def evaluation_flags(cfg):
-    """What the metrics of a row depend on besides the model and the test set."""
-    flags = {k: getattr(cfg, k) for k in ("questions", "max_new_tokens", "target", "window")}
-    flags |= dict(think_budget=cfg.think_budget) if cfg.think_budget else {}
-    flags |= dict(temperature=cfg.temperature, seed=cfg.seed) if cfg.samples else {}
-    about = Path(cfg.suites) / "about.json"
-    return flags | (dict(suites_sha256=cli.sha256_file(about)) if cfg.suites else {})
-
-
-def append_row(cfg, result, state):
-    """One finished run as a row of --row."""
-    run = state.get("run_config", {})
-    row = dict(recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run,
-               inputs=state.get("inputs", {}), test_data=label(cfg.data),
-               test_sha256=cli.sha256_file(cfg.data), versions=common.versions(),
-               trained_with=state.get("versions"), evaluation=evaluation_flags(cfg),
-               train_seconds=round(state.get("train_seconds", 0), 3), tokens=state.get("tokens", 0),
-               supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
-               best_step=state.get("best_step"),
-               metrics={k: v for k, v in result.items()
-                        if k not in ("model", "teacher")})
-    rowfile.append(cfg.row, row)
-
-
-def check_flags(cfg):
-    """UserError for a value that cannot be, and for an output that would replace another's file."""
-    many = 2**32 - 1
-    cli.check_ranges(cfg, window=(0, many), questions=(0, many), max_new_tokens=(1, many),
-                     think_budget=(0, many), samples=(0, 1000), batch=(1, many), shown=(0, many),
-                     top=(0, many), seed=(0, many))
-    check(cfg.temperature == 0 or 0.01 <= cfg.temperature <= 100, "--temperature", cfg.temperature,
-          "0 (greedy), or 0.01 to 100")
-    check(not cfg.samples or cfg.temperature, "--temperature", cfg.temperature,
-          "above 0 where --samples are drawn (0.7, say)")
-    for flag in {"prompt", "complete"} & cfg.given:
-        check(getattr(cfg, flag), f"--{flag}", getattr(cfg, flag), "a text")
-    if not (cfg.chat or cfg.prompt or cfg.complete):
-        if cfg.row:
-            rowfile.check_file(cfg.row)
-        cli.need_file(cfg.data, "bash speedrun.sh, or --data with a file of yours")
-        for written in (f"{cfg.out}.md", f"{cfg.out}.json", f"{cfg.out}.answers.jsonl", cfg.row):
-            cli.check_apart("--row" if written == cfg.row else "--out", written, cfg.data)
-        check_own_files(cfg)
-
-
-def conversations(cfg):
-    """The test set's conversations; what was left out is said."""
-    report = {}
-    found = [d for _, d in read_documents(cfg.data, cfg.skip_bad_lines, report)
-             if not isinstance(d, str)]
-    if report:
-        print(f"left out: {bad_lines_text(report)}")
-    return found
+def row_of(cfg, result, state):
+    """One finished run as a row of --row: what its figures depend on, and the figures."""
+    flags = ["questions", "max_new_tokens", "target", "window"]
+    flags += ["temperature", "seed"] if cfg.samples else []
+    evaluation, run = {flag: getattr(cfg, flag) for flag in flags}, state.get("run_config", {})
+    if cfg.suites:
+        evaluation["suites_sha256"] = common.sha256_file(Path(cfg.suites) / "about.json")
+    metrics = {k: v for k, v in result.items() if k not in ("model", "teacher")}
+    return dict(
+        recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run,
+        inputs=state.get("inputs", {}), test_data=show(cfg.data),
+        test_sha256=common.sha256_file(cfg.data), versions=common.versions(),
+        trained_with=state.get("versions"), evaluation=evaluation,
+        train_seconds=round(state.get("train_seconds", 0), 3), tokens=state.get("tokens", 0),
+        supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
+        best_step=state.get("best_step"), metrics=metrics)
 
 
 def evaluate(cfg, loaded, teacher, window, questions, suites, device):
-    """Everything but speed about one model -> (result, its answers)."""
+    """Everything except speed about one model -> (result, its answers)."""
     model, tokenizer, state = loaded
-    tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
-    result = dict(parameters=model.num_parameters(), window=window, train_tokens=tokens)
-    target = cfg.target  # bare answers are compared with bare answers
-    if target == "auto":
+    seen = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
+    target = cfg.target
+    if target == "auto":  # bare answers are compared with bare answers
         target = state.get("run_config", {}).get("target", "cot")
         target = "cot" if target in ("multi", "mixed") else target
     data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
-    same = tokenizer.fingerprint == teacher[1].fingerprint
-    result |= score(model, tokenizer, teacher[0] if same else None, data, cfg, device)
-    result["copy"] = copy_probe(model, data)
-    result["too_long"] = data["meta"]["too_long"]  # left out of ce; all are answered
+    same = tokenizer.fingerprint == teacher[1].fingerprint  # else a KL has no meaning
+    result = dict(parameters=model.num_parameters(), window=window, train_tokens=seen,
+                  **score(model, tokenizer, teacher[0] if same else None, data, cfg, device),
+                  copy=copy_probe(model, data), too_long=data["meta"]["too_long"])
     replies = answer(model, tokenizer, questions, target, cfg)
     if questions:
         result |= tally(replies)
     if questions and cfg.samples:
-        result["vote"], drawn = vote(model, tokenizer, questions, target, cfg)
-        for reply, answers in zip(replies, drawn):
-            reply["samples"] = answers
+        result["vote"], samples = vote(model, tokenizer, questions, target, cfg)
+        replies = [reply | dict(samples=some) for reply, some in zip(replies, samples)]
     if suites:
         result |= robustness(model, tokenizer, suites, target, cfg)
     return result, replies
 
 
 def main(cfg):
-    """Evaluate every checkpoint, measure speed, write report and rows; or talk."""
-    cfg.checkpoints = cfg.checkpoints or [str(OUT / "teacher.pt")]
+    """Evaluate every checkpoint, measure speed, write report and rows."""
+    cfg.checkpoints, bad = cfg.checkpoints or [str(OUT / "teacher.pt")], {}
     check_flags(cfg)
+    conversations = [document for _, document in read_documents(cfg.data, cfg.skip_bad_lines, bad)
+                     if not isinstance(document, str)]
+    if bad:
+        print(f"left out: {bad_lines_text(bad)}")
+    questions, suites = conversations[:cfg.questions], read_suites(cfg.suites) if cfg.suites else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if cfg.chat or cfg.prompt or cfg.complete:
-        return talk(cfg, device)
-    asked, suites = conversations(cfg), read_suites(cfg.suites) if cfg.suites else {}
-    questions = asked[:cfg.questions]
-    loaded = [checkpoints.load_model(path, device) for path in cfg.checkpoints]
-    teacher_path = cfg.teacher or cfg.checkpoints[0]
-    teacher = checkpoints.load_model(teacher_path, device)
-    window = common_window(cfg, [*loaded, teacher])
-    stems = [Path(path).stem for path in cfg.checkpoints]
-    names = {p: s if stems.count(s) == 1 else label(p) for p, s in zip(cfg.checkpoints, stems)}
+    paths = [*cfg.checkpoints, cfg.teacher or cfg.checkpoints[0]]
+    *models, teacher = loaded = [checkpoints.load_model(path, device) for path in paths]
+    stems = [Path(path).stem for path in dict.fromkeys(paths)]
+    *names, teacher_name = [Path(path).stem if stems.count(Path(path).stem) == 1 else show(path)
+                            for path in paths]
+    # One window for all, the smallest that one was trained on: beyond it a model knows no position.
+    room = min(model.config.max_seq_len for model, _, _ in loaded)
+    trained = [state.get("run_config", {}).get("window", room) for _, _, state in loaded]
+    check(cfg.window <= room, f"--window {cfg.window}: the smallest context is {room}")
+    window = cfg.window or min(room, *trained)
     results, replies = [], []
-    for path, one in zip(cfg.checkpoints, loaded):
+    for name, one in zip(names, models):
         result, answers = evaluate(cfg, one, teacher, window, questions, suites, device)
-        results.append(dict(model=names[path], teacher=names.get(teacher_path,
-                                                                 Path(teacher_path).stem)) | result)
+        results.append(dict(model=name, teacher=teacher_name) | result)
         replies.append(answers)
-        print(table(results[-1:]).splitlines()[-1])
-    if cfg.speed:
-        for result, measured in zip(results, speed.measure(cfg.checkpoints, asked[:20])):
-            result |= measured
+        print(table(results[-1:], SCOREBOARD).splitlines()[-1])
+    rows = answers_of(results, questions, replies)
+    write_report(cfg, results, rows)
+    if cfg.speed:  # last, and after a report: measuring may fail
+        measured = speed.measure(cfg.checkpoints, conversations[:20], device)
+        results = [result | more for result, more in zip(results, measured)]
+        write_report(cfg, results, rows)
     print("\n" + tables(results) + "\n")
-    write_report(cfg, results, shown_answers(results, questions, replies, cfg.shown))
-    if questions:
-        write_answers(cfg, results, questions, replies)
-    print(f"written: {show(cfg.out)}.md, .json" + (", .answers.jsonl" if questions else ""))
+    print(f"written: {show(cfg.out)}.md, .json" + (", .answers.jsonl" if rows else ""))
     if cfg.row:
-        for result, (_, _, state) in zip(results, loaded):
-            append_row(cfg, result, state)
+        common.append_rows(cfg.row, [row_of(cfg, result, state)
+                                     for result, (_, _, state) in zip(results, models)])
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)

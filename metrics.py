@@ -1,17 +1,12 @@
-"""The statistics of eval.py and RESULTS.md: intervals, paired tests, votes, calibration, repeats.
+"""The statistics and tables of eval.py: intervals, paired tests, votes, calibration, repeats.
 
-A figure without an interval says nothing about the next run; a difference between two models that
-answered the same questions is paired, or it is drowned in the questions' own spread. Each function
-is a few lines by hand and is held to scipy or a hand-computed value by tests/test_metrics.py.
+Always report an interval. When two models answer the same questions, compare them question by
+question: the questions vary far more than the models do. tests/test_metrics.py holds each function
+to scipy or to a value computed by hand.
 """
 import math
-import statistics
 
 import numpy as np
-
-# two-sided 95 % quantiles of Student's t by degrees of freedom
-T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201,
-                      2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093), 1))
 
 
 def wilson(successes, n, z=1.959964):
@@ -22,19 +17,6 @@ def wilson(successes, n, z=1.959964):
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def paired_t(differences):
-    """Mean of paired differences and the half width of its 95 % interval (Student's t).
-
-    For values that differ by seed: the same seed with and without a teacher. ValueError unless
-    there are 2 to 20 of them.
-    """
-    n = len(differences)
-    if n - 1 not in T95:
-        raise ValueError(f"{n} differences; 2 to 20 are needed")
-    half = T95[n - 1] * statistics.stdev(differences) / math.sqrt(n)
-    return statistics.mean(differences), half
 
 
 def mcnemar(first, second):
@@ -49,49 +31,6 @@ def mcnemar(first, second):
     n = only_first + only_second
     tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2 ** n)
-
-
-def bootstrap(differences, rounds=10_000, seed=0):
-    """Mean of paired differences, its 95 % percentile interval (Efron & Tibshirani 1993, ch. 13).
-
-    Questions are drawn again with replacement: for one pair of models on many questions.
-    """
-    d = np.asarray(differences, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(d), (rounds, len(d)))
-    low, high = np.quantile(d[draws].mean(axis=1), [0.025, 0.975])
-    return float(d.mean()), float(low), float(high)
-
-
-def suite_values(right, suites=()):
-    """The mean accuracy on the suites as one value a problem -> (n,), so that `bootstrap` of the
-    difference of two models is paired problem by problem.
-
-    right: {suite: "10-1..."}, a character a problem of "clean": 1 right, 0 wrong, - not in this
-    suite; suites: their names, none: all but "clean". The mean of the values is the mean of the
-    suites' accuracies.
-    """
-    value = np.zeros(len(right["clean"]))
-    suites = suites or [name for name in right if name != "clean"]
-    for name in suites:
-        there = np.array([c != "-" for c in right[name]])
-        hits = np.array([c == "1" for c in right[name]])
-        value += hits * (len(there) / there.sum()) / len(suites)
-    return value
-
-
-def points_lost(right):
-    """What a model loses from clean to the mean of the suites, as one value a problem -> (n,).
-
-    To be read beside the mean itself: who is wrong from the start has nothing to lose.
-    """
-    return np.array([float(c) for c in right["clean"]]) - suite_values(right)
-
-
-def surer(reliability):
-    """Mean confidence in the likeliest token minus how often it is right, of a Calibration's bins:
-    (tokens, mean confidence, accuracy) of each."""
-    return sum(n * (sure - right) for n, sure, right in reliability) / \
-        sum(n for n, _, _ in reliability)
 
 
 class Calibration:
@@ -148,25 +87,21 @@ def majority(answers, same):
 def pass_at(k, n, right):
     """Chance that one of k answers is right, k drawn from n of which `right` are: pass@k.
 
-    Unbiased for k fresh answers (Chen et al. 2021, eq. 1); at k = n: 1 where any is right.
+    Unbiased for k fresh answers (Chen et al. 2021, eq. 1); at k = n: 1 if any is right.
     """
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
-def front(points):
-    """Of (speed, accuracy) pairs, those that no other beats in both: the Pareto front, by speed."""
-    best, kept = -1.0, []
-    for speed, accuracy in sorted(points, reverse=True):
-        if accuracy > best:
-            best = accuracy
-            kept.append((speed, accuracy))
-    return kept[::-1]
-
-
 def markdown(head, rows):
-    """A Markdown table; head "model | steps: | verdict": a colon ends the name of a column of numbers."""
+    """A Markdown table; head: "model | steps: | verdict", a colon after a column of numbers."""
     names = head.split(" | ")
     lines = [[name.removesuffix(":") for name in names], *rows]
     text = ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
     text.insert(1, "".join("|---:" if name.endswith(":") else "|---" for name in names) + "|")
     return "\n".join(text)
+
+
+def table(lines, columns, above=()):
+    """A Markdown table; a column is (head, function of a line); above: lines of ready cells."""
+    return markdown(" | ".join(head for head, _ in columns),
+                    [*above, *([cell(line) for _, cell in columns] for line in lines)])

@@ -1,25 +1,18 @@
 """Claims about eval.py: every figure of the table against a number made another way."""
-import itertools
 import json
 import math
-import random
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-import answers
 import checkpoints
 import eval as evaluation
-import report as report_tables
-import rowfile
 import speed
-from answers import judge, tally
-from dataset.batches import open_data
 from dataset.formats import Turn, encode_document, read_documents
-from dataset.verify import agree
-from metrics import majority, pass_at, wilson
-from report import reliability_table, robustness_table
+from dataset.windows import open_data
+from eval import judge, tally
+from metrics import table, wilson
 
 
 @pytest.fixture
@@ -27,7 +20,7 @@ def report(call, tiny_world, out_dir):
     """A function: `report(checkpoints, *flags)` runs eval.py -> (OUT.json, OUT.md, what it printed)."""
     def run(checkpoints, *flags):
         done = call("eval", *checkpoints, f"--data={tiny_world.val}", f"--out={out_dir / 'report'}",
-                    "--speed=false", "--questions=6", "--max-new-tokens=12", *flags)
+                    "--no-speed", "--questions=6", "--max-new-tokens=12", *flags)
         assert done.status == 0, done.err
         return (json.loads((out_dir / "report.json").read_text(encoding="utf-8")),
                 (out_dir / "report.md").read_text(encoding="utf-8"), done.out)
@@ -64,48 +57,58 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
     assert results[0]["kl"] == 0 and results[0]["agreement"] == 1  # the teacher against itself
 
 
-def test_the_table_the_json_and_the_answers_are_written(report, tiny_world):
-    """One table for people, one file for programs, and what the models really said."""
-    found, text, printed = report([tiny_world.teacher, tiny_world.init], "--shown=2")
+def test_the_table_the_json_and_the_answers_are_written(report, tiny_world, out_dir):
+    """One table for people, one file for programs, and what the models really answered."""
+    found, text, printed = report([tiny_world.teacher, tiny_world.init])
     assert [r["model"] for r in found["results"]] == ["teacher", "init"]
     assert all(r["parameters"] == 63_744 and r["n"] == 6 for r in found["results"])
     rows = [line for line in text.splitlines() if line.startswith("|")]
     bins = {int(c * 15) for r in found["results"] for _, c, _ in r["reliability"]}
     assert len(rows) == 4 + 4 + 2 + len(bins) and all(row in printed for row in rows[:8])  # 3 tables
-    assert text.count("### Question") == 2 and text.count("- teacher (") == 2
+    assert text.count("### Question") == 5 and text.count("- teacher (") == 5
     question = next(read_documents(tiny_world.val))[1][0].content
     assert question in text and "Right answer: **3**" in text
+    rows = [json.loads(line) for line in (out_dir / "report.answers.jsonl").open(encoding="utf-8")]
+    assert len(rows) == 6 and all(set(row["answers"]) == {"teacher", "init"} for row in rows)
+    assert [row["right"] for row in rows] == [d[-1].answer for _, d in read_documents(tiny_world.val)]
+    assert report([tiny_world.teacher, tiny_world.init])[0]["results"] == found["results"]  # repeats
 
 
 def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
-    """A figure without its config, seed, data and machine cannot be made again."""
+    """A figure without its config, seed, data and machine cannot be made again. A majority of 4 at
+    temperature 1 and one of 32 at 0.5 are two figures."""
     call("train_pretrain", *tiny_world.flags("pretrain", name="student", seed=5, steps=2))
     rows = out_dir / "rows.jsonl"
-    for _ in range(2):
-        report([out_dir / "student.pt"], f"--row={rows}", "--recipe=alone")
+    report([out_dir / "student.pt"], f"--row={rows}", "--recipe=alone")
+    report([out_dir / "student.pt"], f"--row={rows}", "--samples=2", "--temperature=1", "--seed=3")
     first, second = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
     assert first["recipe"] == "alone" and first["seed"] == 5 and first["config"]["steps"] == 2
     assert first["inputs"]["data_sha256"] and first["test_sha256"] and first["versions"]["torch"]
     assert first["tokens"] > first["supervised"] > 0 and first["train_seconds"] > 0
     assert first["metrics"]["window"] == 143
     assert first["metrics"]["ce"] == second["metrics"]["ce"] and first["val_ce"] > 0
+    assert second["recipe"] == "student" and second["metrics"]["vote"]["samples"] == 2
+    assert second["evaluation"] == first["evaluation"] | dict(temperature=1, seed=3)
 
 
-def test_the_report_has_intervals_of_suites_and_a_reliability_table_by_hand():
-    """A suite of 2 problems at 50 % says nothing; a confidence is only worth its hits."""
-    suite = dict(n=2, exact=0.5, exact_interval=wilson(1, 2), drop=0.25, p=1.0)
-    result = dict(model="m", suites=dict(clean=suite), suite_mean=0.5, suite_worst=0.5, worst_suite="x")
-    assert "| clean | 50.0% (9.5-90.5), -25.0, p 1 |" in robustness_table([result])
-    lines = reliability_table([dict(model="a", reliability=[(8, 0.5, 0.25), (1200, 1.0, 0.999)]),
-                               dict(model="b", reliability=[(3, 0.99, 1 / 3)])]).splitlines()
-    assert lines[2:] == ["| 0.47-0.53 | 25.0% of 8 | - |",
-                         "| 0.93-1.00 | 99.9% of 1,200 | 33.3% of 3 |"]
-
-
-def test_quality_figures_repeat_exactly(report, tiny_world):
-    """A figure that another run cannot reproduce is no evidence; suites and copying are drawn, too."""
-    first = report([tiny_world.teacher, tiny_world.init])[0]["results"]
-    assert report([tiny_world.teacher, tiny_world.init])[0]["results"] == first
+def test_the_tables_by_hand():
+    """A suite of 2 problems at 50 % says nothing; a confidence is only worth its hits; a model that
+    is its own teacher agrees with it: no finding."""
+    result = dict(model="m", teacher="t", kl=0.5, suite_mean=0.5, suite_worst=0.5, worst_suite="x",
+                  suites=dict(clean=dict(n=2, exact=0.5, exact_interval=wilson(1, 2), drop=0.25, p=1.0),
+                              hostile=dict(n=9, ended=8, refused=1)))
+    assert evaluation.side_by_side("suite", [result], evaluation.suite_column).splitlines()[2:] == [
+        "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| **mean** | 50.0% |", "| **worst** | 50.0% x |",
+        "| hostile texts: ended, refused as too long | 8 of 9, 1 |"]
+    models = [dict(model="a", reliability=[(1200, 1.0, 0.999), (8, 0.5, 0.25)]),
+              dict(model="b", reliability=[(3, 0.99, 1 / 3), (1, 0.1, 1)])]
+    lines = evaluation.side_by_side("right", models, evaluation.reliability_column, sorted)
+    assert lines.splitlines() == [
+        "| right | a | b |", "|---|---:|---:|", "| 0.07-0.13 | - | 100.0% of 1 |",
+        "| 0.47-0.53 | 25.0% of 8 | - |", "| 0.93-1.00 | 99.9% of 1,200 | 33.3% of 3 |"]
+    kl = [("KL:", evaluation.against_teacher("kl", ".2f")), ("ce:", evaluation.figure("ce", ".2f"))]
+    assert table([result, result | dict(model="t", ce=1)], kl).splitlines() == [
+        "| KL | ce |", "|---:|---:|", "| 0.50 | - |", "| - | 1.00 |"]
 
 
 def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
@@ -131,14 +134,6 @@ def test_all_models_are_scored_at_the_smallest_window_that_one_was_trained_at(re
     assert report([out_dir / "long.pt"], "--window=120")[0]["results"][0]["window"] == 120
 
 
-def test_every_answer_of_every_model_is_kept(report, tiny_world, out_dir):
-    """The exercise "by number of operations" needs them one by one."""
-    report([tiny_world.teacher, tiny_world.init])
-    rows = [json.loads(line) for line in (out_dir / "report.answers.jsonl").open(encoding="utf-8")]
-    assert len(rows) == 6 and all(set(row["answers"]) == {"teacher", "init"} for row in rows)
-    assert [row["right"] for row in rows] == [d[-1].answer for _, d in read_documents(tiny_world.val)]
-
-
 # --- robustness -----------------------------------------------------------------------------------
 
 def suite(name, sources, answers, question="2 + 3?"):
@@ -152,7 +147,7 @@ def suite(name, sources, answers, question="2 + 3?"):
 def test_suites_are_paired_with_their_own_clean_problems(tiny_world, tiny_tokenizer, monkeypatch):
     """Unpaired, a suite of fewer or easier problems would look like robustness."""
     ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>")
-    monkeypatch.setattr(answers, "generate", lambda model, prompts, *_: [ids for _ in prompts])
+    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
     suites = {"clean": suite("clean", ["clean0", "clean1", "clean2"], "775"),
               "typos": suite("typos", ["clean2", "clean0"], "75"),  # wrong -> right, right -> wrong
               "names": suite("names", ["clean0", "clean1"], "59"),
@@ -217,104 +212,78 @@ def test_an_answer_is_judged_by_its_answer_and_its_end(text, end, verdict, well_
     assert (found["verdict"], found["well_formed"], found["ended"]) == (verdict, well_formed, end)
 
 
-@pytest.mark.parametrize("reply, end, exact, form", [
-    ("<think>So.</think><answer>7</answer>", True, 1 / 6, 1.0),   # always the same
-    ("<think>So.</think><answer>7</answer>", False, 0.0, 0.0),    # never ends
-    ("<think><answer></think><answer><user>", True, 0.0, 0.0),    # nothing but control tokens
-    ("<think><answer></think><answer><user>", False, 0.0, 0.0)])
-def test_a_model_that_always_says_the_same_or_never_ends_scores_so(reply, end, exact, form, report,
-                                                                  tiny_world, tiny_tokenizer,
-                                                                  monkeypatch):
+@pytest.mark.parametrize("said, wanted, verdict", [
+    ("Paris", "Paris", "ok"), ("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
+    ("It is 14.", "So 14", "ok")])
+def test_answers_without_tags_are_compared_as_what_they_are(said, wanted, verdict, tiny_tokenizer):
+    """A question of knowledge has no number in its answer: every model would score 0 %."""
+    ids = tiny_tokenizer.encode(said) + [tiny_tokenizer.end]
+    assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_a_model_that_always_says_the_same_or_never_ends_scores_so(end, report, tiny_world,
+                                                                  tiny_tokenizer, monkeypatch):
     """Constant models are where a score that is always good, or a loop that never ends, shows."""
     right = [document[-1].answer for _, document in read_documents(tiny_world.val)]
     assert right.count("7") == 1 and len(right) == 6
-    ids = say(tiny_tokenizer, reply, end)
-    monkeypatch.setattr(answers, "generate", lambda model, prompts, *_: [ids for _ in prompts])
+    ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>", end)
+    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
     [result] = report([tiny_world.init])[0]["results"]
-    assert result["exact"] == pytest.approx(exact) and result["format"] == form
-    assert result["exact_interval"] == pytest.approx(wilson(round(6 * exact), 6))
-    assert result["verdicts"] == ({"truncated": 6} if not end else {"ok": 1, "wrong answer": 5}
-                                  if "7" in reply else {"no answer": 6})
-
-
-def test_a_question_longer_than_the_context_is_wrong_and_said_so(report, tiny_world, tmp_path):
-    """Cut or left out, it would change n: every model is asked all the questions."""
-    path = tmp_path / "test.jsonl"
-    long = {"question": "How many? " * 99, "answer": "#### 5"}
-    path.write_text(tiny_world.val.read_text(encoding="utf-8") + json.dumps(long) + "\n",
-                    encoding="utf-8")
-    [result] = report([tiny_world.init], f"--data={path}", "--questions=7")[0]["results"]
-    assert result["n"] == 7 and result["verdicts"]["prompt too long"] == 1
+    assert result["exact"] == pytest.approx(end / 6) and result["format"] == end
+    assert result["exact_interval"] == pytest.approx(wilson(int(end), 6))
+    assert result["verdicts"] == (dict(ok=1) | {"wrong answer": 5} if end else dict(truncated=6))
 
 
 def test_what_a_student_keeps_by_hand():
     """The line that everybody quotes: of the first model, not of the last."""
     first = dict(model="teacher", exact=0.8, parameters=1000, decode1=100, decode32=500)
     other = dict(model="student", exact=0.6, parameters=250, decode1=250, decode32=2000)
-    assert report_tables.keeps([first, other]) == (
+    assert evaluation.keeps([first, other]) == (
         "- student keeps 75.0% of teacher's accuracy at 25% of its parameters and 2.5 times its "
         "speed at batch 1, 4.0 at batch 32")
-    assert report_tables.keeps([first | dict(exact=0.0), other]) == report_tables.keeps([first]) == ""
+    assert evaluation.keeps([first | dict(exact=0.0), other]) == evaluation.keeps([first]) == ""
 
 
-def test_tally_counts(tiny_tokenizer):
+def test_tally_counts():
     """The sums under the table, by hand."""
     replies = [dict(verdict=v, well_formed=w, tokens=t, repeats=0.5) for v, w, t in
                (("ok", True, 10), ("ok", False, 20), ("truncated", False, 60), ("ok", True, 10))]
-    found = tally(replies)
-    assert (found["n"], found["exact"], found["format"], found["answer_tokens"]) == (4, 0.75, 0.5, 25)
-    assert found["verdicts"] == {"ok": 3, "truncated": 1} and found["limit"] == 0.25
-    assert found["repeats"] == 0.5
+    assert tally(replies) == dict(
+        n=4, exact=0.75, exact_interval=wilson(3, 4), format=0.5, answer_tokens=25, repeats=0.5,
+        limit=0.25, verdicts=dict(ok=3, truncated=1))
 
 
-def test_speed_is_measured_for_every_model_in_a_process_of_its_own(tiny_world):
-    """A prompt or an answer longer than the smallest context would fail in the attention."""
-    questions = [document for _, document in read_documents(tiny_world.val)][:3]
-    found = speed.measure([tiny_world.teacher, tiny_world.init], questions, rounds=1, new_tokens=8)
-    assert len(found) == 2 and all(set(f) == set(report_tables.SPEEDS) for f in found)
-    assert all(value > 0 for f in found for value in f.values())
-    assert found[0]["weights_mb"] == pytest.approx(63_744 * 4 / 1e6)
-    assert found[0]["p50_ms"] <= found[0]["p95_ms"]
+# --- speed ----------------------------------------------------------------------------------------
 
-
-def test_peak_memory_is_a_models_own(tiny_world):
-    """A child inherits its parent's ru_maxrss: every model would show what eval.py itself had used."""
+def test_speed_and_memory_are_a_models_own(tiny_world, tmp_path):
+    """A child inherits its parent's ru_maxrss: every model would show what eval.py itself had used.
+    FAULTS 11: a process that was killed for its memory took the figures of all models with it."""
     ballast = torch.ones(400 * 2**20 // 4)  # 400 MB in this process
-    [found] = speed.measure([tiny_world.teacher], [], rounds=1, new_tokens=2)
-    assert 50 < found["peak_mb"] < 1e-6 * speed.peak_memory() - 200 and len(ballast)
+    questions = [document for _, document in read_documents(tiny_world.val)][:3]
+    paths = [tiny_world.teacher, tmp_path / "gone.pt", tiny_world.init]
+    first, dead, last = speed.measure(paths, questions, rounds=1, new_tokens=8)
+    assert dead == {}
+    for one in (first, last):
+        assert {head for head, cell in evaluation.SPEED if cell(one) == "-"} == {"model"}
+        assert all(value > 0 for value in one.values()) and one["p50_ms"] <= one["p95_ms"]
+        assert one["weights_mb"] == pytest.approx(63_744 * 4 / 1e6)
+        assert 50 < one["peak_mb"] < 1e-6 * speed.peak_memory() - 200 and len(ballast)
+
+
+def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir, monkeypatch):
+    """FAULTS 11: half an hour of answers was lost when the last, optional step was killed."""
+    def killed(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(speed, "measure", killed)
+    done = call("eval", tiny_world.init, f"--data={tiny_world.val}", f"--out={out_dir / 'report'}",
+                "--max-new-tokens=4")
+    assert done.status == 130 and (out_dir / "report.answers.jsonl").exists()
+    [result] = json.loads((out_dir / "report.json").read_text(encoding="utf-8"))["results"]
+    assert result["n"] == 6 and f"| {result['ce']:.4f} |" in (out_dir / "report.md").read_text()
 
 
 # --- several samples ------------------------------------------------------------------------------
-
-def test_the_majority_equals_a_count_of_all_pairs():
-    """Brute force: who agrees with most, the first of them; blanks are silent."""
-    rng = random.Random(0)
-    for _ in range(2000):
-        given = rng.choices(["7", "7.0", "8", " 8", "x", None, "", "  "], k=rng.randint(0, 7))
-        votes = [sum(bool(b and b.strip()) and agree(a, b) for b in given) if a and a.strip() else 0
-                 for a in given]
-        expected = votes.index(max(votes)) if max(votes, default=0) else None
-        assert majority(given, agree) == expected, given
-
-
-def test_the_chance_of_k_answers_is_the_share_of_all_choices():
-    """Chen et al. 2021 against every choice of k out of n."""
-    for n in range(1, 7):
-        for right in range(n + 1):
-            for k in range(1, n + 1):
-                choices = list(itertools.combinations([1] * right + [0] * (n - right), k))
-                assert pass_at(k, n, right) == pytest.approx(sum(map(any, choices)) / len(choices))
-
-
-def fake_samples(monkeypatch, tokenizer, said):
-    """Let the model say these texts in turn where it samples, else the third; "...": no end."""
-    texts = itertools.cycle(said)
-
-    def generate(model, prompts, *_, temperature=0, generator=None):
-        chosen = [next(texts) if temperature else said[2] for _ in prompts]
-        return [say(tokenizer, t.removesuffix("..."), not t.endswith("...")) for t in chosen]
-    monkeypatch.setattr(answers, "generate", generate)
-
 
 def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, out_dir, tmp_path, monkeypatch):
     """Three questions, four samples each: right 2, 1 and 3 times; the second is lost by the vote.
@@ -322,11 +291,15 @@ def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, out_dir, tmp_path, m
     Cut-off answers do not vote, and every token of every sample is paid for."""
     right = "<think>So.</think><answer>7</answer>"
     wrong, other = right.replace("7", "8"), right.replace("7", "9")
-    fake_samples(monkeypatch, tiny_tokenizer, [
-        wrong + "...", wrong, right, right, wrong, right, wrong, other, other, right, right, right])
+    cut_off = say(tiny_tokenizer, wrong, end=False)
+    samples = iter([cut_off, *(say(tiny_tokenizer, text) for text in (
+        wrong, right, right, wrong, right, wrong, other, other, right, right, right))])
+
+    def generate(model, prompts, *_, temperature=0, generator=None):
+        return [next(samples) if temperature else say(tiny_tokenizer, right) for _ in prompts]
+    monkeypatch.setattr(evaluation, "generate", generate)
     path = tmp_path / "test.jsonl"
-    path.write_text(json.dumps({"question": "3 + 4?", "answer": "#### 7"}) + "\n", encoding="utf-8")
-    path.write_text(path.read_text(encoding="utf-8") * 3, encoding="utf-8")
+    path.write_text('{"question": "3 + 4?", "answer": "#### 7"}\n' * 3, encoding="utf-8")
     found, text, _ = report([tiny_world.init], f"--data={path}", "--samples=4", "--temperature=0.7")
     [result] = found["results"]
     vote, size = result["vote"], len(say(tiny_tokenizer, right))
@@ -352,23 +325,19 @@ def test_samples_repeat_and_follow_the_seed(report, tiny_world, out_dir):
     assert all(len(pair) == 2 for pair in samples)
 
 
-def test_samples_without_a_temperature_are_refused(call, tiny_world):
-    """Greedy answers are all the same: a vote among them would look like a result."""
-    done = call("eval", tiny_world.init, f"--data={tiny_world.val}", "--samples=4")
-    assert done.status == 2
-    assert "--temperature has a wrong value; got 0.0; expected above 0" in done.err
+@pytest.mark.parametrize("flags", [["--samples=4"], ["--temperature=0.7"], ["--recipe=r"],
+                                   ["--window=161"], ["--batch=0"], ["--out=rows"]])
+def test_flags_that_cannot_be_are_refused_before_the_work(flags, call, tiny_world, tmp_path,
+                                                          monkeypatch):
+    """A vote among greedy answers, which are all the same, would look like a result; and a report
+    must not replace somebody's own file of its name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").write_text('{"mine": 1}', encoding="utf-8")
+    done = call("eval", tiny_world.init, f"--data={tiny_world.val}", "--no-speed", *flags)
+    assert done.status == 2 and (tmp_path / "rows.json").read_text() == '{"mine": 1}'
 
 
-def test_a_row_says_how_it_was_voted(report, tiny_world, out_dir):
-    """A majority of 4 at temperature 1 and one of 32 at 0.5 are two figures."""
-    report([tiny_world.init], "--samples=2", "--temperature=1", "--seed=3", "--think-budget=5",
-           f"--row={out_dir / 'rows.jsonl'}")
-    row = json.loads((out_dir / "rows.jsonl").read_text(encoding="utf-8"))
-    assert row["evaluation"] | dict(temperature=1, seed=3, think_budget=5) == row["evaluation"]
-    assert row["metrics"]["vote"]["samples"] == 2 and row["digest"] == rowfile.digest(row)
-
-
-# --- a response that is begun, a thought that is ended --------------------------------------------
+# --- models of two forms --------------------------------------------------------------------------
 
 @pytest.mark.parametrize("target, first", [("cot", "<think>"), ("answer", "<answer>"),
                                            ("full", "")])
@@ -380,7 +349,7 @@ def test_a_target_begins_the_response(target, first, report, tiny_world, tiny_to
     def generate(model, asked, *_):
         prompts.extend(asked)
         return [tiny_tokenizer.encode("7") + [tiny_tokenizer.end] for _ in asked]
-    monkeypatch.setattr(answers, "generate", generate)
+    monkeypatch.setattr(evaluation, "generate", generate)
     [result] = report([tiny_world.init], f"--target={target}")[0]["results"]
     texts = [tiny_tokenizer.decode(prompt, show_control=True) for prompt in prompts]
     assert {text.rpartition("<assistant>")[2] for text in texts} == {first}
@@ -417,135 +386,28 @@ def test_both_tasks_of_a_multi_model_can_be_asked(report, call, tiny_world, tmp_
         assert result["exact"] == result["format"] == 1, target
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_thought_longer_than_its_budget_is_ended(begun, tiny_world, tiny_tokenizer):
-    """At most N tokens of thought, whoever began it; what the model says then is its own."""
-    t, cfg = tiny_tokenizer, evaluation.Config()
-    model = checkpoints.load_model(tiny_world.init)[0]
-    cfg.max_new_tokens, cfg.target = 30, "cot" if begun else "auto"
-    prompt = [t.user, *t.encode("2 + 3?"), t.end, t.assistant]
-    first = [t.think] * begun
-    seen = []
-    real = answers.generate
-
-    def generate(model, prompts, *rest, **more):
-        seen.extend(prompts)
-        rows = real(model, prompts, *rest, **more)
-        return [[t.think] + row[1:] if len(seen) == 1 and not begun else row for row in rows]
-    for budget in (1, 4, 9):
-        seen.clear()
-        cfg.think_budget = budget
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(answers, "generate", generate)
-            [row] = answers.write(model, t, [prompt + first], first, cfg, {})
-        thought = (first + row)[1:]
-        assert thought[budget] == t.end_think and t.end_think not in thought[:budget]
-        assert seen[1] == prompt + first + row[:budget + 1 + (not begun)] and len(row) <= 30
-        assert row[len(seen[1]) - len(seen[0]):] == real(
-            model, seen[1:], 30, {t.end})[0][:30 - len(seen[1]) + len(seen[0])]
-
-
-def test_a_budget_that_no_thought_reaches_changes_nothing(report, tiny_world, out_dir, call):
-    """The answers of a trained model, with and without a generous budget."""
-    call("train_distill_reason", *tiny_world.flags("distill_reason", steps=60, lr=1e-2,
-                                                   eval_every=60))
-    replies = []
-    for budget in (0, 40, 200):
-        report([out_dir / "run.pt"], "--max-new-tokens=60", f"--think-budget={budget}")
-        replies.append((out_dir / "report.answers.jsonl").read_text(encoding="utf-8"))
-    assert replies[0] == replies[1] == replies[2] and "</think>" in replies[0]
-
-
-def test_a_budget_is_kept_where_the_context_ends(tiny_world, tiny_tokenizer):
-    """A closed thought that leaves no room for an answer is cut off, not an error."""
-    t, cfg = tiny_tokenizer, evaluation.Config()
-    cfg.max_new_tokens, cfg.target = 50, "cot"
-    model = checkpoints.load_model(tiny_world.init)[0]
-    for left in range(1, 8):
-        prompt = [t.user] * (model.config.max_seq_len - left - 1) + [t.think]
-        for budget in (1, left, 40):
-            cfg.think_budget = budget
-            [row] = answers.write(model, t, [prompt], [t.think], cfg, {})
-            assert 1 <= len(row) <= 50
-
-
-# --- talking --------------------------------------------------------------------------------------
-
-def test_prompt_answers_once_and_chat_goes_on_after_a_long_question(call, tiny_world, monkeypatch):
-    """--chat must survive a question that does not fit, and end with the input."""
-    done = call("eval", tiny_world.teacher, "--prompt", "2 + 3?", "--max-new-tokens", 5)
-    assert done.status == 0 and done.out
-    lines = iter(["Why? " * 99, "2 + 3?", ""])
-    monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    done = call("eval", tiny_world.teacher, "--chat", "--max-new-tokens", 5)
-    assert done.status == 0 and "error: the prompt is longer than the context" in done.out
-    assert next(lines, None) is None
-
-
-def test_the_likeliest_tokens_are_those_of_a_full_pass(call, tiny_world, tiny_tokenizer):
-    """What a class sees as the teacher's distribution must be the teacher's distribution."""
-    done = call("eval", tiny_world.teacher, "--complete", "Mia has", "--max-new-tokens", 3, "--top", 2)
-    assert done.status == 0
-    model = checkpoints.load_model(tiny_world.teacher)[0]
-    ids = tiny_tokenizer.encode("Mia has")
-    lines = [line for line in done.out.splitlines() if "<-" in line]
-    for line in lines:
-        best = model(torch.tensor([ids]))[0, -1].softmax(-1).topk(2)
-        token = best.indices[0].item()
-        name = repr(tiny_tokenizer.decode([token], show_control=True))
-        assert line.split(" <- ")[0].strip() == name and f"{name} {best.values[0]:.3f}" in line
-        ids.append(token)
-    assert len(lines) == 3
-
-
-def test_an_answer_does_not_depend_on_its_neighbours(call, report, tiny_world, tmp_path):
-    """One long question in a batch used up the room of all the others: exact 0 % instead of 90 %."""
-    rows = tiny_world.val.read_text(encoding="utf-8")
-    long = json.dumps({"question": "How many? " * 24, "answer": "#### 5"}) + "\n"
-    path = tmp_path / "test.jsonl"
-    path.write_text(rows + long, encoding="utf-8")
-    replies = []
+def test_an_answer_does_not_depend_on_its_neighbours(report, tiny_world, tmp_path, out_dir):
+    """One long question in a batch used up the room of all the others: exact 0 % instead of 90 %.
+    One that is longer than the context is wrong: left out, it would change n."""
+    path, replies = tmp_path / "test.jsonl", []
+    long = [json.dumps({"question": "How many? " * n, "answer": "#### 5"}) for n in (24, 99)]
+    path.write_text(tiny_world.val.read_text(encoding="utf-8") + "\n".join(long), encoding="utf-8")
     for batch in (1, 16):
-        report([tiny_world.teacher], f"--data={path}", "--questions=7", "--max-new-tokens=60",
-               f"--batch={batch}", "--shown=1")
-        replies.append((tmp_path / "out/report.answers.jsonl").read_text(encoding="utf-8"))
+        [result] = report([tiny_world.teacher], f"--data={path}", "--questions=8", f"--batch={batch}",
+                          "--max-new-tokens=60")[0]["results"]
+        replies.append((out_dir / "report.answers.jsonl").read_text(encoding="utf-8"))
+        assert result["n"] == 8 and result["verdicts"]["prompt too long"] == 1
     assert replies[0] == replies[1]
 
 
-@pytest.mark.parametrize("said, wanted, verdict", [
-    ("Paris", "Paris", "ok"), ("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
-    ("It is 14.", "So 14", "ok")])
-def test_answers_without_tags_are_compared_as_what_they_are(said, wanted, verdict, tiny_tokenizer):
-    """A question of knowledge has no number in its answer: every model would score 0 %."""
-    ids = tiny_tokenizer.encode(said) + [tiny_tokenizer.end]
-    assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
-
-
 def test_two_models_of_one_file_name_are_told_apart(report, tiny_world, tmp_path, out_dir):
-    """a/m.pt and b/m.pt: one of them was missing among the answers."""
+    """a/m.pt and b/m.pt: one was missing among the answers, or taken for the other's teacher."""
     paths = [tmp_path / "a/m.pt", tmp_path / "b/m.pt"]
     for path, source in zip(paths, (tiny_world.teacher, tiny_world.init)):
         path.parent.mkdir()
         path.write_bytes(source.read_bytes())
+    [result] = report(paths[1:], f"--teacher={paths[0]}")[0]["results"]
+    assert result["model"] != result["teacher"] and result["kl"] > 0
     report(paths)
     row = json.loads((out_dir / "report.answers.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert len(row["answers"]) == 2
-
-
-@pytest.mark.parametrize("flags, words", [(["--target=answer"], "<answer>"),
-                                          (["--target=cot"], "<think>"), ([], "")])
-def test_a_talk_is_begun_and_its_thought_ended_as_in_the_evaluation(flags, words, call, tiny_world,
-                                                                  tiny_tokenizer):
-    """What a reader sees when he talks must be what the table measures."""
-    model, t, _ = checkpoints.load_model(tiny_world.init)
-    done = call("eval", tiny_world.init, "--prompt=2 + 3?", "--max-new-tokens=12",
-                "--think-budget=3", *flags)
-    cfg = evaluation.Config(max_new_tokens=12, think_budget=3, batch=1,
-                            target=(flags or ["=auto"])[0].partition("=")[2])
-    [reply] = answers.answer(model, t, [[Turn("user", "2 + 3?"), Turn("assistant", "", None, "5")]],
-                             "cot", cfg)
-    assert done.status == 0 and done.out.rstrip("\n") == reply["response"].rstrip("\n\ufffd")
-    assert done.out.startswith(words)
-    if words == "<think>":
-        thought = done.out.partition("</think>")[0].removeprefix("<think>")
-        assert "</think>" in done.out and len(t.encode(thought)) <= 4

@@ -1,13 +1,13 @@
 """Claims about metrics.py: every statistic against scipy, or a number computed by hand."""
+import itertools
 import random
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from metrics import T95, Calibration, bootstrap, front, mcnemar, paired_t, repetition, wilson
-
-
+from dataset.verify import agree
+from metrics import Calibration, majority, mcnemar, pass_at, repetition, wilson
 
 
 @pytest.mark.parametrize("right, n", [(0, 10), (5, 10), (10, 10), (90, 100), (1, 1), (920, 1000)])
@@ -23,20 +23,6 @@ def test_wilson_by_hand(right, n, low, high):
     assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_t_quantiles_equal_scipys():
-    """A wrong table makes every verdict wrong."""
-    for degrees, value in T95.items():
-        assert value == pytest.approx(stats.t.ppf(0.975, degrees), abs=6e-4)
-
-
-def test_paired_t_equals_scipys_interval():
-    """Unpaired, a real gain of every seed hides in the spread between seeds."""
-    a, b = [4.01, 3.88, 3.98, 4.10], [3.42, 3.41, 3.46, 3.50]
-    mean, half = paired_t([y - x for x, y in zip(a, b)])
-    theirs = stats.ttest_rel(b, a).confidence_interval(0.95)
-    assert (mean - half, mean + half) == pytest.approx((theirs.low, theirs.high), rel=1e-3)
-
-
 @pytest.mark.parametrize("only_first, only_second, p", [(0, 0, 1.0), (1, 0, 1.0), (0, 5, 0.0625),
                                                         (8, 2, 0.109375)])
 def test_mcnemar_by_hand_and_by_the_binomial_test(only_first, only_second, p):
@@ -47,16 +33,6 @@ def test_mcnemar_by_hand_and_by_the_binomial_test(only_first, only_second, p):
     if only_first + only_second:
         theirs = stats.binomtest(only_first, only_first + only_second).pvalue
         assert mcnemar(*zip(*pairs)) == pytest.approx(theirs)
-
-
-def test_bootstrap_is_near_scipys_and_repeats():
-    """An interval that differs from call to call cannot stand in a table."""
-    d = np.random.default_rng(0).choice([-1, 0, 0, 0, 0, 1, 1], 800)
-    mean, low, high = bootstrap(d)
-    theirs = stats.bootstrap((d,), np.mean, n_resamples=10_000, method="percentile",
-                             rng=np.random.default_rng(3)).confidence_interval
-    assert mean == pytest.approx(d.mean()) and (mean, low, high) == bootstrap(d)
-    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
 
 
 def test_ece_of_a_constructed_case():
@@ -85,7 +61,21 @@ def test_repetition_by_hand(ids, rate):
     assert repetition(ids) == pytest.approx(rate)
 
 
-def test_the_front_holds_what_none_beats_in_both():
-    """A slower and worse model on the front would be a choice that nobody should make."""
-    points = [(100, 0.9), (200, 0.8), (150, 0.7), (300, 0.2), (50, 0.9), (250, 0.2)]
-    assert front(points) == [(100, 0.9), (200, 0.8), (300, 0.2)]
+def test_the_majority_equals_a_count_of_all_pairs():
+    """Brute force: who agrees with most, the first of them; blanks are silent."""
+    rng = random.Random(0)
+    for _ in range(500):
+        given = rng.choices(["7", "7.0", "8", " 8", "x", None, "", "  "], k=rng.randint(0, 7))
+        votes = [sum(bool(b and b.strip()) and agree(a, b) for b in given) if a and a.strip() else 0
+                 for a in given]
+        expected = votes.index(max(votes)) if max(votes, default=0) else None
+        assert majority(given, agree) == expected, given
+
+
+def test_the_chance_of_k_answers_is_the_share_of_all_choices():
+    """Chen et al. 2021 against every choice of k out of n."""
+    for n in range(1, 7):
+        for right in range(n + 1):
+            for k in range(1, n + 1):
+                choices = list(itertools.combinations([1] * right + [0] * (n - right), k))
+                assert pass_at(k, n, right) == pytest.approx(sum(map(any, choices)) / len(choices))
