@@ -37,7 +37,7 @@ from blackbox.client import Client, finished
 from common import OUT, UserError, between, check, positive, show
 from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, counted, parse_response,
                              parse_response_text, parse_row, prompt_ids, read_documents, turn_row)
-from dataset.verify import answer_in, marked, parse_number, verdict
+from dataset.verify import answer_in, parse_number, question_of, verdict
 from decoding import generate
 
 
@@ -77,24 +77,6 @@ MIN_CHARS = 100  # of a document
 
 
 # --- prompts --------------------------------------------------------------------------------------
-
-def question_of(row):
-    """A row of any format -> (turns up to a user's last one, the known answer or None), or BadRow.
-
-    What is marked as the answer is known, and a bare number; a number inside an essay is not.
-    """
-    turns, known = parse_row(row, need_reply=False), None
-    if isinstance(turns, str):
-        raise BadRow("plain text is no prompt", turns)
-    if turns[-1].role == "assistant":
-        *turns, reply = turns
-        known = reply.answer if reply.answer is not None else marked(reply.content)
-        if known == reply.content and parse_number(known) is None:
-            known = None
-    if not turns or turns[-1].role != "user":
-        raise BadRow("no question: a user's turn must be the last")
-    return turns, known
-
 
 def read_prompts(cfg):
     """The prompts of --input: [(turns as they are sent, what is known about them)]. Only in rows

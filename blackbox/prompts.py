@@ -52,13 +52,13 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from blackbox.questions import question_of
 from common import OUT, between, check, command, json_lines, run, show, write_file
 from dataset import stories, suites
 from dataset.formats import (BadRow, Turn, bad_lines_text, counted, is_text, parse_row,
                              read_documents, turn_row)
 from dataset.stories import join, operands, running_totals, tell
 from dataset.suites import kinds, reworded, sentences, text_of
+from dataset.verify import question_of
 
 with open(Path(__file__).parent / "texts" / "prompts.json", encoding="utf-8") as file:
     TEXTS = json.load(file)  # its first entry says what the others are

@@ -13,6 +13,8 @@ ever evaluated: verifiers that do sums hang on 5^{5^{5^5}} (huggingface/Math-Ver
 import re
 from fractions import Fraction
 
+from dataset.formats import BadRow, parse_row
+
 MAX_LENGTH = 1_000  # characters: a longer text is no number (int() refuses 4,300 digits anyway)
 
 # Full width to half width and every minus to "-". Not NFKC: that turns 5² into 52 and 1½ into 11/2.
@@ -240,3 +242,21 @@ def verdict(reference, answer, ended, well_formed):
     if answer is None or not answer.strip():
         return "no answer"
     return "ok" if agree(answer, reference) else "wrong answer"
+
+
+def question_of(row):
+    """A row of any format -> (turns up to a user's last one, the known answer or None), or BadRow.
+
+    What is marked as the answer is known, and a bare number; a number inside an essay is not.
+    """
+    turns, known = parse_row(row, need_reply=False), None
+    if isinstance(turns, str):
+        raise BadRow("plain text is no prompt", turns)
+    if turns[-1].role == "assistant":
+        *turns, reply = turns
+        known = reply.answer if reply.answer is not None else marked(reply.content)
+        if known == reply.content and parse_number(known) is None:
+            known = None
+    if not turns or turns[-1].role != "user":
+        raise BadRow("no question: a user's turn must be the last")
+    return turns, known

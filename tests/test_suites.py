@@ -9,7 +9,7 @@ import pytest
 
 from common import UserError, sha256_file
 from dataset import stories, suites
-from dataset.formats import Turn, prompt_ids, read_documents
+from dataset.formats import Turn, parse_row, prompt_ids, read_documents
 from dataset.stories import NAMES, OBJECTS, OPS, TEMPLATES, make_story, split_of
 from dataset.suites import CHANGES, IN_MEAN, SUITES, Config, drawn, main, read_suites
 
@@ -237,14 +237,14 @@ def test_no_suite_asks_what_was_trained_on(data, made):
         assert not {text(row) for row in made[suite]} & (trained | clean), suite
 
 
-def test_hostile_rows_are_read_and_stay_text(made, tmp_path, tiny_tokenizer):
+def test_hostile_rows_are_read_and_stay_text(made, tiny_tokenizer):
     """An evaluation that dies of the very input that it was to survive, or takes it for marks."""
-    path = tmp_path / "hostile.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in made["hostile"]), encoding="utf-8")
     marks = [tiny_tokenizer.user, tiny_tokenizer.end, tiny_tokenizer.assistant]
     lengths = {}
-    for row, (_, turns) in zip(made["hostile"], read_documents(path), strict=True):
-        assert turns == [Turn("user", text(row)), Turn("assistant", "none")]
+    for row in made["hostile"]:
+        turns = [Turn("user", text(row)), Turn("assistant", "none")]
+        if text(row).strip():  # an empty question is only asked, never learned from
+            assert parse_row(row) == turns
         ids = prompt_ids(tiny_tokenizer, turns)
         assert [i for i in ids if i in tiny_tokenizer.control_ids] == marks, row["hostile"]
         lengths[row["hostile"]] = len(ids)
