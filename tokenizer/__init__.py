@@ -7,9 +7,8 @@ Marks of a conversation are single ids. `<end>` ends a turn and a text document;
 
     <user> 2 + 3 = ? <end> <assistant> <think> 2 + 3 = 5 </think> <answer> 5 </answer> <end>
 
-The wrapper hides four edges of the library. U+2581, its mark for a space, would come back as a space.
-A lone surrogate raises a bare RuntimeError. Decoding drops control pieces silently. A long text takes
-more time than many short ones.
+The wrapper hides four edges of the library: U+2581 would come back as a space, a lone surrogate raises
+a bare RuntimeError, decoding drops control pieces silently, and a long text takes too much time.
 """
 import hashlib
 import re
@@ -39,33 +38,29 @@ class Tokenizer:
         except (RuntimeError, OSError, ValueError):
             raise UserError("not a SentencePiece model") from None
         self.vocab_size = self._model.get_piece_size()
-        names = [self._model.id_to_piece(i) for i in range(min(self.vocab_size, len(CONTROL)))]
-        check(names == CONTROL, "a tokenizer of another project: tokenizer/train.py makes one")
+        check([self._model.id_to_piece(i) for i in range(len(CONTROL))] == CONTROL,
+              "a tokenizer of another project: tokenizer/train.py makes one")
         (self.pad, self.unk, self.end, self.system, self.user, self.assistant, self.think,
          self.end_think, self.answer, self.end_answer) = range(len(CONTROL))
         self.control_ids = set(range(len(CONTROL)))
         self.tag_ids = {self.think, self.end_think, self.answer, self.end_answer}
-        self._bytes = [self._piece_bytes(i) for i in range(self.vocab_size)]
-        self._memo = {}
+        self._memo, self._bytes = {}, [self._piece_bytes(i) for i in range(self.vocab_size)]
         # what each id stands for, in UTF-8 bytes: bits per byte compares vocabularies fairly
         self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,)
 
     @classmethod
     def load(cls, path):
         """The tokenizer in a file, or UserError."""
+        check(Path(path).exists(), f"{show(path)} does not exist; python tokenizer/train.py makes it")
         try:
             return cls(Path(path).read_bytes())
-        except FileNotFoundError:
-            raise UserError(f"{show(path)} does not exist; python tokenizer/train.py makes it") from None
         except UserError as error:
             raise UserError(f"{show(path)}: {error}") from None
 
     def save(self, path):
-        """Write the model to a file."""
         write_file(path, self.model_bytes)
 
     def _piece_bytes(self, token):
-        """What a piece stands for, in UTF-8."""
         piece = self._model.id_to_piece(token)
         if token in self.control_ids:
             return b""
@@ -78,21 +73,22 @@ class Tokenizer:
         ids, memo = [], self._memo
         for word in WORDS.findall(text):
             known = memo.get(word)
-            ids += self._encode_word(word) if known is None else known
+            if known is None:
+                known = self._encode_word(word)
+                if len(memo) >= MEMO_WORDS:
+                    memo.clear()
+                if len(word) <= MEMO_LENGTH:
+                    memo[word] = known
+            ids += known
         return ids
 
     def _encode_word(self, word):
-        """The ids of one word, remembered."""
         if word == META_SPACE:  # the library would take it for a space
-            ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
-        else:
-            check_unicode(word)
-            ids = self._model.encode(word)
-        if len(word) <= MEMO_LENGTH:
-            if len(self._memo) >= MEMO_WORDS:
-                self._memo.clear()
-            self._memo[word] = ids
-        return ids
+            return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
+        try:
+            return self._model.encode(word)
+        except RuntimeError:
+            raise UserError(f"half of a surrogate pair in {word!r}: not valid unicode") from None
 
     def decode(self, ids, show_control=False):
         """Ids -> text. Marks are dropped, or named; bytes that are no UTF-8 become U+FFFD."""
@@ -103,12 +99,3 @@ class Tokenizer:
             named = show_control and token in self.control_ids
             parts.append(CONTROL[token].encode() if named else self._bytes[token])
         return b"".join(parts).decode("utf-8", errors="replace")
-
-
-def check_unicode(text):
-    """UserError if the text has half of a surrogate pair (legal in a JSON escape)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"half of a surrogate pair, U+{ord(text[error.start]):04X}, at character "
-                        f"{error.start}: the text is not valid unicode") from None

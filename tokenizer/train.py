@@ -3,12 +3,11 @@
     python tokenizer/train.py                    # out/data/stories/train.jsonl, 1,024 pieces
     python tokenizer/train.py book.txt chat.jsonl --vocab-size 4096 --out out/prose.model
 
-Reads .txt, and of any .jsonl row the strings under KEYS. The same input gives the same bytes. Byte
-fallback takes 256 pieces and the marks 10; the rest are characters and merges. 1,024 is enough for
-the stories (2,048 with Chinese), 2,048 to 4,096 for prose. A bigger vocabulary shortens the text but
-costs parameters: the embedding is V x D. Last line: what to run next.
+Reads .txt, and of any .jsonl row the strings under KEYS. 256 pieces are bytes, 10 are marks. 1,024 is
+enough for the stories, 4,096 for prose: more shorten the text, and the embedding of V x D grows.
 """
 import io
+import itertools
 import json
 import re
 import sys
@@ -18,15 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sentencepiece
 
-from common import OUT, UserError, check, command, positive, run, show, write_file
+from common import OUT, UserError, check, command, run, show, write_file
 from tokenizer import CONTROL, META_SPACE, Tokenizer
 
 KEYS = ("text content value reasoning_content question answer problem solution prompt completion "
         "instruction input output").split()
 MARKS = re.compile("</?think>|</?answer>|####")
-CALCULATOR = re.compile("<<[^<>]*=[^<>]*>>")  # GSM8K's notes, which formats.py leaves out, too
-CHARACTERS = 20_000_000  # of the text, the first so many are trained on
-MAX_PIECE = 1000         # characters of a training sentence: the library drops over 4,192 bytes
+CALCULATOR = re.compile("<<[^<>]*=[^<>]*>>")    # notes in GSM8K, which formats.py leaves out, too
+CHARACTERS, MAX_PIECE = 20_000_000, 1000  # of all text; of a sentence: the library drops long ones
 
 
 @dataclass
@@ -55,22 +53,13 @@ def texts(path):
                 yield from (part.strip() for part in parts) if len(parts) > 1 else parts
 
 
-def sentences(found):
-    """Lines without their ends, long ones in pieces: no piece may hold a newline."""
-    for line in re.split(f"[\n\0{META_SPACE}]", "\n".join(found)):
-        for start in range(0, len(line), MAX_PIECE):
-            yield line[start:start + MAX_PIECE]
-
-
 def train(found, vocab_size, coverage=0.9995):
-    """List of texts -> bytes of the model; UserError if the vocabulary size is not possible.
-
-    coverage: share of the characters that get a piece; the rarest are spelled in bytes.
-    """
-    model = io.BytesIO()
+    """List of texts -> bytes of the model. coverage: share of the characters that get a piece."""
+    model, lines = io.BytesIO(), re.split(f"[\n\0{META_SPACE}]", "\n".join(found))
+    pieces = (line[i:i + MAX_PIECE] for line in lines for i in range(0, len(line), MAX_PIECE))
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences(found), model_writer=model, model_type="bpe",
+            sentence_iterator=pieces, model_writer=model, model_type="bpe",
             vocab_size=vocab_size, pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,
             pad_piece=CONTROL[0], unk_piece=CONTROL[1], control_symbols=CONTROL[2:],
             split_digits=True, byte_fallback=True, normalization_rule_name="identity",
@@ -80,39 +69,33 @@ def train(found, vocab_size, coverage=0.9995):
     except RuntimeError as error:  # the library says in its own words which sizes are possible
         least = re.search(r"required_chars\D*\d+ vs (\d+)", str(error))
         most = re.search(r"too high.*<= (\d+)", str(error))
-        raise UserError(f"--vocab-size {vocab_size}: " + (
-            f"this text needs at least {least[1]}" if least else
-            f"this text is enough for at most {most[1]}" if most else
-            f"cannot learn from this text ({' '.join(str(error).split())[:120]})")) from None
+        raise UserError(f"--vocab-size {vocab_size}: for this text "
+                        + (f"at least {least[1]}" if least else f"at most {most[1]}" if most else
+                           str(error)[:120])) from None
     return model.getvalue()
 
 
 def main(cfg):
     """Train, check, write."""
-    positive(cfg, "vocab_size")
     paths, out = cfg.input or [str(OUT / "data" / "stories" / "train.jsonl")], Path(cfg.out)
     check(out.absolute() not in (Path(path).absolute() for path in paths), f"--out {out}: is read")
     found, left = [], CHARACTERS
-    for text in (text for path in paths for text in texts(path)):
+    for text in itertools.chain.from_iterable(map(texts, paths)):
         found.append(text[:left])
         left -= len(found[-1])
         if not left:
             break
     check("".join(found).strip(), f"{', '.join(map(show, paths))}: no text to train on")
     made = train(found, cfg.vocab_size)
-    if out.exists() and out.read_bytes() == made:
-        print("already made")
-    else:
-        check(cfg.fresh or not out.exists(), f"{show(out)} exists and differs; --fresh replaces it, "
-              "and then what was made with the old one is useless; or choose another --out")
+    same = out.exists() and out.read_bytes() == made
+    check(same or cfg.fresh or not out.exists(), f"{show(out)} exists and differs; --fresh replaces it")
+    if not same:
         write_file(out, made)
     tokenizer, size = Tokenizer(made), sum(len(text.encode()) for text in found)
     tokens = sum(len(tokenizer.encode(text)) for text in found)
-    print(f"{show(out)}: {tokenizer.vocab_size:,} pieces | {size / 1e6:.1f} MB of text = "
-          f"{tokens:,} tokens, {size / tokens:.2f} bytes a token | "
-          f"fingerprint {tokenizer.fingerprint}")
-    own = dict(tokenizer=cfg.out, data=paths[0]) if cfg.input else {}
-    print("next: " + command("train_pretrain.py", **own))
+    print(f"{show(out)}: {tokenizer.vocab_size:,} pieces | {size / 1e6:.1f} MB of text = {tokens:,} "
+          f"tokens, {size / tokens:.2f} bytes a token | fingerprint {tokenizer.fingerprint}")
+    print("next: " + command("train_pretrain.py", **(dict(tokenizer=out, data=paths[0]) if cfg.input else {})))
 
 
 if __name__ == "__main__":
