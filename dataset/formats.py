@@ -12,10 +12,10 @@
                                           what follows the last ####, the thought what stands before
 
 Blank lines are skipped, a key that is null is absent, other keys are ignored. In an assistant turn
-`<think>...</think><answer>...</answer>` becomes the marks of the tokenizer, and so does a thought in
-a key of its own (reasoning_content, reasoning, thinking); elsewhere tags stay text. The opening
-<think> may be missing, because R1's chat template puts it into the prompt. A turn that uses tools
-ends the conversation before it. A turn with "weight": 0 is read and not learned.
+`<think>...</think><answer>...</answer>`, or a thought in a key of its own, becomes the marks of the
+tokenizer; elsewhere tags stay text. The opening <think> may be missing, because R1's chat template
+puts it into the prompt. A turn that uses tools ends the conversation before it. A turn with
+"weight": 0 is read and not learned.
 """
 import hashlib
 import json
@@ -34,8 +34,6 @@ ROLES = dict(system="system", developer="system", user="user", human="user",
 PAIRS = (("question", "answer"), ("problem", "solution"), ("prompt", "completion"),
          ("instruction", "output"))
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-KNOWN = "unknown keys; " + ", ".join(
-    ["text", "messages", "conversations", *(f"{ask} + {reply}" for ask, reply in PAIRS)]) + " are known"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END_MARKS = ("<end>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>")  # of other chat models
 TARGETS = ("cot", "answer", "full", "multi", "mixed")  # see turn_body, and forms for the last two
@@ -63,11 +61,11 @@ class BadRow(UserError):
 
 # --- a row becomes a document ---------------------------------------------------------------------
 
-def parse_row(row, need_reply=True, notes=None):
+def parse_row(row, need_reply=True, report=None):
     """A row (what a line of JSON holds) -> str or list of Turn; BadRow if it is neither.
 
-    need_reply=False also accepts a conversation that ends with the user: a prompt. notes: a Counter
-    of what was left out of good rows.
+    need_reply=False also accepts a conversation that ends with the user: a prompt. `report` counts
+    what was left out of good rows, as in read_documents.
     """
     if not isinstance(row, dict):
         raise BadRow("not a JSON object (`jq -c '.[]' FILE` makes lines of an array)", row)
@@ -79,13 +77,13 @@ def parse_row(row, need_reply=True, notes=None):
     if turns is None and row.get("text"):
         return string(row, "text")
     if turns is None:
-        raise BadRow("an empty text" if "text" in row else KNOWN, list(row)[:8])
+        raise BadRow("an empty text" if "text" in row else "unknown keys (see dataset/formats.py)", row)
     if not isinstance(turns, list) or not turns:
         raise BadRow("an empty conversation", turns)
     before = [dict(role="system", content=row["system"])] if row.get("system") else []
     before += [dict(role=role, content=text) for two in row.get("history", [])
                for role, text in zip(("user", "assistant"), two)]
-    return parse_turns(before + turns, need_reply, notes)
+    return parse_turns(before + turns, need_reply, report)
 
 
 def pair(row, ask, reply):
@@ -104,7 +102,7 @@ def pair(row, ask, reply):
     return turns
 
 
-def parse_turns(rows, need_reply, notes):
+def parse_turns(rows, need_reply, report):
     """A list of {"role", "content", ...} -> list of Turn, or BadRow."""
     turns = []
     for row in rows:
@@ -114,8 +112,7 @@ def parse_turns(rows, need_reply, notes):
         if name in ("tool", "function") or row.get("tool_calls") or row.get("function_call"):
             while turns and turns[-1].role != "assistant":
                 turns.pop()
-            if notes is not None:
-                notes["conversations cut at a turn that uses tools"] += 1
+            note(report, "conversations cut at a turn that uses tools")
             break
         if str(name) not in ROLES:
             raise BadRow("unknown role", name)
@@ -253,31 +250,27 @@ def documents_of(path, first, lines, skip_bad_lines=False, report=None, parse=pa
             if is_text(path):
                 texts.append(text)
             elif text.strip():
-                yield number, parse(json_row(text))
-        except (BadRow, UnicodeDecodeError, TypeError, AttributeError) as error:
-            if not isinstance(error, BadRow):
-                utf8 = isinstance(error, UnicodeDecodeError)
-                error = BadRow("invalid UTF-8" if utf8 else "a value of a wrong type", str(error))
+                yield number, parse(json.loads(text))
+        except (BadRow, ValueError, TypeError, AttributeError, RecursionError) as error:
+            if not isinstance(error, BadRow):  # not JSON, not UTF-8, or a value that cannot be
+                error = BadRow("broken JSON (plain text must be in a .txt file)", str(error))
             where = f"{show(path)}:{number}"
             check(skip_bad_lines, f"{where}: {error}; mend the line, or --skip-bad-lines")
-            if report is not None:
-                count, places = report.get(error.reason, (0, []))
-                report[error.reason] = [count + 1, (places + [where])[:3]]
+            note(report, error.reason, 1, [where])
     if "".join(texts).strip():
         yield first, "".join(texts)
 
 
-def json_row(text):
-    """The text of a line as JSON, or BadRow."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRow("broken JSON (plain text must be in a .txt file)", text.strip()) from None
+def note(report, reason, count=1, places=()):
+    """Count something that was left out, with the first three places, in a report (None: nowhere)."""
+    if report is not None:
+        before, known = report.get(reason, (0, []))
+        report[reason] = [before + count, [*known, *places][:3]]
 
 
 def bad_lines_text(report):
-    """A report as one line: `3 bad lines: broken JSON (a.jsonl:7, ...)`; "" if there is none."""
-    return " | ".join(f"{count:,} bad lines: {reason} ({', '.join(places)})"
+    """A report as one line: `broken JSON: 3 (a.jsonl:7, ...)`; "" if there is none."""
+    return " | ".join(f"{reason}: {count:,}" + (f" ({', '.join(places)})" if places else "")
                       for reason, (count, places) in report.items())
 
 

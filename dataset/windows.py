@@ -40,7 +40,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 import common
 from common import OUT, check, show, write_file
 from dataset.formats import (CHUNK, bad_lines_text, chunks, documents_of, encode_document, forms,
-                             is_text, parse_row)
+                             is_text, note, parse_row)
 from losses import cross_entropy, forward_kl
 from tokenizer import Tokenizer
 
@@ -53,13 +53,13 @@ NAMES = ("ids", "mask", "document")
 # --- one chunk of a file becomes windows ----------------------------------------------------------
 
 def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
-    """(first line, lines) of a file -> [ids, mask, document], each (windows, window + 1); numbers; bad
-    lines; notes."""
+    """(first line, lines) of a file -> [ids, mask, document], each (windows, window + 1); numbers; what
+    was left out."""
     first, lines = chunk
-    packed, stream, bad, notes = Packed(window + 1), [], {}, Counter()
+    packed, stream, report = Packed(window + 1), [], {}
     numbers = Counter(documents=0, too_long=0, longest=0, bytes=sum(map(len, lines)))
-    parse = functools.partial(parse_row, notes=notes)
-    for _, document in documents_of(path, first, lines, skip_bad_lines, bad, parse):
+    parse = functools.partial(parse_row, report=report)
+    for _, document in documents_of(path, first, lines, skip_bad_lines, report, parse):
         for form in forms(document, target):
             ids, mask = encode_document(tokenizer, document, form)
             if isinstance(document, str):
@@ -77,7 +77,7 @@ def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
                                     for pair, dtype in zip(pairs, dtypes(tokenizer))]
     numbers.update(windows=len(ids), tokens=int((document > 0).sum()),
                    supervised=int(mask[:, 1:].sum()))
-    return arrays, numbers, bad, notes
+    return arrays, numbers, report
 
 
 class Packed:
@@ -171,19 +171,17 @@ def write_windows(path, folder, tokenizer, settings, documents, source):
     temporary, window = folder.with_name(f".{folder.name}.tmp"), settings[0]
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed writer: the lock is ours
     temporary.mkdir(parents=True)
-    total, bad, notes, size = Counter(), {}, Counter(), os.path.getsize(path)
+    total, report, size = Counter(), {}, os.path.getsize(path)
     began = shown = time.time()
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in NAMES]
-        for arrays, numbers, more_bad, more_notes in cut_all(tokenizer, path, settings, documents):
+        for arrays, numbers, more in cut_all(tokenizer, path, settings, documents):
             for file, array in zip(files, arrays):
                 file.write(array.data)
             total["longest"] = max(total["longest"], numbers.pop("longest"))
             total.update(numbers)
-            notes.update(more_notes)
-            for reason, (count, places) in more_bad.items():
-                before = bad.get(reason, [0, []])
-                bad[reason] = [before[0] + count, (before[1] + places)[:3]]
+            for reason, (count, places) in more.items():
+                note(report, reason, count, places)
             if time.time() - shown > 5:
                 shown = time.time()
                 rate = total["bytes"] / (shown - began)
@@ -191,10 +189,10 @@ def write_windows(path, folder, tokenizer, settings, documents, source):
                       f"MB/s | eta {(size - total['bytes']) / rate:.0f} s")
     check(total["windows"], f"{show(path)}: " + (
         f"every document is longer than the window; --window {total['longest'] - 1} holds the longest"
-        if total["too_long"] else f"nothing to learn from; {bad_lines_text(bad) or 'no row'}"))
+        if total["too_long"] else f"nothing to learn from; {bad_lines_text(report) or 'no row'}"))
     padding = 1 - total["tokens"] / (total["windows"] * (window + 1))
     write_file(temporary / "meta.json", json.dumps(dict(
-        total, window=window, source_sha256=source, padding_share=padding, bad_lines=bad, notes=notes)))
+        total, window=window, source_sha256=source, padding_share=padding, left_out=report)))
     os.rename(temporary, folder)
 
 
@@ -238,8 +236,7 @@ def summary(meta):
              + " (a larger --window pads less)" * (meta["padding_share"] > 0.1)]
     if meta["too_long"]:
         parts.append(f"{meta['too_long']:,} documents left out: too long, up to {meta['longest']} tokens")
-    parts += [f"{count:,} {note}" for note, count in meta["notes"].items()]
-    return " | ".join([*parts, *filter(None, [bad_lines_text(meta["bad_lines"])])])
+    return " | ".join([*parts, *filter(None, [bad_lines_text(meta["left_out"])])])
 
 
 # --- windows become tensors -----------------------------------------------------------------------

@@ -67,7 +67,7 @@ def fake_data(ids, mask, document):
     """What open_data returns, made by hand: arrays (windows, window + 1)."""
     return dict(ids=np.array(ids), mask=np.array(mask), document=np.array(document),
                 meta=dict(source_sha256="fake", documents=1, padding_share=0.0, windows=len(ids),
-                          window=len(ids[0]) - 1, tokens=0, supervised=0, too_long=0, bad_lines={}, notes={}))
+                          window=len(ids[0]) - 1, tokens=0, supervised=0, too_long=0, left_out={}))
 
 
 def use(monkeypatch, script, data):

@@ -206,7 +206,7 @@ def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir)
         open_data(source, tokenizer, 60)
     assert not list((out_dir / "windows").glob("chats-*"))
     meta = open_data(source, tokenizer, 60, skip_bad_lines=True)["meta"]
-    [[count, places]] = meta["bad_lines"].values()
+    [[count, places]] = meta["left_out"].values()
     assert count == 1 and places == [f"{source}:302"] and meta["documents"] == 400
 
 
@@ -226,7 +226,7 @@ def test_a_conversation_is_cut_at_a_tool_turn_and_the_cut_is_counted(tmp_path, t
     data = open_data(write(tmp_path / "a.jsonl", [dict(messages=turns)]), tokenizer, 60)
     [(ids, _)] = documents_in(data)
     assert tokenizer.decode(ids, True) == "<user>how many<end><assistant>two<end>"
-    assert "1 conversations cut at a turn that uses tools" in windows.summary(data["meta"])
+    assert "conversations cut at a turn that uses tools: 1" in windows.summary(data["meta"])
 
 
 # --- several processes, kills ---------------------------------------------------------------------
