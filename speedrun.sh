@@ -10,10 +10,11 @@ cd "$(dirname "$0")"
 case "${1:-}" in ""|--fast) ;; *) echo "error: got $1; expected nothing or --fast" >&2; exit 2 ;; esac
 
 # Python 3.10+ in an environment of its own
-if [ ! -x .venv/bin/python ]; then python3 -m venv .venv; fi
 python=.venv/bin/python
 if ! $python -c "import torch, sentencepiece; from numpy import vecdot" 2> /dev/null; then
     echo "installing torch, numpy and sentencepiece into .venv (once)"
+    if ! $python --version &> /dev/null; then python3 -m venv --clear .venv; fi  # none, or its Python is gone
+    if ! $python -m pip --version &> /dev/null; then python3 -m venv .venv; fi  # half-made
     $python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 fi
 

@@ -4,10 +4,11 @@
 # Other arguments go to pytest:  bash test.sh tests/test_losses.py -k temperature
 set -euo pipefail
 cd "$(dirname "$0")"
-if [ ! -x .venv/bin/python ]; then python3 -m venv .venv; fi
 python=.venv/bin/python
 if ! $python -c "import torch, sentencepiece, pytest, scipy, matplotlib, openai; from numpy import vecdot" 2> /dev/null; then
     echo "installing requirements-dev.txt into .venv (once)"
+    if ! $python --version &> /dev/null; then python3 -m venv --clear .venv; fi  # none, or its Python is gone
+    if ! $python -m pip --version &> /dev/null; then python3 -m venv .venv; fi  # half-made
     $python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 fi
 exec $python -m pytest -q --durations=5 "$@"
