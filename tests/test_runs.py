@@ -1,106 +1,106 @@
-"""Claims about runs/*.sh: with a python that only notes what it is asked, they make the rows that are
-committed, and no row twice."""
+"""Claims about runs/recipes.py and runs/bench.py: the recipes make the committed rows, each with
+what it needs and no more."""
+import importlib
+import json
 import os
-import re
-import shutil
-import subprocess
+import shlex
 
+import numpy as np
 import pytest
 
-import rowfile
-from cli import ROOT
-
-PYTHON = """#!/usr/bin/env bash
-echo "$*" >> commands
-before=
-for word; do
-    if [ "$before" = --name ]; then touch "out/$word.pt"; fi
-    if [ "$before" = --out ]; then mkdir -p "$(dirname "$word")"; [ -e "$word" ] || echo > "$word"; fi
-    before=$word
-done
-if [ "$1" = serve.py ]; then echo ready:; exec sleep 20; fi
-"""
+os.environ["GSM8K"] = os.devnull  # before the recipes are read: gsm8k/* are some of them
+import common
+from common import ROOT
+from runs import recipes
 
 
 @pytest.fixture
-def bash(tmp_path):
-    """A function: `bash("spine.sh", ONLY=...)` runs a script in a project without data -> what it did,
-    and the commands that it gave."""
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    shutil.copytree(ROOT / "runs", tmp_path / "runs")
-    (tmp_path / "out/data").mkdir(parents=True)
-    for name in ("teacher.pt", "data/few.jsonl"):
-        (tmp_path / "out" / name).touch()
+def dry_run(monkeypatch, capsys, tmp_path):
+    """A function: `dry_run("white/c*", seeds="1")` -> the commands, in a project without data; with
+    rows=True it has the committed rows."""
+    (tmp_path / "results").mkdir()
 
-    def run(script, **env):
-        (tmp_path / "commands").write_text("")
-        done = subprocess.run(["bash", tmp_path / "runs" / script], capture_output=True, text=True,
-                              env={"PATH": os.environ["PATH"], **env}, timeout=60)
-        return done, (tmp_path / "commands").read_text().splitlines()
+    def run(*patterns, rows=False, **flags):
+        monkeypatch.setattr(recipes, "ROOT", ROOT if rows else tmp_path)
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        monkeypatch.setenv("MINIDISTILL_OUT", "")
+        monkeypatch.chdir(tmp_path)
+        recipes.main(recipes.Config(list(patterns), dry_run=True, **flags))
+        lines = capsys.readouterr().out.splitlines()
+        return [line.removeprefix("python ") for line in lines if line.startswith("python ")]
     return run
 
 
-def rows_made(commands):
-    """{(recipe, seed)} of the rows that these commands append."""
-    found = set()
-    for command in commands:
-        if command.startswith("eval.py"):
-            found.add((re.search(r"--recipe (\S+)", command)[1],
-                       int(re.search(r"--out \S+-(\d+) ", command)[1])))
-        elif command.startswith("speed.py"):
-            turn = int(re.search(r"--seed (\d+)", command)[1])
-            found |= {(f"few/speed/{which}", turn) for which in (1, 2)}
-    return found
+def test_the_recipes_make_the_rows_that_are_committed_and_none_of_them_again(dry_run):
+    """A recipe that is renamed would be trained for hours beside its old row."""
+    made = {(r.name, seed) for r in recipes.RECIPES for seed in r.seeds} | {
+        (f"few/speed/{model}", turn) for model in (1, 2) for turn in (1, 2)}
+    for path in (ROOT / "results").glob("*.jsonl"):
+        rows = {(row["recipe"], row["seed"]) for row in map(json.loads, path.open())}
+        if path.stem == "whitebox-times":
+            assert {name for name, _ in rows} == {r.name for r in recipes.TIMED}
+        elif path.stem not in ("students", "teachers"):  # several models a recipe
+            assert rows <= made, path
+    assert dry_run("[!t]*", "trial/[!f]*", rows=True) == [] == dry_run(rows=True, times=True)
 
 
-@pytest.mark.parametrize("script, name", [
-    ("results.sh", "scoreboard"), ("spine.sh", "spine"), ("sweep.sh", "sweep"),
-    ("whitebox.sh", "whitebox"), ("lessons.sh", "blackbox")])
-def test_a_script_makes_the_rows_that_are_committed_and_none_of_them_again(bash, tmp_path, script, name):
-    """A recipe renamed in a script is trained for hours beside its old row."""
-    rows = {(row["recipe"], row["seed"]) for row in rowfile.read(ROOT / f"results/{name}.jsonl", "seed")}
-    done, commands = bash(script, GSM8K=os.devnull)
-    assert done.returncode == 0, done.stderr
-    assert rows <= rows_made(commands)
-    shutil.copy(ROOT / f"results/{name}.jsonl", tmp_path / "results")
-    done, commands = bash(script, GSM8K=os.devnull)
-    assert done.returncode == 0 and not rows & rows_made(commands), done.stderr
+def test_every_command_is_one_that_its_script_understands(dry_run):
+    """A flag that is renamed would stop a run of hours in its middle."""
+    for command in dry_run():
+        script, *words = shlex.split(command.removesuffix(" &"))
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        common.parse(module.Config, words)
 
 
-def test_a_pattern_chooses_the_recipes(bash):
-    """ONLY had two meanings; and a count of rows that no script had made ended another one."""
-    _, commands = bash("spine.sh", ONLY="*reason*", SEEDS="2")
-    assert rows_made(commands) == {(f"stories/reason/{kind}", 2) for kind in ("cot", "answer", "gold")}
-    done, commands = bash("lessons.sh", ONLY="blackbox/rows-*", SEEDS="1")
-    assert rows_made(commands) == {(f"blackbox/rows-{percent}", 1) for percent in (1, 3, 10, 30)}
-    assert commands[0].startswith("dataset/stories.py") and done.returncode == 0
+def test_a_recipe_makes_what_it_needs_and_no_more(dry_run):
+    """Every recipe of the white box made documents and a second teacher that it did not read; a
+    student that is scored once more was not trained."""
+    for name, made in (("jsd", ""), ("cached-two", "white-teacher-1"),
+                       ("written", "--documents 1600")):
+        commands = " ".join(dry_run(f"white/{name}", seeds="1"))
+        assert "--name white-teacher-0" in commands
+        for word in ("white-teacher-1", "--documents 1600"):
+            assert (word in commands) == (word == made), (name, word)
+    commands = dry_run("blackbox/multi-bare", seeds="2")
+    assert "--name blackbox-multi-2" in " ".join(commands) and commands[-1].startswith("eval.py")
+    assert [c.split()[0] for c in commands[:3]] == ["dataset/stories.py", "blackbox/prompts.py",
+                                                    "serve.py"]
 
 
-def test_a_row_makes_what_it_needs_and_no_more(bash):
-    """A trial made the suites of validation problems; a student evaluated once more was not trained;
-    the prose's teacher was asked the stories' questions; every recipe of the white box made documents
-    and a second teacher that it did not read."""
-    _, commands = bash("lessons.sh", ONLY="trial/blackbox/*")
-    assert [c for c in commands if "suites.py --data out/data/blackbox-stories/test.jsonl" in c]
-    _, commands = bash("lessons.sh", ONLY="blackbox/multi-bare", SEEDS="1")
-    assert [c for c in commands if "--name blackbox-multi-1 " in c] and \
-        rows_made(commands) == {("blackbox/multi-bare", 1)}
-    _, commands = bash("results.sh", ONLY="few/speed/*")
-    assert commands and not [c for c in commands if "prose-teacher" in c]
-    for recipe, made in (("jsd", ()), ("cached-two", ("white-teacher-1",)), ("written", ("write.py",))):
-        _, commands = bash("whitebox.sh", ONLY=f"white/{recipe}", SEEDS="1")
-        assert rows_made(commands) == {(f"white/{recipe}", 1)}
-        for word in ("white-teacher-1", "write.py"):
-            assert any(word in c for c in commands) == (word in made), (recipe, word)
+def test_a_trial_is_run_with_the_flags_that_it_is_called_by(dry_run):
+    """A name that says another learning rate than the run had."""
+    [train] = [c for c in dry_run("trial/prose/alone/1000-decay-4-lr-1e-2") if "--name trial" in c]
+    assert "--steps 1000 --weight-decay 4 --lr 1e-2" in train
 
 
-def test_what_a_script_needs_is_said_in_one_line(bash, tmp_path):
-    """A traceback of the script that it was about to call."""
-    (tmp_path / "out/teacher.pt").unlink()
-    for script in ("sweep.sh", "spine.sh", "lessons.sh", "blackbox.sh"):
-        done, commands = bash(script)
-        assert (done.returncode, done.stderr, commands) == (
-            2, "error: no out/teacher.pt; first: bash speedrun.sh\n", [])
+def test_lines_are_taken_from_files_by_number_count_and_remainder(tmp_path, monkeypatch):
+    """As many rows of each data set; a tenth of GSM8K is held out, and is not in training."""
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("a", 25), ("b", 3)):
+        (tmp_path / name).write_text("".join(f"{name}{i}\n" for i in range(count)))
+    parts = [(2, "a"), ("b", "a"), (None, "b"), (lambda n: n % 10 == 9, "a")]
+    recipes.Runner(False).join("c", parts)
+    assert (tmp_path / "c").read_text().split() == "a0 a1 a0 a1 a2 b0 b1 b2 a9 a19".split()
+
+
+def test_renormalised_lists_sum_to_one_and_have_an_empty_bucket(tmp_path):
+    """TRAPS 13, on purpose."""
+    (tmp_path / "lists").mkdir()
+    lists = np.float16([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
+    np.save(tmp_path / "lists/log_p-0.npy", np.log(lists))
+    recipes.renormalised(tmp_path / "lists", tmp_path / "twin")
+    found = np.exp(np.load(tmp_path / "twin/log_p-0.npy"))
+    assert np.allclose(found, [[2 / 3, 1 / 3, 0], [0.5, 0.5, 0]], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_benchmarks_run(call, tiny_world, out_dir):
+    """They call functions and scripts whose parameters have changed."""
+    from runs import bench
+    done = call("runs.bench", "decode", "--size=0.1m", "--turns=1")
+    assert "128 of 128 greedy tokens" in done.out
+    command = (f"train_pretrain.py --data {tiny_world.train} --val {tiny_world.val} --window 143 "
+               f"--tokenizer {tiny_world.tokenizer} --size 0.1m")
+    cfg = bench.Config(turns=1, steps=12)
+    [[seconds, tokens, counted]] = bench.take_turns({"plain": command}, cfg).values()
+    assert seconds > 0 and tokens > counted > 0
