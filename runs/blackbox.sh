@@ -20,7 +20,7 @@ $python blackbox/generate.py --base-url "http://127.0.0.1:$port/v1" --model teac
     --input "$asked" --questions 4000 --out "$answers"
 kill $server; trap - EXIT
 $python blackbox/filter.py --input "$answers" --out "$kept" \
-    --against "$stories/val.jsonl" "$stories/test.jsonl"
+    --against "$stories/val.jsonl,$stories/test.jsonl"
 
 # the same rows, three lessons: bare answers, whole replies, chains of thought
 train="--data $kept --val $stories/val.jsonl --steps 800"

@@ -266,7 +266,7 @@ for kind, asked in (("plain", "stories/distill.jsonl"), ("rich", "rich-prompts.j
     made_by(f"blackbox/generate.py --input {BOX}-{asked} --out {BOX}-{kind}-raw.jsonl "
             f"--base-url {SERVER} --model teacher",
             f"blackbox/filter.py --input {BOX}-{kind}-raw.jsonl --out {BOX}-{kind}-kept.jsonl "
-            f"--against {BOX}-stories/val.jsonl {BOX}-stories/test.jsonl")
+            f"--against {BOX}-stories/val.jsonl,{BOX}-stories/test.jsonl")
 # as many rows of each: the teacher fails at more of the disturbed questions
 MAKE[f"{BOX}-rich.jsonl"] = [(None, f"{BOX}-rich-kept.jsonl")]
 MAKE[f"{BOX}-plain.jsonl"] = [(f"{BOX}-rich.jsonl", f"{BOX}-plain-kept.jsonl")]
