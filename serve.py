@@ -1,42 +1,37 @@
-"""A teacher that gives only text: a small OpenAI-compatible server for a checkpoint, on loopback.
+"""A teacher that gives only text: a small OpenAI-compatible server for a checkpoint.
 
-    python serve.py                                   # out/teacher.pt, on port 8000, CPU
+    python serve.py                                   # out/teacher.pt, on port 8000
     python serve.py --checkpoint out/student-reason.pt --port 0      # on any free port
 
 Prints one line when it is ready, and goes on until Ctrl-C or SIGTERM (status 0):
     ready: http://127.0.0.1:8000/v1 serves teacher; next: python blackbox/generate.py --base-url ...
 
-The wall of the black-box lesson: whoever asks gets text and counts, never weights, probabilities or
-ids. GET /v1/models, and POST /v1/chat/completions with model, messages, n, stop, max_tokens (or
-max_completion_tokens), temperature, top_p, seed, stream and stream_options, as any client of
-OpenAI's chat API sends them. Where MINIDISTILL_API_KEY is set, it must come as a bearer token.
-The log (stderr) has a line a request: time, status, path, tokens in and out, ms; no text, no key.
+This is the wall of the black-box lesson: a client gets text and counts, never weights or
+probabilities. It listens on loopback, where it refuses a foreign Host or Origin: otherwise any page
+in a browser could ask it. If MINIDISTILL_API_KEY is set, clients must send it as a bearer token.
 
-What is special here (the words are in chat_api.py, the sockets in this file):
-1. What the model says between <think> and </think> is reasoning_content, everything else content:
-   an answer that is cut off inside its thought has no content. The marks are no text.
-2. What a client writes is text: a spelled <think> or <end> never becomes a mark. The thought of an
-   earlier answer goes back into that message's reasoning_content, as it came.
-3. A stop string counts in the content alone: a thought may well spell it (vllm-project/vllm#52393).
-4. One request is answered after the other, its n answers in one batch: no continuous batching.
-   A connection carries one request.
-5. An answer that is not done after --seconds ends there, with finish_reason "length".
-6. A temperature below 0.01 is greedy.
+How it differs from a real one:
+1. Requests are answered one after the other, the n answers of a request in one batch.
+2. Text between <think> and </think> is reasoning_content, all other text is content. An answer that
+   is cut off inside its thought has no content.
+3. What a client writes is text: a spelled <think> or <end> never becomes a mark.
+4. A stop string ends the content only: a thought may well spell it (vllm-project/vllm#52393).
+5. A temperature below 0.01 is greedy.
+6. A client that hangs up is noticed only when it streams; one that sends a byte a second holds a
+   thread, because the timeout counts from the last byte.
 """
-import contextlib
 import hmac
-import io
 import ipaddress
 import json
 import os
 import re
+import secrets
 import signal
-import socket
 import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,13 +40,23 @@ from urllib.parse import unquote
 import torch
 
 import checkpoints
-import cli
-from chat_api import Refusal, check_model, chunks, error_body, read_request, whole, write
-from cli import OUT, fail
+import common
+from common import OUT, UserError, between, check
+from dataset.formats import ROLES, Turn, prompt_ids
+from decoding import decode_steps
 
-MAX_HEAD = 16_384      # bytes of request line and headers
-MAX_CONNECTIONS = 512  # a thread each; most of so many can only be slow or idle
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+MAX_BODY = 2**20  # bytes of a request
+MAX_WAITING = 64  # chat requests under way; one more gets status 429
+MANY = 2**63 - 1
+FIELDS = dict(    # of a chat request: default, types, least, most
+    n=(1, (int,), 1, 16), max_tokens=(MANY, (int,), 1, MANY),
+    max_completion_tokens=(MANY, (int,), 1, MANY), seed=(0, (int,), -MANY, MANY),
+    temperature=(1, (int, float), 0, 2), top_p=(1, (int, float), 0, 1),
+    stream=(False, (bool,), False, True))
+# These would change the answer, and are not done here. Other unknown fields are ignored.
+NOT_HERE = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "response_format",
+            "frequency_penalty", "presence_penalty")
 
 
 @dataclass
@@ -59,279 +64,301 @@ class Config:
     checkpoint: str = OUT / "teacher.pt"  # who answers; its file name is the name of the model
     host: str = "127.0.0.1"      # address to listen on; another one may let other machines in
     port: int = 8000             # 0: any free one
-    at_once: int = 64            # chat requests, waiting or being answered; one more: status 429
-    max_n: int = 16              # answers to one request, written in one batch (1 to 128)
-    max_body: int = 2**20        # bytes of a request; a larger one: status 413
-    read_seconds: float = 10.0   # a client has so long to send its request, and to take its reply
-    seconds: float = 120.0       # a request may wait for its turn so long, and be written so long
 
 
-def receive(connection, data, is_whole, until):
-    """Add to `data` what a client sends until is_whole(data); Refusal 408 at time `until`.
+class Refusal(Exception):
+    """A request that gets an error: HTTP status, and the fields of OpenAI's error object."""
 
-    One deadline for all of it: who sends a byte now and then does not hold a thread for long.
+    def __init__(self, status, message, param=None, code=None):
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        self.status = status
+        self.body = dict(error=dict(message=message, type=kind, param=param, code=code))
+
+
+# --- the request ----------------------------------------------------------------------------------
+
+def read_request(data, server):
+    """The body of a chat request -> FIELDS, stop, usage, ids of the prompt, limit (tokens).
+
+    Refusal names a field with a wrong value. Another error means that it is no chat request.
     """
-    while not is_whole(data):
-        left = until - time.monotonic()
-        try:
-            if left <= 0:
-                raise TimeoutError
-            connection.settimeout(left)
-            piece = connection.recv(65_536)
-        except TimeoutError:
-            raise Refusal(408, "the request did not arrive in time") from None
-        if not piece:
-            raise ConnectionError("hung up")
-        data += piece
+    body = {name: value for name, value in json.loads(data).items() if value is not None}
+    if body.get("model") != server.name:
+        raise Refusal(404, f"the model here is {server.name}", "model", "model_not_found")
+    for name in NOT_HERE:
+        if body.get(name) and body[name] != {"type": "text"}:  # response_format may say that
+            raise Refusal(400, f"{name}: this server does not support it", name)
+    request = SimpleNamespace(usage=body.get("stream_options", {}).get("include_usage"))
+    body.setdefault("seed", secrets.randbits(63))
+    for name, (default, types, least, most) in FIELDS.items():
+        value = body.get(name, default)
+        if type(value) not in types or not least <= value <= most:
+            raise Refusal(400, f"{name}: must be {types[0].__name__}, {least} to {most}", name)
+        setattr(request, name, value)
+    stop = body.get("stop", [])
+    request.stop = [stop] if isinstance(stop, str) else stop
+    if len(request.stop) > 4 or not all(isinstance(s, str) and s for s in request.stop):
+        raise Refusal(400, "stop: must be a string, or up to four of them", "stop")
+    request.ids, context = read_prompt(body, server.tokenizer), server.model.config.max_seq_len
+    room = context - len(request.ids)
+    request.limit = min(request.max_tokens, request.max_completion_tokens, room)
+    if room < 1:
+        raise Refusal(400, f"the prompt has {len(request.ids)} tokens, the context {context}",
+                      "messages", "context_length_exceeded")
+    return request
 
 
-@contextlib.contextmanager
-def turn(service):
-    """Wait in line, first come, first served; Refusal where it is too long, or takes too long.
-
-    A plain lock lets who comes late overtake: under load some would wait for ever.
-    """
-    mine, later = threading.Event(), {"Retry-After": "1"}
-    service.line.append(mine)
+def read_prompt(body, tokenizer):
+    """The messages of a request -> the ids that the model goes on from."""
+    turns = []
     try:
-        if len(service.line) > service.cfg.at_once:
-            raise Refusal(429, f"{service.cfg.at_once} requests are waiting already",
-                          code="rate_limit_exceeded", headers=later)
-        if service.line[0] is not mine and not mine.wait(service.cfg.seconds):
-            raise Refusal(503, f"no turn within {service.cfg.seconds:g} seconds", headers=later)
-        yield
-    finally:
-        service.line.remove(mine)
-        with contextlib.suppress(IndexError):  # nobody is there
-            service.line[0].set()
+        for message in body["messages"]:
+            role, content, thought = ROLES[message["role"]], message.get("content"), None
+            if role == "assistant":
+                content = "" if content is None else content
+                thought = message.get("reasoning_content")
+            if isinstance(content, list):
+                content = "".join({part["type"]: part["text"]}["text"] for part in content)
+            turns.append(Turn(role, content + "") if thought is None else
+                         Turn(role, "", thought + "", content + ""))
+        if turns[-1].role == "assistant":  # prompt_ids would leave it out
+            raise ValueError("the last one is the assistant's")
+        return prompt_ids(tokenizer, turns)
+    except (LookupError, TypeError, ValueError, AttributeError, UserError) as error:
+        raise Refusal(400, "messages: must be a list of {role, content}, the content a string or a "
+                           f"list of text parts ({str(error)[:100]})", "messages") from None
 
+
+# --- the answer -----------------------------------------------------------------------------------
+
+@dataclass
+class Answer:
+    """An answer while it is being written: where its text goes, and what cannot be sent yet."""
+    key: str = "content"  # or, inside a thought, reasoning_content
+    ids: list = field(default_factory=list)  # bytes of a character that is not whole
+    held: str = ""        # text that may be the beginning of a stop string
+    reason: str = None    # why it ended
+
+    def add(self, token, tokenizer, stop):
+        """One more token (None: no more may come) -> what can be sent now: whole characters,
+        up to a stop string, without what may be the beginning of one."""
+        border = token in (None, tokenizer.end, tokenizer.think, tokenizer.end_think)
+        self.ids += [] if border else [token]
+        text = self.held + tokenizer.decode(self.ids)
+        if text.endswith("\ufffd") and not border:
+            return ""  # a character may take several byte tokens: wait for them
+        stop = stop if self.key == "content" else []
+        ends = [text.index(s) for s in stop if s in text]
+        begun = [size for s in stop for size in range(len(s)) if text.endswith(s[:size])]
+        size = min(ends) if ends else len(text) - (0 if border else max(begun, default=0))
+        self.ids, self.held = [], text[size:]
+        if ends or token in (None, tokenizer.end):
+            self.reason = "length" if token is None and not ends else "stop"
+        elif border:
+            self.key = "reasoning_content" if token == tokenizer.think else "content"
+        return text[:size]
+
+
+@torch.inference_mode()
+def pieces(server, request):
+    """Write n answers in one batch. Yields OpenAI's chunks, objects; the last one has the usage."""
+    head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", object="chat.completion.chunk",
+                created=int(time.time()), model=server.name, usage=None)
+
+    def chunk(i, reason=None, **delta):
+        """A piece of answer i."""
+        choice = dict(index=i, delta=delta, logprobs=None, finish_reason=reason)
+        return dict(head, choices=[choice])
+
+    yield from (chunk(i, role="assistant") for i in range(request.n))
+    answers, written, tokenizer = [Answer() for _ in range(request.n)], 0, server.tokenizer
+    generator = torch.Generator(server.model.embed_tokens.weight.device).manual_seed(request.seed)
+    temperature = request.temperature if request.temperature >= 0.01 else 0  # logits / 1e-40: inf
+    steps = decode_steps(server.model, [request.ids] * request.n, request.limit, temperature,
+                         request.top_p, generator)  # each (n,)
+    while any(answer.reason is None for answer in answers):
+        tokens = next(steps, None)
+        tokens = [None] * request.n if tokens is None else tokens.tolist()
+        for i, (answer, token) in enumerate(zip(answers, tokens)):
+            if answer.reason is None:
+                written += token is not None
+                key, text = answer.key, answer.add(token, tokenizer, request.stop)
+                if text:
+                    yield chunk(i, **{key: text})
+                if answer.reason:
+                    yield chunk(i, answer.reason)
+    usage = dict(prompt_tokens=len(request.ids), completion_tokens=written,
+                 total_tokens=len(request.ids) + written)
+    yield dict(head, choices=[], usage=usage)
+
+
+def completion(chunks):
+    """All chunks -> the completion as one object."""
+    messages, reasons = {}, {}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            message = messages.setdefault(choice["index"], dict(content="", reasoning_content=None))
+            for key, text in choice["delta"].items():
+                message[key] = (message.get(key) or "") + text
+            reasons[choice["index"]] = choice["finish_reason"]
+    choices = [dict(index=i, message=message, logprobs=None, finish_reason=reasons[i])
+               for i, message in messages.items()]
+    return dict(chunk, object="chat.completion", choices=choices)
+
+
+# --- HTTP -----------------------------------------------------------------------------------------
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection: one request, one answer, one line of log."""
-    protocol_version = default_request_version = request_version = "HTTP/1.1"
-    command = None  # these two even where no request line came
-    server_version, sys_version = "minidistill", ""
+    """One connection: one request, one answer, one line of log (stderr)."""
+    protocol_version = default_request_version = "HTTP/1.1"
+    timeout = 10                    # seconds that a client may be silent, or not take its answer
+    disable_nagle_algorithm = True  # no token waits for the next one
+    streaming = False
 
-    def handle(self):
-        """Whatever happens to a request, it ends here."""
-        began, self.service, self.status = time.monotonic(), self.server.service, 499
-        self.route, self.streaming, self.unsent = "-", False, bytearray()
-        self.usage = dict(prompt_tokens=0, completion_tokens=0, total_tokens=0)
+    def do_GET(self):
+        """Answer a request. The body is read first: closing on unread bytes resets a connection."""
+        server = self.server
         try:
-            self.answer(until=began + self.service.cfg.read_seconds)
+            data, path = self.body(), unquote(self.path.partition("?")[0])
+            self.check_client()
+            if (self.command, path) == ("POST", CHAT):
+                return self.chat(data)
+            if self.command != "GET" or path not in (MODELS, f"{MODELS}/{server.name}"):
+                raise Refusal(404, f"this server has GET {MODELS} and POST {CHAT}, and the model "
+                                   f"{server.name}", code="model_not_found")
+            model = dict(id=server.name, object="model", created=server.created,
+                         owned_by="minidistill")
+            self.reply(200, dict(object="list", data=[model]) if path == MODELS else model)
         except Refusal as refusal:
             self.refuse(refusal)
-        except OSError:  # hung up, or does not take its reply; nginx's number for it
-            self.status = 499
+        except OSError:
+            raise  # the client hung up, or does not take its answer
         except Exception:
             traceback.print_exc()  # a bug
             self.refuse(Refusal(500, "a mistake of this server; its log says more"))
-        now, used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), self.usage
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"{now} {self.status} {self.route} {used['prompt_tokens']} in "
-                             f"{used['completion_tokens']} out "
-                             f"{1000 * (time.monotonic() - began):.0f} ms\n")
 
-    def answer(self, until):
-        """Read the head of the request (until then at most), check the key, find what is asked."""
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # no token waits
-        data, blank = bytearray(), re.compile(rb"\r?\n\r?\n|^\x16")  # TLS begins with 0x16
-        receive(self.connection, data, lambda d: blank.search(d) or len(d) > MAX_HEAD, until)
-        if not blank.search(data):
-            raise Refusal(431, f"more than {MAX_HEAD} bytes of headers")
-        end = blank.search(data).end()
-        if data[:1] == b"\x16":
-            raise Refusal(400, "this server speaks http, not https")
-        self.rfile.close()
-        self.rfile = io.BytesIO(data[:end])
-        self.raw_requestline = self.rfile.readline()
-        if not self.parse_request():
-            raise Refusal(400, "an empty request line")
-        self.check_key()
-        path = unquote(self.path.partition("?")[0])
-        if path not in (CHAT, MODELS) and not path.startswith(MODELS + "/"):
-            raise Refusal(404, f"unknown path; this server has {MODELS} and {CHAT}")
-        method = "POST" if path == CHAT else "GET"
-        if self.command != method:
-            raise Refusal(405, f"this path takes {method} alone", headers={"Allow": method})
-        self.route = f"{method} {CHAT if path == CHAT else MODELS}"
-        if path == CHAT:
-            self.chat(self.body(data[end:], until))
-        else:
-            self.models(path[len(MODELS) + 1:])
+    do_POST = do_GET
 
-    def check_key(self):
-        """Refusal without the right bearer token, where there is one."""
+    def body(self):
+        """The body of the request: as many bytes as Content-Length says, or in chunks."""
+        data, size = b"", self.headers.get("Content-Length", "0")
+        chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
+        try:
+            while True:
+                if chunked:
+                    size = self.rfile.readline(100).split(b";")[0]
+                size = int(size, 16 if chunked else 10)
+                if not 0 <= size <= MAX_BODY - len(data):
+                    raise Refusal(413, f"a body may have 0 to {MAX_BODY} bytes")
+                data += self.rfile.read(size)
+                if not chunked or self.rfile.readline(100) and size == 0:  # the line end of a chunk
+                    return data
+        except ValueError:
+            raise Refusal(400, "the length of the body must be a number") from None
+        except TimeoutError:
+            raise Refusal(408, "the request did not arrive in time") from None
+
+    def check_client(self):
+        """Refusal without the right key, and on loopback for a foreign Host or Origin."""
         kind, _, sent = self.headers.get("Authorization", "").partition(" ")
-        right = hmac.compare_digest(sent.strip().encode(), self.service.key.encode())
-        if self.service.key and not (right and kind.lower() == "bearer"):
-            raise Refusal(401, "a wrong API key, or none", code="invalid_api_key",
-                          headers={"WWW-Authenticate": "Bearer"})
-
-    def body(self, data, until):
-        """The body (until then at most); `data` is what came with the head."""
-        length, largest = self.headers.get("Content-Length", ""), self.service.cfg.max_body
-        if not re.fullmatch("[0-9]+", length):
-            raise Refusal(411, "expected a Content-Length, a whole number")
-        if len(length) > 18 or int(length) > largest:
-            raise Refusal(413, f"the body has more than {largest} bytes")
-        receive(self.connection, data, lambda d: len(d) >= int(length), until)
-        return bytes(data[:int(length)])
-
-    def models(self, name):
-        """The list of models, or the one that is named."""
-        if name:
-            check_model(name, self.service.name)
-        model = dict(id=self.service.name, object="model", created=self.service.created,
-                     owned_by="minidistill")
-        self.reply(200, model if name else dict(object="list", data=[model]))
+        right = hmac.compare_digest(sent.strip().encode(), self.server.key.encode())
+        if self.server.key and not (right and kind.lower() == "bearer"):
+            raise Refusal(401, "a wrong API key, or none", code="invalid_api_key")
+        here = self.server.server_address[0]
+        names = {re.sub(r"^\w+://|:\d+$", "", self.headers.get(name, here).lower())
+                 for name in ("Host", "Origin")}
+        if ipaddress.ip_address(here).is_loopback and not names <= {"localhost", "127.0.0.1", here}:
+            raise Refusal(403, "only programs and pages of this machine may ask this server")
 
     def chat(self, data):
         """Answer a chat request when it is its turn."""
-        service, cfg = self.service, self.service.cfg
         try:
-            asked = read_request(data, service)
-        except RecursionError:  # in reading it, or in showing what is wrong with it
-            raise Refusal(400, "the body is nested too deeply") from None
-        with turn(service):
-            self.connection.setblocking(False)  # from here on nobody waits for a client
-            until = time.monotonic() + cfg.seconds
-            events = self.heard(write(service, asked, self.usage, until))
-            if asked.stream:
-                self.stream(chunks(service, asked, events, self.usage))
-            else:
-                completion = whole(service, asked, events, self.usage)
-        self.connection.settimeout(cfg.read_seconds)
-        if asked.stream:
-            self.connection.sendall(self.unsent)
-        else:
-            self.reply(200, completion)
+            request = read_request(data, self.server)
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise Refusal(400, f"no chat request in JSON ({str(error)[:100]})") from None
+        if not self.server.room.acquire(blocking=False):
+            raise Refusal(429, f"{MAX_WAITING} requests are waiting already",
+                          code="rate_limit_exceeded")
+        try:
+            with self.server.lock:
+                if not request.stream:
+                    return self.reply(200, completion(pieces(self.server, request)))
+                self.reply(200)
+                for piece in pieces(self.server, request):
+                    if piece["choices"] or request.usage:
+                        self.send_event(json.dumps(piece))
+                self.send_event("[DONE]")
+        finally:
+            self.server.room.release()
 
-    def heard(self, steps):
-        """The events of all steps, for as long as somebody listens. Who closes his half of the line
-        after the request counts as gone: no chat client does."""
-        for events in steps:
-            with contextlib.suppress(BlockingIOError):  # nothing to read: it is there, and silent
-                if not self.connection.recv(1, socket.MSG_PEEK):
-                    raise ConnectionError("hung up")
-            yield from events
-
-    def stream(self, pieces):
-        """Send objects as server-sent events."""
-        self.start(200, {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        self.streaming = True
-        for piece in pieces:
-            self.send_event(json.dumps(piece))
-        self.send_event("[DONE]")
+    def reply(self, status, body=None):
+        """Send an answer, as ASCII (some clients take U+2028 for the end of a line), or begin a
+        stream of them."""
+        data, self.streaming = json.dumps(body).encode(), body is None
+        self.send_response(status)
+        self.send_header("Connection", "close")
+        self.send_header("Content-Type", "application/json" if body else "text/event-stream")
+        if not self.streaming:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(b"" if self.streaming else data)
 
     def send_event(self, text):
-        """Send what the connection takes at once, keep the rest: a slow reader delays nobody."""
-        self.unsent += f"data: {text}\n\n".encode()
-        with contextlib.suppress(BlockingIOError):
-            del self.unsent[:self.connection.send(self.unsent)]
-
-    def start(self, status, headers):
-        """Send the status line and the headers."""
-        self.status = status
-        self.send_response(status)
-        for name, value in {**headers, "Connection": "close"}.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def reply(self, status, body, **headers):
-        """Send a whole reply, as ASCII: some clients take U+2028 for the end of a line."""
-        data = json.dumps(body).encode()
-        self.start(status, {"Content-Type": "application/json", "Content-Length": str(len(data)),
-                            **headers})
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        """Send a piece of a stream."""
+        self.wfile.write(f"data: {text}\n\n".encode())
 
     def refuse(self, refusal):
-        """Send an error, then hear the client out for a moment: to close on unread bytes resets the
-        connection, and the reply may be lost with it."""
-        with contextlib.suppress(OSError):
-            self.connection.settimeout(self.service.cfg.read_seconds)
-            if self.streaming:  # too late for a status but in the log
-                self.status = refusal.status
-                self.connection.sendall(self.unsent + b"data: %s\n\n" % json.dumps(
-                    error_body(refusal)).encode())
-                return
-            self.reply(refusal.status, error_body(refusal), **refusal.headers)
-            self.connection.shutdown(socket.SHUT_WR)
-            until = time.monotonic() + 2
-            while (left := until - time.monotonic()) > 0:
-                self.connection.settimeout(left)
-                if not self.connection.recv(65_536):
-                    break
+        """Send an error in OpenAI's form. In a stream it is too late for a status."""
+        if self.streaming:
+            self.send_event(json.dumps(refusal.body))
+        else:
+            self.reply(refusal.status, refusal.body)
 
     def send_error(self, code, message=None, explain=None):
-        """What the standard library finds wrong with a request; 501: a method that it lacks."""
-        raise Refusal(405 if code == 501 else int(code), message or "a broken request")
-
-    def log_request(self, code="-", size="-"):
-        """Nothing: `handle` logs, once, and nothing that a client wrote."""
+        """What the standard library finds wrong with a request."""
+        self.refuse(Refusal(int(code), message or "a broken request"))
 
 
-def room(request, address):
-    """False where too many connections are open: one more gets a word, and no thread."""
-    if threading.active_count() <= MAX_CONNECTIONS:
-        return True
-    body = json.dumps(error_body(Refusal(503, "too many connections"))).encode()
-    with contextlib.suppress(OSError):
-        request.setblocking(False)
-        request.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-                     b"Retry-After: 1\r\nConnection: close\r\n\r\n" + body)
-    return False
+class Server(ThreadingHTTPServer):
+    """Listens from the start; serve_forever() answers. UserError if it cannot listen."""
+    request_queue_size = 128  # with the default of 5, some of 50 at once must knock twice
+    allow_reuse_port = False  # two servers on one port would share the requests
 
+    def __init__(self, cfg, model, tokenizer, key=""):
+        self.model, self.tokenizer, self.key = model, tokenizer, key
+        self.name, self.created = Path(cfg.checkpoint).stem, int(time.time())
+        self.lock, self.room = threading.Lock(), threading.Semaphore(MAX_WAITING)
+        try:
+            super().__init__((cfg.host, cfg.port), Handler)
+        except (OSError, UnicodeError) as error:
+            raise UserError(f"cannot listen on {cfg.host} port {cfg.port} ({error}); try another "
+                            "--port (0: any free one), or --host 127.0.0.1") from None
 
-def open_server(cfg, model, tokenizer, key=""):
-    """A server that listens already; its serve_forever() answers. UserError: it cannot listen."""
-    server = ThreadingHTTPServer((cfg.host, cfg.port), Handler, bind_and_activate=False)
-    server.request_queue_size = 128    # with the default of 5, some of 50 at once must knock twice
-    server.allow_reuse_port = False    # two servers on a port would share out the requests
-    server.verify_request = room
-    server.service = SimpleNamespace(
-        cfg=cfg, model=model, tokenizer=tokenizer, key=key, name=Path(cfg.checkpoint).stem,
-        fingerprint=checkpoints.weights_fingerprint(model), created=int(time.time()), line=[])
-    try:
-        server.server_bind()
-        server.server_activate()
-    except (OSError, UnicodeError) as error:
-        server.server_close()
-        fail(f"cannot listen on {cfg.host} port {cfg.port}", str(error),
-             fix="another --port (0: any free one), or --host 127.0.0.1")
-    return server
-
-
-def read_key():
-    """MINIDISTILL_API_KEY, "" where it is not set; UserError (without it) for an impossible one."""
-    key = os.environ.get("MINIDISTILL_API_KEY")
-    if key is not None and not re.fullmatch("[!-~]+", key):
-        fail("MINIDISTILL_API_KEY cannot be a key", "nothing" if not key else "other characters",
-             "printable ASCII without spaces", "unset it to serve without a key")
-    return key or ""
+    def handle_error(self, request, client_address):
+        """A client that hung up is no bug of this server."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 def main(cfg):
     """Load the checkpoint, listen, answer until a signal comes."""
-    cli.check_ranges(cfg, port=(0, 65_535), at_once=(1, 256), max_n=(1, 128), max_body=(1, 2**30),
-                     read_seconds=(0.1, 3_600), seconds=(0.1, 86_400))
-    key = read_key()
+    between(cfg, 0, 65_535, "port")
+    key = os.environ.get("MINIDISTILL_API_KEY")
+    check(key is None or re.fullmatch("[!-~]+", key), "MINIDISTILL_API_KEY must be printable ASCII "
+          "without spaces; unset it to serve without a key")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer, _ = checkpoints.load_model(cfg.checkpoint, device, "python train_pretrain.py")
-    server = open_server(cfg, model, tokenizer, key)
-    for number in (signal.SIGINT, signal.SIGTERM):  # at once: threads may be in the middle of torch
-        signal.signal(number, lambda *_: os._exit(0))
+    server = Server(cfg, *checkpoints.load_model(cfg.checkpoint, device)[:2], key or "")
+    for stop in (signal.SIGINT, signal.SIGTERM):  # at once: threads may be in the middle of torch
+        signal.signal(stop, lambda *_: os._exit(0))
     host, port = server.server_address
     if not ipaddress.ip_address(host).is_loopback:
         print(f"warning: {host} lets other machines in, unencrypted, "
-              f"{'with the key' if key else 'without a key: see MINIDISTILL_API_KEY'}",
-              file=sys.stderr)
-    url, name = f"http://{host}:{port}/v1", server.service.name
-    print(f"ready: {url} serves {name}; next: python blackbox/generate.py --base-url {url} "
-          f"--model {name}", flush=True)
+              f"{'with' if key else 'without'} a key (MINIDISTILL_API_KEY)", file=sys.stderr)
+    url = f"http://{host}:{port}/v1"
+    hint = common.command("blackbox/generate.py", base_url=url, model=server.name)
+    print(f"ready: {url} serves {server.name}; next: {hint}", flush=True)
     server.serve_forever()
 
 
 if __name__ == "__main__":
-    cli.run(main, Config)
+    common.run(main, Config)

@@ -1,0 +1,61 @@
+"""Claims about chat.py: what a reader sees is what the evaluation measures."""
+import pytest
+import torch
+
+import checkpoints
+from dataset.formats import Turn, opening, prompt_ids
+from decoding import generate
+
+
+@pytest.mark.parametrize("target", ["auto", "cot", "answer"])
+@pytest.mark.parametrize("sampling", [{}, dict(temperature=0.9)], ids=str)
+def test_an_answer_is_what_the_model_generates(call, tiny_world, target, sampling):
+    """Another prompt, opening or seed than that of the evaluation shows another model."""
+    model, t, _ = checkpoints.load_model(tiny_world.init)
+    flags = [f"--{name}={value}" for name, value in sampling.items()]
+    done = call("chat", tiny_world.init, "--prompt=2 + 3?", "--max-new-tokens=30",
+                f"--target={target}", "--seed=3", *flags)
+    begun = opening(t, target)
+    prompt = prompt_ids(t, [Turn("user", "2 + 3?")]) + begun
+    generator = torch.Generator().manual_seed(3)
+    [ids] = generate(model, [prompt], 30, {t.end}, generator=generator, **sampling)
+    assert done.status == 0 and done.out == t.decode(begun + ids, show_control=True) + "\n"
+
+
+def test_a_chat_goes_on_after_a_long_question_and_ends_with_the_input(call, tiny_world, monkeypatch):
+    """A question that does not fit must not end the conversation."""
+    lines = iter(["Why? " * 99, "2 + 3?", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    done = call("chat", tiny_world.teacher, "--max-new-tokens=5")
+    assert done.status == 0 and "error: " in done.out and next(lines, None) is None
+    answer = call("chat", tiny_world.teacher, "--max-new-tokens=5", "--prompt=2 + 3?")
+    assert done.out.endswith(answer.out)
+
+    def closed(_):
+        raise EOFError
+    monkeypatch.setattr("builtins.input", closed)
+    assert call("chat", tiny_world.teacher).status == 0
+
+
+def test_the_likeliest_tokens_are_those_of_a_full_pass(call, tiny_world, tiny_tokenizer):
+    """What a class sees as the teacher's distribution must be the teacher's distribution."""
+    done = call("chat", tiny_world.teacher, "--complete=Mia has", "--max-new-tokens=3", "--top=2")
+    model = checkpoints.load_model(tiny_world.teacher)[0]
+    ids = tiny_tokenizer.encode("Mia has")
+    lines = [line for line in done.out.splitlines() if "<-" in line]
+    assert done.status == 0 and len(lines) == 3
+    for line in lines:
+        best = model(torch.tensor([ids]))[0, -1].softmax(-1).topk(2)
+        token = best.indices[0].item()
+        name = repr(tiny_tokenizer.decode([token], show_control=True))
+        assert line.split(" <- ")[0].strip() == name and f"{name} {best.values[0]:.3f}" in line
+        ids.append(token)
+
+
+@pytest.mark.parametrize("flags", [
+    ["--prompt", "Why? " * 99], ["--complete=a", "--prompt=b"], ["--complete=a", "--target=cot"],
+    ["--max-new-tokens=0"], ["--top=-1"], ["another.pt"], ["--prompts=a"]], ids=lambda f: f[0][:20])
+def test_a_mistake_is_one_line(call, tiny_world, flags):
+    """A flag that is ignored in silence, or a traceback."""
+    done = call("chat", tiny_world.teacher, *flags)
+    assert done.status == 2 and done.err.count("\n") == 1 and done.out == ""

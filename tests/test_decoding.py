@@ -1,0 +1,284 @@
+"""Claims about decoding.py and fast_decode.py: the cache, one token at a time, the sampling."""
+import pytest
+import torch
+
+from decoding import KVCache, generate, sample, stream
+from fast_decode import Decoder
+from losses import cross_entropy
+from optim import make_optimizers
+from test_model import assert_close, draw_ids
+
+PROMPTS = [draw_ids(n, seed=seed).tolist() for seed, n in enumerate((9, 1, 4, 9))]
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("blocks", [[1] * 12, [12], [5, 1, 4, 2], [1, 11], [11, 1]], ids=str)
+@torch.no_grad()
+def test_reading_in_pieces_equals_reading_at_once(tiny_model, blocks):
+    """A wrong position or mask in the cache: the first tokens are right, the rest is babble."""
+    model, ids = tiny_model(n_layers=3), draw_ids(2, 12)
+    cache, hidden = KVCache(model, 2, 12), []
+    for piece in ids.split(blocks, dim=1):
+        hidden.append(model.hidden_states(piece, cache=cache))
+    assert cache.length == 12
+    assert_close(model.lm_head(torch.cat(hidden, 1)), model(ids))
+
+
+@pytest.mark.parametrize("blocks", [[12], [7, 1, 4], [2, 10], [1] * 12], ids=str)
+@torch.no_grad()
+def test_the_cache_hides_left_padding(tiny_model, blocks):
+    """Rows of different lengths in one batch: padding that is seen changes the shorter ones."""
+    model, lengths = tiny_model(), [12, 5, 1]
+    texts = [draw_ids(n, seed=n) for n in lengths]
+    ids = torch.stack([torch.cat([torch.zeros(12 - len(t), dtype=torch.int64), t]) for t in texts])
+    cache = KVCache(model, 3, 12, padding=torch.tensor([12 - n for n in lengths]))
+    hidden = torch.cat([model.hidden_states(p, cache=cache) for p in ids.split(blocks, dim=1)], 1)
+    logits = model.lm_head(hidden)
+    assert logits.isfinite().all()
+    for row, text in zip(logits, texts):
+        assert_close(row[12 - len(text):], model(text[None])[0])
+
+
+# --- generation -----------------------------------------------------------------------------------
+
+def test_an_optimizer_step_changes_what_is_written(tiny_model):
+    """Fused AdamW changes a parameter without counting it: one row would write with old weights."""
+    model, ids = tiny_model(), draw_ids(2, 9)
+    generate(model, PROMPTS[:1], 8)
+    for optimizer in make_optimizers(model, "adamw", 0.05, 0.1):
+        cross_entropy(model(ids), ids).sum().backward()
+        optimizer.step()
+    fresh = tiny_model(seed=5)
+    fresh.load_state_dict(model.state_dict())
+    assert generate(model, PROMPTS[:1], 8) == generate(fresh, PROMPTS[:1], 8)
+    assert generate(model, PROMPTS[:1] * 2, 8) == generate(fresh, PROMPTS[:1], 8) * 2
+
+
+def test_a_changed_weight_changes_what_is_written(tiny_model):
+    """Joined weights that outlive a change write with the model of yesterday."""
+    model, other = tiny_model(seed=0).requires_grad_(False), tiny_model(seed=1).requires_grad_(False)
+    before = generate(model, PROMPTS, 6)
+    model.load_state_dict(other.state_dict())
+    assert generate(model, PROMPTS, 6) == generate(other, PROMPTS, 6) != before
+    with torch.no_grad():
+        model.embed_tokens.weight.mul_(-1)
+    assert generate(model, PROMPTS, 6) != generate(other, PROMPTS, 6)
+    model.load_state_dict(tiny_model(seed=0).state_dict())
+    assert generate(model, PROMPTS, 6) == before
+
+
+@pytest.mark.parametrize("changes", [{}, dict(qk_norm=False), dict(tie_embeddings=False),
+                                     dict(n_heads=4, n_kv_heads=4), dict(n_heads=4, n_kv_heads=1)],
+                         ids=str)
+@pytest.mark.parametrize("sharp", [1.0, 30.0])  # the second: scores beyond what exp can take
+@torch.no_grad()
+def test_the_decoder_says_what_the_model_says(tiny_model, changes, sharp):
+    """TRAPS 6: a fast path with folded norms and joined matrices may be another model."""
+    model, text, new = tiny_model(**changes), draw_ids(7, seed=1), draw_ids(4, seed=9)
+    for layer in model.layers:
+        for p in (layer.self_attn.q_norm, layer.self_attn.k_norm) if model.config.qk_norm else ():
+            p.weight.data *= sharp
+    with torch.no_grad():
+        for p in model.parameters():  # norm weights of 1 would hide that one is left out
+            p.mul_(1 + 0.3 * torch.rand(p.shape, generator=torch.Generator().manual_seed(3)))
+    cache = KVCache(model, 1, 11)
+    model.hidden_states(text[None], cache=cache)
+    decoder = Decoder(model, cache)
+    for place in range(4):
+        whole = model(torch.cat([text, new[:place + 1]])[None])[0, -1]  # (V,)
+        assert_close(torch.from_numpy(decoder.step(new[place])), whole, atol=3e-5)
+
+
+@torch.no_grad()
+def greedy_oracle(model, prompt, count):
+    """No cache: the whole text is read again for each token."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt):]
+
+
+def test_generate_equals_reading_everything_again(tiny_model):
+    """The cache, the last column and the next position, all at once."""
+    model = tiny_model()
+    for prompt in PROMPTS:
+        assert generate(model, [prompt], 20) == [greedy_oracle(model, prompt, 20)]
+
+
+@pytest.mark.parametrize("changes", [{}, dict(qk_norm=False, n_kv_heads=1)], ids=str)
+def test_the_model_itself_writes_what_the_decoder_writes(tiny_model, changes, monkeypatch):
+    """Several rows, or a GPU: the model goes on with its cache, and must write the same."""
+    model = tiny_model(**changes)
+    before = generate(model, PROMPTS[:1], 24)
+    assert before[0] == list(stream(model, PROMPTS[0], 24))
+    monkeypatch.setattr(Decoder, "step", None)  # not to be called
+    assert generate(model, [PROMPTS[0]] * 2, 24) == before * 2
+
+
+@pytest.mark.parametrize("sampling", [
+    dict(), dict(temperature=0.7, top_p=1e-6)], ids=str)
+def test_a_batch_is_generated_as_one_by_one(tiny_model, sampling):
+    """Padding on the left that is seen or shifts positions changes the answers of short prompts."""
+    model = tiny_model(n_kv_heads=1)
+    one_by_one = [generate(model, [p], 24, **sampling)[0] for p in PROMPTS]
+    assert generate(model, PROMPTS, 24, **sampling) == one_by_one
+    assert len({tuple(row) for row in one_by_one}) == 4  # or it proves little
+
+
+@pytest.mark.parametrize("sampling", [
+    dict(), dict(temperature=1.0), dict(temperature=1.3, top_p=0.8)], ids=str)
+def test_stream_equals_generate(tiny_model, sampling):
+    """What the chat shows and what the evaluation scores must be one thing."""
+    model = tiny_model()
+    again = lambda: dict(sampling, generator=torch.Generator().manual_seed(5))
+    row = generate(model, PROMPTS[:1], 30, **again())[0]
+    assert list(stream(model, PROMPTS[0], 30, **again())) == row
+    stop = row[7]
+    row = generate(model, PROMPTS[:1], 30, {stop}, **again())[0]
+    assert list(stream(model, PROMPTS[0], 30, {stop}, **again())) == row
+    assert row[-1] == stop and stop not in row[:-1]
+
+
+def test_nothing_after_the_end_counts(tiny_model):
+    """A finished row goes on being computed in its batch; those tokens are no answer."""
+    model = tiny_model()
+    free = generate(model, PROMPTS, 24)
+    stops = {free[0][3], free[1][10]}
+    cut = generate(model, PROMPTS, 24, stops)
+    for row, whole in zip(cut, free):
+        ends = [i for i, id in enumerate(whole) if id in stops]
+        assert row == (whole[:ends[0] + 1] if ends else whole)
+    assert len(cut[0]) <= 4 and cut[0][-1] in stops
+
+
+def test_a_finished_batch_stops_computing(tiny_model, monkeypatch):
+    """Without it every answer costs max_new_tokens steps."""
+    model, calls = tiny_model(), []
+    read = model.hidden_states
+    monkeypatch.setattr(model, "hidden_states", lambda *a, **k: (calls.append(1), read(*a, **k))[1])
+    first = greedy_oracle(model, PROMPTS[0], 1)
+    calls.clear()
+    assert generate(model, [PROMPTS[0], PROMPTS[0]], 50, set(first)) == [first, first]
+    assert len(calls) == 1
+
+
+def test_generation_stops_at_the_context(tiny_model):
+    """One token more and the position table ends: an error in the middle of an answer."""
+    model = tiny_model(max_seq_len=16)
+    assert len(generate(model, [PROMPTS[0]], 1000)[0]) == 16 - len(PROMPTS[0])
+    assert len(generate(model, [PROMPTS[1]], 1000)[0]) == 15
+    assert len(list(stream(model, PROMPTS[2], 1000))) == 12
+    assert [len(row) for row in generate(model, PROMPTS, 1000)] == [16 - len(p) for p in PROMPTS]
+    assert len(generate(model, [list(range(15))], 1000)[0]) == 1
+
+
+def test_nothing_asked_for_is_nothing_made(tiny_model):
+    """0 new tokens or no prompt: edges of an evaluation, no errors."""
+    assert generate(tiny_model(), PROMPTS, 0) == [[], [], [], []]
+    assert generate(tiny_model(), [], 5) == []
+
+
+@pytest.mark.parametrize("prompts", [[[]], [[1], []], [list(range(16))], [[1], list(range(17))]],
+                         ids=lambda p: str([len(x) for x in p]))
+def test_a_prompt_that_cannot_be_continued_is_refused(tiny_model, prompts):
+    """An empty row has no last token, a full context no next one."""
+    with pytest.raises(ValueError, match="15 fit the context"):
+        generate(tiny_model(max_seq_len=16), prompts, 4)
+
+
+def test_generation_leaves_no_graph(tiny_model, monkeypatch):
+    """With gradients on, the cache keeps the graph of every step: memory grows with the text."""
+    model, modes = tiny_model(), []
+    read, step = model.hidden_states, Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda *a: (modes.append(torch.is_grad_enabled()), step(*a))[1])
+    monkeypatch.setattr(model, "hidden_states", lambda *a, **k: (
+        modes.append(torch.is_grad_enabled()), read(*a, **k))[1])
+    generate(model, PROMPTS[:1], 3)
+    for _ in stream(model, PROMPTS[0], 3):
+        assert torch.is_grad_enabled()  # the caller's own mode, between two tokens
+    assert modes == [False] * 6
+
+
+def test_generation_runs_under_bf16_autocast(tiny_model):
+    """Queries, keys and the cache may then have different dtypes, which attention refuses."""
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = generate(tiny_model(), PROMPTS, 5)
+    assert [len(r) for r in rows] == [5] * 4
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+def draws(logits, count=20_000, seed=0, **options):
+    """How often each token is drawn: (V,) counts of one row of logits."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = sample(logits.expand(count, -1), generator=generator, **options)
+    return torch.bincount(tokens, minlength=logits.shape[-1]).double()
+
+
+def chi_square(counts, p):
+    """Sum of (observed - expected)^2 / expected over the tokens that can be drawn."""
+    assert counts[p == 0].sum() == 0
+    expected = p * counts.sum()
+    return ((counts - expected) ** 2 / expected)[p > 0].sum().item()
+
+
+LOGITS = torch.tensor([1.5, -0.5, 2.0, 0.0, 1.0, -3.0, 0.5])
+ORDER = [2, 0, 4, 6, 3, 1, 5]  # from the likeliest down
+
+
+def test_greedy_is_the_argmax():
+    """Temperature 0, or (almost) no mass, which HTTP clients do send: the likeliest token."""
+    logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    best = logits.argmax(-1)
+    assert torch.equal(sample(logits, 0), best)
+    assert torch.equal(sample(logits, 0.0, top_p=0.5), best)
+    assert torch.equal(sample(logits, 2.0, top_p=1e-9), best)
+    assert torch.equal(sample(logits, 1.0, top_p=0.0), best)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_are_the_softmax(temperature):
+    """Sampling from another distribution than the model's (6 degrees of freedom, p 1e-4: 27.9)."""
+    p = (LOGITS.double() / temperature).softmax(-1)
+    assert chi_square(draws(LOGITS, temperature=temperature), p) < 27.9
+
+
+def nucleus(p, top_p):
+    """Holtzman et al.: the smallest set of likeliest tokens with at least that mass."""
+    mass, kept = 0.0, []
+    for i in sorted(range(len(p)), key=lambda i: -p[i]):
+        if mass >= top_p and kept:
+            break
+        kept.append(i)
+        mass += p[i].item()
+    return kept
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.5, 0.8, 0.95, 0.999, 1.0])
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+def test_top_p_draws_from_the_nucleus_in_proportion(top_p, temperature):
+    """A set without the token that crosses the mass is too small; one more is not the smallest."""
+    whole = (LOGITS.double() / temperature).softmax(-1)
+    kept = nucleus(whole, top_p)
+    p = torch.zeros(7, dtype=torch.float64)
+    p[kept] = whole[kept]
+    counts = draws(LOGITS, temperature=temperature, top_p=top_p)
+    assert chi_square(counts, p / p.sum()) < 27.9
+    assert (counts[p > 1e-3] > 0).all()
+
+
+def test_each_row_has_its_own_limits():
+    """The sorted order of one row applied to another."""
+    logits = torch.stack([LOGITS, LOGITS.flip(0)])
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.stack([sample(logits, 1.0, 0.8, generator) for _ in range(300)], 1).tolist()
+    assert set(rows[0]) == set(ORDER[:3]) and set(rows[1]) == {6 - i for i in ORDER[:3]}
+
+
+def test_the_generator_decides():
+    """Without it a seed given on the command line does nothing."""
+    logits = LOGITS.expand(40, -1)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    one, again, other = [sample(logits, 1.0, generator=g).tolist() for g in generators]
+    assert one == again != other
