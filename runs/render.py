@@ -18,9 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
-import report
 from common import ROOT, UserError, check
-from metrics import markdown
+from eval import SCOREBOARD, keeps, share, table
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md")
 
@@ -126,12 +125,6 @@ def surer(runs):
 
 # --- columns: (head, function of a line) ----------------------------------------------------------
 
-def table(lines, columns):
-    """A Markdown table."""
-    return markdown(" | ".join(head for head, _ in columns),
-                    [[cell(line) for _, cell in columns] for line in lines])
-
-
 def average(key, form=",.0f", unit=1):
     """A column's function: the mean over the seeds."""
     return lambda runs: format(fmean(run[key] for run in runs) / unit, form)
@@ -149,10 +142,7 @@ def over(key, form):
 def exact(runs):
     """Accuracy. One seed: with Wilson's interval. Several: mean ± standard deviation, since all
     seeds answer the same questions, and pooling them would make the interval too narrow."""
-    if len(runs) > 1 or "exact" not in runs[0]:
-        return over("exact", ".1%")(runs)
-    low, high = runs[0]["exact_interval"]
-    return f"{runs[0]['exact']:.1%} ({100 * low:.1f}-{100 * high:.1f})"
+    return share("exact")(runs[0]) if len(runs) == 1 else over("exact", ".1%")(runs)
 
 
 def kept(teacher):
@@ -358,13 +348,13 @@ def enriched_table(rows):
 
 def machines_table(*names):
     """Where the rows of each file were made, and how long their training took."""
-    lines = []
-    for name in names:
-        runs = sum(read_rows(name).values(), [])
-        machines = {run["versions"]["machine"] for run in runs}
-        minutes = sum(run.get("train_seconds", 0) for run in runs) / 60
-        lines.append([f"{name}.jsonl", "; ".join(sorted(machines)), len(runs), f"{minutes:.0f}"])
-    return markdown("rows | machines | runs: | minutes of training:", lines)
+    runs = {name: sum(read_rows(name).values(), []) for name in names}
+    seconds = {name: [run.get("train_seconds", 0) for run in runs[name]] for name in names}
+    places = {name: {run["versions"]["machine"] for run in runs[name]} for name in names}
+    return table(names, [
+        ("rows", "{}.jsonl".format), ("machines", lambda name: "; ".join(sorted(places[name]))),
+        ("runs:", lambda name: len(runs[name])),
+        ("minutes of training:", lambda name: f"{sum(seconds[name]) / 60:.0f}")])
 
 
 def text(name):
@@ -375,7 +365,7 @@ def text(name):
 def scoreboard(_):
     """The speedrun's own table, from the JSON that eval.py wrote at its end."""
     found = json.loads(text("speedrun.json"))["results"]
-    return report.table(found) + "\n\n" + report.keeps(found)
+    return table(found, SCOREBOARD) + "\n\n" + keeps(found)
 
 
 TABLES = {
