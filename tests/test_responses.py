@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import checkpoints
 import train_distill_responses
 import train_pretrain
-from answers import judge
+from eval import judge
 from dataset.windows import eval_batches, open_data
 from dataset.formats import Turn, encode_document, parse_row, plain_reply, read_documents
 from dataset.windows import Packed
