@@ -1,7 +1,7 @@
 """How a model writes: the cache of keys and values, sampling, and the loop of one token at a time.
 
-Letters as in model.py: B rows, T tokens, V vocabulary, G key/value heads, C channels, S tokens in the
-cache. The model reads the prompt, all its tokens at once. After that it gets one token a row.
+Letters as in model.py: B rows, T tokens, V vocabulary, G key/value heads, C channels, S tokens in
+the cache. The model reads the prompt, all its tokens at once. After that it gets one token a row.
 """
 import torch
 

@@ -161,7 +161,7 @@ def test_without_its_data_it_says_what_makes_them(call, tiny_world, out_dir):
     """The first command of a new reader."""
     done = call("train_distill_responses")
     assert done.status == 2
-    assert "tokenizer.model does not exist; python tokenizer/train.py" in done.err
+    assert "tokenizer.model does not exist; tokenizer/train.py" in done.err
     done = call("train_distill_responses", f"--tokenizer={tiny_world.tokenizer}")
     assert done.status == 2 and "does not exist; bash speedrun.sh" in done.err
 
