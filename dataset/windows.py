@@ -190,6 +190,9 @@ def write_windows(path, folder, tokenizer, settings, documents, source):
                 done, rate = total["bytes"], total["bytes"] / (shown - began)
                 print(f"{show(path)}: {done / 1e6:.1f}/{size / 1e6:.1f} MB | {rate / 1e6:.1f} MB/s "
                       f"| eta {(size - done) / rate:.0f} s")
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
     check(total["windows"], f"{show(path)}: " + (
         f"every document is longer than the window; --window {total['longest'] - 1} holds all"
         if total["too_long"] else f"nothing to learn from; {bad_lines_text(report) or 'no row'}"))
