@@ -19,7 +19,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 from common import ROOT, UserError, check
-from eval import SCOREBOARD, keeps, share, table
+from eval import SCOREBOARD, figure, keeps
+from metrics import table
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md")
 
@@ -142,7 +143,7 @@ def over(key, form):
 def exact(runs):
     """Accuracy. One seed: with Wilson's interval. Several: mean ± standard deviation, since all
     seeds answer the same questions, and pooling them would make the interval too narrow."""
-    return share("exact")(runs[0]) if len(runs) == 1 else over("exact", ".1%")(runs)
+    return figure("exact")(runs[0]) if len(runs) == 1 else over("exact", ".1%")(runs)
 
 
 def kept(teacher):
