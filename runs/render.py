@@ -251,7 +251,6 @@ def white_table(rows, group):
              if recipe.startswith(f"{group}/") and runs is not teacher]
     budgets = sorted((runs for runs in found if mode(runs).startswith("alone")),
                      key=lambda runs: runs[0]["steps"])
-    recipes = [runs for runs in found if runs not in budgets]
 
     def cost(runs):  # ms a step, and seconds in all
         ms, making = times["alone" if runs in budgets else mode(runs)]
@@ -259,7 +258,7 @@ def white_table(rows, group):
 
     def timed(place, unit):  # the teacher's own steps were not timed
         return lambda runs: "-" if runs is teacher else f"{cost(runs)[place] / unit:.2f}"
-    return table([teacher, *budgets, *recipes], [
+    return table([teacher, *budgets, *(runs for runs in found if runs not in budgets)], [
         MODEL, ("a step costs:", timed(0, plain)), ("minutes:", timed(1, 60)), CE,
         ("KL to the teacher:", over("kl", ".3f")), gap_closed(alone, teacher),
         *against("ce against alone, equal tokens:", "ce", lambda _: alone),
