@@ -285,7 +285,6 @@ def enriched_table(rows):
 def sweep_table(_):
     """Accuracy: a line a temperature, a column an alpha."""
     rows = read_rows("sweep")
-
     def column(alpha):
         return f"alpha {alpha}:", lambda tau: exact(rows[f"sweep-alpha-{alpha}-tau-{tau}"])
     return table((1, 2, 4, 8), [("temperature:", str), *map(column, (0.5, 0.9, 1))])
