@@ -112,7 +112,7 @@ def robustness(cfg, plt):
 
 
 def pareto(_, plt):
-    """Accuracy against decode speed; a dot a model. The front: those that no other beats in both."""
+    """Accuracy against decode speed; a dot a model. The front: none beats these in both."""
     rows = sorted(sum(read_rows("students").values(), []), key=lambda run: run["decode1"])
     points = [(run["decode1"], run["exact"]) for run in rows]
     front = [point for i, point in enumerate(points)
@@ -143,7 +143,7 @@ def topk(_, plt):
 
 
 def amount(_, plt):
-    """Accuracy against the share of the teacher's rows, a dot a seed, and of bare answers of all."""
+    """Accuracy against the share of the teacher's rows, a dot a seed; bare answers of all rows."""
     rows = {mode(runs): [run["exact"] for run in runs] for runs in read_rows("blackbox").values()}
     shares = [1, 3, 10, 30, 100]
     found = [rows["cot" if share == 100 else f"rows-{share}"] for share in shares]
