@@ -401,7 +401,8 @@ def test_a_foreign_page_is_refused_on_loopback(start):
             (403, "evil.com", None), (403, "evil.com:8000", None), (403, "[", None),
             (403, "localhost.evil.com", None), (403, "localhost", "https://evil.com"),
             (403, "localhost", "null"), (403, "127.0.0.1", "http://127.0.0.1.evil.com:80"),
-            (200, "localhost:8000", None), (200, "127.0.0.1:8000", None), (200, "localhost", "http://localhost:3000")):
+            (200, "localhost:8000", None), (200, "127.0.0.1:8000", None),
+            (200, "localhost", "http://localhost:3000")):
         data = post(Content_Type="text/plain", Host=host, Origin=origin)
         assert raw(server, data)[0] == status, (host, origin)
 
