@@ -57,7 +57,7 @@ def test_an_optimizer_step_changes_what_is_written(tiny_model):
 
 def test_a_changed_weight_changes_what_is_written(tiny_model):
     """Joined weights that outlive a change write with the model of yesterday."""
-    model, other = tiny_model(seed=0).requires_grad_(False), tiny_model(seed=1).requires_grad_(False)
+    model, other = (tiny_model(seed=seed).requires_grad_(False) for seed in (0, 1))
     before = generate(model, PROMPTS, 6)
     model.load_state_dict(other.state_dict())
     assert generate(model, PROMPTS, 6) == generate(other, PROMPTS, 6) != before
@@ -191,7 +191,8 @@ def test_generation_leaves_no_graph(tiny_model, monkeypatch):
     """With gradients on, the cache keeps the graph of every step: memory grows with the text."""
     model, modes = tiny_model(), []
     read, step = model.hidden_states, Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda *a: (modes.append(torch.is_grad_enabled()), step(*a))[1])
+    monkeypatch.setattr(Decoder, "step", lambda *a: (
+        modes.append(torch.is_grad_enabled()), step(*a))[1])
     monkeypatch.setattr(model, "hidden_states", lambda *a, **k: (
         modes.append(torch.is_grad_enabled()), read(*a, **k))[1])
     generate(model, PROMPTS[:1], 3)
