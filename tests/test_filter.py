@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import common
-from blackbox.filter import REASONS, Row, foreign, leak, read_questions, runs, turns_of
+from blackbox.filter import REASONS, Row, foreign, leak, read_questions, read_row, runs
 from blackbox.near import words
 from dataset import stories
 from dataset.formats import parse_row, read_documents
@@ -154,22 +154,14 @@ def test_a_row_has_only_the_first_reason(sift):
     assert sift([GOOD, *rows]).reasons == [*REASONS[:5], *["overlap"] * 3]  # "which" is too short
 
 
-def test_a_row_that_is_dropped_takes_nobody_with_it(sift):
-    """The good row behind a broken one is no duplicate of anything that is kept."""
-    cut = turns(ASKED, "She has 12+5=17 apples now.", finish_reason="length")
-    done = sift([cut, turns(ASKED, "She has 12+5=17 apples now."),
-                 turns(ASKED, "She has 12+5=17 apples now!")])
-    assert done.reasons == ["truncation", "near"] and len(done.kept) == 1
-    assert done.dropped[1]["of"] == "in.jsonl:2"
-
-
-def test_the_first_of_several_rows_is_kept_and_named(sift):
-    """Which row stays must not be chance; who was dropped must be found again."""
-    rows = [GOOD, turns("Other?", "Yes."), GOOD, {**GOOD, "question": ASKED.replace("?", "!")}, GOOD]
+def test_the_first_good_row_is_kept_and_named(sift):
+    """Which row stays must not be chance; a row dropped for another reason takes none with it."""
+    rows = [turns(ASKED, GOOD["answer"], finish_reason="length"), GOOD, turns("Other?", "Yes."), GOOD,
+            {**GOOD, "question": ASKED.replace("?", "!")}, GOOD]
     done = sift(rows)
-    assert [json.loads(line) for line in done.kept] == rows[:2]
-    assert [(row["dropped"], row["of"]) for row in done.dropped] == [
-        ("exact", "in.jsonl:1"), ("near", "in.jsonl:1"), ("exact", "in.jsonl:1")]
+    assert [json.loads(line) for line in done.kept] == rows[1:3]
+    assert [(row["dropped"], row.get("of")) for row in done.dropped] == [
+        ("truncation", None), ("exact", "in.jsonl:2"), ("near", "in.jsonl:2"), ("exact", "in.jsonl:2")]
 
 
 def test_a_changed_prompt_or_system_turn_is_no_copy_of_its_seed(sift):
@@ -248,14 +240,12 @@ def test_every_row_is_in_one_of_the_two_files_and_counted_on_the_card(sift):
         assert re.search(rf"^\| {reason} \| {done.reasons.count(reason)} \|", done.card, re.M)
 
 
-def test_the_card_has_lengths_and_only_answers_that_are_marked(sift):
-    """The last number of a chat is not its answer; no text of a row breaks a table."""
+def test_the_card_has_the_lengths_of_the_kept_rows(sift):
+    """Lengths of other rows, or of another side."""
     rows = [turns("abc", "<think>t</think><answer>7|8\n`<!--` </answer>"), turns("abcdefg", "1. One\n2. Two"),
             turns("abcde", "<answer>17</answer>"), turns("abcde?!", "<answer>17</answer>")]
     card = sift(rows, "--off=near").card
     assert "| prompt | 3 | 6 | 7 | 7 |" in card and "| answer | 2 | 7 | 13 | 13 |" in card
-    assert "3 rows mark a final answer; 2 differ." in card
-    assert "| 17 | 2 |" in card and "| 7 8 !-- | 1 |" in card
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -266,14 +256,11 @@ def test_the_same_command_again_is_finished_and_another_is_refused(sift):
     done = sift([thought])
     assert "next: python train_distill_reason.py --name student-out --data" in done.words
     assert "already made" in sift(None).words
-    for rows, flag in ((None, "--off=near"), ([turns("So?", "b")], "--off=")):
-        again = sift(rows, flag)
-        assert again.status == 2 and again.kept == done.kept
+    again = sift([turns("So?", "b")])
+    assert again.status == 2 and again.kept == done.kept and again.dropped == done.dropped
     assert "train_distill_responses.py" in sift(None, "--fresh").words  # no thought
     done.out.write_text("mine\n")
     assert sift(None).status == 2 and done.out.read_text() == "mine\n"
-    (done.out.parent / "out.jsonl.card.md").unlink()
-    assert sift(None).status == 2 and sift(None, "--fresh").status == 0
 
 
 @pytest.mark.parametrize("end", ["", ".dropped.jsonl", ".card.md"])
@@ -350,7 +337,7 @@ def leaks(tmp_path):
     def run(questions, row):
         path = tmp_path / "test.jsonl"
         path.write_text("".join(json.dumps(question(text)) + "\n" for text in questions))
-        place = leak(read_questions([path]), Row({}, turns_of(parse_row(row))))
+        place = leak(read_questions([path]), read_row(row, REASONS))
         return int(place.rpartition(":")[2]) if place else None
     return run
 
