@@ -312,7 +312,7 @@ def test_more_can_be_asked_later_and_only_what_is_new_or_was_truncated_is(ask, t
         ask("--max-new-tokens=50", "--samples=2", mock=mock, input=path)
         assert len(mock.asked) == 5 + 4 + 4
         path.write_text("".join(lines[::-1]))
-        assert "another question" in ask("--max-new-tokens=50", mock=mock, input=path, status=2)[2]
+        assert "other questions" in ask("--max-new-tokens=50", mock=mock, input=path, status=2)[2]
 
 
 def test_a_refused_prompt_is_a_row_unless_all_are_refused(ask):
