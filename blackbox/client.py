@@ -147,8 +147,8 @@ class Client:
         self.url, self.key = read_endpoint(cfg.base_url)
         self.limit = "max_tokens"       # OpenAI's newer models ask for "max_completion_tokens"
         self.changed = threading.Condition()
-        self.requests, self.tokens = len(rows), sum(row.get("tokens", 0) for row in rows)
-        self.under_way, self.held_until = 0, 0.0
+        self.requests, self.held_until = len(rows), 0.0
+        self.tokens = sum(row.get("tokens", 0) for row in rows)
         self.answered = any(row["verdict"] not in ("failed", "refused") for row in rows)
         self.in_a_row, self.faults = 0, Counter()  # faults since the last answer; all, by words
         self.why = self.error = ""      # why no more is sent; what the user has to mend
@@ -199,16 +199,15 @@ class Client:
         due, cfg = time.monotonic() + wait, self.cfg
         with self.changed:
             while not self.why:
-                over = (0 < cfg.max_requests <= self.requests
-                        or 0 < cfg.max_total_tokens < self.tokens + most)
                 seconds = max(due, self.held_until) - time.monotonic()
-                if over and not self.under_way:  # one under way may take less than was set aside
-                    self.stop("--max-requests or --max-total-tokens is reached")
-                elif over or seconds > 0:
-                    self.changed.wait(None if over else seconds)
+                if seconds > 0:
+                    self.changed.wait(seconds)
+                elif 0 < cfg.max_requests <= self.requests:
+                    self.stop("--max-requests is reached")
+                elif 0 < cfg.max_total_tokens < self.tokens + most:
+                    self.stop("--max-total-tokens is reached")
                 else:
                     self.requests, self.tokens = self.requests + 1, self.tokens + most
-                    self.under_way += 1
                     return True
         return False
 
@@ -216,8 +215,7 @@ class Client:
         """Write the row of a try, set free what it did not take, decide how to go on."""
         used = found["usage"].values()
         found["tokens"] = sum(used) if all(used) else 0 if fault and fault.kind == "429" else most
-        self.tokens, self.under_way = self.tokens + found["tokens"] - most, self.under_way - 1
-        self.changed.notify_all()
+        self.tokens += found["tokens"] - most
         self.write(job, found)
         if not fault:
             self.answered, self.in_a_row = True, 0

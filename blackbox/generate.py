@@ -189,14 +189,15 @@ class Answers:
                 if row["verdict"] not in missing and (row["verdict"] != "truncated" or
                 row["parameters"]["max_new_tokens"] >= self.cfg.max_new_tokens)}
 
-    def add(self, found):
-        """Append rows of [((question, sample), what came)]; every ten seconds print how it goes."""
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        parameters = {name: getattr(self.cfg, name) for name in PARAMETERS}
-        rows = [dict(question=q, sample=s, **(self.prompts[q][1] if self.prompts else {}),
-                     parameters=parameters, time=now, **known) for (q, s), known in found]
-        common.append_rows(self.path, rows)
-        self.rows += rows
+    def add(self, job, found):
+        """Append what came for (question, sample); every ten seconds print how it goes."""
+        question, sample = job
+        row = dict(question=question, sample=sample,
+                   **(self.prompts[question][1] if self.prompts else {}),
+                   parameters={name: getattr(self.cfg, name) for name in PARAMETERS},
+                   time=datetime.now(timezone.utc).isoformat(timespec="seconds"), **found)
+        common.append_rows(self.path, [row])
+        self.rows.append(row)
         if time.monotonic() - self.shown > 10:
             self.shown = time.monotonic()
             print(f"{len(self.rows):>6,} rows | {counted(Counter(r['verdict'] for r in self.rows))}")
@@ -242,12 +243,13 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
                                {tokenizer.end}, temperature=cfg.temperature,
                                generator=torch.Generator(env.device).manual_seed(seed))
         seconds = round((time.monotonic() - began) / len(batch), 3)
-        answers.add([
-            (job, dict(model=fingerprint, seed=seed, seconds=seconds,
-                       finish_reason="stop" if tokenizer.end in reply else "length",
-                       usage=dict(prompt_tokens=len(ids), completion_tokens=len(reply)),
-                       **judge_ids(tokenizer, about, reply)))
-            for job, (ids, about), reply in zip(batch, asked, replies) if job not in done])
+        for job, (ids, about), reply in zip(batch, asked, replies):
+            if job not in done:
+                answers.add(job, dict(
+                    model=fingerprint, seed=seed, seconds=seconds,
+                    finish_reason="stop" if tokenizer.end in reply else "length",
+                    usage=dict(prompt_tokens=len(ids), completion_tokens=len(reply)),
+                    **judge_ids(tokenizer, about, reply)))
 
 
 def ask_endpoint(cfg, answers, prompts, jobs):
@@ -259,7 +261,7 @@ def ask_endpoint(cfg, answers, prompts, jobs):
             ended = finished(found["finish_reason"], used, cfg.max_new_tokens)
             found["verdict"] = judge_text(prompts[job[0]][1]["reference"], found["content"],
                                           found["reasoning_content"], ended)
-        answers.add([(job, found)])
+        answers.add(job, found)
     client, done = Client(cfg, answers.rows, write), answers.settled()
     # of an earlier answer no thought: some servers refuse it
     messages = [[dict(role=turn.role, content=turn.content if turn.answer is None else turn.answer)

@@ -202,7 +202,7 @@ def test_the_budget_of_requests_holds_over_runs_and_is_used_up(limit):
 
 
 @pytest.mark.parametrize("limit", [150, 1000])
-def test_the_budget_of_tokens_holds_and_is_used_up(limit):
+def test_the_budget_of_tokens_holds(limit):
     """Four requests under way may each take all that is left: their most is set aside beforehand."""
     taken = []
 
@@ -214,7 +214,8 @@ def test_the_budget_of_tokens_holds_and_is_used_up(limit):
     with serving(reply=reply) as mock:
         asker, rows = ask(mock, 100, max_total_tokens=limit)
     most = len(json.dumps(mock.asked[0])) + 20 + 9  # the longest seed
-    assert limit - most < sum(taken) == asker.tokens <= limit and len(rows) == len(taken)
+    assert limit - 5 * most < sum(taken) == asker.tokens <= limit and len(rows) == len(taken)
+    assert "--max-total-tokens" in asker.why
 
 
 @pytest.mark.parametrize("fault, usage, tokens", [
