@@ -3,24 +3,20 @@
     python runs/recipes.py                            all, after bash speedrun.sh; a day on 2 cores
     python runs/recipes.py "white/c*" --seeds 1,2     the recipes of a pattern, only these seeds
     python runs/recipes.py "white/c*" --dry-run       the commands, without running them
-    python runs/recipes.py --times                    what a step of each white-box recipe costs
 
 A finished run is a row of results/*.jsonl. A recipe and seed with a row is skipped, so stop this
 script and start it again as you like. Every file that a command names and MAKE knows is made first.
-For --times and the speeds, leave the machine idle. GSM8K=FILE is the training file of GSM8K.
+GSM8K=FILE is the training file of GSM8K.
 """
 import atexit
-import csv
 import fnmatch
 import json
 import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +33,6 @@ class Config:
     recipes: list = None           # patterns of names, such as "white/c*"; none: every recipe
     seeds: str = ""                # only these seeds; commas between; empty: those of RESULTS.md
     dry_run: bool = False          # print the commands instead
-    times: bool = False            # instead: time 60 steps of each white-box recipe, in two turns
 
 
 # train: script and flags; empty if the checkpoint is made otherwise. evaluate: appends the row to
@@ -51,16 +46,17 @@ class Group:
     name: str
     rows: str
     teacher: str
-    data: str                      # folder of test.jsonl; val.jsonl scores the trials
+    data: str                      # a folder
     seeds: tuple = ()
     flags: str = ""                # of eval.py
+    test: str = "test"             # the file of the folder that scores; val for trials
 
-    def run(self, name, train, seeds=None, checkpoint="", test="test"):
+    def run(self, name, train, seeds=None, checkpoint=""):
         """Add a recipe. With a checkpoint, that one is trained (unless it is there) and scored."""
         name = f"{self.name}/{name}".lstrip("/")
         out = f"out/{name.replace('/', '-')}-SEED"
         evaluate = (f"eval.py {checkpoint or out + '.pt'} --teacher {self.teacher} --data "
-                    f"{self.data}/{test}.jsonl --out {out} --no-speed --row "
+                    f"{self.data}/{self.test}.jsonl --out {out} --no-speed --row "
                     f"results/{self.rows}.jsonl --recipe {name} {self.flags}")
         seeds = self.seeds if seeds is None else seeds
         RECIPES.append(Recipe(name, train, seeds, self.rows, evaluate))
@@ -70,16 +66,16 @@ class Group:
         self.run(name, f"{train} --steps {steps}")
         self.run(f"{name}-wall", f"{train} --steps {wall}")
 
-    def trials(self, name, train, changes, seeds=(9,)):
+    def trials(self, name, train, changes):
         """What was tried, scored on validation data, with a seed that no table uses. A trial is
         called by its flags: 700-lr-1e-2-decay-.3 is --steps 700 --lr 1e-2 --weight-decay .3."""
+        tried = replace(self, name=f"trial/{self.name}", seeds=(9,), flags="", test="val")
         flags = dict(decay="weight-decay", tau="temperature", weight="hidden-weight")
         for change in changes.split():
             found = re.findall(r"(?:([a-z]+)-)?(\.?\d[\d.]*(?:e-\d)?)", change)
             more = " ".join(f"--{flags.get(flag, flag or 'steps')} {value}"
                             for flag, value in found)
-            replace(self, name=f"trial/{self.name}", flags="").run(
-                f"{name}/{change}", f"{train} {more}", seeds, test="val")
+            tried.run(f"{name}/{change}", f"{train} {more}")
 
 
 def made_by(*commands):
@@ -90,15 +86,14 @@ def made_by(*commands):
 
 
 RECIPES = []
-# {file, folder or server: a command; or lines of other files, [(which, file), ...], where `which`
-# is None for all, a number for the first, a file for as many as that has, or a function of a line's
-# number; or (source, a function that makes this from that)}
+# {file, folder or server: a command; or a function and files: it gets a list of lines for each of
+# the files, and returns the lines of this one}
 MAKE = {}
 
 # --- scoreboard: stories, labels for 3 % of what the teacher learned from, and 8,000 more questions
 
 STORIES, TEACHER = "out/data/stories", "out/few-teacher-0.pt"
-MAKE["out/data/few.jsonl"] = [(1200, f"{STORIES}/train.jsonl")]
+MAKE["out/data/few.jsonl"] = (lambda train: train[:1200], f"{STORIES}/train.jsonl")
 SMALL = f"--size 0.4m --val {STORIES}/val.jsonl --lr 1e-2"
 FEW = f"{SMALL} --data out/data/few.jsonl --eval-every 50"
 SOFT_FEW = f"--teacher {TEACHER} --alpha 1 --temperature 2 {FEW}"
@@ -116,13 +111,11 @@ made_by(
 for kind, asked in (("plain", f"{STORIES}/distill.jsonl"), ("rich", "out/data/prompts.jsonl")):
     made_by(f"blackbox/generate.py --teacher {TEACHER} --input {asked} --questions 8000 "
             f"--out out/data/traces-{kind}.jsonl")
-    MAKE[f"out/data/few-{kind}.jsonl"] = [(None, "out/data/few.jsonl"),
-                                          (None, f"out/data/traces-{kind}.jsonl")]
+    MAKE[f"out/data/few-{kind}.jsonl"] = (
+        lambda few, traces: few + traces, "out/data/few.jsonl", f"out/data/traces-{kind}.jsonl")
 few = Group("few", "scoreboard", TEACHER, STORIES, (1, 2, 3, 4),
             "--questions 1000 --suites out/data/suites")
 few.run("teacher", "", (0,), TEACHER)
-for name, train in (("alone", ALONE_FEW), ("reason", reason)):
-    few.trials(name, f"{train} --steps 1600", "lr-6e-3 lr-1e-2 lr-1.5e-2 decay-.3")
 few.run("alone", f"{ALONE_FEW} --steps 1600")
 few.both("logits", f"train_distill_logits.py {SOFT_FEW}", 1600, 780)
 few.both("reason", reason, 1600, 770)
@@ -169,10 +162,9 @@ made_by(*(f"{DEEP} --weight-decay 1 --name white-teacher-{seed} --seed {seed}" f
           for kind in ("topk", "sampled", "hidden")),
         f"{CACHE} out/white-teacher-1.pt --kind topk --out out/data/white-cache-two",
         f"blackbox/generate.py --teacher {WHITE} --documents 1600 --out {WRITTEN}")
-MAKE[MIXED] = [(533, "out/data/prose/train.jsonl"), (None, WRITTEN)]
+MAKE[MIXED] = (lambda prose, written: prose[:533] + written, "out/data/prose/train.jsonl", WRITTEN)
 white = Group("white", "whitebox", WHITE, "out/data/prose", (1, 2))
 white.run("teacher", "", (0,), WHITE)
-white.trials("teacher", DEEP, "decay-.5", (0,))
 white.trials("alone", f"{ALONE} --lr 6e-3",
              "decay-.6 decay-1 decay-2 decay-4 decay-8 lr-1e-2 2000-decay-4")
 white.trials("alone", f"{ALONE} --lr 6e-3 --weight-decay 0.6", "600")
@@ -180,10 +172,11 @@ white.trials("forward", f"{CACHED}-hidden", "decay-.3 decay-.6 decay-1")
 white.trials("init", f"{LOGITS} {INIT}", "decay-.6")
 white.trials("init-hidden", LAST, "weight-4 tau-1.5")
 white.trials("init-hidden", f"{LAST} --steps 2000", "batch-4")
-tried = replace(white, name="trial/white", seeds=(9,))
-tried.run("teacher/decay-1", "", (0,), WHITE, "val")  # it became the teacher
-tried.run("init/1,8,14", f"{LOGITS} {INIT} --weight-decay 0.3", test="val")
-tried.run("init-hidden/pairs", f"{FEATURES} {INIT} --hidden-layers 1:1,2:8,3:14", test="val")
+tried = replace(white, name="trial/white", seeds=(9,), test="val")
+tried.run("teacher/decay-.5", f"{DEEP} --weight-decay .5", (0,))
+tried.run("teacher/decay-1", "", (0,), WHITE)  # it became the teacher
+tried.run("init/1,8,14", f"{LOGITS} {INIT} --weight-decay 0.3")
+tried.run("init-hidden/pairs", f"{FEATURES} {INIT} --hidden-layers 1:1,2:8,3:14")
 WAYS = {  # the divergences read the cache of hidden states: the same loss in less time
     "alone": ALONE,
     "init": f"{LOGITS} {INIT}",
@@ -240,10 +233,10 @@ LISTS = ("--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl --doc
 for k in (2, 4, 8, 16, 32):
     lists = {"bucket": f"out/data/topk-{k}", "renormalised": f"out/data/topk-{k}-renormalised"}
     made_by(f"{CACHE} --k {k} --temperature 1 --out {lists['bucket']}")
-    MAKE[lists["renormalised"]] = lists["bucket"], renormalised
+    MAKE[lists["renormalised"]] = renormalised, lists["bucket"]
     for kind, cache in lists.items():
-        Group(kind, "topk", WHITE, "out/data/prose").run(
-            str(k), f"train_distill_logits.py {LISTS} --cache {cache}", (9,), test="val")
+        Group(kind, "topk", WHITE, "out/data/prose", (9,), test="val").run(
+            str(k), f"train_distill_logits.py {LISTS} --cache {cache}")
 
 # --- black box: five lessons of one teacher's text, its prompts, its filter, its amount, spoiled
 
@@ -268,9 +261,10 @@ for kind, asked in (("plain", "stories/distill.jsonl"), ("rich", "rich-prompts.j
             f"blackbox/filter.py --input {BOX}-{kind}-raw.jsonl --out {BOX}-{kind}-kept.jsonl "
             f"--against {BOX}-stories/val.jsonl,{BOX}-stories/test.jsonl")
 # as many rows of each: the teacher fails at more of the disturbed questions
-MAKE[f"{BOX}-rich.jsonl"] = [(None, f"{BOX}-rich-kept.jsonl")]
-MAKE[f"{BOX}-plain.jsonl"] = [(f"{BOX}-rich.jsonl", f"{BOX}-plain-kept.jsonl")]
-MAKE[f"{BOX}-unjudged.jsonl"] = [(f"{BOX}-rich.jsonl", f"{BOX}-all.jsonl")]
+MAKE[f"{BOX}-rich.jsonl"] = (lambda kept: kept, f"{BOX}-rich-kept.jsonl")
+for name, rows in (("plain", "plain-kept"), ("unjudged", "all")):
+    MAKE[f"{BOX}-{name}.jsonl"] = (lambda rich, lines: lines[:len(rich)], f"{BOX}-rich.jsonl",
+                                   f"{BOX}-{rows}.jsonl")
 box = Group("blackbox", "blackbox", "out/teacher.pt", f"{BOX}-stories", (1, 2, 3, 4),
             f"--questions 2000 --suites {BOX}-suites")
 thought, bare, large = (replace(box, flags=box.flags + more)
@@ -332,9 +326,9 @@ for kind in ("cot", "answer"):
 # temperature times alpha, on validation data
 for alpha in ("0.5", "0.9", "1"):
     for tau in (1, 2, 4, 8):
-        Group("", "sweep", "out/teacher.pt", STORIES).run(
-            f"sweep-alpha-{alpha}-tau-{tau}", f"train_distill_logits.py {LABELS} --alpha {alpha} "
-            f"--temperature {tau}", (9,), test="val")
+        Group("", "sweep", "out/teacher.pt", STORIES, (9,), test="val").run(
+            f"sweep-alpha-{alpha}-tau-{tau}",
+            f"train_distill_logits.py {LABELS} --alpha {alpha} --temperature {tau}")
 
 # seven shapes for one teacher's traces, and three teachers for one student; one call scores all
 # models of a table, so that their speeds are measured side by side
@@ -355,15 +349,16 @@ RECIPES.append(Recipe("taught-by-0.9m", "", (0,), "teachers", f"eval.py {teacher
 # GSM8K: worked solutions; a tenth validates, a tenth is held out
 MATH = "out/data/gsm8k"
 if "GSM8K" in os.environ:
-    MAKE |= {f"{MATH}/val.jsonl": [(lambda n: n % 10 == 0, os.environ["GSM8K"])],
-             f"{MATH}/train.jsonl": [(lambda n: 0 < n % 10 < 9, os.environ["GSM8K"])],
-             f"{MATH}/heldout.jsonl": [(lambda n: n % 10 == 9, os.environ["GSM8K"])]}
+    for part, some in (("val", lambda lines: lines[::10]), ("heldout", lambda lines: lines[9::10]),
+                       ("train", lambda lines: [line for n, line in enumerate(lines)
+                                                if 0 < n % 10 < 9])):
+        MAKE[f"{MATH}/{part}.jsonl"] = some, os.environ["GSM8K"]
     made_by(f"tokenizer/train.py {MATH}/train.jsonl --vocab-size 2048 --out out/gsm8k.model")
     for kind in ("cot", "answer"):
-        Group("gsm8k", "spine", f"out/gsm8k-{kind}-0.pt", MATH, (0,), "--max-new-tokens 256").run(
-            kind, f"train_distill_reason.py --data {MATH}/train.jsonl --val {MATH}/val.jsonl "
+        Group("gsm8k", "spine", f"out/gsm8k-{kind}-0.pt", MATH, (0,), "--max-new-tokens 256",
+              "heldout").run(kind, f"train_distill_reason.py --data {MATH}/train.jsonl --val {MATH}/val.jsonl "
             "--eval-windows 0 --size 0.9m --window 512 --lr 4e-3 --steps 600 --tokenizer "
-            f"out/gsm8k.model --target {kind}", test="heldout")
+            f"out/gsm8k.model --target {kind}")
 
 
 # --- the runner -----------------------------------------------------------------------------------
@@ -374,11 +369,6 @@ class Runner:
     def __init__(self, dry_run):
         self.dry_run, self.made = dry_run, set()
 
-    def note(self, what):
-        """Print it. True if nothing is to be done."""
-        print(what)
-        return self.dry_run
-
     def make(self, word):
         """Make the file or folder that a word of a command names, if MAKE knows it."""
         name = word if word in MAKE else os.path.dirname(word)
@@ -388,27 +378,16 @@ class Runner:
             return
         self.made.add(name)
         if isinstance(how, str):
-            self.run(how)
-        elif isinstance(how, list):
-            self.join(name, how)
-        else:
-            self.make(how[0])
-            self.note(f"# {name}: {how[1].__name__} {how[0]}") or how[1](how[0], name)
-
-    def join(self, name, parts):
-        """Write lines of some files, one file after the other, as a file of MAKE."""
-        for word in (word for part in parts for word in part if isinstance(word, str)):
-            self.make(word)
-        if self.note(f"# {name}: lines of " + ", ".join(file for _, file in parts)):
-            return
-        chosen = []
-        for which, file in parts:
-            lines = Path(file).read_bytes().splitlines(keepends=True)
-            if isinstance(which, str):
-                which = len(Path(which).read_bytes().splitlines())
-            chosen += [line for number, line in enumerate(lines) if which is None or (
-                which(number) if callable(which) else number < which)]
-        common.write_file(name, b"".join(chosen))
+            return self.run(how)
+        function, *files = how
+        for file in files:
+            self.make(file)
+        print(f"# {name}: made of {', '.join(files)}")
+        if function is renormalised:
+            self.dry_run or renormalised(*files, name)
+        elif not self.dry_run:
+            lines = [Path(file).read_bytes().splitlines(keepends=True) for file in files]
+            common.write_file(name, b"".join(function(*lines)))
 
     def run(self, command):
         """Run a script: it goes on where it was stopped, or says that all is there. With & at the
@@ -416,7 +395,8 @@ class Runner:
         words = command.removesuffix("&").split()
         for word in words[1:]:
             self.make(word)
-        if self.note(f"python {command.strip()}"):
+        print(f"python {command.strip()}")
+        if self.dry_run:
             return
         words = [sys.executable, *words]
         if command.endswith("&"):
@@ -427,32 +407,6 @@ class Runner:
             check(subprocess.run(words).returncode == 0, f"{words[1]} stopped; see above")
 
 
-def logged_steps(path):
-    """The rows of a run's log without the first ten steps, which warm up."""
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) > 10]
-
-
-def measure(runner, recipe, turn):
-    """60 steps of a recipe -> a row of whitebox-times.jsonl: the median of a step in ms, and the
-    seconds that its cache takes, or the documents that the teacher writes for it."""
-    making = 0
-    for word in recipe.train.split():
-        if word.startswith("out/data/white-"):
-            runner.make(word)
-            began = time.time()
-            runner.run(f"{MAKE[WRITTEN if word == MIXED else word]} --fresh")
-            making = round(time.time() - began)
-    runner.run(f"{recipe.train} --steps 60 --eval-every 1000 --fresh --name white-time")
-    if runner.dry_run:
-        return
-    seconds = [float(row["seconds"]) for row in logged_steps("out/white-time.csv")]
-    ms = round(1000 * statistics.median(seconds), 1)
-    common.append_rows("results/whitebox-times.jsonl", [dict(
-        recipe=recipe.name, seed=turn, versions=common.versions(),
-        metrics=dict(ms=ms, steps=len(seconds), making=making))])
-
-
 def main(cfg):
     """Run what is missing, or print it."""
     os.chdir(ROOT)
@@ -460,22 +414,16 @@ def main(cfg):
     signal.signal(signal.SIGINT, lambda *_: None)  # such a script saves and stops, then this one
     changed = subprocess.run(["git", "status", "--porcelain", "*.py"], capture_output=True).stdout
     check(cfg.dry_run or not changed, "commit your changes first: a row names its commit")
-    runner, recipes = Runner(cfg.dry_run), RECIPES
-    if cfg.times:
-        recipes = [r._replace(seeds=(1, 2), rows="whitebox-times") for r in TIMED]
-    wanted = [r for r in recipes if any(fnmatch.fnmatch(r.name, p) for p in cfg.recipes or ["*"])]
+    wanted = [r for r in RECIPES if any(fnmatch.fnmatch(r.name, p) for p in cfg.recipes or ["*"])]
     check(wanted, f"no recipe is called {' or '.join(cfg.recipes or [])}")
     rows = [json.loads(line) for name in {r.rows for r in wanted}
             for path in Path("results").glob(f"{name}.jsonl") for line in open(path)]
-    there = {(row["recipe"], row["seed"]) for row in rows}
+    there, runner = {(row["recipe"], row["seed"]) for row in rows}, Runner(cfg.dry_run)
     seeds = [int(seed) for seed in cfg.seeds.split(",") if seed] or range(10)
     for seed, recipe in ((seed, r) for seed in seeds for r in wanted if seed in r.seeds):
         if (recipe.name, seed) in there:
             continue
         print(f"# {recipe.name}, seed {seed}")
-        if cfg.times:
-            measure(runner, recipe, seed)
-            continue
         evaluate = recipe.evaluate.replace("SEED", str(seed))
         if recipe.train:
             name = Path(evaluate.split()[1]).stem
