@@ -35,9 +35,8 @@ class Config:
     dry_run: bool = False          # print the commands instead
 
 
-# train: script and flags; empty if the checkpoint is made otherwise. evaluate: appends the row to
-# results/ROWS.jsonl; its second word is the checkpoint. SEED in it stands for each of the seeds.
-Recipe = namedtuple("Recipe", "name train seeds rows evaluate")
+# In its commands SEED stands for each of the seeds; the last one appends to results/ROWS.jsonl.
+Recipe = namedtuple("Recipe", "name seeds rows commands")
 
 
 @dataclass
@@ -51,15 +50,17 @@ class Group:
     flags: str = ""                # of eval.py
     test: str = "test"             # the file of the folder that scores; val for trials
 
-    def run(self, name, train, seeds=None, checkpoint=""):
-        """Add a recipe. With a checkpoint, that one is trained (unless it is there) and scored."""
+    def run(self, name, train="", checkpoint=""):
+        """Add a recipe: train the checkpoint and score it. Without a command score the teacher."""
         name = f"{self.name}/{name}".lstrip("/")
         out = f"out/{name.replace('/', '-')}-SEED"
-        evaluate = (f"eval.py {checkpoint or out + '.pt'} --teacher {self.teacher} --data "
+        checkpoint = checkpoint or (f"{out}.pt" if train else self.teacher)
+        evaluate = (f"eval.py {checkpoint} --teacher {self.teacher} --data "
                     f"{self.data}/{self.test}.jsonl --out {out} --no-speed --row "
                     f"results/{self.rows}.jsonl --recipe {name} {self.flags}")
-        seeds = self.seeds if seeds is None else seeds
-        RECIPES.append(Recipe(name, train, seeds, self.rows, evaluate))
+        train = [f"{train} --name {Path(checkpoint).stem} --seed SEED"] if train else []
+        seeds = self.seeds if train else (0,)
+        RECIPES.append(Recipe(name, seeds, self.rows, [*train, evaluate]))
 
     def both(self, name, train, steps, wall):
         """At equal tokens, and with the steps that take the time of as many without a teacher."""
@@ -115,13 +116,13 @@ for kind, asked in (("plain", f"{STORIES}/distill.jsonl"), ("rich", "out/data/pr
         lambda few, traces: few + traces, "out/data/few.jsonl", f"out/data/traces-{kind}.jsonl")
 few = Group("few", "scoreboard", TEACHER, STORIES, (1, 2, 3, 4),
             "--questions 1000 --suites out/data/suites")
-few.run("teacher", "", (0,), TEACHER)
+few.run("teacher")
 few.run("alone", f"{ALONE_FEW} --steps 1600")
 few.both("logits", f"train_distill_logits.py {SOFT_FEW}", 1600, 780)
 few.both("reason", reason, 1600, 770)
 few.both("reason-rich", rich, 1600, 770)
-RECIPES.append(Recipe("few/speed/1", "", (1, 2), "scoreboard", "eval.py --questions 0 --out "
-                      f"out/few-speed {TEACHER} out/few-reason-rich-1.pt"))  # and few/speed/2
+RECIPES.append(Recipe("few/speed/1", (1, 2), "scoreboard", [  # and few/speed/2
+    f"eval.py --questions 0 --out out/few-speed {TEACHER} out/few-reason-rich-1.pt"]))
 
 # --- scoreboard: Python's own documentation, of which the students see a quarter of the documents
 
@@ -132,7 +133,7 @@ made_by("dataset/prose.py --out out/data/prose",
         "tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model",
         f"{PRETRAIN} --lr 3e-3 --steps 1500 --weight-decay 0.5 --name prose-teacher-0 --seed 0")
 prose = Group("prose", "scoreboard", "out/prose-teacher-0.pt", "out/data/prose", (1, 2, 3, 4))
-prose.run("teacher", "", (0,), prose.teacher)
+prose.run("teacher")
 alone = f"{PRETRAIN} {QUARTER}"
 logits = f"train_distill_logits.py {PROSE} {QUARTER} --teacher {prose.teacher} --alpha 1"
 prose.trials("alone", alone, "700-decay-.3 2000-decay-.6 1000-decay-.3 1000-decay-.6 1000-decay-4 "
@@ -164,7 +165,7 @@ made_by(*(f"{DEEP} --weight-decay 1 --name white-teacher-{seed} --seed {seed}" f
         f"blackbox/generate.py --teacher {WHITE} --documents 1600 --out {WRITTEN}")
 MAKE[MIXED] = (lambda prose, written: prose[:533] + written, "out/data/prose/train.jsonl", WRITTEN)
 white = Group("white", "whitebox", WHITE, "out/data/prose", (1, 2))
-white.run("teacher", "", (0,), WHITE)
+white.run("teacher")
 white.trials("alone", f"{ALONE} --lr 6e-3",
              "decay-.6 decay-1 decay-2 decay-4 decay-8 lr-1e-2 2000-decay-4")
 white.trials("alone", f"{ALONE} --lr 6e-3 --weight-decay 0.6", "600")
@@ -173,29 +174,26 @@ white.trials("init", f"{LOGITS} {INIT}", "decay-.6")
 white.trials("init-hidden", LAST, "weight-4 tau-1.5")
 white.trials("init-hidden", f"{LAST} --steps 2000", "batch-4")
 tried = replace(white, name="trial/white", seeds=(9,), test="val")
-tried.run("teacher/decay-.5", f"{DEEP} --weight-decay .5", (0,))
-tried.run("teacher/decay-1", "", (0,), WHITE)  # it became the teacher
+replace(tried, seeds=(0,)).run("teacher/decay-.5", f"{DEEP} --weight-decay .5")
+tried.run("teacher/decay-1")  # it became the teacher
 tried.run("init/1,8,14", f"{LOGITS} {INIT} --weight-decay 0.3")
 tried.run("init-hidden/pairs", f"{FEATURES} {INIT} --hidden-layers 1:1,2:8,3:14")
 WAYS = {  # the divergences read the cache of hidden states: the same loss in less time
     "alone": ALONE,
     "init": f"{LOGITS} {INIT}",
-    "cached-hidden": f"{CACHED}-hidden",
+    **{f"cached-{kind}": f"{CACHED}-{kind}" for kind in ("hidden", "topk", "two", "sampled")},
     "init-hidden": LAST,
     "written": f"{LOGITS} --data {MIXED} --documents 0",
     "init-hidden-written": f"{LAST} --data {MIXED} --documents 0",
     "jsd": f"{CACHED}-hidden --divergence jsd",
     "hidden": f"{FEATURES} --hidden-layers last",
-    "cached-topk": f"{CACHED}-topk",
-    "cached-two": f"{CACHED}-two",
-    "cached-sampled": f"{CACHED}-sampled",
     "skewed": f"{CACHED}-hidden --divergence skew_forward_kl",
     "reverse": f"{CACHED}-hidden --divergence reverse_kl",
     "total-variation": f"{CACHED}-hidden --divergence total_variation",
     "forward": LOGITS,
     "relations": f"{FEATURES} --hidden-weight 0 --relation-weight 1",
-    "alone-1400": f"{ALONE} --steps 1400",  # as many steps as fit into the time of a recipe
-    "alone-4000": f"{ALONE} --steps 4000",
+    # as many steps as fit into the time of a recipe
+    **{f"alone-{steps}": f"{ALONE} --steps {steps}" for steps in (1400, 4000)},
     "init-on-policy": f"{ONPOLICY} --teacher {WHITE} {SOFT} {INIT}"}
 for name, train in WAYS.items():
     white.run(name, train)
@@ -206,19 +204,16 @@ for name in ("alone", "init", "cached-hidden", "init-hidden", "written", "init-h
 
 # the same on the stories, beside few/alone and few/logits
 story = Group("few-white", "whitebox", TEACHER, STORIES, (1, 2), "--suites out/data/suites")
-story.run("alone", ALONE_FEW, ())  # only for --times
+replace(story, seeds=()).run("alone", ALONE_FEW)  # only its steps are timed
 story.both("jsd", f"train_distill_logits.py {SOFT_FEW} --divergence jsd", 1600, 780)
 story.both("hidden", f"train_distill_features.py {SOFT_FEW} --hidden-layers last", 1600, 780)
 story.both("on-policy", f"{ONPOLICY} {SOFT_FEW}", 1600, 450)
-TIMED = [recipe for recipe in RECIPES if re.search("white/", recipe.name)
-         and not re.search("trial|teacher|alone-|-wall", recipe.name)]
 
 
 def renormalised(source, cache):
     """A copy of a cache of top-k lists whose k sum to 1 and whose bucket for all other tokens is
     empty, which is what public code has done (TRAPS 13)."""
-    shutil.rmtree(cache, ignore_errors=True)
-    shutil.copytree(source, cache)
+    shutil.copytree(source, cache, dirs_exist_ok=True)
     for path in Path(cache).glob("*log_p*.npy"):
         log_p = np.load(path)                                            # (tokens, k + 1)
         kept = log_p[:, :-1].astype(np.float64)                          # (tokens, k)
@@ -270,7 +265,7 @@ box = Group("blackbox", "blackbox", "out/teacher.pt", f"{BOX}-stories", (1, 2, 3
 thought, bare, large = (replace(box, flags=box.flags + more)
                         for more in (" --target cot", " --target answer", "-2000"))
 plain = replace(box, flags="--questions 2000")
-box.run("teacher", "", (0,), box.teacher)
+box.run("teacher")
 box.trials("cot", RICH, "lr-6e-3 lr-1e-2")
 box.trials("bare", f"{FULL} --target answer", "lr-6e-3 lr-1e-2 lr-6e-3-800")
 box.run("cot", RICH)
@@ -292,7 +287,7 @@ for percent, documents in ((1, 55), (3, 165), (10, 552), (30, 1658)):  # of the 
 # --- stories of the speedrun: tuning, all labels, chains of thought against bare answers
 
 stories = Group("stories", "spine", "out/teacher.pt", STORIES, (1, 2, 3))
-stories.run("teacher", "", (0,), stories.teacher)
+stories.run("teacher")
 LABELS = "--documents 1200 --eval-every 50 --steps 800"  # 3 % of 40,000
 stories.trials("alone", f"train_pretrain.py --size 0.4m {LABELS}", "lr-6e-3 lr-3e-3 lr-1e-2 "
                "lr-6e-3-decay-.3 lr-1e-2-decay-.3 lr-1.5e-2")
@@ -319,7 +314,7 @@ made_by("dataset/stories.py --lang zh --out out/data/stories-zh",
         f"train_pretrain.py --data {zh.data}/train.jsonl {ZH} --name stories-zh-teacher-0 --seed 0",
         f"blackbox/generate.py --teacher {zh.teacher} --input {zh.data}/distill.jsonl "
         "--out out/data/traces-zh.jsonl")
-zh.run("teacher", "", checkpoint=zh.teacher)
+zh.run("teacher")
 for kind in ("cot", "answer"):
     zh.run(kind, f"train_distill_reason.py --data out/data/traces-zh.jsonl {ZH} --target {kind}")
 
@@ -339,12 +334,12 @@ made_by(*(f"train_distill_reason.py --size {size} --name size-{size}" for size i
         *(f"train_distill_logits.py --teacher {teacher} --documents 1200 --alpha 1 --temperature 2 "
           f"--steps 800 --name taught-by-{size}" for size, teacher in TAUGHT.items()))
 students = " ".join(f"out/size-{size}.pt" for size in SHAPES)
-RECIPES.append(Recipe("size-0.1m", "", (0,), "students", f"eval.py out/teacher.pt {students} "
-                      "--out out/students --row results/students.jsonl"))
+RECIPES.append(Recipe("size-0.1m", (0,), "students", [
+    f"eval.py out/teacher.pt {students} --out out/students --row results/students.jsonl"]))
 teachers = " ".join(f"{teacher} out/taught-by-{size}.pt" for size, teacher in TAUGHT.items())
-RECIPES.append(Recipe("taught-by-0.9m", "", (0,), "teachers", f"eval.py {teachers} --teacher "
-                      "out/teacher-5m.pt --no-speed --out out/teachers --row "
-                      "results/teachers.jsonl"))
+RECIPES.append(Recipe("taught-by-0.9m", (0,), "teachers", [
+    f"eval.py {teachers} --teacher out/teacher-5m.pt --no-speed --out out/teachers --row "
+    "results/teachers.jsonl"]))
 
 # GSM8K: worked solutions; a tenth validates, a tenth is held out
 MATH = "out/data/gsm8k"
@@ -416,19 +411,16 @@ def main(cfg):
     check(cfg.dry_run or not changed, "commit your changes first: a row names its commit")
     wanted = [r for r in RECIPES if any(fnmatch.fnmatch(r.name, p) for p in cfg.recipes or ["*"])]
     check(wanted, f"no recipe is called {' or '.join(cfg.recipes or [])}")
-    rows = [json.loads(line) for name in {r.rows for r in wanted}
-            for path in Path("results").glob(f"{name}.jsonl") for line in open(path)]
-    there, runner = {(row["recipe"], row["seed"]) for row in rows}, Runner(cfg.dry_run)
+    there = {(path.stem, row["recipe"], row["seed"]) for path in Path("results").glob("*.jsonl")
+             for row in map(json.loads, path.open())}
     seeds = [int(seed) for seed in cfg.seeds.split(",") if seed] or range(10)
+    runner = Runner(cfg.dry_run)
     for seed, recipe in ((seed, r) for seed in seeds for r in wanted if seed in r.seeds):
-        if (recipe.name, seed) in there:
+        if (recipe.rows, recipe.name, seed) in there:
             continue
         print(f"# {recipe.name}, seed {seed}")
-        evaluate = recipe.evaluate.replace("SEED", str(seed))
-        if recipe.train:
-            name = Path(evaluate.split()[1]).stem
-            runner.run(f"{recipe.train} --name {name} --seed {seed}")
-        runner.run(evaluate)
+        for command in recipe.commands:
+            runner.run(command.replace("SEED", str(seed)))
         if recipe.name == "few/speed/1" and not cfg.dry_run:  # two models, side by side: two rows
             results = json.loads(Path("out/few-speed.json").read_text(encoding="utf-8"))["results"]
             common.append_rows("results/scoreboard.jsonl", [
