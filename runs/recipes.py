@@ -92,7 +92,6 @@ RECIPES = []
 MAKE = {}
 
 # --- scoreboard: stories, labels for 3 % of what the teacher learned from, and 8,000 more questions
-
 STORIES, TEACHER = "out/data/stories", "out/few-teacher-0.pt"
 MAKE["out/data/few.jsonl"] = (lambda train: train[:1200], f"{STORIES}/train.jsonl")
 SMALL = f"--size 0.4m --val {STORIES}/val.jsonl --lr 1e-2"
@@ -125,7 +124,6 @@ RECIPES.append(Recipe("few/speed/1", (1, 2), "scoreboard", [  # and few/speed/2
     f"eval.py --questions 0 --out out/few-speed {TEACHER} out/few-reason-rich-1.pt"]))
 
 # --- scoreboard: Python's own documentation, of which the students see a quarter of the documents
-
 PROSE = "--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl --eval-windows 0"
 PRETRAIN = f"train_pretrain.py {PROSE} --tokenizer out/prose.model"
 QUARTER = "--size 0.4m --documents 533 --lr 6e-3"
@@ -143,7 +141,6 @@ prose.run("alone", f"{alone} --steps 1000 --weight-decay 4 --lr 1e-2")
 prose.both("logits", f"{logits} --temperature 2", 1000, 490)
 
 # --- white box: every way to use the teacher's distribution, hidden states, relations, layers, text
-
 WHITE, MIXED = "out/white-teacher-0.pt", "out/data/white-mixed.jsonl"
 WRITTEN = "out/data/white-written.jsonl"
 DEEP = f"{PRETRAIN} --size 3m-deep --lr 3e-3 --steps 1500"
@@ -198,9 +195,10 @@ WAYS = {  # the divergences read the cache of hidden states: the same loss in le
 for name, train in WAYS.items():
     white.run(name, train)
 best = replace(white, name="best", seeds=(5, 6, 7, 8))
-for name in ("alone", "init", "cached-hidden", "init-hidden", "written", "init-hidden-written",
-             "hidden", "alone-1400", "alone-4000"):
-    best.run(name, WAYS[name] + ("" if name.startswith("alone") else " --temperature 1.5"))
+for name in ("alone", "alone-1400", "alone-4000"):
+    best.run(name, WAYS[name])
+for name in ("init", "cached-hidden", "init-hidden", "written", "init-hidden-written", "hidden"):
+    best.run(name, f"{WAYS[name]} --temperature 1.5")
 
 # the same on the stories, beside few/alone and few/logits
 story = Group("few-white", "whitebox", TEACHER, STORIES, (1, 2), "--suites out/data/suites")
@@ -224,21 +222,18 @@ def renormalised(source, cache):
 
 LISTS = ("--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl --documents 533 "
          "--size 0.7m --lr 6e-3 --steps 400 --alpha 1 --temperature 1")
-# two students of the same lists: with the bucket for all other tokens, and renormalised
-for k in (2, 4, 8, 16, 32):
-    lists = {"bucket": f"out/data/topk-{k}", "renormalised": f"out/data/topk-{k}-renormalised"}
-    made_by(f"{CACHE} --k {k} --temperature 1 --out {lists['bucket']}")
-    MAKE[lists["renormalised"]] = renormalised, lists["bucket"]
-    for kind, cache in lists.items():
+for k in (2, 4, 8, 16, 32):  # with the bucket for all other tokens, and renormalised
+    cache = f"out/data/topk-{k}"
+    made_by(f"{CACHE} --k {k} --temperature 1 --out {cache}")
+    MAKE[f"{cache}-renormalised"] = renormalised, cache
+    for kind, lists in (("bucket", cache), ("renormalised", f"{cache}-renormalised")):
         Group(kind, "topk", WHITE, "out/data/prose", (9,), test="val").run(
-            str(k), f"train_distill_logits.py {LISTS} --cache {cache}")
+            str(k), f"train_distill_logits.py {LISTS} --cache {lists}")
 
 # --- black box: five lessons of one teacher's text, its prompts, its filter, its amount, spoiled
-
 BOX, PORT = "out/data/blackbox", os.environ.get("PORT", "8124")
 LESSON = f"--val {BOX}-stories/val.jsonl --steps 1600 --lr 1e-2 --data {BOX}"
 RICH = f"train_distill_reason.py {LESSON}-rich.jsonl"
-PLAIN = RICH.replace("-rich", "-plain")
 FULL = f"train_distill_responses.py {LESSON}-rich.jsonl"
 SERVER = f"http://127.0.0.1:{PORT}/v1"  # the wall: no student reads the teacher's file
 MAKE[SERVER] = f"serve.py --checkpoint out/teacher.pt --port {PORT} &"
@@ -256,10 +251,9 @@ for kind, asked in (("plain", "stories/distill.jsonl"), ("rich", "rich-prompts.j
             f"blackbox/filter.py --input {BOX}-{kind}-raw.jsonl --out {BOX}-{kind}-kept.jsonl "
             f"--against {BOX}-stories/val.jsonl,{BOX}-stories/test.jsonl")
 # as many rows of each: the teacher fails at more of the disturbed questions
-MAKE[f"{BOX}-rich.jsonl"] = (lambda kept: kept, f"{BOX}-rich-kept.jsonl")
-for name, rows in (("plain", "plain-kept"), ("unjudged", "all")):
-    MAKE[f"{BOX}-{name}.jsonl"] = (lambda rich, lines: lines[:len(rich)], f"{BOX}-rich.jsonl",
-                                   f"{BOX}-{rows}.jsonl")
+for name, rows in (("rich", "rich-kept"), ("plain", "plain-kept"), ("unjudged", "all")):
+    MAKE[f"{BOX}-{name}.jsonl"] = (lambda rich, lines: lines[:len(rich)],
+                                   f"{BOX}-rich-kept.jsonl", f"{BOX}-{rows}.jsonl")
 box = Group("blackbox", "blackbox", "out/teacher.pt", f"{BOX}-stories", (1, 2, 3, 4),
             f"--questions 2000 --suites {BOX}-suites")
 thought, bare, large = (replace(box, flags=box.flags + more)
@@ -269,23 +263,20 @@ box.run("teacher")
 box.trials("cot", RICH, "lr-6e-3 lr-1e-2")
 box.trials("bare", f"{FULL} --target answer", "lr-6e-3 lr-1e-2 lr-6e-3-800")
 box.run("cot", RICH)
-box.run("plain", PLAIN)
 box.run("bare", f"{FULL} --target answer")
 box.run("full", FULL)
 box.run("mixed", f"{RICH} --target mixed")
 thought.run("multi", f"{RICH} --target multi")
-thought.run("mixed-cot", f"{RICH} --target mixed", checkpoint="out/blackbox-mixed-SEED.pt")
-bare.run("multi-bare", f"{RICH} --target multi", checkpoint="out/blackbox-multi-SEED.pt")
-large.run("cot-2000", RICH, checkpoint="out/blackbox-cot-SEED.pt")
-large.run("plain-2000", PLAIN, checkpoint="out/blackbox-plain-SEED.pt")
-box.run("unjudged", RICH.replace("-rich", "-unjudged"))
-for how in ("shuffled", "wrong"):
-    plain.run(how, RICH.replace("-rich", f"-{how}"))
+thought.run("mixed-cot", f"{RICH} --target mixed", "out/blackbox-mixed-SEED.pt")
+bare.run("multi-bare", f"{RICH} --target multi", "out/blackbox-multi-SEED.pt")
+large.run("cot-2000", RICH, "out/blackbox-cot-SEED.pt")
+for name, group in (("plain", box), ("unjudged", box), ("shuffled", plain), ("wrong", plain)):
+    group.run(name, RICH.replace("-rich", f"-{name}"))
+large.run("plain-2000", RICH.replace("-rich", "-plain"), "out/blackbox-plain-SEED.pt")
 for percent, documents in ((1, 55), (3, 165), (10, 552), (30, 1658)):  # of the rows in RICH
     plain.run(f"rows-{percent}", f"{RICH} --documents {documents}")
 
 # --- stories of the speedrun: tuning, all labels, chains of thought against bare answers
-
 stories = Group("stories", "spine", "out/teacher.pt", STORIES, (1, 2, 3))
 stories.run("teacher")
 LABELS = "--documents 1200 --eval-every 50 --steps 800"  # 3 % of 40,000
@@ -342,64 +333,56 @@ RECIPES.append(Recipe("taught-by-0.9m", (0,), "teachers", [
     "results/teachers.jsonl"]))
 
 # GSM8K: worked solutions; a tenth validates, a tenth is held out
-MATH = "out/data/gsm8k"
+MATH, PARTS = "out/data/gsm8k", dict(val={0}, train=set(range(1, 9)), heldout={9})
 if "GSM8K" in os.environ:
-    for part, some in (("val", lambda lines: lines[::10]), ("heldout", lambda lines: lines[9::10]),
-                       ("train", lambda lines: [line for n, line in enumerate(lines)
-                                                if 0 < n % 10 < 9])):
-        MAKE[f"{MATH}/{part}.jsonl"] = some, os.environ["GSM8K"]
+    for part, tenths in PARTS.items():
+        MAKE[f"{MATH}/{part}.jsonl"] = (lambda lines, tenths=tenths: [
+            line for n, line in enumerate(lines) if n % 10 in tenths], os.environ["GSM8K"])
     made_by(f"tokenizer/train.py {MATH}/train.jsonl --vocab-size 2048 --out out/gsm8k.model")
+    solve = (f"train_distill_reason.py --data {MATH}/train.jsonl --val {MATH}/val.jsonl "
+             "--eval-windows 0 --size 0.9m --window 512 --lr 4e-3 --steps 600 --tokenizer "
+             "out/gsm8k.model --target")
     for kind in ("cot", "answer"):
         Group("gsm8k", "spine", f"out/gsm8k-{kind}-0.pt", MATH, (0,), "--max-new-tokens 256",
-              "heldout").run(kind, f"train_distill_reason.py --data {MATH}/train.jsonl --val {MATH}/val.jsonl "
-            "--eval-windows 0 --size 0.9m --window 512 --lr 4e-3 --steps 600 --tokenizer "
-            f"out/gsm8k.model --target {kind}")
+              "heldout").run(kind, f"{solve} {kind}")
 
 
 # --- the runner -----------------------------------------------------------------------------------
+def make(word, todo, dry_run):
+    """Make the file or folder that a word of a command names, once. todo: the rest of MAKE."""
+    name = word if word in MAKE else os.path.dirname(word)
+    how = todo.pop(name, None)
+    goes_on = name.endswith(".pt") or "generate.py" in str(how)  # these files may be unfinished
+    if how is None or os.path.isfile(name) and not goes_on:
+        return
+    if isinstance(how, str):
+        return run(how, todo, dry_run)
+    function, *files = how
+    for file in files:
+        make(file, todo, dry_run)
+    print(f"# {name}: made of {', '.join(files)}")
+    if not dry_run and function is renormalised:
+        renormalised(*files, name)
+    elif not dry_run:
+        lines = [Path(file).read_bytes().splitlines(keepends=True) for file in files]
+        common.write_file(name, b"".join(function(*lines)))
 
-class Runner:
-    """Runs commands, or prints them, after making everything that they read, each thing once."""
 
-    def __init__(self, dry_run):
-        self.dry_run, self.made = dry_run, set()
-
-    def make(self, word):
-        """Make the file or folder that a word of a command names, if MAKE knows it."""
-        name = word if word in MAKE else os.path.dirname(word)
-        how = MAKE.get(name)
-        goes_on = name.endswith(".pt") or "generate.py" in str(how)  # these files may be unfinished
-        if name in self.made or how is None or os.path.isfile(name) and not goes_on:
-            return
-        self.made.add(name)
-        if isinstance(how, str):
-            return self.run(how)
-        function, *files = how
-        for file in files:
-            self.make(file)
-        print(f"# {name}: made of {', '.join(files)}")
-        if function is renormalised:
-            self.dry_run or renormalised(*files, name)
-        elif not self.dry_run:
-            lines = [Path(file).read_bytes().splitlines(keepends=True) for file in files]
-            common.write_file(name, b"".join(function(*lines)))
-
-    def run(self, command):
-        """Run a script: it goes on where it was stopped, or says that all is there. With & at the
-        end it is a server, which stays until this program ends."""
-        words = command.removesuffix("&").split()
-        for word in words[1:]:
-            self.make(word)
-        print(f"python {command.strip()}")
-        if self.dry_run:
-            return
-        words = [sys.executable, *words]
-        if command.endswith("&"):
-            server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-            atexit.register(server.terminate)
-            check(server.stdout.readline().startswith("ready:"), "serve.py did not start")
-        else:
-            check(subprocess.run(words).returncode == 0, f"{words[1]} stopped; see above")
+def run(command, todo, dry_run=False):
+    """Make what a script reads, then run it: it goes on where it was stopped, or says that all is
+    there. With & at the end it is a server, which stays until this program ends."""
+    words = command.removesuffix("&").split()
+    for word in words[1:]:
+        make(word, todo, dry_run)
+    print(f"python {command.strip()}")
+    if dry_run:
+        return
+    if not command.endswith("&"):
+        done = subprocess.run([sys.executable, *words])
+        return check(done.returncode == 0, f"{words[0]} stopped; see above")
+    server = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    atexit.register(server.terminate)
+    check(server.stdout.readline().startswith("ready:"), "serve.py did not start")
 
 
 def main(cfg):
@@ -414,13 +397,13 @@ def main(cfg):
     there = {(path.stem, row["recipe"], row["seed"]) for path in Path("results").glob("*.jsonl")
              for row in map(json.loads, path.open())}
     seeds = [int(seed) for seed in cfg.seeds.split(",") if seed] or range(10)
-    runner = Runner(cfg.dry_run)
+    todo = dict(MAKE)
     for seed, recipe in ((seed, r) for seed in seeds for r in wanted if seed in r.seeds):
         if (recipe.rows, recipe.name, seed) in there:
             continue
         print(f"# {recipe.name}, seed {seed}")
         for command in recipe.commands:
-            runner.run(command.replace("SEED", str(seed)))
+            run(command.replace("SEED", str(seed)), todo, cfg.dry_run)
         if recipe.name == "few/speed/1" and not cfg.dry_run:  # two models, side by side: two rows
             results = json.loads(Path("out/few-speed.json").read_text(encoding="utf-8"))["results"]
             common.append_rows("results/scoreboard.jsonl", [
