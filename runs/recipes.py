@@ -348,9 +348,9 @@ if "GSM8K" in os.environ:
 
 
 # --- the runner -----------------------------------------------------------------------------------
-def make(word, todo, dry_run):
+def make(word, todo, dry_run=False):
     """Make the file or folder that a word of a command names, once. todo: the rest of MAKE."""
-    name = word if word in MAKE else os.path.dirname(word)
+    name = word if word in todo else os.path.dirname(word)
     how = todo.pop(name, None)
     goes_on = name.endswith(".pt") or "generate.py" in str(how)  # these files may be unfinished
     if how is None or os.path.isfile(name) and not goes_on:
