@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -69,25 +70,19 @@ def take_turns(commands, cfg):
             for name, rows in found.items() if rows}
 
 
-def peak_flops(device, dtype):
-    """Best FLOP/s of square matmuls in a dtype."""
-    best = 0.0
-    for n in (1024, 2048, 4096):
-        a = torch.randn(n, n, device=device, dtype=dtype)
+def share_of_peak(cfg, env):
+    """Plain training of two sizes, in each dtype that is fast here, eager and compiled: a table."""
+    peaks, dtypes = {}, {"float32": torch.float32, "bf16": torch.bfloat16}
+    for dtype, n in product(dict.fromkeys(["float32", env.dtype]), (1024, 2048, 4096)):
+        a = torch.randn(n, n, device=env.device, dtype=dtypes[dtype])
         for _ in range(5):
             began = time.perf_counter()
             (a @ a)[0, 0].item()  # waits for the device
-            best = max(best, 2 * n**3 / (time.perf_counter() - began))
-    return best
-
-
-def share_of_peak(cfg, env):
-    """Plain training of two sizes, in each dtype that is fast here, eager and compiled: a table."""
-    dtypes = {"float32": torch.float32, "bf16": torch.bfloat16}
-    peaks = {name: peak_flops(env.device, dtypes[name]) for name in {"float32", env.dtype}}
+            rate = 2 * n**3 / (time.perf_counter() - began)
+            peaks[dtype] = max(peaks.get(dtype, 0), rate)
     runs = {(size, dtype, way): f"train_pretrain.py --size {size} --dtype {dtype} {flag}"
-            for size in ("2m", "0.4m") for dtype in peaks
-            for way, flag in (("eager", ""), ("compiled", "--compile"))}
+            for size, dtype, (way, flag) in product(
+                ("2m", "0.4m"), peaks, (("eager", ""), ("compiled", "--compile")))}
     tokenizer, lines = checkpoints.load_model(cfg.teacher)[1], []
     for (size, dtype, way), (seconds, tokens, counted) in take_turns(runs, cfg).items():
         model = build(size, tokenizer.vocab_size)
@@ -148,9 +143,6 @@ def whitebox(cfg, env):
         for name, (seconds, *_) in take_turns(TIMED, cfg).items())
 
 
-LOSSES = ((8_192, 2_048), (32_768, 2_048), (32_768, 4_096), (151_936, 2_048))  # vocabulary, tokens
-
-
 def one_loss(way, vocab_size, tokens, width=256):
     """A process: loss and gradients in one way -> bytes above the inputs, seconds, loss a token."""
     torch.manual_seed(0)
@@ -172,13 +164,11 @@ def one_loss(way, vocab_size, tokens, width=256):
 
 def fused(cfg, env):
     """Memory and time of every size in both ways, as a table."""
-    context, lines = multiprocessing.get_context("spawn"), []
-    for vocab_size, tokens in LOSSES:
-        found = []
-        for way in ("plain", "fused"):
-            with context.Pool(1) as pool:
-                found.append(pool.apply(one_loss, (way, vocab_size, tokens)))
-        (memory, seconds, loss), (less, shorter, other) = found
+    lines, sizes = [], ((8_192, 2_048), (32_768, 2_048), (32_768, 4_096), (151_936, 2_048))
+    for vocab_size, tokens in sizes:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            (memory, seconds, loss), (less, shorter, other) = pool.starmap(
+                one_loss, [(way, vocab_size, tokens) for way in ("plain", "fused")], chunksize=1)
         assert abs(loss - other) < 1e-2 * abs(loss), (loss, other)
         lines.append([f"{vocab_size:,}", f"{tokens:,}", f"{memory / 1e6:,.0f}",
                       f"{less / 1e6:,.0f}", f"{memory / less:.1f}", f"{seconds:.1f}",

@@ -141,8 +141,8 @@ prose.run("alone", f"{alone} --steps 1000 --weight-decay 4 --lr 1e-2")
 prose.both("logits", f"{logits} --temperature 2", 1000, 490)
 
 # --- white box: every way to use the teacher's distribution, hidden states, relations, layers, text
-WHITE, MIXED = "out/white-teacher-0.pt", "out/data/white-mixed.jsonl"
-WRITTEN = "out/data/white-written.jsonl"
+WHITE = "out/white-teacher-0.pt"
+WRITTEN, MIXED = "out/data/white-written.jsonl", "out/data/white-mixed.jsonl"
 DEEP = f"{PRETRAIN} --size 3m-deep --lr 3e-3 --steps 1500"
 THIRD = "--size 0.7m --documents 533 --lr 6e-3 --steps 1000"
 SOFT = f"{PROSE} {THIRD} --weight-decay 0.6 --alpha 1 --temperature 2"
