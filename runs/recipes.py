@@ -132,17 +132,16 @@ made_by("dataset/prose.py --out out/data/prose",
         f"{PRETRAIN} --lr 3e-3 --steps 1500 --weight-decay 0.5 --name prose-teacher-0 --seed 0")
 prose = Group("prose", "scoreboard", "out/prose-teacher-0.pt", "out/data/prose", (1, 2, 3, 4))
 prose.run("teacher")
-alone = f"{PRETRAIN} {QUARTER}"
 logits = f"train_distill_logits.py {PROSE} {QUARTER} --teacher {prose.teacher} --alpha 1"
-prose.trials("alone", alone, "700-decay-.3 2000-decay-.6 1000-decay-.3 1000-decay-.6 1000-decay-4 "
-             "1000-decay-4-lr-1e-2")
+prose.trials("alone", f"{PRETRAIN} {QUARTER}", "700-decay-.3 2000-decay-.6 1000-decay-.3 "
+             "1000-decay-.6 1000-decay-4 1000-decay-4-lr-1e-2")
 prose.trials("logits", f"{logits} --steps 1000", "tau-1 tau-2 tau-4 tau-2-decay-.3")
-prose.run("alone", f"{alone} --steps 1000 --weight-decay 4 --lr 1e-2")
+prose.run("alone", f"{PRETRAIN} {QUARTER} --steps 1000 --weight-decay 4 --lr 1e-2")
 prose.both("logits", f"{logits} --temperature 2", 1000, 490)
 
 # --- white box: every way to use the teacher's distribution, hidden states, relations, layers, text
-WHITE, MIXED = "out/white-teacher-0.pt", "out/data/white-mixed.jsonl"
-WRITTEN = "out/data/white-written.jsonl"
+WHITE = "out/white-teacher-0.pt"
+WRITTEN, MIXED = "out/data/white-written.jsonl", "out/data/white-mixed.jsonl"
 DEEP = f"{PRETRAIN} --size 3m-deep --lr 3e-3 --steps 1500"
 THIRD = "--size 0.7m --documents 533 --lr 6e-3 --steps 1000"
 SOFT = f"{PROSE} {THIRD} --weight-decay 0.6 --alpha 1 --temperature 2"
@@ -348,9 +347,9 @@ if "GSM8K" in os.environ:
 
 
 # --- the runner -----------------------------------------------------------------------------------
-def make(word, todo, dry_run):
+def make(word, todo, dry_run=False):
     """Make the file or folder that a word of a command names, once. todo: the rest of MAKE."""
-    name = word if word in MAKE else os.path.dirname(word)
+    name = word if word in todo else os.path.dirname(word)
     how = todo.pop(name, None)
     goes_on = name.endswith(".pt") or "generate.py" in str(how)  # these files may be unfinished
     if how is None or os.path.isfile(name) and not goes_on:
@@ -405,7 +404,7 @@ def main(cfg):
         for command in recipe.commands:
             run(command.replace("SEED", str(seed)), todo, cfg.dry_run)
         if recipe.name == "few/speed/1" and not cfg.dry_run:  # two models, side by side: two rows
-            results = json.loads(Path("out/few-speed.json").read_text(encoding="utf-8"))["results"]
+            results = json.loads(Path("out/few-speed.json").read_text("utf-8"))["results"]
             common.append_rows("results/scoreboard.jsonl", [
                 dict(recipe=f"few/speed/{n}", seed=seed, versions=common.versions(), metrics=result)
                 for n, result in enumerate(results, 1)])
