@@ -8,7 +8,7 @@ One block is   x = x + attention(rms_norm(x));   x = x + swiglu(rms_norm(x)).
 Sources: RMSNorm, Zhang & Sennrich 2019, eq. 4; RoPE, Su et al. 2021, eq. 34; grouped-query
 attention, Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3. Names and the RoPE
 pairing (channel i with i + C/2) are those of Hugging Face's Llama and Qwen3 classes, without the
-leading "model." (runs/bench_decode.py maps a model into theirs and compares).
+leading "model." (runs/bench.py maps a model into theirs and compares).
 """
 import dataclasses
 from dataclasses import dataclass

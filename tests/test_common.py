@@ -3,12 +3,11 @@ import dataclasses
 import importlib
 import os
 import re
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
+from unittest.mock import Mock
 
 import pytest
 
@@ -35,29 +34,24 @@ class Other(Config):
 
 # --- flags ----------------------------------------------------------------------------------------
 
-def test_without_flags_the_config_is_its_defaults():
-    """Every script runs with no flags; a default path must not be of another type than a flag's."""
-    cfg = parse(Config, [])
-    assert vars(cfg) == vars(Config()) | dict(path=str(ROOT / "x"), given=frozenset())
-    assert parse(Other, []).steps == 5
-
-
 @pytest.mark.parametrize("words, name, value", [
     (["--steps", "3"], "steps", 3), (["--steps=3"], "steps", 3), (["--lr", "1e-2"], "lr", 0.01),
     (["--lr", "-1"], "lr", -1.0), (["--kind=b"], "kind", "b"), (["--long-name", "a b"], "long_name", "a b"),
     (["--fast"], "fast", True), (["--fast", "--no-fast"], "fast", False), (["--long-name="], "long_name", ""),
+    (["--path=y"], "path", "y"),
     (["a", "b"], "words", ["a", "b"]), (["a", "--steps", "1", "b"], "words", ["a", "b"]),
     (["--steps", "1", "a"], "words", ["a"])])
 def test_a_flag_becomes_a_value_of_its_type(words, name, value):
-    """"0.001" as a string compares wrongly with numbers, hours later."""
+    """"0.001" as a string compares wrongly with numbers, hours later. The others keep their defaults."""
     cfg = parse(Config, words)
     assert getattr(cfg, name) == value and type(getattr(cfg, name)) is type(value) and name in cfg.given
+    expected = vars(Config()) | dict(path=str(ROOT / "x"), given=cfg.given) | {n: vars(cfg)[n] for n in cfg.given}
+    assert vars(cfg) == expected
 
 
 @pytest.mark.parametrize("words, part", [
-    (["--stesp", "3"], "--steps"), (["--step", "3"], "--steps"), (["--steps", "x"], "--steps"),
-    (["--steps"], "--steps"), (["--steps", "--lr", "1"], "--steps"), (["--kind", "c"], "'a', 'b'"),
-    (["--steps", "1.5"], "--steps"), (["--zzz"], "--zzz")])
+    (["--stesp", "3"], "--steps"), (["--step", "3"], "--steps"), (["--steps", "1.5"], "--steps"),
+    (["--steps"], "--steps"), (["--steps", "--lr", "1"], "--steps"), (["--kind", "c"], "'a', 'b'")])
 def test_a_wrong_flag_or_value_is_one_sentence_with_its_name(words, part):
     """A misspelt knob that is ignored is a run with other settings than its log says."""
     with pytest.raises(UserError, match=re.escape(part)):
@@ -73,36 +67,32 @@ def test_help_shows_every_knob_with_its_comment_and_default(capsys):
     assert "--long-name" in text and "not a comment" not in text and "a switch [False]" in text
 
 
-def modules():
-    """Every script that makes its flags from a Config."""
-    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py")]):
-        if re.search(r"^class Config\b", path.read_text(encoding="utf-8"), re.M) and path.parent.name != "tests":
-            yield str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+SCRIPTS = [path for path in sorted(ROOT.glob("[!.]*/*.py")) + sorted(ROOT.glob("*.py"))
+           if "\nclass Config" in path.read_text(encoding="utf-8") and path.parent.name != "tests"]
 
 
-@pytest.mark.parametrize("name", list(modules()))
-def test_every_knob_of_every_script_is_explained(name, capsys):
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_knob_of_every_script_is_explained(path, capsys):
     """A knob without meaning; a comment that breaks --help."""
-    module = importlib.import_module(name)
-    parse(module.Config, [])
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     with pytest.raises(SystemExit):
         parse(module.Config, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for field in dataclasses.fields(module.Config):
         assert not re.search(rf"--{field.name.replace('_', '-')} [A-Z]+ \[", text), field.name
-    assert module.__doc__
 
 
 def test_ranges_are_checked_and_nan_is_in_none():
     """A comparison with NaN is False: `value < 0` lets it pass."""
-    common.positive(parse(Config, []), "steps", "lr")
-    common.between(parse(Config, []), 0, 1000, "steps", "lr")
-    for flag in ("--lr=0", "--lr=-1", "--lr=nan"):
+    common.positive(Config(), "steps", "lr")
+    common.between(Config(), 0, 1000, "steps", "lr")
+    for lr in (0.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="--lr"):
-            common.positive(parse(Config, [flag]), "lr")
-    for flag in ("--lr=1.1", "--lr=-1", "--lr=nan"):
+            common.positive(Config(lr=lr), "lr")
         with pytest.raises(UserError, match="--lr"):
-            common.between(parse(Config, [flag]), 0, 1, "lr")
+            common.between(Config(lr=lr), 0.1, 1, "lr")
+    with pytest.raises(UserError, match="--lr"):
+        common.between(Config(lr=1.1), 0.1, 1, "lr")
 
 
 def test_a_printed_command_can_be_pasted(tmp_path, monkeypatch):
@@ -142,12 +132,10 @@ def main(cfg):
     if cfg.how == "many":
         for i in range(100_000):
             print(i)
-    if cfg.how in ("killed", "write"):
+    if cfg.how == "killed":
         with common.atomic_write(cfg.out) as file:
-            file.write(b"new" * 10_000)
-            if cfg.how == "killed":
-                file.flush()
-                os._exit(9)
+            file.write(b"new")
+            os._exit(9)
     print("steps", cfg.steps, "out", common.OUT, "\\u4f60\\u597d", "\\ud800")
 
 
@@ -164,20 +152,14 @@ def script(tmp_path):
 
 
 @pytest.mark.parametrize("words, status", [
-    (["--stesp", "3"], 2), (["--steps", "x"], 2), (["5"], 2), (["--how", "user"], 2),
-    (["--how", "memory"], 2), (["--how", "write", "--out", "/proc/no/x"], 2),
-    (["--how", "interrupt"], 130)])
-def test_a_users_mistake_is_one_line_and_status_2(script, run_script, words, status):
-    """A traceback hides the line that helps; status 0 or 1 misleads the shell script around it."""
+    (["--stesp", "3"], 2), (["5"], 2), (["--how", "user"], 2), (["--how", "memory"], 2),
+    (["--how", "killed", "--out", "/proc/no/x"], 2), (["--how", "interrupt"], 130), (["--how", "bug"], 1)])
+def test_a_users_mistake_is_one_line_and_a_bug_a_traceback(script, run_script, words, status):
+    """A traceback hides the line that helps; an error of ours, dressed as the user's, is never found."""
     done = run_script(script, *words, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert (done.stderr.count("\n") > 3) == ("ZeroDivisionError" in done.stderr) == (status == 1)
     assert done.stderr.startswith("error: ") == (status == 2)
-
-
-def test_a_bug_keeps_its_traceback(script, run_script):
-    """An error of ours, dressed as the user's, can never be found."""
-    done = run_script(script, "--how", "bug", check=False)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
 
 
 def test_a_script_runs_from_anywhere_and_prints_utf8(script, run_script, out_dir, tmp_path):
@@ -188,13 +170,9 @@ def test_a_script_runs_from_anywhere_and_prints_utf8(script, run_script, out_dir
 
 def test_a_closed_pipe_is_no_error(script):
     """`script.py | head -1`: BrokenPipeError is an OSError; caught as one it is a traceback."""
-    reader, writer = os.pipe()
-    process = subprocess.Popen([sys.executable, str(script), "--how", "many"], stdout=writer,
-                               stderr=subprocess.PIPE, text=True)
-    os.close(writer)
-    os.read(reader, 10)
-    os.close(reader)
-    assert "Traceback" not in process.communicate(timeout=60)[1]
+    done = subprocess.run(f"'{sys.executable}' '{script}' --how many | head -1", shell=True,
+                          capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 # --- files that are whole or not there ------------------------------------------------------------
@@ -207,63 +185,38 @@ def old(tmp_path):
     return path
 
 
-def names(folder):
-    return sorted(p.name for p in folder.iterdir())
-
-
-def test_a_file_is_replaced_whole(old):
-    """Until the last byte is on the disk, a reader sees the old file."""
+def test_a_file_is_replaced_whole(old, monkeypatch):
+    """Until the last byte is on the disk, a reader sees the old file. A rename may reach the disk before
+    the data: after a power cut the file is empty."""
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
     with atomic_write(old) as file:
-        file.write(b"new")
+        file.write("你好".encode())
         file.flush()
         assert old.read_bytes() == b"old"
-    assert old.read_bytes() == b"new" and names(old.parent) == ["model.pt"]
-    write_file(old, "你好")
-    assert old.read_bytes().decode() == "你好"
+    assert old.read_text(encoding="utf-8") == "你好" and os.listdir(old.parent) == ["model.pt"]
+    assert order == ["fsync", "replace"]
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), SystemExit(1),
-                                   OSError(28, "No space left on device")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_error_leaves_the_old_file_and_no_other(old, error):
     """Ctrl-C in the middle of a save: the checkpoint of an hour is half a file."""
     with pytest.raises(type(error)) as raised:
         with atomic_write(old) as file:
             file.write(b"new")
             raise error
-    assert old.read_bytes() == b"old" and names(old.parent) == ["model.pt"]
+    assert old.read_bytes() == b"old" and os.listdir(old.parent) == ["model.pt"]
     if isinstance(error, OSError):  # a failed write() does not say which file
         assert raised.value.filename == str(old)
-
-
-def test_a_disk_that_is_full_at_the_last_flush_is_noticed(old):
-    """Ten bytes wait in Python's buffer: without a flush before the rename they are lost."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
-        with pytest.raises(OSError):
-            write_file(old, b"0123456789")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert old.read_bytes() == b"old" and names(old.parent) == ["model.pt"]
-
-
-def test_bytes_are_on_the_disk_before_the_name(old, monkeypatch):
-    """A rename may reach the disk before the data: after a power cut the file is empty."""
-    order, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
-    write_file(old, b"new")
-    assert order == ["fsync", "replace"]
 
 
 def test_a_killed_process_leaves_the_old_file_and_the_next_write_no_leftover(script, run_script, old):
     """kill -9 runs no clean-up: only the order of the steps protects the file."""
     done = run_script(script, "--how", "killed", "--out", old, check=False)
-    assert done.returncode == 9 and old.read_bytes() == b"old" and len(names(old.parent)) == 2
-    run_script(script, "--how", "write", "--out", old)
-    assert old.read_bytes() == b"new" * 10_000 and names(old.parent) == ["model.pt"]
+    assert done.returncode == 9 and old.read_bytes() == b"old" and len(os.listdir(old.parent)) == 2
+    write_file(old, b"new")
+    assert old.read_bytes() == b"new" and os.listdir(old.parent) == ["model.pt"]
 
 
 def test_a_link_is_followed_and_a_device_refused(old, tmp_path):
@@ -306,9 +259,7 @@ def test_one_writer_at_a_time(tmp_path, monkeypatch, capsys):
         with pytest.raises(UserError, match="another process"):
             common.lock(tmp_path / "x.pt")
     common.lock(tmp_path / "x.pt").close()
-
-    def no_locks(*_):
-        raise OSError(38, "Function not implemented")
+    no_locks = Mock(side_effect=OSError(38, "Function not implemented"))
     monkeypatch.setattr(common.fcntl, "flock", no_locks)
     common.lock(tmp_path / "x.pt").close()
     assert "no locks" in capsys.readouterr().err

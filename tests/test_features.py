@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import checkpoints
-import common
 from common import UserError
 from losses import hidden_cosine, hidden_mse
 from model import SIZES
@@ -175,12 +174,12 @@ def train(call, tiny_world, out_dir):
     return run
 
 
-WIDER = dict(size="0.9m", relation_heads=2)  # 128 wide, the teacher 64
+WIDER = dict(size="0.9m", relation_heads=2, batch=4)  # 128 wide, the teacher 64
 
 
-def test_projections_bridge_widths_and_are_dropped_from_the_student(train, tiny_world, out_dir):
+def test_projections_bridge_widths_and_are_dropped_from_the_student(train, out_dir):
     """A student with keys of its own is refused by every other script (strict=True)."""
-    state = train(**WIDER)
+    state = train(steps=2, **WIDER)
     assert "projections 32,768" in train.said  # four pairs of 128 x 64
     assert "projections" not in state and not any("proj" in k and "layers" not in k for k in state["model"])
     model, _, _ = checkpoints.load_model(out_dir / "run.pt")
@@ -188,17 +187,14 @@ def test_projections_bridge_widths_and_are_dropped_from_the_student(train, tiny_
                                          if k != "lm_head.weight")
 
 
-def test_projections_are_trained_and_resumed(train, call, tiny_world, monkeypatch, out_dir):
+def test_projections_are_trained_and_resumed(train, monkeypatch, out_dir):
     """Left at their random start they are noise; drawn anew at a resume, the loss jumps."""
-    seen, real = [], torch.nn.utils.clip_grad_norm_
+    seen, real, advance = [], torch.nn.utils.clip_grad_norm_, checkpoints.count_step
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: (
         seen.append([p.detach().clone() for p in parameters][-1]), real(parameters, *rest))[1])
     whole = train(name="whole", steps=4, **WIDER)
     assert len(seen) == 4 and all(p.shape == (64, 128) for p in seen)
     assert not torch.equal(seen[0], seen[3])
-    undisturbed = [p.clone() for p in seen]
-    seen.clear()
-    advance = checkpoints.count_step
 
     def stop(progress, *rest):
         advance(progress, *rest)
@@ -209,41 +205,37 @@ def test_projections_are_trained_and_resumed(train, call, tiny_world, monkeypatc
     assert "projections" in checkpoints.load(out_dir / "parts.pt")  # of step 2
     monkeypatch.setattr(checkpoints, "count_step", advance)
     parts = train(name="parts", steps=4, **WIDER)
-    assert torch.equal(seen[-1], undisturbed[-1])
+    assert torch.equal(seen[-1], seen[3])
     assert all(torch.equal(v, whole["model"][k]) for k, v in parts["model"].items())
 
 
 def test_weights_of_zero_leave_logits_distillation(train, call, tiny_world, out_dir):
     """A term that stays in the gradient although its weight is 0."""
     features = train(hidden_weight=0, relation_weight=0)
-    done = call("train_distill_logits", *tiny_world.flags("distill_logits", name="logits"))
-    assert done.status == 0
+    assert call("train_distill_logits", *tiny_world.flags("distill_logits", name="logits")).status == 0
     logits = checkpoints.load(out_dir / "logits.pt")
     assert all(torch.equal(v, features["model"][k]) for k, v in logits["model"].items())
 
 
-@pytest.mark.parametrize("flags", [dict(hidden_weight=0), dict(relation_weight=0),
-                                   dict(hidden_loss="cosine"), dict(hidden_layers="1:1"),
-                                   dict(hidden_weight=2), dict(divergence="jsd", beta=0.9)], ids=str)
-def test_every_knob_changes_the_training(train, flags):
+def test_every_knob_changes_the_training(train):
     """TRAPS 4: a dead knob."""
-    changed = train(name="b", size="0.2m", **flags)
-    base = train(name="a", size="0.2m")
-    assert any(not torch.equal(v, changed["model"][k]) for k, v in base["model"].items())
+    knobs = [dict(), dict(hidden_weight=0), dict(relation_weight=0), dict(hidden_loss="cosine"),
+             dict(hidden_layers="1:1"), dict(hidden_weight=2), dict(divergence="jsd", beta=0.9)]
+    base, *others = [train(size="0.2m", steps=2, fresh=True, **flags)["model"] for flags in knobs]
+    for flags, changed in zip(knobs[1:], others):
+        assert any(not torch.equal(v, changed[k]) for k, v in base.items()), flags
 
 
-@pytest.mark.parametrize("flags, words", [
-    (dict(hidden_layers="1:2"), "--hidden-layers"), (dict(relation_layers="2:1"), "--relation-layers"),
-    (dict(relation_heads=5), "--relation-heads")], ids=str)
-def test_wrong_layers_and_heads_are_one_line(train, flags, words):
+def test_wrong_layers_and_heads_are_one_line(train):
     """The error of a user, before the data are read."""
-    train(status=2, **flags)
-    assert words in train.said and train.said.count("\n") == 1
+    for flag, value in (("hidden_layers", "1:2"), ("relation_layers", "2:1"), ("relation_heads", 5)):
+        train(status=2, **{flag: value})
+        assert f"--{flag.replace('_', '-')}" in train.said and train.said.count("\n") == 1
 
 
 def test_no_projection_where_the_widths_are_equal():
     """A random matrix between equal spaces only hides what could be compared at once."""
-    shape = lambda size: type("C", (), SIZES[size])
-    assert len(make_projections(Config(), shape("0.2m"), shape("0.1m"), [(1, 1)])) == 0
-    assert len(make_projections(Config(), shape("0.9m"), shape("0.1m"), [(1, 1)] * 3)) == 3
-    assert len(make_projections(Config(hidden_weight=0), shape("0.9m"), shape("0.1m"), [(1, 1)])) == 0
+    small, same, wide = (type("C", (), SIZES[size]) for size in ("0.1m", "0.2m", "0.9m"))
+    assert len(make_projections(Config(), same, small, [(1, 1)])) == 0
+    assert len(make_projections(Config(), wide, small, [(1, 1)] * 3)) == 3
+    assert len(make_projections(Config(hidden_weight=0), wide, small, [(1, 1)])) == 0

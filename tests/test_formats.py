@@ -29,11 +29,6 @@ def chat(content, **more):
 
 # --- formats --------------------------------------------------------------------------------------
 
-def test_text_is_a_document():
-    """Plain text keeps every character."""
-    assert parse_row({"text": " a\n b ", "source": 1}) == " a\n b "
-
-
 def test_minimind_and_openai_rows_are_the_same_turns():
     """One reader: other keys are ignored, a leading system turn and many turns are kept."""
     rows = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi", "id": 7},
@@ -44,36 +39,20 @@ def test_minimind_and_openai_rows_are_the_same_turns():
     assert parse_row({"conversations": rows, "id": 1}) == turns == parse_row({"messages": rows})
 
 
-def test_alpaca_input_follows_the_instruction():
-    """Dropping `input` leaves questions that cannot be answered."""
-    row = {"instruction": "Add.", "input": "2 3", "output": "5"}
-    assert parse_row(row) == [Turn("user", "Add.\n\n2 3"), assistant(content="5")]
-    for row in ({"input": ""}, {}):
-        row |= {"instruction": "Hi", "output": "Yo"}
-        assert parse_row(row) == [Turn("user", "Hi"), assistant(content="Yo")]
-
-
-def test_gsm8k_answers_follow_the_last_hashes_without_calculator_marks():
-    """<<48/2=24>> calls a calculator that is not there; #### may stand twice."""
-    answer = "She sold 48/2 = <<48/2=24>>24 clips.\nStep #### two: 3<4 and 5>4.\n#### -1,024"
-    assert parse_row({"question": "How many?", "answer": answer}) == [
-        Turn("user", "How many?"),
-        assistant("She sold 48/2 = 24 clips.\nStep #### two: 3<4 and 5>4.", "-1,024")]
-    assert parse_row({"question": "How many?", "answer": "#### 7"})[1] == assistant(None, "7")
-    assert parse_row({"question": "How many?", "answer": "7"})[1] == assistant(None, "7")
-
-
-@pytest.mark.parametrize("content, think, answer", [
-    ("<think>2+3=5</think><answer>5</answer>", "2+3=5", "5"),
-    ("<think>\n2+3\n=5\n</think>\n<answer>\n5\n</answer>\n", "2+3\n=5", "5"),
-    ("<think>2+3=5</think>\n\nIt is 5.", "2+3=5", "It is 5."),
-    ("<think>\n\n</think>\n\n5", None, "5"),
-    ("<answer>5</answer>", None, "5"),
-])
-def test_r1_tags_become_think_and_answer(content, think, answer):
+@pytest.mark.parametrize("content, turn", [
+    ("<think>2+3=5</think><answer>5</answer>", assistant("2+3=5", "5")),
+    ("<think>\n2+3\n=5\n</think>\n<answer>\n5\n</answer>\n", assistant("2+3\n=5", "5")),
+    ("<think>2+3=5</think>\n\nIt is 5.", assistant("2+3=5", "It is 5.")),
+    ("<think>\n\n</think>\n\n5", assistant(None, "5")), ("<answer>5</answer>", assistant(None, "5")),
+    ("2+3=5</think>5", assistant("2+3=5", "5")),   # R1's template puts <think> into the prompt
+    ("<think>2+3</think>So:\n<answer>5</answer>", assistant("2+3\nSo:", "5")),
+    ("It is 2+3. <answer>5</answer>", assistant("It is 2+3.", "5")),
+    ("Write </answer> or <answer> last.", assistant(content="Write </answer> or <answer> last.")),
+    ("<think></think><answer>5</answer>", assistant(None, "5"))])
+def test_r1_tags_become_think_and_answer(content, turn):
     """Left as text, "<think>" is seven characters and the format is never learned."""
-    assert parse_row(chat(content))[-1] == assistant(think, answer)
-    assert parse_row({"instruction": "2+3?", "output": content})[-1] == assistant(think, answer)
+    assert parse_row(chat(content))[-1] == turn
+    assert parse_row({"instruction": "2+3?", "output": content})[-1] == turn
 
 
 def test_reasoning_content_is_the_thought_and_content_the_answer():
@@ -91,18 +70,6 @@ def test_tags_of_a_user_stay_text():
     assert parse_row({"messages": rows}) == [Turn("user", literal), assistant(content="x <think> y")]
 
 
-@pytest.mark.parametrize("content, turn", [
-    ("2+3=5</think>5", assistant("2+3=5", "5")),   # R1's template puts <think> into the prompt
-    ("<think>2+3</think>So:\n<answer>5</answer>", assistant("2+3\nSo:", "5")),
-    ("It is 2+3. <answer>5</answer>", assistant("It is 2+3.", "5")),
-    ("Write </answer> or <answer> last.", assistant(content="Write </answer> or <answer> last.")),
-    ("<think></think><answer>5</answer>", assistant(None, "5"))])
-def test_traces_as_models_really_write_them(content, turn):
-    """A tag left as literal text trains a model to spell it."""
-    rows = [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": content}]
-    assert parse_row({"messages": rows})[1] == turn
-
-
 @pytest.mark.parametrize("content", [
     "<think>x</think> try <answer>1</answer>. No: <answer>2</answer>", "<answer>1", "<think>2+3",
     "<think>a<think>b</think>c</think>5", "<think>a</think><answer>3</answer> Hope this helps!"])
@@ -113,6 +80,8 @@ def test_tags_that_make_no_sense_are_a_bad_line(content):
 
 
 @pytest.mark.parametrize("answer, turn", [
+    ("48/2 = <<48/2=24>>24 clips.\nStep #### two: 3<4 and 5>4.\n#### -1,024",
+     assistant("48/2 = 24 clips.\nStep #### two: 3<4 and 5>4.", "-1,024")), ("#### 7", assistant(None, "7")),
     ("2+3 = <<2+3=5>>5\n#### 5", assistant("2+3 = 5", "5")), ("5", assistant(None, "5")),
     ("<think>2+3</think><answer>5</answer>", assistant("2+3", "5")),
     ("cin<<a>>b #### 5", assistant("cin<<a>>b", "5")),
@@ -130,6 +99,9 @@ def test_a_turn_written_back_reads_as_the_same_turn():
 
 
 @pytest.mark.parametrize("row, turns", [
+    ({"text": " a\n b ", "source": 1}, " a\n b "),
+    ({"instruction": "Add.", "input": "2 3", "output": "5"}, [Turn("user", "Add.\n\n2 3"), assistant(content="5")]),
+    ({"instruction": "a", "input": "", "output": "b"}, [Turn("user", "a"), assistant(content="b")]),
     ({"text": None, "conversations": None, "messages": [{"role": "user", "content": "a"},
       {"role": "assistant", "content": "b"}]}, [Turn("user", "a"), assistant(content="b")]),
     ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
@@ -218,9 +190,9 @@ def test_skipped_lines_are_counted_by_reason(tmp_path):
     assert sorted(report.values()) == [[1, [f"{path}:4"]], [4, [f"{path}:{i}" for i in (1, 3, 5)]]]
 
 
-@pytest.mark.parametrize("data", [b"\x1f\x8b\x08rest", b"PAR1rest", b"PK\x03\x04rest",
+@pytest.mark.parametrize("data", [b"\x1f\x8b\x08rest", b"PAR1rest", b"PK\x03\x04rest", b"",
                                   "text".encode("utf-16"), b"\xfe\xff\x00a"])
-def test_a_compressed_or_utf16_file_is_refused_as_a_whole(tmp_path, data):
+def test_an_empty_compressed_or_utf16_file_is_refused_as_a_whole(tmp_path, data):
     """FAULTS 14: with --skip-bad-lines every line of it is skipped, and the run goes on with nothing."""
     for name in ("rows.jsonl", "book.txt"):
         (tmp_path / name).write_bytes(data)
@@ -228,27 +200,13 @@ def test_a_compressed_or_utf16_file_is_refused_as_a_whole(tmp_path, data):
             list(read_documents(tmp_path / name, True))
 
 
-def test_missing_and_empty_files_say_so(tmp_path):
-    """An empty file is a failed download, not a data set of size 0."""
-    (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(UserError, match="empty.jsonl is empty"):
-        list(read_documents(tmp_path / "empty.jsonl"))
-    with pytest.raises(UserError, match="none.jsonl does not exist"):
-        list(read_documents(tmp_path / "none.jsonl"))
-
-
-def test_windows_files_read_alike(tmp_path):
-    """A byte order mark or CR LF must not make the first line, or every line, a bad one."""
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n\r\n" + GOOD.encode() + b"\r\n")
-    assert list(read_documents(path)) == [(1, "fine"), (3, "fine")]
-
-
-def test_odd_but_valid_text_is_no_bad_line(tmp_path):
-    """NUL, U+2028 and U+0085 are text; only \\n ends a line."""
+def test_only_a_newline_ends_a_line(tmp_path):
+    """A byte order mark or CR LF must not make the first line, or every line, a bad one. NUL, U+2028
+    and U+0085 are text."""
     path, text = tmp_path / "rows.jsonl", "a\0b\u2028c\u0085d\u2581"
-    path.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert list(read_documents(path)) == [(1, text)]
+    row = json.dumps({"text": text}, ensure_ascii=False).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n" + row + b"\r\n")
+    assert list(read_documents(path)) == [(1, text), (3, text)]
 
 
 def test_a_text_file_is_one_document_cut_at_line_ends(tmp_path, monkeypatch):
@@ -297,6 +255,7 @@ def test_the_learned_span_runs_from_the_first_response_token_to_the_end(tokenize
     assert learned(tokenizer, MANY) == [
         "two<end>", "<think>two plus three is five</think><answer>5</answer><end>"]
     assert learned(tokenizer, MANY, target="answer") == ["two<end>", "<answer>5</answer><end>"]
+    assert tokenizer.think not in encode_document(tokenizer, MANY, target="answer")[0]
 
 
 def test_a_turn_of_weight_0_is_read_and_not_learned(tokenizer):
@@ -311,13 +270,6 @@ def test_text_ends_with_end_and_is_learned_whole(tokenizer):
     ids, mask = encode_document(tokenizer, "hello <end>")
     assert ids == tokenizer.encode("hello <end>") + [tokenizer.end]
     assert ids.count(tokenizer.end) == 1 and mask == [1] * len(ids)
-
-
-def test_target_answer_drops_the_thought(tokenizer):
-    """The answer-only student must never see the chain of thought."""
-    ids, _ = encode_document(tokenizer, MANY, target="answer")
-    assert tokenizer.think not in ids
-    assert tokenizer.decode(ids, True).endswith("<assistant><answer>5</answer><end>")
 
 
 def test_prompt_and_response_make_the_document(tokenizer):
@@ -339,13 +291,9 @@ def test_a_response_is_parsed_back(tokenizer):
                      "text": "two plus three is five5", "well_formed": True}
     assert not parse_response(tokenizer, response[:-1])["ended"]
     assert parse_response(tokenizer, [])["answer"] is None
-
-
-def test_a_spelled_tag_is_no_tag(tokenizer):
-    """Told by strings, a response could fake its answer."""
-    found = parse_response(tokenizer, tokenizer.encode("<answer>5</answer>") + [tokenizer.end])
-    assert found["answer"] is None and not found["well_formed"]
-    assert found["text"] == "<answer>5</answer>"
+    spelled = parse_response(tokenizer, tokenizer.encode("<answer>5</answer>") + [tokenizer.end])
+    assert (spelled["answer"], spelled["text"]) == (None, "<answer>5</answer>")
+    assert not spelled["well_formed"]
 
 
 def test_well_formed_means_exactly_the_format(tokenizer):

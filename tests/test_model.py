@@ -1,7 +1,6 @@
 """Claims about model.py: the formulas, the mask, the positions."""
 import cmath
 import math
-import re
 
 import pytest
 import torch
@@ -9,8 +8,7 @@ import torch
 import model as model_module
 from decoding import generate
 from losses import cross_entropy
-from model import (SIZES, ModelConfig, RMSNorm, SwiGLU, Transformer, build, rope_table,
-                   rotate)
+from model import SIZES, build, rope_table, rotate
 from optim import make_optimizers
 
 V = 300  # of tiny_model
@@ -91,19 +89,6 @@ def test_logits_equal_the_formulas(tiny_model, changes):
     assert_close(model(ids, document)[0], expected, atol=1e-6)
 
 
-def test_rms_norm_and_swiglu_are_their_formulas():
-    """RMSNorm has no mean to subtract; SwiGLU gates with silu, not with sigmoid or gelu."""
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 7, dtype=torch.float64)
-    norm = RMSNorm(7, 1e-6).double()
-    torch.nn.init.normal_(norm.weight)
-    assert_close(norm(x), rms_norm_oracle(x, norm.weight, 1e-6), atol=1e-12)
-    mlp = SwiGLU(ModelConfig(dim=7, ffn_dim=5)).double()
-    assert_close(mlp(x), swiglu_oracle(x, mlp), atol=1e-12)
-    ones = norm(torch.full((1, 7), 3.0).double())
-    assert_close(ones, norm.weight[None], atol=1e-6)  # by hand: 3 / sqrt(mean of 9) = 1
-
-
 # --- shape, names, size ---------------------------------------------------------------------------
 
 def test_parameter_names_are_those_of_hugging_face(tiny_model):
@@ -118,52 +103,30 @@ def test_parameter_names_are_those_of_hugging_face(tiny_model):
     assert set(tiny_model(n_layers=1, qk_norm=False).state_dict()) == llama
 
 
-def parameters_by_hand(c):
-    attention = 2 * c.dim * c.n_heads * c.head_dim + 2 * c.dim * c.n_kv_heads * c.head_dim
-    block = attention + 3 * c.dim * c.ffn_dim + 2 * c.dim + 2 * c.head_dim
-    return c.vocab_size * c.dim * (1 if c.tie_embeddings else 2) + c.n_layers * block + c.dim
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_has_the_parameters_of_its_name(size, monkeypatch):
     """A "2m" of 3.1 M parameters makes every comparison by size wrong."""
     for draw in ("normal_", "uniform_"):  # shapes alone: memory that nobody writes costs nothing
         monkeypatch.setattr(torch.Tensor, draw, lambda self, *args, **kwargs: self)
     model = build(size, 1024)
-    count = model.num_parameters()
-    assert count == parameters_by_hand(model.config)
+    c, count = model.config, model.num_parameters()
+    attention = 2 * c.dim * (c.n_heads + c.n_kv_heads) * c.head_dim
+    block = attention + 3 * c.dim * c.ffn_dim + 2 * c.dim + 2 * c.head_dim
+    assert count == c.vocab_size * c.dim + c.n_layers * block + c.dim
     assert count == pytest.approx(float(size.split("m")[0]) * 1e6, rel=0.15)
 
 
-def test_tied_embeddings_are_one_tensor_counted_once(tiny_model):
+def test_tied_embeddings_are_one_tensor_counted_once_and_stay_tied_after_loading(tiny_model):
     """Two tensors drift apart in training; counted twice, a small model looks 30 % larger."""
-    tied, untied = tiny_model(), tiny_model(tie_embeddings=False)
-    assert tied.lm_head.weight.data_ptr() == tied.embed_tokens.weight.data_ptr()
-    assert len([n for n, _ in tied.named_parameters() if "lm_head" in n or "embed" in n]) == 1
+    tied, untied = tiny_model(seed=1), tiny_model(tie_embeddings=False)
+    tied.load_state_dict(tiny_model(seed=2).state_dict(), strict=True)
+    assert tied.lm_head.weight is tied.embed_tokens.weight
+    assert torch.equal(tied.lm_head.weight, tiny_model(seed=2).embed_tokens.weight)
     assert untied.lm_head.weight.data_ptr() != untied.embed_tokens.weight.data_ptr()
     assert untied.num_parameters() - tied.num_parameters() == V * tied.config.dim
 
 
-def test_tied_embeddings_stay_tied_after_loading(tiny_model):
-    """load_state_dict copies into both names; a copy that replaced one would untie them."""
-    model = tiny_model(seed=1)
-    model.load_state_dict(tiny_model(seed=2).state_dict(), strict=True)
-    assert model.lm_head.weight is model.embed_tokens.weight
-    assert torch.equal(model.lm_head.weight, tiny_model(seed=2).embed_tokens.weight)
-
-
-def test_a_checkpoint_knows_its_shape(tiny_model):
-    """TRAPS 26: sizes typed again at each stage; here the saved config rebuilds the very model."""
-    model = tiny_model(n_kv_heads=1, qk_norm=False, max_seq_len=16)
-    config = vars(model.config)
-    assert all(type(v) in (int, float, bool) for v in config.values())  # weights_only=True reads it
-    again = Transformer(ModelConfig(**config))
-    again.load_state_dict(model.state_dict(), strict=True)
-    ids = draw_ids(2, 9)
-    assert torch.equal(again(ids), model(ids))
-
-
-@pytest.mark.parametrize("size", ["0.1m", "0.2m", "0.4m", "0.9m", "2m", "5m"])
+@pytest.mark.parametrize("size", ["0.1m", "0.4m", "2m"])
 @torch.no_grad()
 def test_loss_at_init_is_guessing(size):
     """Large initial logits cost the first hundred steps; tied, a token's own is the largest."""
@@ -172,16 +135,6 @@ def test_loss_at_init_is_guessing(size):
     logits, targets = model(ids), draw_ids(8, 64, vocab_size=1024, seed=1)
     assert cross_entropy(logits, targets).mean().item() == pytest.approx(math.log(1024), abs=0.05)
     assert logits.softmax(-1).max() < 0.02
-
-
-def test_the_same_seed_gives_the_same_weights():
-    """A run that cannot be repeated cannot be compared."""
-    models = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        models.append(build("0.1m", V))
-    for a, b in zip(*(m.parameters() for m in models)):
-        assert torch.equal(a, b)
 
 
 # --- positions ------------------------------------------------------------------------------------
@@ -198,22 +151,6 @@ def test_rope_turns_channel_i_with_i_plus_half():
     x[..., 7] = 1.0  # pair 3 of 4: frequency 10,000^(-6/8) = 0.001
     assert_close(rotate(x, cos, sin)[0, 0, 2],
                  torch.tensor([0, 0, 0, -math.sin(0.002), 0, 0, 0, math.cos(0.002)]))
-
-
-def test_rope_depends_on_the_distance_alone():
-    """What lets packed documents and left padding do without positions of their own."""
-    torch.manual_seed(0)
-    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
-    cos, sin = (t.double() for t in rope_table(64, 8, 10_000.0))
-
-    def score(i, j):
-        at = lambda x, t: rotate(x, cos[t:t + 1], sin[t:t + 1])
-        return (at(q, i) * at(k, j)).sum().item()
-
-    for distance in (0, 1, 7, 30):
-        scores = [score(j + distance, j) for j in (0, 1, 20, 33)]
-        assert scores == pytest.approx([scores[0]] * 4, abs=1e-5)
-    assert abs(score(7, 0) - score(0, 7)) > 1e-3  # the sign of the distance matters
 
 
 @torch.no_grad()
@@ -339,12 +276,3 @@ def test_train_and_eval_mode_are_the_same(tiny_model):
     model, ids = tiny_model(), draw_ids(2, 6)
     assert torch.equal(model.train()(ids), model.eval()(ids))
     assert not [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-
-
-def test_every_shape_letter_is_explained():
-    """A reader meets (B, G, S, C) and must find it at the top of the file."""
-    source = open(model_module.__file__, encoding="utf-8").read()
-    shapes = re.findall(r"# \(([A-Z][A-Za-z0-9, /+]*)\)", source)
-    used = set(re.findall(r"\b[A-Z]\b", " ".join(shapes)))
-    explained = set(re.findall(r"\b([A-Z]) [a-z]", source.split('"""')[1]))
-    assert used and used <= explained

@@ -19,7 +19,7 @@ def chat(asked, thought, said):
 
 
 def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
 
 
@@ -36,8 +36,7 @@ def documents_of(data, tokenizer):
 
 # --- two tasks, or one of two forms ---------------------------------------------------------------
 
-def test_multi_learns_every_trace_as_a_chain_and_as_a_bare_answer(tiny_world, tiny_tokenizer,
-                                                                  out_dir):
+def test_multi_learns_every_trace_as_a_chain_and_as_a_bare_answer(tiny_world, tiny_tokenizer, out_dir):
     """Two examples a question, apart: in one context the second could copy the first."""
     data = open_data(tiny_world.train, tiny_tokenizer, 143, "multi")
     expected = []
@@ -49,8 +48,7 @@ def test_multi_learns_every_trace_as_a_chain_and_as_a_bare_answer(tiny_world, ti
     assert data["meta"]["documents"] == len(expected) == 64
 
 
-def test_mixed_learns_every_trace_once_half_of_the_questions_with_the_thought(
-        tmp_path, tiny_tokenizer, out_dir):
+def test_mixed_learns_half_of_the_questions_with_the_thought(tmp_path, tiny_tokenizer, out_dir):
     """All answers to a question in one form, or the form says nothing about the question."""
     rows = [chat(f"{n} + {n}?", f"{n} + {n}, try {sample}", f"{2 * n}")
             for n in range(300) for sample in range(2)]
@@ -66,16 +64,12 @@ def test_mixed_learns_every_trace_once_half_of_the_questions_with_the_thought(
     assert 45 < sum(even) < 105  # nor do the even numbers alone think
 
 
-def test_what_has_no_thought_is_learned_once_in_every_way(tiny_tokenizer):
-    """The same example twice is a weight of two that nobody asked for."""
+def test_a_conversation_of_several_turns_has_one_form(tmp_path, tiny_tokenizer, out_dir):
+    """A chain in the first turn and a bare answer in the second is a third task. Without a thought, the
+    same example twice is a weight of two that nobody asked for."""
     for document in ("plain text", [Turn("user", "2 + 3?"), Turn("assistant", "", None, "5")],
                      [Turn("user", "Hi"), Turn("assistant", "Hello.")]):
-        for target in TARGETS:
-            assert len(forms(document, target)) == 1
-
-
-def test_a_conversation_of_several_turns_has_one_form(tmp_path, tiny_tokenizer, out_dir):
-    """A chain in the first turn and a bare answer in the second is a third task."""
+        assert [len(forms(document, target)) for target in TARGETS] == [1] * len(TARGETS)
     row = {"messages": chat("2 + 3?", "two, three", "5")["conversations"] +
            chat("and 1?", "one more", "6")["conversations"]}
     data = open_data(write(tmp_path / "a.jsonl", [row]), tiny_tokenizer, 143, "multi")
@@ -119,6 +113,3 @@ def test_every_target_has_windows_of_its_own(tiny_world, tiny_tokenizer, out_dir
     """TRAPS 17: a student of bare answers that finds the windows of the chains."""
     found = {target: open_data(tiny_world.train, tiny_tokenizer, 143, target) for target in TARGETS}
     assert len({data["ids"].tobytes() for data in found.values()}) == len(TARGETS)
-    for target, data in found.items():
-        again = open_data(tiny_world.train, tiny_tokenizer, 143, target)
-        assert (again["ids"] == data["ids"]).all()

@@ -3,7 +3,6 @@ the loop is the one of pretraining. Its gradient, ranks, kills: with those of th
 import csv
 import inspect
 import json
-import random
 
 import pytest
 import torch
@@ -14,8 +13,7 @@ import train_distill_responses
 import train_pretrain
 from eval import judge
 from dataset.windows import eval_batches, open_data
-from dataset.formats import Turn, encode_document, parse_row, plain_reply, read_documents
-from dataset.windows import Packed
+from dataset.formats import Turn, encode_document, parse_row, plain_reply
 from dataset.verify import extract_answer
 
 # the formats of dataset/formats.py, each as a file may hold it
@@ -29,34 +27,19 @@ FORMATS = [
     {"question": "3 + 4?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}]
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def learned_and_not(data, tokenizer):
-    """The text that counts and the text that does not, of all windows, marks by name."""
-    counted = other = ""
-    for x, y, document, weight in eval_batches(data, batch=2):
-        document = torch.ones_like(x) if document is None else document
-        counted += tokenizer.decode(y[weight > 0], show_control=True)
-        other += tokenizer.decode(y[(weight == 0) & (y != tokenizer.pad)], show_control=True)
-    return counted, other
-
-
 @pytest.mark.parametrize("target, second", [("full", "It is 5 + 2.\n#### 7<end>"),
-                                            ("answer", "<answer>7</answer><end>")],
-                         ids=["full", "answer"])
-def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tiny_tokenizer,
-                                                   out_dir):
+                                            ("answer", "<answer>7</answer><end>")])
+def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tiny_tokenizer, out_dir):
     """TRAPS 9 and 25: of several turns the last alone, or without its first or last token."""
     turns = [dict(role="system", content="Be short."), dict(role="user", content="2 + 3?"),
              dict(role="assistant", content="5 pears."), dict(role="user", content="And 2 more?"),
              dict(role="assistant", content="7", reasoning_content="It is 5 + 2."),
              dict(role="user", content="Thanks"), dict(role="assistant", content="Bye.")]
-    path = write(tmp_path / "chat.jsonl", [dict(conversations=turns)])
-    data = open_data(path, tiny_tokenizer, 143, target)
-    counted, other = learned_and_not(data, tiny_tokenizer)
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps(dict(conversations=turns)), encoding="utf-8")
+    [(_, y, _, weight)] = eval_batches(open_data(path, tiny_tokenizer, 143, target), batch=2)
+    counted, other = (tiny_tokenizer.decode(y[part & (y != tiny_tokenizer.pad)], show_control=True)
+                      for part in (weight > 0, weight == 0))
     assert counted == f"5 pears.<end>{second}Bye.<end>"
     assert other == "Be short.<end><user>2 + 3?<end><assistant><user>And 2 more?<end><assistant>" \
                     "<user>Thanks<end><assistant>"  # <system>, the first token, is nobody's target
@@ -70,14 +53,8 @@ def test_a_full_answer_gives_its_answer_back(think, answer):
     text = plain_reply(Turn("assistant", "", think, answer))
     assert extract_answer(text) == answer
     assert parse_row({"question": "?", "answer": text})[1] == Turn("assistant", "", think, answer)
-
-
-@pytest.mark.parametrize("turn, text", [
-    (Turn("assistant", "", None, "7"), "7"),
-    (Turn("assistant", "", "3 + 4.", "So:\nit is 7."), "3 + 4.\nSo:\nit is 7.")])
-def test_a_full_answer_without_thought_or_of_several_lines_has_no_mark(turn, text):
-    """"#### So:" would be a heading."""
-    assert plain_reply(turn) == text
+    assert plain_reply(Turn("assistant", "", None, answer)) == answer  # "#### So:" would be a heading
+    assert plain_reply(Turn("assistant", "", think, "So:\nit is 7.")) == f"{think}\nSo:\nit is 7."
 
 
 @pytest.mark.parametrize("target", ["full", "answer"])
@@ -89,13 +66,6 @@ def test_a_reply_without_thought_and_answer_is_learned_as_it_stands(target, tiny
     assert tiny_tokenizer.decode(said, show_control=True) == "3 + 4 = 7, <b>.<end>"
 
 
-def test_full_answers_hold_no_tag(tiny_world, tiny_tokenizer):
-    """Plain text is what a teacher behind an API says; tags are the other script's."""
-    for _, document in read_documents(tiny_world.train):
-        ids, _ = encode_document(tiny_tokenizer, document, "full")
-        assert not set(ids) & tiny_tokenizer.tag_ids
-
-
 @pytest.mark.parametrize("said, wanted, verdict", [
     ("3 + 4 = 7\n#### 7", "7", "ok"), ("3 + 4 = 7", "7", "ok"), ("so the answer is 7.", "7", "ok"),
     ("3 + 4 = 7\n#### 8", "7", "wrong answer"), ("so many", "7", "no answer"),
@@ -103,21 +73,17 @@ def test_full_answers_hold_no_tag(tiny_world, tiny_tokenizer):
     ("He lives there.\n#### Rome", "Paris", "wrong answer"), ("", "Paris", "no answer")])
 def test_a_full_answer_is_scored_by_its_last_line_or_number(said, wanted, verdict, tiny_tokenizer):
     """Scored by the <answer> span alone, a student of full answers knows nothing."""
-    ids = [*tiny_tokenizer.encode(said), tiny_tokenizer.end]
-    found = judge(tiny_tokenizer, ids, Turn("assistant", "", "x", wanted), "full")
+    t, turn = tiny_tokenizer, Turn("assistant", "", "x", wanted)
+    found = judge(t, [*t.encode(said), t.end], turn, "full")
     assert found["verdict"] == verdict and found["well_formed"] == bool(said)
-
-
-def test_a_tag_is_no_form_of_a_full_answer(tiny_tokenizer):
-    """The format rate says whether the student does what it was taught."""
-    t = tiny_tokenizer
-    for ids in ([t.answer, *t.encode("7"), t.end_answer, t.end], [*t.encode("7")], [t.end]):
-        assert not judge(t, ids, Turn("assistant", "", None, "7"), "full")["well_formed"]
+    for ids in ([t.answer, *t.encode(said), t.end_answer, t.end], t.encode(said)):  # a tag, no end
+        assert not judge(t, ids, turn, "full")["well_formed"]
 
 
 def test_every_format_is_trained_on(call, tiny_world, tmp_path, out_dir):
     """Real files come in each of these; the loss of the first step, by hand."""
-    path = write(tmp_path / "all.jsonl", FORMATS)
+    path = tmp_path / "all.jsonl"
+    path.write_text("\n".join(map(json.dumps, FORMATS)), encoding="utf-8")
     flags = tiny_world.flags("distill_responses", data=path, init=tiny_world.init, batch=2, steps=1)
     done = call("train_distill_responses", *flags)  # two windows: conversations, text
     assert done.status == 0 and "2 windows of 143 | 5 documents" in done.out, done.err
@@ -126,10 +92,8 @@ def test_every_format_is_trained_on(call, tiny_world, tmp_path, out_dir):
     for asked, said in (([], "Mia has 3 pears."), ([4, "3 + 4?"], "3 + 4 = 7\n#### 7"),
                         ([3, "Be short.", 2, 4, "3 + 4?"], "3 + 4\n#### 7"),
                         ([4, "Add.\n\n3 4"], "7"), ([4, "3 + 4?"], "3 + 4 = 7\n#### 7")):
-        asked = asked + [2, 5] if asked else []
-        prompt = []
-        for part in asked:
-            prompt += [part] if isinstance(part, int) else t.encode(part)
+        parts = asked + [2, 5] if asked else []
+        prompt = sum(([part] if isinstance(part, int) else t.encode(part) for part in parts), [])
         ids = torch.tensor(prompt + t.encode(said) + [2])
         first = max(len(prompt), 1)
         logits = model(ids[None, :-1])[0, first - 1:]
@@ -155,29 +119,3 @@ def test_the_loop_is_that_of_pretraining():
     """`diff` is the lesson: who wrote the text makes the difference, not the loop."""
     ours = inspect.getsource(train_distill_responses.main)
     assert ours == inspect.getsource(train_pretrain.main)
-
-
-def test_without_its_data_it_says_what_makes_them(call, tiny_world, out_dir):
-    """The first command of a new reader."""
-    done = call("train_distill_responses")
-    assert done.status == 2
-    assert "tokenizer.model does not exist; tokenizer/train.py" in done.err
-    done = call("train_distill_responses", f"--tokenizer={tiny_world.tokenizer}")
-    assert done.status == 2 and "does not exist; bash speedrun.sh" in done.err
-
-
-def test_long_and_short_replies_are_packed_with_little_padding():
-    """Batches of like lengths pad 2 to 3 % of such lengths; whole replies in windows pad no more.
-
-    At least so many windows are needed as there are replies of more than half a window."""
-    rng = random.Random(3)
-    lengths = [max(20, min(513, round(rng.lognormvariate(5.1, 0.6)))) for _ in range(4000)]
-    for size in (513, 1025):
-        packed = Packed(size)
-        for n in lengths:
-            packed.add([1] * n, [1] * n)
-        _, _, document = packed.arrays(0)
-        padding = (document == 0).mean()
-        least = max(sum(n > size / 2 for n in lengths), -(-sum(lengths) // size))
-        assert (document > 0).sum() == sum(lengths)
-        assert padding < 0.05 and len(document) <= 1.02 * least

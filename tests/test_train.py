@@ -1,11 +1,11 @@
 """Claims about the training loops: each step's gradient is what the formula in the docstring says.
 
 The scripts run whole, inside this process. `gradients` records what reaches the clipping; the oracle
-beside it knows nothing of windows, masks, micro-batches or this project's losses: it takes the
-documents one by one through PyTorch's own losses.
+takes the documents one by one through PyTorch's own losses.
 """
 import csv
 import re
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -14,26 +14,18 @@ from torch.nn import functional as F
 
 import checkpoints
 import common
-import train_distill_features
-import train_distill_logits
-import train_distill_reason
-import train_distill_responses
-import train_pretrain
 from common import ROOT
 from dataset import windows
 from dataset.windows import eval_batches, open_data, step_batches, step_windows, tensors
 from dataset.formats import encode_document, read_documents
 from optim import get_lr
 
-SCRIPTS = {"pretrain": train_pretrain, "distill_logits": train_distill_logits,
-           "distill_reason": train_distill_reason, "distill_features": train_distill_features,
-           "distill_responses": train_distill_responses}
-all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 ENV = type("Env", (), dict(rank=0, world=1, device="cpu"))
 ALPHA, TEMPERATURE, TAG_WEIGHT = 0.7, 2.0, 3.0
 KNOBS = {"pretrain": {}, "distill_logits": dict(alpha=ALPHA, temperature=TEMPERATURE),
          "distill_reason": dict(tag_weight=TAG_WEIGHT), "distill_responses": dict(window=150),
          "distill_features": dict(alpha=ALPHA, temperature=TEMPERATURE)}
+all_scripts = pytest.mark.parametrize("script", KNOBS)
 
 
 @pytest.fixture
@@ -68,11 +60,6 @@ def fake_data(ids, mask, document):
     return dict(ids=np.array(ids), mask=np.array(mask), document=np.array(document),
                 meta=dict(source_sha256="fake", documents=1, padding_share=0.0, windows=len(ids),
                           window=len(ids[0]) - 1, tokens=0, supervised=0, too_long=0, left_out={}))
-
-
-def use(monkeypatch, script, data):
-    """Let a script train and validate on fake data."""
-    monkeypatch.setattr(windows, "open_data", lambda *_, **__: data)
 
 
 def relative(a, b):
@@ -158,13 +145,12 @@ def test_micro_batches_differ_in_counted_tokens(tiny_world, tiny_tokenizer, out_
     data = open_data(tiny_world.train, tiny_tokenizer, 143)
     assert len(data["ids"]) == 16
     batches, _, _ = step_batches(data, 0, config(batch=16, accumulate=4), ENV)
-    counts = [weight.sum().item() for *_, weight, _ in batches]
-    assert len(set(counts)) > 1 and (data["document"].max(1) > 1).all()  # and all windows are packed
+    assert len({weight.sum().item() for *_, weight, _ in batches}) > 1
+    assert (data["document"].max(1) > 1).all()  # all windows are packed
 
 
 @all_scripts
-def test_appended_padding_changes_nothing(script, train, gradients, monkeypatch, tiny_world,
-                                          tiny_tokenizer, out_dir):
+def test_appended_padding_changes_nothing(script, train, gradients, monkeypatch, tiny_world, tiny_tokenizer):
     """TRAPS 8: padding that counts, or is seen, makes the loss depend on the shape of the batch."""
     real = open_data(tiny_world.train, tiny_tokenizer, 143)
     arrays = [np.array(real[name]) for name in ("ids", "mask", "document")]
@@ -172,7 +158,7 @@ def test_appended_padding_changes_nothing(script, train, gradients, monkeypatch,
     for extra_windows, extra_columns in ((0, 0), (0, 13), (4, 0), (8, 13)):
         wider = [np.pad(a, ((0, extra_windows), (0, extra_columns)), constant_values=value)
                  for a, value in zip(arrays, (42, 0, 0))]  # padding of any id: 42
-        use(monkeypatch, script, fake_data(*wider))
+        monkeypatch.setattr(windows, "open_data", lambda *_, **__: fake_data(*wider))
         _, rows = train(script, init=tiny_world.init, batch=16 + extra_windows, steps=1,
                         **KNOBS[script])
         ces.append(float(rows[0]["ce"]))
@@ -195,31 +181,23 @@ def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train
 
 # --- the teacher ----------------------------------------------------------------------------------
 
-def test_alpha_0_is_pretraining(train, gradients, tiny_world):
-    """With alpha 0 the two scripts are one: same model, same data, same gradient, to the bit."""
-    same = dict(init=tiny_world.init, steps=3)
-    pretrained, _ = train("pretrain", **same)
-    distilled, _ = train("distill_logits", alpha=0, **same)
+def test_alpha_0_is_pretraining(train, gradients):
+    """From one seed: same initial weights, same data, same gradients, to the bit. Loading a teacher may
+    draw no random number."""
+    pretrained, _ = train("pretrain", steps=3)
+    distilled, _ = train("distill_logits", alpha=0, steps=3)
     for step in range(3):
         assert torch.equal(gradients[step], gradients[3 + step])
     for name, weight in pretrained["model"].items():
         assert torch.equal(weight, distilled["model"][name]), name
 
 
-def test_a_seed_gives_one_student_with_or_without_a_teacher(train, gradients):
-    """Paired seeds compare recipes, not initial weights: loading a teacher may draw no random number."""
-    train("pretrain", steps=1)
-    train("distill_logits", alpha=0, steps=1)
-    assert torch.equal(gradients[0], gradients[1])
-
-
 def test_alpha_and_temperature_change_the_training(train, gradients, tiny_world):
     """TRAPS 4: a knob that is printed, logged and dead."""
     for knobs in (dict(), dict(alpha=0.1), dict(temperature=1), dict(alpha=0.1, temperature=1)):
         train("distill_logits", init=tiny_world.init, steps=1, **knobs)
-    for i in range(4):
-        for j in range(i):
-            assert relative(gradients[i], gradients[j]) > 0.01, (i, j)
+    for a, b in combinations(gradients, 2):
+        assert relative(a, b) > 0.01
 
 
 def test_the_loss_follows_the_student(train, gradients, tiny_world):
@@ -235,31 +213,20 @@ def test_the_loss_follows_the_student(train, gradients, tiny_world):
 
 def test_the_teacher_is_frozen_in_eval_mode_and_without_gradient(train, tiny_world, monkeypatch):
     """TRAPS 19: dropout in the teacher is noise in the targets, its graph doubles the memory."""
-    teachers, passes, load_model = [], [], checkpoints.load_model
-
-    def load(path, *rest, **named):
-        loaded = load_model(path, *rest, **named)
-        loaded[0].register_forward_hook(
-            lambda module, *_: passes.append((module.training, torch.is_grad_enabled())))
-        teachers.append(loaded[0])
-        return loaded
-    monkeypatch.setattr(checkpoints, "load_model", load)
+    loaded, passes = checkpoints.load_model(tiny_world.teacher), []
+    teacher, before = loaded[0], checkpoints.load(tiny_world.teacher)["model"]
+    teacher.register_forward_hook(
+        lambda module, *_: passes.append((module.training, torch.is_grad_enabled())))
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_, **__: loaded)
     train("distill_logits", steps=2)
-    [teacher] = teachers
     assert len(passes) > 2 and set(passes) == {(False, False)}
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
-    before = checkpoints.load(tiny_world.teacher)["model"]
     assert all(torch.equal(w, before[name]) for name, w in teacher.state_dict().items())
-    x = torch.randint(10, 300, (2, 9))
-    assert torch.equal(teacher(x), teacher(x))
 
 
 class OneHotTeacher(torch.nn.Module):
     """Is certain that x_t is followed by f(x_t) = 10 + 7 x_t mod 31, whatever the text says."""
     config = type("Config", (), dict(max_seq_len=160, vocab_size=320))
-
-    def num_parameters(self):
-        return 0
 
     def forward(self, x, document=None, keep=None):
         logits = 40.0 * F.one_hot(10 + 7 * x % 31, self.config.vocab_size)  # (B, T, V)
@@ -273,7 +240,8 @@ def test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax(train, monkeypat
         OneHotTeacher().eval(), tiny_tokenizer, {}))
     rng = np.random.default_rng(0)
     ids = rng.integers(10, 41, (64, 25))  # (windows, window + 1): nothing but the teacher to learn
-    use(monkeypatch, "distill_logits", fake_data(ids, rng.integers(0, 2, ids.shape), np.ones(ids.shape)))
+    data = fake_data(ids, rng.integers(0, 2, ids.shape), np.ones(ids.shape))
+    monkeypatch.setattr(windows, "open_data", lambda *_, **__: data)
     _, rows = train("distill_logits", alpha=1, steps=60, batch=32, lr=2e-2, eval_every=60)
     monkeypatch.undo()
     student, _, _ = checkpoints.load_model(out_dir / "run.pt")
@@ -285,11 +253,10 @@ def test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax(train, monkeypat
 def test_the_self_check_prints_the_numbers_that_must_be_right(train):
     """A wrong teacher, loss or start is seen before an hour is spent on it."""
     train("distill_logits", steps=1)
-    assert re.search(r"KL\(teacher\|\|teacher\) 0\.0e\+00 must be 0", train.out)
-    start, guessing = map(float, re.search(
-        r"ce at start +([\d.]+) nats; ln V = ([\d.]+) is guessing", train.out).groups())
-    assert re.search(r"teacher's ce +[\d.]+ nats", train.out)
-    assert abs(start - guessing) < 0.1  # small weights at init
+    numbers = [re.search(words, train.out)[1] for words in (
+        r"KL\(teacher\|\|teacher\) (\S+) must be 0", r"ce at start +(\S+) nats", r"ln V = (\S+) is guessing")]
+    zero, start, guessing = map(float, numbers)
+    assert zero == 0 and abs(start - guessing) < 0.1  # small weights at init
 
 
 # --- the windows of a step ------------------------------------------------------------------------
@@ -297,29 +264,21 @@ def test_the_self_check_prints_the_numbers_that_must_be_right(train):
 def test_every_epoch_takes_each_window_once_in_an_order_of_its_own():
     """A window left out or taken twice; an order that is the same in every epoch."""
     windows, batch = 10, 4  # 5 steps are 2 epochs; the third step takes of both
-    order = np.concatenate([step_windows(windows, step, batch, seed=0) for step in range(5)])
-    first, second = order[:10].tolist(), order[10:].tolist()
+    steps = [step_windows(windows, step, batch, seed=0).tolist() for step in range(5)]
+    order = sum(steps, [])
+    first, second = order[:10], order[10:]
     assert sorted(first) == sorted(second) == list(range(windows)) and first != second
-    again = np.concatenate([step_windows(windows, step, batch, seed=0) for step in range(5)])
-    assert order.tolist() == again.tolist()
-    assert order.tolist() != np.concatenate(
-        [step_windows(windows, step, batch, seed=1) for step in range(5)]).tolist()
-
-
-def test_the_windows_of_a_step_do_not_depend_on_the_steps_before():
-    """A resumed run must go on with the next windows, not with the first."""
-    forwards = [step_windows(10, step, 4, seed=3).tolist() for step in range(9)]
-    backwards = [step_windows(10, step, 4, seed=3).tolist() for step in reversed(range(9))]
-    assert forwards == backwards[::-1]
+    for step in reversed(range(5)):  # a resumed run goes on with the next windows
+        assert step_windows(windows, step, batch, seed=0).tolist() == steps[step]
+        assert step_windows(windows, step, batch, seed=1).tolist() != steps[step]
 
 
 def test_y_is_x_shifted_by_one_and_weighed_by_its_own_mask():
     """TRAPS 7 and 25: with the mask of x instead of y the first response token is never learned."""
     ids, mask = np.arange(20, 28)[None], np.array([[0, 0, 0, 1, 1, 0, 1, 1]])
     x, y, document, weight = tensors(fake_data(ids, mask, np.ones((1, 8))), [0])
-    assert x.tolist() == [[20, 21, 22, 23, 24, 25, 26]] and y.tolist() == [[21, 22, 23, 24, 25, 26, 27]]
+    assert torch.equal(y, x + 1) and document.shape == x.shape == (1, 7)
     assert y[weight > 0].tolist() == [23, 24, 26, 27] and x[weight > 0].tolist() == [22, 23, 25, 26]
-    assert document.shape == x.shape
 
 
 def test_the_supervised_tokens_are_the_responses_from_first_to_last(tiny_world, tiny_tokenizer, out_dir):
@@ -398,13 +357,11 @@ def test_the_checkpoint_keeps_the_best_weights_of_validation(script, train, tiny
 
 def test_the_loops_tell_the_same_story():
     """`diff` between two scripts is a lesson only while their six banners are the same."""
-    banners = {path.name: re.findall(r"^ +# (\d\) .*)$", path.read_text(encoding="utf-8"), re.M)
-               for path in sorted(ROOT.glob("train_*.py"))}
-    assert len(banners) >= 3
-    first = banners["train_pretrain.py"]
-    assert len(first) == 6 and [b[0] for b in first] == list("123456")
-    assert banners.pop("train_distill_responses.py") == []  # its loop is train_pretrain.py's
-    assert all(found == first for found in banners.values()), banners
+    banners = {path.stem: re.findall(r"^ +# (\d\) .*)$", path.read_text(encoding="utf-8"), re.M)
+               for path in ROOT.glob("train_*.py")}
+    assert banners.pop("train_distill_responses") == []  # its loop is train_pretrain.py's
+    assert [banner[0] for banner in banners["train_pretrain"]] == list("123456")
+    assert len(banners) == 5 and all(b == banners["train_pretrain"] for b in banners.values()), banners
 
 
 def test_a_part_of_the_validation_windows_is_spread_over_all():

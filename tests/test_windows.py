@@ -27,15 +27,10 @@ def words(rng, low, high):
 
 def chats(rng, count):
     """Rows of one or two rounds; every response unlike the others."""
-    rows = []
-    for i in range(count):
-        turns = []
-        for _ in range(rng.randint(1, 2)):
-            turns += [{"role": "user", "content": words(rng, 1, 8)},
-                      {"role": "assistant", "content": f"{i}",
-                       "reasoning_content": words(rng, 1, 8)}]
-        rows.append({"conversations": turns})
-    return rows
+    def turns(i):
+        return [dict(role="user", content=words(rng, 1, 8)),
+                dict(role="assistant", content=f"{i}", reasoning_content=words(rng, 1, 8))]
+    return [dict(conversations=turns(i) + (turns(i) if rng.random() < 0.5 else [])) for i in range(count)]
 
 
 def write(path, rows):
@@ -101,13 +96,12 @@ def test_the_first_token_of_a_document_is_never_learned(tokenizer, source):
 
 def test_the_learned_span_of_a_window_is_the_response(tmp_path, tokenizer, out_dir):
     """TRAPS 7 and 25: y = ids[1:] with mask[1:], decoded, first and last token."""
-    turns = [{"role": "user", "content": "how many"},
-             {"role": "assistant", "content": "5", "reasoning_content": "two plus three"}]
-    data = open_data(write(tmp_path / "a.jsonl", [{"messages": turns}]), tokenizer, 60)
-    x, y, learned = data["ids"][0, :-1], data["ids"][0, 1:], data["mask"][0, 1:] == 1
-    assert tokenizer.decode(y[learned], True) == (
-        "<think>two plus three</think><answer>5</answer><end>")
-    assert x[learned][0] == tokenizer.assistant  # predicts the first response token
+    turns = [dict(role="user", content="how many"),
+             dict(role="assistant", content="5", reasoning_content="two plus three")]
+    data = open_data(write(tmp_path / "a.jsonl", [dict(messages=turns)]), tokenizer, 60)
+    ids, learned = data["ids"][0], data["mask"][0, 1:] == 1
+    assert tokenizer.decode(ids[1:][learned], True) == "<think>two plus three</think><answer>5</answer><end>"
+    assert ids[:-1][learned][0] == tokenizer.assistant  # predicts the first response token
 
 
 def test_a_stream_of_text_loses_no_token(tmp_path, tokenizer, out_dir):
@@ -137,20 +131,10 @@ def test_a_book_is_cut_in_chunks_and_loses_no_character(tmp_path, tokenizer, sma
     assert tokenizer.decode(data["ids"][kept]) == text
 
 
-def test_text_and_conversations_may_stand_in_one_file(tmp_path, tokenizer, out_dir):
-    """Neither kind may swallow the other."""
-    rows = [*chats(random.Random(3), 20), {"text": "how many apples"}, *chats(random.Random(4), 20)]
-    data = open_data(write(tmp_path / "a.jsonl", rows), tokenizer, 60)
-    assert data["meta"]["documents"] == 41
-    assert tokenizer.decode(data["ids"][-1]) == "how many apples"
-
-
 def test_documents_takes_the_first_rows_of_the_file(tmp_path, tokenizer, source, small_chunks):
     """A label budget of N must be the same N rows however the file is cut."""
     limited = open_data(source, tokenizer, 60, documents=123)
-    rows = source.read_text(encoding="utf-8").splitlines(True)
-    (tmp_path / "first.jsonl").write_text("".join(rows[:123]), encoding="utf-8")
-    first = open_data(tmp_path / "first.jsonl", tokenizer, 60)
+    first = open_data(write(tmp_path / "first.jsonl", chats(random.Random(1), 400)[:123]), tokenizer, 60)
     assert limited["meta"]["documents"] == 123
     assert all((limited[name] == first[name]).all() for name in windows.NAMES)
 
@@ -233,11 +217,9 @@ def test_a_conversation_is_cut_at_a_tool_turn_and_the_cut_is_counted(tmp_path, t
 
 def many_rows(path, megabytes):
     """A file of some MB, more than one chunk."""
-    rows = chats(random.Random(5), 3000)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    with open(path, "w", encoding="utf-8") as file:
-        for _ in range(megabytes * 10**6 // len(text) + 1):
-            file.write(text)
+    text = write(path, chats(random.Random(5), 3000)).read_bytes()
+    with open(path, "wb") as file:
+        file.writelines(text for _ in range(megabytes * 10**6 // len(text) + 1))
     return path
 
 
@@ -252,20 +234,26 @@ def test_the_bytes_do_not_depend_on_the_workers(tmp_path, tokenizer, out_dir):
         assert (found[name] == np.concatenate([arrays[i] for arrays, *_ in alone])).all()
 
 
-PREPARE = """import sys; sys.path.insert(0, sys.argv[1]); from dataset.windows import open_data
+@pytest.fixture
+def prepare(tmp_path, tokenizer):
+    """The words of a command that cuts the file named behind them and prints the kilobytes it took."""
+    tokenizer.save(tmp_path / "t.model")
+    script = tmp_path / "prepare.py"
+    script.write_text(f"""import resource, sys; sys.path.insert(0, {str(ROOT)!r})
+from dataset.windows import open_data
 from tokenizer import Tokenizer
 if __name__ == "__main__":
-    open_data(sys.argv[2], Tokenizer.load(sys.argv[3]), 60)"""
+    open_data(sys.argv[1], Tokenizer.load({str(tmp_path / "t.model")!r}), 60)
+    print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+""", encoding="utf-8")
+    return [sys.executable, script]
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, tokenizer, out_dir):
+def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, tokenizer, prepare, out_dir):
     """FAULTS 31, 34: a leftover that blocks for ever, workers that live on, two writers that race."""
-    path, script = many_rows(tmp_path / "big.jsonl", 40), tmp_path / "prepare.py"
-    script.write_text(PREPARE, encoding="utf-8")
-    tokenizer.save(tmp_path / "t.model")
-    command = [sys.executable, str(script), str(ROOT), str(path), str(tmp_path / "t.model")]
-    rng = random.Random(3)
+    path, rng = many_rows(tmp_path / "big.jsonl", 40), random.Random(3)
+    command = [*prepare, path]
     for _ in range(5):
         process = subprocess.Popen(command)
         while not list((out_dir / "windows").glob(".*.tmp/ids.bin")) and process.poll() is None:
@@ -286,13 +274,8 @@ def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, to
 
 
 @pytest.mark.slow
-def test_a_gigabyte_is_prepared_in_less_than_a_gigabyte(tmp_path, tokenizer, out_dir):
+def test_a_gigabyte_is_prepared_in_less_than_a_gigabyte(tmp_path, prepare, out_dir):
     """Real files do not fit in memory."""
-    path, script = many_rows(tmp_path / "big.jsonl", 1000), tmp_path / "prepare.py"
-    script.write_text(PREPARE + "\n    import resource; print(max(resource.getrusage(who).ru_maxrss for who "
-                      "in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))", encoding="utf-8")
-    tokenizer.save(tmp_path / "t.model")
-    done = subprocess.run([sys.executable, str(script), str(ROOT), str(path), str(tmp_path / "t.model")],
-                          capture_output=True, text=True, check=True)
-    assert "MB/s" in done.stdout
+    done = subprocess.run([*prepare, many_rows(tmp_path / "big.jsonl", 1000)], capture_output=True,
+                          text=True, check=True)
     assert int(done.stdout.split()[-1]) * 1024 < 1e9
