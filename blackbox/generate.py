@@ -101,8 +101,7 @@ def judge(reference, answer, ended, well_formed):
 
 
 def judge_ids(tokenizer, about, ids):
-    """What a checkpoint wrote -> verdict, reasoning_content, content; of a document, about which
-    nothing is known, verdict and text."""
+    """What a checkpoint wrote -> verdict, reasoning_content, content; of a document verdict, text."""
     found = parse_response(tokenizer, ids)
     if not about:
         length = "too short" if len(found["text"]) < MIN_CHARS else "ok"
@@ -110,9 +109,8 @@ def judge_ids(tokenizer, about, ids):
     thought, content = found["think"], found["answer"]
     if not found["well_formed"]:  # all of it, with the marks by name
         thought, content = None, tokenizer.decode(ids, show_control=True).removesuffix("<end>")
-    return dict(verdict=judge(about["reference"], found["answer"], found["ended"],
-                              found["well_formed"]),
-                reasoning_content=thought, content=content)
+    mark = judge(about["reference"], found["answer"], found["ended"], found["well_formed"])
+    return dict(verdict=mark, reasoning_content=thought, content=content)
 
 
 def judge_text(reference, content, thought=None, ended=True):
@@ -123,17 +121,15 @@ def judge_text(reference, content, thought=None, ended=True):
     except BadRow:  # a tag that stands alone
         return judge(reference, None, ended, False)
     answer = turn.content if turn.answer is None else turn.answer
-    if reference is None:
-        return judge(None, answer, ended, True)
-    answer = answer if "<answer>" in content else answer_in(answer, reference)
-    return judge(reference, answer, ended, not any(tag in turn.content for tag in TAGS))
+    if reference is not None and "<answer>" not in content:
+        answer = answer_in(answer, reference)
+    tagged = reference is not None and any(tag in turn.content for tag in TAGS)
+    return judge(reference, answer, ended, not tagged)
 
 
 def keep(rows):
-    """Rows of OUT.all.jsonl -> counts by verdict, and the rows of OUT: whole, right and new.
-
-    A free text that has the known answer becomes thought and answer.
-    """
+    """Rows of OUT.all.jsonl -> counts by verdict, and the rows of OUT: whole, right and new. A free
+    text that has the known answer becomes thought and answer."""
     counts, seen, kept = Counter(), set(), []
     for row in sorted(rows, key=lambda row: (row["question"], row["sample"])):
         found = row["verdict"]
@@ -210,7 +206,7 @@ def open_checkpoint(cfg, prompts):
     model, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device)
     context = model.config.max_seq_len
     fit = [(prompt_ids(tokenizer, turns), about) for turns, about in prompts]
-    fit = [(ids, about) for ids, about in fit if len(ids) < context]
+    fit = [one for one in fit if len(one[0]) < context]
     if len(fit) < len(prompts):
         print(f"left out: {len(prompts) - len(fit):,} questions longer than {context} tokens")
     check(fit or not prompts, f"no question fits into the {context} tokens of {show(cfg.teacher)}")
@@ -300,8 +296,8 @@ def finish(cfg, answers, jobs, client):
         example = next(r["content"] for r in settled.values() if r["verdict"] == "format")
         print(f"most answers have another form, such as {example[:300]!r}")
     if missing:
-        faults = counted(Counter(dict(client.faults.most_common(3))), ", ")
-        words = f"{missing:,} answers are missing: {client.why}; faults: {faults or 'none'}"
+        faults = counted(Counter(dict(client.faults.most_common(3))), ", ") or "none"
+        words = f"{missing:,} answers are missing: {client.why}; faults: {faults}"
         check(not client.error, words)
         common.stop(f"{words}; the same command asks for them again", 1)
     check(kept, f"no answer is kept ({counted(counts, ', ')}): try another teacher")

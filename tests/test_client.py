@@ -58,18 +58,6 @@ def test_a_key_leaves_this_machine_only_under_tls(monkeypatch):
                 read_endpoint(f"HTTP://{host}/v1")
 
 
-def test_an_answer_comes_with_all_that_is_said_about_it():
-    """Usage, the snapshot's name and the reason of the end: what a data card is made of."""
-    with serving() as mock:
-        assert post(mock.url, KEY, BODY, 20.0) == dict(
-            content="<think>2 + 3 = 5, I say 1.</think><answer>5</answer>", reasoning_content=None,
-            finish_reason="stop", model="mock-1", usage=dict(prompt_tokens=10, completion_tokens=20))
-        post(mock.url, "", BODY, 20.0)
-    first, second = mock.headers
-    assert first["path"] == "/v1/chat/completions" and first["Authorization"] == f"Bearer {KEY}"
-    assert "Authorization" not in second
-
-
 @pytest.mark.parametrize("fault, kind, then", [
     ("429", "429", "again"), ("408", "408", "again"), ("500", "500", "again"), ("529", "529", "again"),
     ("dropped", "RemoteDisconnected", "again"), ("cut", "IncompleteRead", "again"),
