@@ -112,6 +112,7 @@ FINE = [
     turns("用Python写一个函数", "```python\ndef add(first, second):\n    return first + second\n```"),
     turns("求和", "\\frac{1}{2} + \\sqrt{x} = \\text{sum}"), turns("2+3=?", "五，因为二加三等于五"),
     turns("Translate 你好 for me", "你好 means hello, or good day"), turns(ASKED, "十七"),
+    turns("我喜欢苹果: I like pears and apples?", "我喜欢吃梨，也喜欢吃苹果，谢谢你们"),
     turns("Explain machine learning to me", "机器学习 (machine learning) 是一种方法"),
     turns("これは何ですか、教えてください", "本当 です。林檎 と 梨 があります"), turns("In Greek", "ναι"),
     *[turns(text, text + " (English)") for text in SCRIPTS],
@@ -128,19 +129,14 @@ def test_a_bad_row_is_dropped_for_its_reason_and_not_for_another(sift):
     assert done.kept == [(json.dumps(GOOD) + "\n").encode()]
 
 
-def test_a_rule_that_is_off_drops_nothing(sift):
-    """Translations and long chains of thought are data, too."""
-    rows = [row for reason, row in BAD if reason in ("length", "repetition", "language")]
-    done = sift([GOOD, *rows], "--off=length,repetition,language")
-    assert done.status == 0 and done.dropped == [] and len(done.kept) == len(rows) + 1
-    assert sift([GOOD], "--off=nearly").status == 2
-
-
-def test_good_rows_stay(sift):
+def test_good_rows_stay_and_a_rule_that_is_off_drops_nothing(sift):
     """A filter that is too eager costs the hard and the unusual rows; the first is taken for a header."""
-    done = sift([*FINE[::-1], GOOD])
-    assert done.status == 0 and done.dropped == [], done.dropped
-    assert len(done.kept) == len(FINE) + 1
+    off = [row for reason, row in BAD if reason in ("length", "repetition", "language")]
+    for rows, flags in ((FINE[::-1], ()), (off, ["--fresh", "--off=length,repetition,language"])):
+        done = sift([*rows, GOOD], *flags)
+        assert done.status == 0 and done.dropped == [], done.dropped
+        assert len(done.kept) == len(rows) + 1
+    assert sift([GOOD], "--off=nearly").status == 2
 
 
 def test_a_row_has_only_the_first_reason(sift):
@@ -228,14 +224,9 @@ def test_every_row_is_in_one_of_the_two_files_and_counted_on_the_card(sift):
     assert Counter(map(json.dumps, rows)) == Counter(map(json.dumps, back))
     for reason in REASONS:
         assert re.search(rf"^\| {reason} \| {done.reasons.count(reason)} \|", done.card, re.M)
-
-
-def test_the_card_has_the_lengths_of_the_kept_rows(sift):
-    """Lengths of other rows, or of another side."""
-    rows = [turns("abc", "<think>t</think><answer>7|8\n`<!--` </answer>"), turns("abcdefg", "1. One\n2. Two"),
-            turns("abcde", "<answer>17</answer>"), turns("abcde?!", "<answer>17</answer>")]
-    card = sift(rows, "--off=near").card
-    assert "| prompt | 3 | 6 | 7 | 7 |" in card and "| answer | 2 | 7 | 13 | 13 |" in card
+    card = sift([turns("abc", "<think>t</think><answer>78</answer>"), turns("abcdefg", "One.")],
+                "--fresh").card
+    assert "| prompt | 3 | 5 | 7 | 7 |" in card and "| answer | 4 | 4 | 4 | 4 |" in card
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -345,7 +336,6 @@ def piece(text, first, count):
     (question("In 1902 somebody asked me: " + piece(NILE, 3, 13)), 2), ({"text": NILE}, 2),
     (question("what is 2 + 3"), 3), (question(SHORT.replace("+", "-")), None),
     (question("Please tell me, what is 2+3?"), None),            # short: only the whole question
-    (turns("Ask me!", SHORT), None),
     ({"messages": turns("Hello!", "Hi.")["messages"] + turns(SHORT, "5")["messages"]}, 3),
     (turns(piece(NILE, 0, 7), piece(NILE, 7, 9)), None),  # across two turns
 ])
