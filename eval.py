@@ -2,17 +2,14 @@
 
     python eval.py out/teacher.pt out/student-logits.pt    # on out/data/stories/test.jsonl
 
-Three small models take about a minute on a CPU. Always float32: bf16 rounds the logits.
-
-What the columns mean
+Always float32: bf16 rounds the logits. What the columns mean:
     ce, bits/byte  cross-entropy, nats a counted token (of a conversation: the assistant's turns);
                    the same per byte of text: comparable between tokenizers
     KL, agree      KL(teacher || model) in nats, and how often both have the same likeliest token;
                    the teacher is --teacher, else the first checkpoint
     exact          share of questions with the right answer, greedy, with Wilson's 95 % interval;
                    an answer that ran into the limit is wrong
-    format         share of answers in exactly the form that the model was trained on: think and
-                   answer tags for chains, the answer tag for bare answers, no tag for full replies
+    format         share of answers in exactly the form that the model was trained on
     ECE            calibration error: how far confidence and accuracy of the likeliest token differ
     copy           share of tokens right when a random sequence is read for the second time
     repeats        share of an answer's 4-grams that came before; limit: answers that ran into it
@@ -37,7 +34,7 @@ import checkpoints
 import common
 import speed
 from common import OUT, check, show
-from dataset.formats import (Turn, bad_lines_text, opening, parse_response, parse_row, prompt_ids,
+from dataset.formats import (Turn, bad_lines_text, opening, parse_response, prompt_ids,
                              read_documents)
 from dataset.suites import IN_MEAN, read_suites
 from dataset.verify import agree, extract_answer, parse_number, verdict
@@ -52,7 +49,6 @@ class Config:
     checkpoints: list = None       # the models, as words without a flag; none: out/teacher.pt
     teacher: str = ""              # checkpoint that KL and agreement refer to; empty: the first
     data: str = OUT / "data/stories/test.jsonl"  # test set, in any format of dataset/formats.py
-    window: int = 0                # tokens seen at once in ce and KL; 0: as all were trained
     target: Literal["auto", "cot", "answer", "full"] = "auto"  # form of an answer; auto: as trained
     questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
     max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
@@ -98,7 +94,7 @@ def score(model, tokenizer, teacher, data, cfg):
 def copy_probe(model, data):
     """Read random pieces of the test set twice: share of the second reading that it foresees.
 
-    This is what a copying head can do (Olsson et al. 2022), and what no text has taught.
+    Only a copying head can do that (Olsson et al. 2022).
     """
     device = model.embed_tokens.weight.device
     length = min(24, model.config.max_seq_len // 2)
@@ -143,9 +139,9 @@ def judge(tokenizer, ids, reference, target):
         is_number = parse_number(wanted) is not None
         got = extract_answer(parsed["text"]) if is_number else parsed["text"].strip()
     # The format has a column of its own; here only the answer and its end count.
-    return dict(response=tokenizer.decode(ids, show_control=True), answer=got, tokens=len(ids),
-                repeats=repetition(ids), ended=parsed["ended"], well_formed=parsed["well_formed"],
-                verdict=verdict(wanted, got, parsed["ended"], True))
+    return parsed | dict(response=tokenizer.decode(ids, show_control=True), answer=got,
+                         tokens=len(ids), repeats=repetition(ids),
+                         verdict=verdict(wanted, got, parsed["ended"], True))
 
 
 def tally(replies):
@@ -184,14 +180,13 @@ def vote(model, tokenizer, questions, target, cfg):
 def robustness(model, tokenizer, suites, target, cfg):
     """Accuracy on each suite, paired with the same problems unchanged -> a dict.
 
-    suites: {name: dict(n, exact, exact_interval, drop, p)}, drop of accuracy against clean; mean
-    and worst are over IN_MEAN. hostile: how many answers ended, and what was too long to ask.
+    suites: {name: dict(n, exact, exact_interval, drop, p)}, drop of accuracy against clean;
+    hostile: how many answers ended, and were too long to ask. suite_mean: over IN_MEAN.
     suites_right: {name: "10-1..."}, a clean problem each: right, wrong, not in this suite.
     """
     right, found = {}, {}
     for name, rows in suites.items():  # clean is the first
-        questions = [[Turn(**turn) for turn in row["conversations"]] if name == "hostile"
-                     else parse_row(row) for row in rows]  # a hostile question may be empty
+        questions = [[Turn(**turn) for turn in row["conversations"]] for row in rows]
         replies = answer(model, tokenizer, questions, target, cfg)
         if name == "hostile":
             found[name] = dict(n=len(rows), ended=sum(r["ended"] for r in replies),
@@ -203,11 +198,9 @@ def robustness(model, tokenizer, suites, target, cfg):
             found[name] = dict(n=n, exact=k / n, exact_interval=wilson(k, n),
                                drop=(sum(unchanged) - k) / n, p=mcnemar(unchanged, marks.values()))
     exact = {name: found[name]["exact"] for name in IN_MEAN if name in found}
-    worst = min(exact, key=exact.get)
     text = {name: "".join("-01"[1 + right[name].get(i, -1)] for i in right["clean"])
             for name in ("clean", *exact)}
-    return dict(suites=found, suite_mean=sum(exact.values()) / len(exact), worst_suite=worst,
-                suite_worst=exact[worst], suites_right=text)
+    return dict(suites=found, suite_mean=sum(exact.values()) / len(exact), suites_right=text)
 
 
 # --- the report: a column of a table is (head, function of a result) ------------------------------
@@ -256,13 +249,12 @@ def keeps(results):
 def suite_table(results):
     """A line a suite, a column a model: accuracy, points against clean, McNemar's p."""
     def column(r):
-        hostile = r["suites"]["hostile"]
+        *suites, hostile = r["suites"].values()
         return [*(f"{figure('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
-                  for s in r["suites"].values() if s is not hostile),
-                f"{r['suite_mean']:.1%}", f"{r['suite_worst']:.1%} {r['worst_suite']}",
+                  for s in suites),
+                f"{r['suite_mean']:.1%}",
                 f"{hostile['ended']} of {hostile['n']}, {hostile['refused']}"]
-    names = [name for name in results[0]["suites"] if name != "hostile"]
-    names += ["**mean**", "**worst**", "hostile texts: ended, refused as too long"]
+    names = [*results[0]["suites"]][:-1] + ["**mean**", "hostile texts: ended, refused as too long"]
     heads = ["suite (95 %), points against clean", *(f"{r['model']}:" for r in results)]
     return markdown(" | ".join(heads), zip(names, *map(column, results)))
 
@@ -285,7 +277,7 @@ def tables(results):
 
 def check_flags(cfg):
     """UserError for a value that cannot be, and for an output that would replace another's file."""
-    common.between(cfg, 0, 2**32 - 1, "window", "questions", "samples", "temperature", "seed")
+    common.between(cfg, 0, 2**32 - 1, "questions", "samples", "temperature", "seed")
     common.positive(cfg, "max_new_tokens", "batch")
     check((cfg.samples > 0) == (cfg.temperature > 0),
           "--samples needs a --temperature above 0 (0.7, say), and --temperature needs --samples")
@@ -322,8 +314,8 @@ def write_report(cfg, results, rows):
 def row_of(cfg, result, state):
     """One finished run as a row of --row: what its figures depend on, and the figures."""
     run = state.get("run_config", {})
-    evaluation = {flag: getattr(cfg, flag) for flag in ("questions", "max_new_tokens", "target",
-                                                        "window", "temperature", "seed")}
+    flags = ("questions", "max_new_tokens", "target", "temperature", "seed")
+    evaluation = {flag: getattr(cfg, flag) for flag in flags}
     if cfg.suites:
         evaluation["suites_sha256"] = common.sha256_file(Path(cfg.suites) / "about.json")
     trained = {key: state.get(key) for key in ("inputs", "train_seconds", "tokens", "supervised",
@@ -376,13 +368,12 @@ def main(cfg):
     if len(set(names)) < len(set(paths)):  # a/m.pt and b/m.pt
         names = [show(path) for path in paths]
     # One window for all, the smallest that one was trained on: beyond it a model knows no position.
-    room = min(model.config.max_seq_len for model, _, _ in loaded)
-    trained = [state.get("run_config", {}).get("window", room) for _, _, state in loaded]
-    check(cfg.window <= room, f"--window {cfg.window}: the smallest context is {room}")
-    window, results = cfg.window or min(room, *trained), []
+    window = min(state.get("run_config", {}).get("window", model.config.max_seq_len)
+                 for model, _, state in loaded)
     rows = [dict(question=" ".join(turn.content for turn in before),
                  right=last.content if last.answer is None else last.answer, answers={})
             for *before, last in questions]
+    results = []
     for name, one in zip(names, models):
         result, answers = evaluate(cfg, one, teacher, window, questions, suites)
         results.append(dict(model=name, teacher=names[-1]) | result)
@@ -390,7 +381,7 @@ def main(cfg):
             row["answers"][name] = reply
         print(table(results[-1:], SCOREBOARD).splitlines()[-1])
     write_report(cfg, results, rows)
-    if cfg.speed:  # last, and after a report: measuring may fail
+    if cfg.speed:  # after a first report: measuring may fail
         measured = speed.measure(cfg.checkpoints, conversations[:20], device)
         results = [result | more for result, more in zip(results, measured)]
         write_report(cfg, results, rows)

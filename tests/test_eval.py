@@ -99,11 +99,11 @@ def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
 
 def test_the_tables_by_hand():
     """A suite of 2 problems at 50 % says nothing; a model agrees with itself: no finding."""
-    result = dict(model="m", teacher="t", kl=0.5, suite_mean=0.5, suite_worst=0.5, worst_suite="x",
+    result = dict(model="m", teacher="t", kl=0.5, suite_mean=0.5,
                   suites=dict(clean=dict(n=2, exact=0.5, exact_interval=wilson(1, 2), drop=0.25, p=1.0),
                               hostile=dict(n=9, ended=8, refused=1)))
     assert evaluation.suite_table([result]).splitlines()[2:] == [
-        "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| **mean** | 50.0% |", "| **worst** | 50.0% x |",
+        "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| **mean** | 50.0% |",
         "| hostile texts: ended, refused as too long | 8 of 9, 1 |"]
     columns = [("KL:", evaluation.figure("kl", ".2f")), ("ce:", evaluation.figure("ce", ".2f"))]
     assert table([result, result | dict(model="t", ce=1)], columns).splitlines() == [
@@ -130,10 +130,7 @@ def test_all_models_are_scored_at_the_smallest_window_that_one_was_trained_at(re
     results, text, _ = report([out_dir / "long.pt", out_dir / "short.pt"])
     assert [r["window"] for r in results] == [100, 100] and "windows of 100" in text
     assert report([out_dir / "long.pt"])[0][0]["window"] == 143
-    assert report([out_dir / "long.pt"], "--window=120")[0][0]["window"] == 120
 
-
-# --- robustness -----------------------------------------------------------------------------------
 
 def suite(name, sources, answers, question="2 + 3?"):
     """Rows of a suite, made by hand."""
@@ -155,7 +152,7 @@ def test_suites_are_paired_with_their_own_clean_problems(written, tiny_world, ti
     for name, drop, p in (("clean", 0, 1), ("typos", 0, 1), ("names", 1, 0.5)):
         assert (found["suites"][name]["drop"], found["suites"][name]["p"]) == (drop, p)
     assert found["suites"]["hostile"] == dict(n=2, ended=0, refused=2)
-    assert (found["worst_suite"], found["suite_worst"], found["suite_mean"]) == ("names", 0, 0.25)
+    assert found["suite_mean"] == 0.25
     assert found["suites_right"] == dict(clean="110", typos="0-1", names="00-")
 
 
@@ -163,22 +160,18 @@ def test_the_copy_probe_knows_a_copier_from_a_parrot(tiny_world, tiny_tokenizer)
     """A probe that a model without any copying passes measures something else."""
     data = open_data(tiny_world.val, tiny_tokenizer, 143)
 
-    class Copier:
+    class Model:
         config, embed_tokens = type("C", (), dict(max_seq_len=160)), torch.nn.Embedding(1, 1)
 
-        def __call__(self, ids):
-            half = ids.shape[1] // 2
-            return F.one_hot(ids.roll(half - 1, 1), tiny_tokenizer.vocab_size)  # half a text ago
+        def __init__(self, back):
+            self.back = back
 
-    class Parrot(Copier):
-        def __call__(self, ids):
-            return F.one_hot(ids, tiny_tokenizer.vocab_size)  # says what it hears
+        def __call__(self, ids):  # says what it heard so many tokens ago
+            return F.one_hot(ids.roll(self.back, 1), tiny_tokenizer.vocab_size)
 
-    assert evaluation.copy_probe(Copier(), data) == 1
-    assert evaluation.copy_probe(Parrot(), data) < 0.2
+    assert evaluation.copy_probe(Model(23), data) == 1
+    assert evaluation.copy_probe(Model(0), data) < 0.2
 
-
-# --- answers --------------------------------------------------------------------------------------
 
 def say(tokenizer, text, end=True):
     """Ids of a response whose tags are control pieces."""
@@ -191,7 +184,12 @@ def say(tokenizer, text, end=True):
 
 
 def test_an_answer_is_judged_by_its_answer_and_its_end(tiny_tokenizer):
-    """An answer that ran into the limit is wrong, even if the right number stands in it."""
+    """An answer that ran into the limit is wrong, even if the right number stands in it. A question
+    of knowledge has no number in its answer: every model would score 0 %."""
+    for said, wanted, verdict in (("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
+                                  ("It is 14.", "So 14", "ok")):
+        ids = say(tiny_tokenizer, said)
+        assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
     for text, end, verdict, well_formed in (
             ("<think>3 + 4 = 7.</think><answer>7</answer>", True, "ok", True),
             ("<think>3 + 4 = 7.</think><answer>7</answer>", False, "truncated", False),
@@ -205,14 +203,6 @@ def test_an_answer_is_judged_by_its_answer_and_its_end(tiny_tokenizer):
         ids = say(tiny_tokenizer, text, end)
         found = judge(tiny_tokenizer, ids, Turn("assistant", "", None, "7"), "cot")
         assert (found["verdict"], found["well_formed"], found["ended"]) == (verdict, well_formed, end)
-
-
-def test_answers_without_tags_are_compared_as_what_they_are(tiny_tokenizer):
-    """A question of knowledge has no number in its answer: every model would score 0 %."""
-    for said, wanted, verdict in (("Paris", "Paris", "ok"), ("paris.", "Paris", "ok"),
-                                  ("Rome", "Paris", "wrong answer"), ("It is 14.", "So 14", "ok")):
-        ids = tiny_tokenizer.encode(said) + [tiny_tokenizer.end]
-        assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
 
 
 def test_a_model_that_always_says_the_same_or_never_ends_scores_so(written, report, tiny_world,
@@ -238,8 +228,6 @@ def test_what_a_student_keeps_by_hand():
     assert evaluation.keeps([first | dict(exact=0.0), other]) == evaluation.keeps([first]) == ""
 
 
-# --- speed ----------------------------------------------------------------------------------------
-
 def test_speed_and_memory_are_a_models_own(tiny_world, tmp_path):
     """A child inherits its parent's ru_maxrss: every model would show what eval.py itself had used.
     FAULTS 11: a process that was killed for its memory took the figures of all models with it."""
@@ -262,8 +250,6 @@ def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir,
     [result] = json.loads((out_dir / "report.json").read_text(encoding="utf-8"))["results"]
     assert result["n"] == 6 and f"| {result['ce']:.4f} |" in (out_dir / "report.md").read_text()
 
-
-# --- several samples ------------------------------------------------------------------------------
 
 def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatch):
     """Three questions, four samples each: right 2, 1 and 3 times; the second is lost by the vote.
@@ -306,12 +292,10 @@ def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_
     must not replace somebody's own file of its name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text('{"mine": 1}', encoding="utf-8")
-    for flag in ("--samples=4", "--temperature=0.7", "--window=161", "--batch=0", "--out=rows"):
+    for flag in ("--samples=4", "--temperature=0.7", "--batch=0", "--out=rows"):
         assert call("eval", tiny_world.init, f"--data={tiny_world.val}", "--no-speed", flag).status == 2
     assert (tmp_path / "rows.json").read_text() == '{"mine": 1}'
 
-
-# --- models of two forms --------------------------------------------------------------------------
 
 def test_a_target_begins_the_response(report, tiny_world, tiny_tokenizer, monkeypatch):
     """How a model of two forms is told which is asked; its first token is counted as said."""
