@@ -57,7 +57,7 @@ def read_endpoint(url):
 
 
 def post(url, key, body, timeout):
-    """Send a request (bytes) -> what parse_answer returns, or Fault. timeout: seconds of silence."""
+    """Send a request (bytes) -> what parse_answer returns, or Fault. timeout: silent seconds."""
     headers = {"Content-Type": "application/json", "User-Agent": "minidistill"}
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     parts = urlsplit(url)
@@ -140,8 +140,8 @@ def seed_of(seed, question, sample):
 
 
 class Client:
-    """An endpoint, its budgets, and what the threads that ask it share. rows: those of earlier runs,
-    which the budgets count. write(job, found) is called for each try, one at a time."""
+    """An endpoint, its budgets, and what the threads that ask it share. rows: of earlier runs, for
+    the budgets. write(job, found) is called for each try, one at a time."""
 
     def __init__(self, cfg, rows, write):
         self.cfg, self.write = cfg, write
