@@ -57,7 +57,7 @@ def read_endpoint(url):
 
 
 def post(url, key, body, timeout):
-    """Send a request (bytes) -> what parse_answer returns, or Fault. timeout: seconds of silence."""
+    """Send a request (bytes) -> what parse_answer returns, or Fault. timeout: silent seconds."""
     headers = {"Content-Type": "application/json", "User-Agent": "minidistill"}
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     parts = urlsplit(url)
@@ -140,7 +140,8 @@ def seed_of(seed, question, sample):
 
 
 class Client:
-    """An endpoint, its budgets, and what the threads that ask it share."""
+    """An endpoint, its budgets, and what the threads that ask it share. rows: of earlier runs, for
+    the budgets. write(job, found) is called for each try, one at a time."""
 
     def __init__(self, cfg, rows, write):
         self.cfg, self.write = cfg, write
@@ -221,7 +222,8 @@ class Client:
             self.answered, self.in_a_row = True, 0
             return
         self.held_until = max(self.held_until, time.monotonic() + fault.wait)
-        self.in_a_row, self.faults[str(fault)] = self.in_a_row + 1, self.faults[str(fault)] + 1
+        self.faults[str(fault)] += 1
+        self.in_a_row += fault.then == "again" or not self.answered
         if fault.then == "stop" or fault.kind == "200" and not self.answered:
             self.error = f"{self.url} says {fault}"
             self.stop(self.error)

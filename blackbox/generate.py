@@ -11,9 +11,9 @@ endpoint. An answer is kept if it is whole, gives the known answer and is new fo
 <think>...</think><answer>...</answer>. If nobody knows the answer, it is kept as "unverified". With
 --documents a checkpoint writes plain text, for a student that has too little (Kim & Rush 2016).
 
-OUT has the kept rows, OUT.all.jsonl a header and all rows: the prompt without --system, the verdict,
-the text uncut. After a stop or a kill the same command asks for what is missing. With a higher
---max-new-tokens, truncated answers are asked again. An endpoint may be asked for more later:
+OUT has the kept rows. OUT.all.jsonl has a header and all rows: the prompt without --system, the
+verdict, the text uncut. After a stop or a kill the same command asks for what is missing. With a
+higher --max-new-tokens, truncated answers are asked again. An endpoint may be asked for more later:
 --questions, --samples, lines in --input. Status 1: some answers are missing.
 """
 import itertools
@@ -34,8 +34,8 @@ import common
 from blackbox.client import Client, finished
 from common import OUT, UserError, between, check, positive, show
 from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, counted, parse_response,
-                             parse_response_text, parse_row, prompt_ids, read_documents, turn_row)
-from dataset.verify import answer_in, parse_number, question_of, verdict
+                             parse_response_text, prompt_ids, read_documents, turn_row)
+from dataset.verify import answer_in, question_of, verdict
 from decoding import generate
 
 
@@ -101,7 +101,7 @@ def judge(reference, answer, ended, well_formed):
 
 
 def judge_ids(tokenizer, about, ids):
-    """What a checkpoint wrote -> verdict, reasoning_content, content; of a document verdict, text."""
+    """What a checkpoint wrote -> verdict, reasoning_content, content; of a document text."""
     found = parse_response(tokenizer, ids)
     if not about:
         length = "too short" if len(found["text"]) < MIN_CHARS else "ok"
@@ -196,12 +196,13 @@ class Answers:
         self.rows.append(row)
         if time.monotonic() - self.shown > 10:
             self.shown = time.monotonic()
-            print(f"{len(self.rows):>6,} rows | {counted(Counter(r['verdict'] for r in self.rows))}")
+            verdicts = Counter(row["verdict"] for row in self.rows)
+            print(f"{len(self.rows):>6,} rows | {counted(verdicts)}")
 
 
 def open_checkpoint(cfg, prompts):
-    """--teacher -> ((model, tokenizer, env, fingerprint), [(ids, what is known)] of the prompts that
-    fit its context)."""
+    """--teacher -> ((model, tokenizer, env, fingerprint), the prompts that fit its context as
+    [(ids, what is known about them)])."""
     env = common.device_and_dtype(cfg)
     model, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device)
     context = model.config.max_seq_len

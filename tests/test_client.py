@@ -247,10 +247,11 @@ def test_a_server_that_never_answers_gets_few_requests(fault, reply, sent, words
 def test_some_that_fail_for_good_do_not_end_the_run():
     """Prompts that the server cannot stand, here and there, must not take the others with them."""
     def plan(_, asked):
-        return "" if int(asked["messages"][0]["content"].split()[0]) % 8 == 0 else "500"
+        question = int(asked["messages"][0]["content"].split()[0])
+        return "400" if question > 23 else "500" if question % 8 else ""
     with serving(plan=plan) as mock:
-        _, rows = ask(mock, 24, retries=1, concurrency=1)
-        assert came(rows) == [(0, 0), (8, 0), (16, 0)] and len(rows) == 3 + 2 * 21
+        _, rows = ask(mock, 50, retries=1, concurrency=1)
+        assert came(rows) == [(0, 0), (8, 0), (16, 0)] and len(rows) == 3 + 2 * 21 + 26
 
 
 def test_the_newer_name_of_the_limit_is_used_if_a_server_asks_for_it():
