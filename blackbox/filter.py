@@ -238,7 +238,7 @@ def card_text(cfg, counts, kept, against):
         f"# {Path(cfg.out).name}: {len(kept):,} of {total:,} rows are kept",
         markdown("dropped by | rows: | share:", dropped),
         markdown("characters | least: | median: | 95 %: | most:", lengths),
-        f"Input: {show(cfg.input)}. Evaluation questions: {', '.join(map(show, against))}.\n"])
+        f"Input: {show(cfg.input)}. Questions kept out: {', '.join(map(show, against)) or None}\n"])
 
 
 def next_command(cfg, kept):

@@ -41,7 +41,7 @@ def shuffled(rng, turn):
 
 
 def wrong(rng, turn):
-    """The turn with another answer from 1 to 99, or None if its chain does not end with a number."""
+    """The turn with another answer from 1 to 99; None if its chain ends with no number."""
     if turn.think.endswith(f"={turn.answer}") and parse_number(turn.answer) is not None:
         other = turn.answer
         while other == turn.answer:
