@@ -34,7 +34,7 @@ import checkpoints
 import common
 import speed
 from common import OUT, check, show
-from dataset.formats import (Turn, bad_lines_text, opening, parse_response, prompt_ids,
+from dataset.formats import (Turn, bad_lines_text, opening, parse_response, parse_row, prompt_ids,
                              read_documents)
 from dataset.suites import IN_MEAN, read_suites
 from dataset.verify import agree, extract_answer, parse_number, verdict
@@ -186,7 +186,8 @@ def robustness(model, tokenizer, suites, target, cfg):
     """
     right, found = {}, {}
     for name, rows in suites.items():  # clean is the first
-        questions = [[Turn(**turn) for turn in row["conversations"]] for row in rows]
+        questions = [[Turn(**turn) for turn in row["conversations"]] if name == "hostile"
+                     else parse_row(row) for row in rows]  # a hostile question may be empty
         replies = answer(model, tokenizer, questions, target, cfg)
         if name == "hostile":
             found[name] = dict(n=len(rows), ended=sum(r["ended"] for r in replies),

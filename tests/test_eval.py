@@ -134,8 +134,9 @@ def test_all_models_are_scored_at_the_smallest_window_that_one_was_trained_at(re
 
 def suite(name, sources, answers, question="2 + 3?"):
     """Rows of a suite, made by hand."""
+    thought = {} if name == "hostile" else dict(reasoning_content="So.")
     return [{"conversations": [dict(role="user", content=question),
-                               dict(role="assistant", content=f"<answer>{answer}</answer>")],
+                               dict(role="assistant", content=answer, **thought)],
              "source": source} for source, answer in zip(sources, answers)]
 
 
