@@ -174,13 +174,13 @@ def train(call, tiny_world, out_dir):
     return run
 
 
-WIDER = dict(size="0.9m", relation_heads=2, batch=4)  # 128 wide, the teacher 64
+WIDER = dict(size="0.4m", relation_heads=2)  # 96 wide, the teacher 64
 
 
 def test_projections_bridge_widths_and_are_dropped_from_the_student(train, out_dir):
     """A student with keys of its own is refused by every other script (strict=True)."""
     state = train(steps=2, **WIDER)
-    assert "projections 32,768" in train.said  # four pairs of 128 x 64
+    assert "projections 18,432" in train.said  # three pairs of 96 x 64
     assert "projections" not in state and not any("proj" in k and "layers" not in k for k in state["model"])
     model, _, _ = checkpoints.load_model(out_dir / "run.pt")
     assert model.num_parameters() == sum(v.numel() for k, v in state["model"].items()
@@ -193,7 +193,7 @@ def test_projections_are_trained_and_resumed(train, monkeypatch, out_dir):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: (
         seen.append([p.detach().clone() for p in parameters][-1]), real(parameters, *rest))[1])
     whole = train(name="whole", steps=4, **WIDER)
-    assert len(seen) == 4 and all(p.shape == (64, 128) for p in seen)
+    assert len(seen) == 4 and all(p.shape == (64, 96) for p in seen)
     assert not torch.equal(seen[0], seen[3])
 
     def stop(progress, *rest):
