@@ -97,7 +97,8 @@ MUTANTS = [
     (17, "dataset/cache_reader.py", "check(not differing, ", "check(True, ",
      "test_cache.py::test_another_training_is_refused"),
     (17, "dataset/windows.py", "tokenizer.fingerprint, window, target, documents,",
-     "tokenizer.fingerprint, window, documents,", "test_reason.py::test_every_target_has_windows_of_its_own"),
+     "tokenizer.fingerprint, window, documents,",
+     "test_windows.py::test_windows_are_cut_once_and_anew_for_anything_that_changes_them"),
     # 18: vocabularies that do not fit
     (18, "losses.py", "if student_logits.shape != teacher_logits.shape:", "if False:",
      "test_losses.py::test_different_vocabularies_or_shapes_are_refused[wrong1]"),
