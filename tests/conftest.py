@@ -1,9 +1,5 @@
 """What every test may use: the project on sys.path, tiny models, a tokenizer, scripts as processes.
 
-    def test_a_claim(tiny_model): model = tiny_model(n_layers=1)     # float32, eval mode, seeded
-    def test_a_claim(tiny_tokenizer): ids = tiny_tokenizer.encode("Mia has 3 pears.")
-    def test_a_claim(run_script, out_dir): run_script("train_pretrain.py", "--steps", 2)
-
 Nothing here or in a subprocess can touch the user's out/: MINIDISTILL_OUT points to a temporary
 folder from before `common` is imported until the last test.
 """
@@ -62,11 +58,10 @@ def pytest_unconfigure(config):
 
 @pytest.fixture
 def tiny_model():
-    """A function: `tiny_model(vocab_size=300, n_layers=2, seed=0, fresh=False)` -> Transformer.
+    """A function: `tiny_model(vocab_size=300, n_layers=2, seed=0, fresh=False)` -> Transformer, float32.
 
     Its weights are as large as a trained model's, so that a wrong mask, position or norm shows in
-    the logits; `fresh=True` leaves the small weights that training starts from.
-    """
+    the logits; `fresh=True` leaves the small weights that training starts from."""
     def make(seed=0, fresh=False, **changes):
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):  # a test's own random numbers stay as they were
@@ -105,17 +100,13 @@ def out_dir(tmp_path, monkeypatch):
 def run_script():
     """A function: `run_script("eval.py", "--steps", 2, cwd=..., check=True)` -> CompletedProcess.
 
-    One thread, text output; a script's path is relative to the project. check: status 0 or the test
-    fails with what the script said.
-    """
+    One thread, text output; a script's path is relative to the project. check: status 0 or the test fails."""
     def run(script, *flags, cwd=ROOT, check=True, timeout=300, **env):
         done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-                                   **env}, capture_output=True, text=True, encoding="utf-8",
-                              timeout=timeout, stdin=subprocess.DEVNULL)
-        if check and done.returncode != 0:
-            pytest.fail(f"{script} {' '.join(map(str, flags))}: status {done.returncode}\n"
-                        f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **env},
+                              capture_output=True, text=True, encoding="utf-8", timeout=timeout,
+                              stdin=subprocess.DEVNULL)
+        assert done.returncode == 0 or not check, f"{script} {flags}\n{done.stdout}\n{done.stderr}"
         return done
     return run
 
@@ -164,12 +155,10 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
     def flags(script, **changes):
         values = dict(name="run", data=world.train, val=world.val, size="0.1m", window=143, batch=8,
                       steps=4, warmup=2, lr=3e-3, eval_every=2, eval_windows=4, dtype="float32")
-        values |= {"pretrain": dict(tokenizer=world.tokenizer), "distill_logits": dict(
-            teacher=world.teacher), "distill_reason": dict(tokenizer=world.tokenizer),
-                   "distill_responses": dict(tokenizer=world.tokenizer),
-                   "distill_features": dict(teacher=world.teacher, hidden_weight=0.5, relation_weight=2,
-                                            relation_heads=2),
-                   "distill_onpolicy": dict(teacher=world.teacher, max_new_tokens=20)}[script]
+        values |= {"distill_features": dict(hidden_weight=0.5, relation_weight=2, relation_heads=2),
+                   "distill_onpolicy": dict(max_new_tokens=20)}.get(script, {})
+        black_box = script in ("pretrain", "distill_reason", "distill_responses")
+        values |= dict(tokenizer=world.tokenizer) if black_box else dict(teacher=world.teacher)
         values |= changes
         if values.get("init"):  # a start has a shape of its own
             values.pop("size", None)

@@ -1,29 +1,30 @@
 """Break the code on purpose: for every trap of docs/traps.md a change that somebody really shipped.
 
-    python tests/mutants.py              all of them: a table, status 1 where one survives
-    python tests/mutants.py 7 12-common  those whose name begins so
+    python tests/mutants.py              all of them: a line each, status 1 if one survives
+    python tests/mutants.py 7 12a        those of trap 7, and those whose name begins with 12a
     python tests/mutants.py --apply 3 FOLDER    make a broken copy of the project, to be mended in class
 
-A mutant is (trap, file, old text, new text, test). It is applied to a copy of the tree, where the named
-test must turn red, by an assertion or an error of its own; before that all named tests must be green in
-an untouched copy. A test that cannot see its bug is worse than none. test_mutants.py runs this file.
+A mutant is (trap, file, old text, new text, test). It is applied to a copy of the tree. There the named
+test must turn red, by an assertion or an error of its own; in an untouched copy it must be green. A test
+that cannot see its bug is worse than none. test_mutants.py runs this file.
 
-Each run is a fork of this process, which has imported torch and pytest and nothing of the project: three
-seconds less each time. Two run side by side.
+Each run is a fork of this process, which has imported torch and pytest and nothing of the project: that
+saves three seconds a run. Two run side by side.
 """
-import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", ".pytest_cache", "*.pt")
 SIDE_BY_SIDE = 2
 LIMIT = 300  # seconds for one mutant: a test that hangs has not turned red
+VERDICTS = {0: "green", 1: "red", 2: "could not run"}
 
 FORMULA = "test_train.py::test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula"
 RANKS = "test_ranks.py::test_two_processes_give_the_gradient_of_one_and_stay_equal"
@@ -96,7 +97,8 @@ MUTANTS = [
     (17, "dataset/cache_reader.py", "check(not differing, ", "check(True, ",
      "test_cache.py::test_another_training_is_refused"),
     (17, "dataset/windows.py", "tokenizer.fingerprint, window, target, documents,",
-     "tokenizer.fingerprint, window, documents,", "test_reason.py::test_every_target_has_windows_of_its_own"),
+     "tokenizer.fingerprint, window, documents,",
+     "test_windows.py::test_windows_are_cut_once_and_anew_for_anything_that_changes_them"),
     # 18: vocabularies that do not fit
     (18, "losses.py", "if student_logits.shape != teacher_logits.shape:", "if False:",
      "test_losses.py::test_different_vocabularies_or_shapes_are_refused[wrong1]"),
@@ -141,11 +143,12 @@ MUTANTS = [
 
 
 def names():
-    """A name for each mutant: 10a-train_pretrain is the first of trap 10."""
-    found = []
-    for trap, file, *_ in MUTANTS:
-        letter = "abcdefgh"[sum(n.startswith(f"{trap}") and n[len(str(trap))].isalpha() for n in found)]
-        found.append(f"{trap}{letter}-{Path(file).stem.replace('__init__', Path(file).parent.name)}")
+    """{name: mutant}; 10a-train_pretrain is the first of trap 10."""
+    found, seen = {}, Counter()
+    for mutant in MUTANTS:
+        trap, file = mutant[:2]
+        found[f"{trap}{'abc'[seen[trap]]}-{Path(file).stem}"] = mutant
+        seen[trap] += 1
     return found
 
 
@@ -156,90 +159,73 @@ def mutated(text, old, new, file):
     return text.replace(old, new)
 
 
-class Recorder:
-    """A pytest plugin: {test: "passed" or the line that turned it red}; set-up errors apart."""
-
-    def __init__(self):
-        self.verdicts, self.broken = {}, []
-
-    def pytest_runtest_logreport(self, report):
-        crash = getattr(report.longrepr, "reprcrash", None)
-        why = crash.message.splitlines()[0] if crash and crash.message else str(report.longrepr)[-300:]
-        if report.when == "call":
-            self.verdicts[report.nodeid] = "passed" if report.passed else why
-        elif report.failed:
-            self.broken.append(f"{report.nodeid}: {report.when}: {why}")
-
-    def pytest_collectreport(self, report):
-        if report.failed:
-            self.broken.append(f"{report.nodeid}: {str(report.longrepr)[-300:]}")
-
-
-def run_tests(tree, tests, result):
-    """In a fork: run the tests in a tree, write what they said to `result` as JSON, never return."""
-    signal.alarm(LIMIT)  # ends a fork that hangs; nothing is written then
-    import pytest
-    os.chdir(tree)
-    sys.dont_write_bytecode = True
-    sys.path[:] = [p for p in sys.path if not Path(p or ".").resolve().is_relative_to(ROOT / "tests")]
-    with open(f"{result}.log", "wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    recorder = Recorder()
-    pytest.main(["-q", "-x", "--all", "-p", "no:cacheprovider", f"--rootdir={tree}",
-                 *[f"tests/{test}" for test in tests]], plugins=[recorder])
-    Path(result).write_text(json.dumps([recorder.verdicts, recorder.broken]), encoding="utf-8")
-    os._exit(0)
-
-
 def make_tree(folder, mutant=None):
     """A copy of the tree, broken in one place."""
     shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
     if mutant:
         _, file, old, new, _ = mutant
-        path = folder / file
-        path.write_text(mutated(path.read_text(encoding="utf-8"), old, new, file), encoding="utf-8")
+        text = (folder / file).read_text(encoding="utf-8")
+        (folder / file).write_text(mutated(text, old, new, file), encoding="utf-8")
 
 
-def judge(result, wanted_red):
-    """-> (as it should be?, one line about it), from what a fork wrote."""
-    if not result.exists():
-        return False, f"no verdict after {LIMIT} s, or the fork died: {result}.log"
-    verdicts, broken = json.loads(result.read_text(encoding="utf-8"))
-    red = [why for why in verdicts.values() if why != "passed"]
-    if broken or not verdicts:
-        return False, "could not run: " + "; ".join(broken or ["no such test"])
-    if wanted_red:
-        return bool(red), f"red: {red[0]}" if red else "SURVIVED: the test stayed green"
-    return not red, f"RED without a mutant: {verdicts}" if red else "green"
+class Watch:
+    """A pytest plugin. status: 0 if all tests passed, 1 if one turned red, 2 if one could not run."""
+    status = 2
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.status = 1 if report.when == "call" else 2
+        elif report.when == "call":
+            self.status = 0
 
 
-def run_all(chosen, report=lambda name, ok, line, seconds: None):
-    """{name: [as it should be?, line]} of the chosen names; `report` is called as each ends."""
-    mutants = {name: m for name, m in zip(names(), MUTANTS) if name in chosen}
-    tests = list(dict.fromkeys(m[4] for m in mutants.values()))
-    jobs = [(f"green {i}", None, tests[i::SIDE_BY_SIDE]) for i in range(min(SIDE_BY_SIDE, len(tests)))]
+def run_tests(tree, tests):
+    """Start a fork that runs the tests in a tree and ends with Watch's status -> its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        signal.alarm(LIMIT)
+        import pytest
+        os.chdir(tree)
+        sys.dont_write_bytecode = True
+        sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT / "tests"]
+        with open("log.txt", "wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        watch = Watch()
+        pytest.main(["-q", "-x", "--all", "-p", "no:cacheprovider", f"--rootdir={tree}",
+                     *[f"tests/{test}" for test in tests]], plugins=[watch])
+        sys.stdout.flush()
+        os._exit(watch.status)
+    finally:
+        os._exit(2)  # whatever happens: a fork must not go on as the runner
+
+
+def run_all(mutants):
+    """Run {name: mutant} and an untouched tree, print a line for each -> how many are not as they should be."""
+    tests = list(dict.fromkeys(mutant[4] for mutant in mutants.values()))
+    jobs = [(f"untouched-{i}", None, tests[i::2]) for i in range(min(2, len(tests)))]
     jobs += [(name, mutant, [mutant[4]]) for name, mutant in mutants.items()]
-    found, running = {}, {}
+    running, bad = {}, 0
     with tempfile.TemporaryDirectory(prefix="minidistill-mutants-") as folder:
         while jobs or running:
             while jobs and len(running) < SIDE_BY_SIDE:
                 name, mutant, its_tests = jobs.pop(0)
-                tree = Path(folder) / name.replace(" ", "-")
+                tree = Path(folder, name)
                 make_tree(tree, mutant)
-                pid = os.fork()
-                if pid == 0:
-                    try:
-                        run_tests(tree, its_tests, f"{tree}.json")
-                    finally:
-                        os._exit(1)  # whatever happens: a fork must not go on as the runner
-                running[pid] = name, mutant, tree, time.time()
-            pid, _ = os.wait()
+                running[run_tests(tree, its_tests)] = name, mutant, tree, time.time()
+            pid, status = os.wait()
             name, mutant, tree, began = running.pop(pid)
-            found[name] = judge(Path(f"{tree}.json"), wanted_red=mutant is not None)
-            report(name, *found[name], time.time() - began)
-            shutil.rmtree(tree, ignore_errors=True)
-    return found
+            status = os.waitstatus_to_exitcode(status)
+            ok = status == (1 if mutant else 0)
+            bad += not ok
+            log = (tree / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+            why = [line for line in log if line.startswith("E  ")] or log[-1:] or ["no log"]
+            print(f"{'ok ' if ok else 'BAD'} {name:<26} {time.time() - began:4.0f} s  "
+                  f"{VERDICTS.get(status, 'no verdict')}: {why[0][:130]}", flush=True)
+            shutil.rmtree(tree)
+    return bad
 
 
 def warm_up():
@@ -250,30 +236,23 @@ def warm_up():
 
 
 def main(words):
-    """`mutants.py [--json FILE] [NAME or TRAP ...]`, or `mutants.py --apply NAME FOLDER`"""
+    """`mutants.py [NAME or TRAP ...]`, or `mutants.py --apply TRAP FOLDER` -> status"""
+    chosen = {name: mutant for name, mutant in names().items()
+              if any(word == str(mutant[0]) or name.startswith(word) and not word.isdigit()
+                     for word in words) or not words}
     if words[:1] == ["--apply"]:
-        found = [m for name, m in zip(names(), MUTANTS)
-                 if len(words) == 3 and words[1] in (name, str(m[0]))]
-        if not found or Path(words[2]).exists():
+        if len(words) != 3 or not chosen or Path(words[2]).exists():
             print("error: --apply NAME FOLDER, a new folder; NAME one of " + ", ".join(names()))
             return 2
-        make_tree(Path(words[2]), found[0])
-        print(f"{words[2]}: a copy with one bug; the test that sees it: tests/{found[0][4]}")
+        mutant = next(iter(chosen.values()))
+        make_tree(Path(words[2]), mutant)
+        print(f"{words[2]}: a copy with one bug; the test that sees it: tests/{mutant[4]}")
         return 0
-    out = words.pop(words.index("--json") + 1) if "--json" in words else None
-    words = [word for word in words if word != "--json"]
-    chosen = [name for name, m in zip(names(), MUTANTS)
-              if not words or any(w == str(m[0]) or name.startswith(w) and not w.isdigit()
-                                  for w in words)]
     warm_up()
     began = time.time()
-    found = run_all(chosen, lambda name, ok, line, seconds: print(
-        f"{'ok ' if ok else 'BAD'} {name:<26} {seconds:4.0f} s  {line[:150]}", flush=True))
-    print(f"{sum(ok for ok, _ in found.values())} of {len(found)} as they should be, "
-          f"{time.time() - began:.0f} s")
-    if out:
-        Path(out).write_text(json.dumps(found), encoding="utf-8")
-    return 0 if found and all(ok for ok, _ in found.values()) else 1
+    bad = run_all(chosen)
+    print(f"{len(chosen)} mutants, {bad} not as they should be, {time.time() - began:.0f} s")
+    return 0 if chosen and not bad else 1
 
 
 if __name__ == "__main__":

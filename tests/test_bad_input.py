@@ -164,14 +164,6 @@ def test_the_window_must_fit_the_context_of_a_checkpoint_and_may_fill_it(refused
     assert checkpoints.load(out_dir / "distill_logits.pt")["model_config"]["max_seq_len"] == 1200
 
 
-def test_a_document_longer_than_the_window_says_which_window_would_do(refused, call, tiny_world):
-    """Nothing is cut and nothing is lost without a word."""
-    text = refused("train_pretrain", *tiny_world.flags("pretrain", window=40))
-    assert "longer than the window; --window 7" in text
-    done = call("train_pretrain", *tiny_world.flags("pretrain", window=60, val=tiny_world.train))
-    assert done.status == 0 and "documents left out: too long" in done.out
-
-
 @pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])
 def test_a_teacher_whose_logits_overflow_is_named(script, refused, tiny_world, monkeypatch):
     """Its weights are finite; a lower learning rate is no remedy."""

@@ -14,8 +14,10 @@ from dataset.cache_reader import cached_divergence, open_cache, rows_of
 from losses import (DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl,
                     topk_divergence)
 from conftest import SENTENCES
+from test_bad_input import write_checkpoint
 from test_divergences import CASES
 from test_losses import V, draw
+from tokenizer import Tokenizer
 from tokenizer.train import train
 
 every = pytest.mark.parametrize("name, mix", CASES)
@@ -151,13 +153,8 @@ def opened(tiny_world, tiny_tokenizer, out_dir):
 def test_teachers_that_have_no_mean_are_one_line(make, tiny_world, tmp_path):
     """Hidden states of two networks live in two spaces; ids of two tokenizers are two languages."""
     make(status=2, kind="hidden", others=[tiny_world.init])
-    make(status=2, k=3, others=["0.3"])
-    assert "0.3 does not exist" in make.said
-    state = torch.load(tiny_world.init, weights_only=True)
-    other = train([sentence.swapcase() for sentence in SENTENCES * 5], 320, coverage=1.0)
-    state["tokenizer"] = torch.frombuffer(bytearray(other), dtype=torch.uint8)
-    checkpoints.save(tmp_path / "other.pt", state)
-    make(status=2, others=[tmp_path / "other.pt"])
+    swapped = train([sentence.swapcase() for sentence in SENTENCES * 5], 320, coverage=1.0)
+    make(status=2, others=[write_checkpoint(tmp_path / "other.pt", Tokenizer(swapped))])
     assert "other.pt" in make.said
 
 
@@ -271,13 +268,12 @@ def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(name, make, tmp
         assert (tmp_path / name).read_text() == '{"settings": {}}' and sorted(tmp_path.iterdir()) == before
 
 
-def test_a_teacher_that_is_not_finite_or_too_large_for_float16_is_refused(make, tiny_world, tmp_path,
+def test_a_teacher_that_is_not_finite_or_too_large_for_float16_is_refused(make, tiny_tokenizer, tmp_path,
                                                                           monkeypatch):
     """NaN or infinity would be cached, trained on, and found at the first loss."""
-    state = torch.load(tiny_world.teacher, weights_only=True)
-    state["model"]["norm.weight"] *= 1e6
-    checkpoints.save(tmp_path / "big.pt", state)
-    make(status=2, kind="hidden", teacher=tmp_path / "big.pt")
+    big = write_checkpoint(tmp_path / "big.pt", tiny_tokenizer,
+                           lambda state: state["model"]["norm.weight"].mul_(1e6))
+    make(status=2, kind="hidden", teacher=big)
     assert "float16" in make.said
     real = torch.nn.Linear.forward
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: real(self, x) * float("nan"))

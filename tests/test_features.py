@@ -31,12 +31,11 @@ def test_maps_name_block_outputs(rule, layers, pairs):
     assert layer_pairs(rule, *layers, "--x") == pairs
 
 
-@pytest.mark.parametrize("rule", ["first", "0:1", "1:0", "4:1", "1:10", "1-2", "1:2:3", "1:", ",", "",
-                                  "1.5:2", "-1:2"])
-def test_a_layer_that_does_not_exist_is_refused(rule):
+def test_a_layer_that_does_not_exist_is_refused():
     """Python's index -1 would quietly take the last one."""
-    with pytest.raises(UserError, match="--hidden-layers.*student's block 1 to 3, teacher's 1 to 9"):
-        layer_pairs(rule, 3, 9, "--hidden-layers")
+    for rule in ("first", "0:1", "1:0", "4:1", "1:10", "1-2", "1:2:3", "1:", ",", "", "1.5:2", "-1:2"):
+        with pytest.raises(UserError, match="--hidden-layers.*student's block 1 to 3, teacher's 1 to 9"):
+            layer_pairs(rule, 3, 9, "--hidden-layers")
 
 
 def recorded(model, ids, document=None):
@@ -174,13 +173,13 @@ def train(call, tiny_world, out_dir):
     return run
 
 
-WIDER = dict(size="0.9m", relation_heads=2, batch=4)  # 128 wide, the teacher 64
+WIDER = dict(size="0.4m", relation_heads=2)  # 96 wide, the teacher 64
 
 
 def test_projections_bridge_widths_and_are_dropped_from_the_student(train, out_dir):
     """A student with keys of its own is refused by every other script (strict=True)."""
     state = train(steps=2, **WIDER)
-    assert "projections 32,768" in train.said  # four pairs of 128 x 64
+    assert "projections 18,432" in train.said  # three pairs of 96 x 64
     assert "projections" not in state and not any("proj" in k and "layers" not in k for k in state["model"])
     model, _, _ = checkpoints.load_model(out_dir / "run.pt")
     assert model.num_parameters() == sum(v.numel() for k, v in state["model"].items()
@@ -193,7 +192,7 @@ def test_projections_are_trained_and_resumed(train, monkeypatch, out_dir):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: (
         seen.append([p.detach().clone() for p in parameters][-1]), real(parameters, *rest))[1])
     whole = train(name="whole", steps=4, **WIDER)
-    assert len(seen) == 4 and all(p.shape == (64, 128) for p in seen)
+    assert len(seen) == 4 and all(p.shape == (64, 96) for p in seen)
     assert not torch.equal(seen[0], seen[3])
 
     def stop(progress, *rest):
@@ -224,13 +223,6 @@ def test_every_knob_changes_the_training(train):
     base, *others = [train(size="0.2m", steps=2, fresh=True, **flags)["model"] for flags in knobs]
     for flags, changed in zip(knobs[1:], others):
         assert any(not torch.equal(v, changed[k]) for k, v in base.items()), flags
-
-
-def test_wrong_layers_and_heads_are_one_line(train):
-    """The error of a user, before the data are read."""
-    for flag, value in (("hidden_layers", "1:2"), ("relation_layers", "2:1"), ("relation_heads", 5)):
-        train(status=2, **{flag: value})
-        assert f"--{flag.replace('_', '-')}" in train.said and train.said.count("\n") == 1
 
 
 def test_no_projection_where_the_widths_are_equal():

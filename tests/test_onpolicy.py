@@ -202,10 +202,11 @@ def test_share_alpha_and_divergence_are_knobs_and_its_own_words_no_labels(train,
     def weights(**knobs):
         state = train(fresh=True, steps=2, **knobs)["model"]
         return torch.cat([v.flatten() for v in state.values()])
-    found = [weights(on_policy_share=share, divergence=name, alpha=alpha) for share in (0, 0.5, 1)
-             for name in ("forward_kl", "reverse_kl") for alpha in (0.2, 0.9)]
-    pairs = [(i, j) for j in range(12) for i in range(j) if torch.equal(found[i], found[j])]
-    assert pairs == [(8, 9), (10, 11)]  # at share 1 alpha weighs no label
+    found = [weights(on_policy_share=share, divergence=name, alpha=alpha) for share, name, alpha in (
+        (0, "forward_kl", 0.2), (0, "reverse_kl", 0.2), (0.5, "reverse_kl", 0.2), (0.5, "reverse_kl", 0.9),
+        (1, "forward_kl", 0.2), (1, "reverse_kl", 0.2), (1, "reverse_kl", 0.9))]
+    pairs = [(i, j) for j in range(7) for i in range(j) if torch.equal(found[i], found[j])]
+    assert pairs == [(5, 6)]  # at share 1 alpha weighs no label
     row = next(csv.DictReader((out_dir / "run.csv").open()))
     assert 0 < float(row["writing"]) < 1  # the share of time: most of a step is sampling
 

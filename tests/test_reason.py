@@ -107,9 +107,3 @@ def test_a_begun_response_is_the_beginning_of_what_was_learned(target, tiny_toke
         begun = prompt_ids(tiny_tokenizer, document, target) + opening(tiny_tokenizer, target)
         assert ids[:len(begun)] == begun
         assert sum(mask[:len(begun)]) == (0 if target == "full" else 1)
-
-
-def test_every_target_has_windows_of_its_own(tiny_world, tiny_tokenizer, out_dir):
-    """TRAPS 17: a student of bare answers that finds the windows of the chains."""
-    found = {target: open_data(tiny_world.train, tiny_tokenizer, 143, target) for target in TARGETS}
-    assert len({data["ids"].tobytes() for data in found.values()}) == len(TARGETS)

@@ -13,7 +13,6 @@ import torch
 from torch.nn import functional as F
 
 import checkpoints
-import common
 from common import ROOT
 from dataset import windows
 from dataset.windows import eval_batches, open_data, step_batches, step_windows, tensors

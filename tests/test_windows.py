@@ -1,6 +1,5 @@
 """Windows on disk: nothing lost, nothing twice, nothing learned that should not be."""
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import common
 from common import ROOT, UserError
 from dataset import formats, windows
 from dataset.formats import encode_document, read_documents
@@ -192,14 +190,10 @@ def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir)
     meta = open_data(source, tokenizer, 60, skip_bad_lines=True)["meta"]
     [[count, places]] = meta["left_out"].values()
     assert count == 1 and places == [f"{source}:302"] and meta["documents"] == 400
-
-
-def test_nothing_to_learn_from_is_an_error(tmp_path, tokenizer, out_dir):
-    """A data set of size 0 would crash later, elsewhere."""
     for text in ("{\n[]\n", "\n\n"):
-        (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+        source.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match="nothing to learn from"):
-            open_data(tmp_path / "a.jsonl", tokenizer, 60, skip_bad_lines=True)
+            open_data(source, tokenizer, 60, skip_bad_lines=True)
 
 
 def test_a_conversation_is_cut_at_a_tool_turn_and_the_cut_is_counted(tmp_path, tokenizer, out_dir):
