@@ -126,8 +126,8 @@ def main(cfg):
     common.positive(cfg, "k", "window")
     common.between(cfg, 0.01, 1000, "temperature")
     hidden = cfg.kind == "hidden"
-    check(not (hidden and cfg.others), "--kind hidden: several teachers' hidden states have no mean")
-    check(not (hidden and {"temperature", "k"} & cfg.given), "--kind hidden: no --temperature, no --k")
+    check(not (hidden and cfg.others), "--kind hidden: of one teacher only, states have no mean")
+    check(not (hidden and {"temperature", "k"} & cfg.given), "--kind hidden: no other knobs")
     env, folder = common.device_and_dtype(cfg), Path(cfg.out)
     teachers, tokenizer = [], None
     for path in (cfg.teacher, *(cfg.others or ())):
