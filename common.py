@@ -206,22 +206,6 @@ def append_rows(path, rows):
     append(path, json_lines(rows))
 
 
-def already_made(path, settings, fresh=False):
-    """Is `path` a JSON file that says it was made with these settings (a dict, as JSON has it)?
-
-    False: there is no such file, or `fresh` replaces it. UserError if it was made with others.
-    """
-    if fresh or not Path(path).exists():
-        return False
-    try:
-        made = json.loads(Path(path).read_text(encoding="utf-8"))
-        made = {name: made.get(name) for name in settings}
-    except (ValueError, AttributeError):
-        raise UserError(f"{show(path)} is not of this script; choose another --out") from None
-    refuse_others(Path(path).parent, made, json.loads(json.dumps(settings)))
-    return True
-
-
 def refuse_others(path, old, new):
     """UserError with what differs between the settings that made a file and those asked now."""
     differing = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in sorted({*old, *new})

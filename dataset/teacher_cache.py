@@ -147,10 +147,12 @@ def main(cfg):
                  tokenizer_fingerprint=tokenizer.fingerprint, **what_it_is_of(cfg, data))
     lock = common.lock(folder)  # held until this function ends  # noqa: F841
     about_file = folder / "about.json"
-    own = about_file.exists() and "teacher_fingerprint" in about_file.read_text(encoding="utf-8")
-    check(own or not folder.exists() or not list(folder.glob("[!.]*")),
+    made = json.loads(about_file.read_text(encoding="utf-8")) if about_file.exists() else {}
+    check("teacher_fingerprint" in made or not folder.exists() or not list(folder.glob("[!.]*")),
           f"{show(folder)} holds other files; choose another --out")
-    if not common.already_made(about_file, about, cfg.fresh):
+    if made and not cfg.fresh:
+        common.refuse_others(folder, made, about)
+    else:
         shutil.rmtree(folder, ignore_errors=True)
         common.write_file(about_file, json.dumps(about, indent=1))
     tokenizer.save(folder / "tokenizer.model")

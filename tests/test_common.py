@@ -240,17 +240,11 @@ def test_rows_are_whole_lines_after_a_kill(tmp_path):
     assert path.read_bytes().decode() == '{"a": 1}\n{"a": "é"}\n{"a": 4}\n'
 
 
-def test_what_was_made_with_other_settings_is_refused(tmp_path):
+def test_what_was_made_with_other_settings_is_refused_with_the_differences(tmp_path):
     """A file replaced unasked is lost; one that is taken for another is worse."""
-    path, settings = tmp_path / "about.json", dict(seed=1, langs=("en", "zh"))
-    assert not common.already_made(path, settings)
-    write_file(path, '{"seed": 1, "langs": ["en", "zh"], "more": 2}')
-    assert common.already_made(path, settings) and not common.already_made(path, settings, fresh=True)
-    with pytest.raises(UserError, match="seed was 1, is 2"):
-        common.already_made(path, settings | dict(seed=2))
-    write_file(path, "[]")
-    with pytest.raises(UserError, match="not of this script"):
-        common.already_made(path, settings)
+    common.refuse_others(tmp_path, dict(seed=1), dict(seed=1))
+    with pytest.raises(UserError, match="new was None, is 3, seed was 1, is 2"):
+        common.refuse_others(tmp_path, dict(seed=1, size=0), dict(seed=2, size=0, new=3))
 
 
 def test_one_writer_at_a_time(tmp_path, monkeypatch, capsys):
