@@ -51,12 +51,6 @@ def sources(stdlib):
                 yield parts[0], ast.get_docstring(node, clean=False) or ""
 
 
-def split_of(module):
-    """"train", "val" or "test" from a hash of the module's name."""
-    bucket = int(hashlib.sha256(f"prose {module}".encode()).hexdigest()[:8], 16) % 100
-    return "train" if bucket < 90 else "val" if bucket < 95 else "test"
-
-
 def collect(found):
     """(name, text) pairs -> (split, row) pairs, shuffled: the first N are a sample.
 
@@ -73,7 +67,9 @@ def collect(found):
                 seen.add(plain)
         text = "\n\n".join(kept).strip()
         if len(text) >= MIN_CHARS:
-            rows[split_of(module)].append({"text": text, "module": module})
+            bucket = int(hashlib.sha256(f"prose {module}".encode()).hexdigest()[:8], 16) % 100
+            split = "train" if bucket < 90 else "val" if bucket < 95 else "test"
+            rows[split].append({"text": text, "module": module})
     check(all(rows.values()), "too little prose; use a Python that has its library as .py files")
     for split in SPLITS:
         random.Random(0).shuffle(rows[split])

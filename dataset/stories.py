@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import (OUT, UserError, atomic_write, check, json_lines, lock, positive,  # noqa: E402
+from common import (OUT, atomic_write, check, json_lines, lock, positive,  # noqa: E402
                     refuse_others, run, sha256_file, show, write_file)
 
 TEXTS = json.loads((Path(__file__).parent / "texts/stories.json").read_text(encoding="utf-8"))
@@ -49,8 +49,6 @@ class Config:
     out: str = OUT / "data" / "stories"  # folder of the four .jsonl files and about.json
     fresh: bool = False      # replace what is there
 
-
-# --- one story ------------------------------------------------------------------------------------
 
 def pool(items, reserved):
     """The indices to draw from: the last quarter of a list if reserved, else the rest."""
@@ -126,9 +124,9 @@ def person_and_thing(rng, lang, reserved=False):
 
 def make_story(rng, lang, n_ops):
     """One row, with worked steps; nothing in it is reserved."""
-    numbers = None
-    while not numbers:  # operations first: drawn with the numbers, few would be divisions, because
-        ops = [rng.choice(OPS) for _ in range(n_ops)]  # most totals cannot be divided
+    numbers = None  # operations first: drawn with the numbers, few of them would be divisions
+    while not numbers:
+        ops = [rng.choice(OPS) for _ in range(n_ops)]
         numbers = next(filter(None, (draw_numbers(rng, ops) for _ in range(40))), None)
     who = person_and_thing(rng, lang)
     return tell(lang, draw_templates(rng, lang, ["opening", *ops, "question"]), numbers, **who)
@@ -136,8 +134,7 @@ def make_story(rng, lang, n_ops):
 
 def tell(lang, key, numbers, name, thing):
     """The row of a story; `key`: its templates, from the opening to the question."""
-    sentences = []
-    kinds = [kind_of(template) for template in key]
+    sentences, kinds = [], [kind_of(template) for template in key]
     for kind, template, n in zip(kinds, key, [*numbers, 0]):
         text = TEMPLATES[lang][kind][int(template[len(kind):])]
         sentences.append(text.format(**fields(lang, name, thing, kind, n)))
@@ -169,8 +166,6 @@ def split_of(row):
     return BUCKETS[int.from_bytes(digest[:8], "big") % 100]
 
 
-# --- four files -----------------------------------------------------------------------------------
-
 def generate(cfg, low, high):
     """Yield (split, row) until every split has its count; UserError if one cannot be filled."""
     rng, seen, idle = random.Random(cfg.seed), set(), 0
@@ -180,9 +175,8 @@ def generate(cfg, low, high):
         row = make_story(rng, rng.choice(langs), rng.randint(low, high))
         split = split_of(row) if row["ops"] <= LONGEST_TRAINED else "test"
         idle += 1
-        if idle > PATIENCE:
-            raise UserError(f"no new story in {PATIENCE} draws, still missing {left}; ask for "
-                            "fewer stories or a wider --ops")
+        check(idle <= PATIENCE, f"no new story in {PATIENCE} draws, still missing {left}; ask for "
+              "fewer stories or a wider --ops")
         if left[split] and row["id"] not in seen:  # the id is a hash of the text: no text twice
             seen.add(row["id"])
             left[split], idle = left[split] - 1, 0

@@ -120,9 +120,7 @@ def distractor(rng, row, story, texts=DISTRACTORS):
               if NAMES[lang][i][1] != story["name"][1]]
     values = stories.fields(lang, rng.choice(others), story["thing"], "opening", rng.randint(2, 12))
     places = [i for i, s in enumerate(told) if not re.search("the (number|total)|数", s.lower())]
-    if "{k}" in text:
-        places = [0, len(told) - 1]
-    place = rng.choice(places)
+    place = rng.choice([0, len(told) - 1] if "{k}" in text else places)
     return reworded(row, join(lang, [*told[:place], text.format(**values), *told[place:]]))
 
 

@@ -108,13 +108,6 @@ def test_nothing_reserved_is_in_the_splits(made):
             assert int(i) in pool(TEMPLATES[lang][kind], reserved=False)
 
 
-def test_long_chains_reach_only_the_test_split(tmp_path):
-    """--ops 1-6 that trains on the chains which are to test whether a student can go further."""
-    rows = make(tmp_path, ops="1-6", train=60, val=20, test=60, distill=30)
-    longest = {split: max(row["ops"] for row in rows[split]) for split in SHARES}
-    assert longest.pop("test") == 6 and max(longest.values()) <= 4
-
-
 def test_counts_are_kept_no_text_occurs_twice_and_distill_has_no_worked_steps(made, tmp_path):
     """A short split, copies that pad it, or steps in distill that somebody would train on. A
     generator that reads the clock, a set's order or hash(): no result can be repeated."""
@@ -165,9 +158,13 @@ def test_an_impossible_split_is_an_error_and_leaves_the_old_files(tmp_path, monk
     assert files(tmp_path) == before
 
 
-def test_a_wrong_flag_is_an_error(tmp_path):
-    """A reversed range, or the suites' long chains in training data, found out after an hour."""
+def test_long_chains_reach_only_the_test_split(tmp_path):
+    """A reversed range, found out after an hour; training on the chains which are to test whether
+    a student can go further."""
     for flags in ({"train": 0}, {"ops": "0-4"}, {"ops": "4-1"}, {"ops": "5-6"}):
         with pytest.raises(UserError, match="--"):
             make(tmp_path, **flags)
     assert not list(tmp_path.iterdir())
+    rows = make(tmp_path, ops="1-6", train=60, val=20, test=60, distill=30)
+    longest = {split: max(row["ops"] for row in rows[split]) for split in SHARES}
+    assert longest.pop("test") == 6 and max(longest.values()) <= 4

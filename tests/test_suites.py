@@ -12,7 +12,7 @@ from dataset import stories, suites
 from dataset.formats import Turn, parse_row, prompt_ids, read_documents
 from dataset.stories import NAMES, OBJECTS, OPS, TEMPLATES, make_story, split_of
 from dataset.suites import (CHANGES, IN_MEAN, SUITES, Config, drawn, main, read_suites,
-                            sentences)
+                            sentences, text_of)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,9 @@ def made(data, tmp_path_factory):
     return make(data, tmp_path_factory.mktemp("suites"))
 
 
-def text(row):
-    return row["conversations"][0]["content"]
+def rows_of(data, *splits):
+    return [json.loads(line) for split in splits
+            for line in (data / f"{split}.jsonl").open(encoding="utf-8")]
 
 
 def answer(row):
@@ -50,7 +51,7 @@ def by_source(made, suite):
 
 def templates(row):
     """[(kind, number)] of its sentences."""
-    return [re.fullmatch(r"([a-z]+)(\d+)", key).groups() for key in row["skeleton"].split()[1:]]
+    return re.findall(r"\b([a-z]+)(\d+)", row["skeleton"])
 
 
 @functools.cache
@@ -77,14 +78,6 @@ def spoken(text, lang):
     return found
 
 
-def test_clean_is_the_test_split_as_it_is(data, made):
-    """Scores on `clean` and on test.jsonl that differ, or a clean problem that was trained on."""
-    lines = (data / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    for line, row in zip(lines, made["clean"], strict=True):
-        assert {**json.loads(line), "suite": "clean", "source": row["id"]} == row
-        assert split_of(row) == "test"
-
-
 def test_the_text_alone_gives_the_answer(made):
     """A suite with wrong labels: what looks like a weak model is a wrong key."""
     for suite in set(SUITES) - {"typos", "upper", "no_punctuation", "hostile"}:
@@ -94,24 +87,27 @@ def test_the_text_alone_gives_the_answer(made):
                 told = [*told[1:], told[0]]
             if suite == "distractor":
                 told = [s for s in told if s in sentences(clean)]
-            whole = ("" if row["lang"] == "zh" else " ").join(told)
+            whole = stories.join(row["lang"], told)
             steps, total = spoken(whole, row["lang"]), int(re.search(r"\d+", whole)[0])
             for op, n in steps:
                 assert op != "div" or total % n == 0
                 changed = {"add": total + n, "sub": total - n, "mul": total * n, "div": total // n}
                 total = changed[op]
                 assert total >= 1
-            assert (str(total), len(steps)) == (answer(row), row["ops"]), text(row)
+            assert (str(total), len(steps)) == (answer(row), row["ops"]), text_of(row)
 
 
-def test_every_row_has_its_clean_one_and_none_is_missing(made):
-    """Lost pairs: a suite's score and the clean one's are of other problems."""
+def test_every_row_has_its_clean_one_and_none_is_missing(data, made):
+    """Lost pairs: a suite's score and the clean one's are of other problems. Scores on `clean` and
+    on test.jsonl that differ."""
+    for row, test in zip(made["clean"], rows_of(data, "test"), strict=True):
+        assert row == {**test, "suite": "clean", "source": row["id"]}
     languages = Counter(row["lang"] for row in made["clean"])
     assert set(made) == set(SUITES) and min(languages.values()) > 80
     for suite in CHANGES:
         assert len({row["source"] for row in made[suite]}) == len(made[suite])
         for row, clean in by_source(made, suite):
-            assert row["suite"] == suite and text(row) != text(clean)
+            assert row["suite"] == suite and text_of(row) != text_of(clean)
             if suite not in ("large", "longer"):  # a change that touches the label is no pair
                 assert [answer(row), row["numbers"], row["ops"]] == [
                     answer(clean), clean["numbers"], clean["ops"]]
@@ -126,12 +122,15 @@ def test_same_seed_same_bytes_other_seed_other_rows(data, made, tmp_path, monkey
     """Suites that differ from machine to machine, or that all change when one is taken away."""
     main(Config(problems=100, data=str(data / "test.jsonl"), out=str(tmp_path / "again")))
     assert sha256_file(tmp_path / "again/typos.jsonl")[:12] == "514e6acf2e0f"  # commit 93452af
+    (tmp_path / "again/typos.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="typos.jsonl"):  # a mean over half a file
+        read_suites(tmp_path / "again")
     other = make(data, tmp_path / "other", seed=1, problems=100)
     for suite in set(CHANGES) - {"order", "upper", "no_punctuation"}:
         assert other[suite] != made[suite][:len(other[suite])], suite
     monkeypatch.delitem(CHANGES, "typos")
-    clean = [json.loads(line) for line in (data / "test.jsonl").open(encoding="utf-8")]
-    for suite, row in suites.make_suites([(row, drawn(row)) for row in clean], 0):
+    clean = [(row, drawn(row)) for row in rows_of(data, "test")]
+    for suite, row in suites.make_suites(clean, 0):
         assert row in made[suite]
 
 
@@ -142,7 +141,7 @@ def test_reserved_material_is_where_it_was_promised_and_nowhere_else(made):
             for kind, i in templates(row):
                 reserved = int(i) in stories.pool(TEMPLATES[row["lang"]][kind], True)
                 assert reserved == (suite == "paraphrase"), row
-            lang, lower = row["lang"], text(row).lower()
+            lang, lower = row["lang"], text_of(row).lower()
             edge = r"\b" if lang == "en" else ""
             for items, column in ((NAMES, 0), (OBJECTS, 1)):
                 words = "|".join(item[column].lower() for item in items[lang][-8:])
@@ -157,10 +156,10 @@ def test_typos_leave_digits_name_and_operands_alone(made):
         double triple sell give lose add""".split())
     shares = []
     for row, clean in by_source(made, "typos"):
-        pairs = list(zip(text(clean).split(), text(row).split(), strict=True))
+        pairs = list(zip(text_of(clean).split(), text_of(row).split(), strict=True))
         changed = [(a, b) for a, b in pairs if a != b]
         shares.append(len(changed) / len(pairs))
-        assert changed and re.findall(r"\d", text(row)) == re.findall(r"\d", text(clean))
+        assert changed and re.findall(r"\d", text_of(row)) == re.findall(r"\d", text_of(clean))
         for a, b in changed:
             letters, typed = re.match("[A-Za-z]+", a)[0], re.match("[A-Za-z]+", b)[0]
             assert a.removeprefix(letters) == b.removeprefix(typed)  # marks are as they were
@@ -184,7 +183,7 @@ def test_a_distractor_is_one_sentence_that_changes_nothing(made):
         places[place == 0] += 1
         assert [*told[:place], *told[place + 1:]] == before
         assert place < len(told) - 1 and len(re.findall(r"\d+", extra)) == 1
-        people = {gender[name] for name in gender if name in text(clean)}
+        people = {gender[name] for name in gender if name in text_of(clean)}
         assert len(people) == 1 and not people & {gender[n] for n in gender if n in extra}
         if any(noun in extra for _, noun in OBJECTS[row["lang"]]):
             assert place in (0, len(told) - 2)
@@ -196,9 +195,9 @@ def test_a_distractor_is_one_sentence_that_changes_nothing(made):
 def test_upper_order_and_no_punctuation_change_only_that(made):
     """A suite of two changes, a lost sentence, or 乘以3。5个人 that becomes 乘以35个人."""
     for row, clean in by_source(made, "upper"):
-        assert text(row) == text(clean).upper()
+        assert text_of(row) == text_of(clean).upper()
     for row, clean in by_source(made, "no_punctuation"):
-        assert text(row).split() == re.sub(r"[.,?。，？]", " ", text(clean)).split()
+        assert text_of(row).split() == re.sub(r"[.,?。，？]", " ", text_of(clean)).split()
     for row, clean in by_source(made, "order"):
         assert sentences(row) == [sentences(clean)[-1], *sentences(clean)[:-1]]
         assert any(name in sentences(row)[0] for name, _ in NAMES[row["lang"]])
@@ -219,9 +218,8 @@ def test_large_longer_and_other_language_keep_what_they_promise(data, made):
     for row, clean in by_source(made, "other_language"):
         assert {row["lang"], clean["lang"]} == {"en", "zh"} and split_of(row) == "test"
         assert [k for k, _ in templates(row)] == [k for k, _ in templates(clean)]
-    trained = {text(json.loads(line)) for split in ("train", "val", "distill")
-               for line in (data / f"{split}.jsonl").open(encoding="utf-8")}
-    assert not trained & {text(row) for suite in CHANGES for row in made[suite]}
+    trained = {text_of(row) for row in rows_of(data, "train", "val", "distill")}
+    assert not trained & {text_of(row) for suite in CHANGES for row in made[suite]}
 
 
 def test_hostile_rows_are_read_and_stay_text(made, tiny_tokenizer):
@@ -229,14 +227,13 @@ def test_hostile_rows_are_read_and_stay_text(made, tiny_tokenizer):
     marks = [tiny_tokenizer.user, tiny_tokenizer.end, tiny_tokenizer.assistant]
     lengths = {}
     for row in made["hostile"]:
-        turns = [Turn("user", text(row)), Turn("assistant", "none")]
-        if text(row).strip():  # an empty question is only asked, never learned from
+        turns = [Turn("user", text_of(row)), Turn("assistant", "none")]
+        if text_of(row).strip():  # an empty question is only asked, never learned from
             assert parse_row(row) == turns
         ids = prompt_ids(tiny_tokenizer, turns)
         assert [i for i in ids if i in tiny_tokenizer.control_ids] == marks, row["hostile"]
         lengths[row["hostile"]] = len(ids)
     assert len(lengths) >= 10 and lengths["ten contexts"] > 10 * 512
-    assert any("<end><assistant><think>" in text(row) for row in made["hostile"])
 
 
 def test_a_story_is_known_by_its_row_and_nothing_else_is_a_story():
@@ -256,8 +253,7 @@ def test_a_story_is_known_by_its_row_and_nothing_else_is_a_story():
 
 def test_data_that_is_no_test_split_is_an_error(data, tmp_path):
     """--data train.jsonl: every suite would report what was learned by heart."""
-    good, trained = ((data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[0]
-                     for split in ("test", "train"))
+    good, trained = (json.dumps(rows_of(data, split)[0]) for split in ("test", "train"))
     many = (make_story(random.Random(i), "en", 5) for i in range(1_000))
     long = json.dumps(next(row for row in many if split_of(row) == "test"))
     for bad in (trained, long, good.replace('"content": "', '"content": "1', 1)):
@@ -267,11 +263,3 @@ def test_data_that_is_no_test_split_is_an_error(data, tmp_path):
     with pytest.raises(UserError, match="--problems"):
         make(data, tmp_path / "out", problems=300)
     assert not (tmp_path / "out").exists()
-
-
-def test_suites_are_not_read_when_changed(data, tmp_path):
-    """A mean over half a file."""
-    make(data, tmp_path, problems=20)
-    (tmp_path / "typos.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match="typos.jsonl"):
-        read_suites(tmp_path)
