@@ -31,7 +31,8 @@ from tokenizer import Tokenizer
 
 # What these flags name is compared by its content (inputs), wherever it lies now.
 PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
-FOREIGN = {".safetensors": "safetensors", ".gguf": "GGUF", ".pth": "another project's", ".bin": "Hugging Face's"}
+FOREIGN = {".safetensors": "safetensors", ".gguf": "GGUF", ".pth": "another project's",
+           ".bin": "Hugging Face's"}
 
 
 def save(path, state):
@@ -62,10 +63,8 @@ def load(path):
 
 
 def load_model(path, device="cpu"):
-    """Checkpoint -> (frozen model in eval mode, tokenizer, the checkpoint's dict).
-
-    The validation-best weights if the run kept them. strict: a missing or extra key is refused.
-    """
+    """Checkpoint -> (frozen model in eval mode, tokenizer, the checkpoint's dict); the
+    validation-best weights if the run kept them. strict: a missing or extra key is refused."""
     state = load(path)
     try:
         with torch.random.fork_rng(devices=[]):  # a teacher must not change the student's init
@@ -101,8 +100,8 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     """(model to train, tokenizer, what the run remembers): from --init, from blocks of the teacher
     (--init-from-teacher 1,3), or fresh, of --size.
 
-    A student speaks the teacher's tokenizer; without a teacher it is --tokenizer, or --init's own. A
-    start has a shape of its own: --size typed beside it is a UserError unless it is the same.
+    A student speaks the teacher's tokenizer; without a teacher it is --tokenizer, or --init's own.
+    A start has a shape of its own: another --size typed beside it is a UserError.
     """
     blocks, inputs = getattr(cfg, "init_from_teacher", ""), inputs or {}
     check(not (cfg.init and blocks), "--init and --init-from-teacher: choose one")
@@ -110,15 +109,15 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
         model, own, state = load_model(cfg.init)
         check(tokenizer is None or own.fingerprint == tokenizer.fingerprint,
               f"--init {cfg.init}: has another tokenizer than the teacher")
-        tokenizer, seen = own, state.get("inputs", {}).get("init_tokens", 0)
-        inputs |= dict(init_fingerprint=weights_fingerprint(model),
-                       init_tokens=state.get("tokens", 0) + seen)
+        tokenizer, tokens = own, state.get("inputs", {}).get("init_tokens", 0)
+        tokens += state.get("tokens", 0)
+        inputs |= dict(init_fingerprint=weights_fingerprint(model), init_tokens=tokens)
     elif blocks:
         check(teacher is not None, "--init-from-teacher needs --teacher: a cache has no blocks")
         layers = teacher.config.n_layers
         numbers = [int(word) if word.isdigit() else 0 for word in blocks.split(",")]
         check(numbers == sorted({*numbers} & {*range(1, layers + 1)}),
-              f"--init-from-teacher {blocks}: must be blocks in order, such as 1,3, of 1 to {layers}")
+              f"--init-from-teacher {blocks}: blocks in order, such as 1,3, of 1 to {layers}")
         model = with_layers(teacher, numbers)
     else:
         tokenizer = tokenizer or Tokenizer.load(cfg.tokenizer)
@@ -135,8 +134,8 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
 
 
 def open_run(cfg, env, inputs, model, optimizers):
-    """-> (progress, the checkpoint or None): a new run, or out/NAME.pt put back into model, optimizers
-    and random streams. Leaves with status 0 if the run is finished.
+    """-> (progress, the checkpoint or None): a new run, or out/NAME.pt put back into model,
+    optimizers and random streams. Leaves with status 0 if the run is finished.
 
     The same name with other flags or inputs is a UserError that lists what differs: nothing is
     overwritten unasked. --fresh replaces.
@@ -144,8 +143,9 @@ def open_run(cfg, env, inputs, model, optimizers):
     path = OUT / f"{cfg.name}.pt"
     progress = SimpleNamespace(step=0, best_step=0, best_ce=math.inf, best=None, seconds=0.0,
                                train_seconds=0.0, tokens=0, supervised=0)  # saved in the checkpoint
-    sources = [Path(source).absolute() for source in (cfg.init, getattr(cfg, "teacher", "")) if source]
-    check(path not in sources, f"--name {cfg.name}: would replace what the run starts from")
+    sources = [cfg.init, getattr(cfg, "teacher", "")]
+    check(path not in [Path(source).absolute() for source in sources if source],
+          f"--name {cfg.name}: would replace what the run starts from")
     if env.rank == 0:
         env.lock = common.lock(path)
     if cfg.fresh or not path.exists():
@@ -187,8 +187,7 @@ def keep_best(progress, model, ce):
 
 
 def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more):
-    """Write out/NAME.pt: all that a resume and an evaluation need (see the top of this file), and
-    `more`: what else a script wants back when it resumes."""
+    """Write out/NAME.pt: all that a resume and an evaluation need, and `more`: a script's own."""
     if env.rank != 0:
         return
     now = time.time()
@@ -197,6 +196,6 @@ def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more):
                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
     save(OUT / f"{cfg.name}.pt", dict(
         model=model.state_dict(), **vars(progress), optimizers=[o.state_dict() for o in optimizers],
-        rng=rng, model_config=vars(model.config), run_config=dataclasses.asdict(cfg), inputs=inputs, **more,
-        versions=env.versions,
-        tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)))
+        rng=rng, model_config=vars(model.config), run_config=dataclasses.asdict(cfg), inputs=inputs,
+        tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8),
+        versions=env.versions, **more))

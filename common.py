@@ -7,9 +7,10 @@
     if __name__ == "__main__":
         common.run(main, Config)        # python script.py --steps 500
 
-One knob a line: its name is the flag, its type is checked, its comment is the help. A mistake of the
-user raises UserError: one line on stderr, status 2, no traceback. A bug keeps its traceback.
-Half of the scripts need no torch, which takes two seconds to import: the functions that do import it.
+One knob a line: its name is the flag, its type is checked, its comment is the help. A mistake of
+the user raises UserError: one line on stderr, status 2, no traceback. A bug keeps its traceback.
+Half of the scripts need no torch, which takes two seconds to import: the functions that do import
+it.
 """
 import argparse
 import contextlib
@@ -73,7 +74,8 @@ def parse(Config, argv=None):
     kinds, comments = typing.get_type_hints(Config), {}
     for parent in reversed(Config.__mro__[:-1]):  # a Config may inherit from another script's
         comments |= re.findall(r"^ +(\w+) *:[^#\n]+# *(.+)", inspect.getsource(parent), re.M)
-    parser = argparse.ArgumentParser(description=inspect.getmodule(Config).__doc__, allow_abbrev=False,
+    text = inspect.getmodule(Config).__doc__
+    parser = argparse.ArgumentParser(description=text, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: check(False, f"{message}; see --help")
     for field in dataclasses.fields(Config):
@@ -105,8 +107,8 @@ def parse(Config, argv=None):
 
 
 def run(main, Config):
-    """main(parse(Config)). A user's mistake, a full disk and a full memory are one line and status 2;
-    Ctrl-C is status 130."""
+    """main(parse(Config)). A user's mistake, a full disk and a full memory are one line and status
+    2; Ctrl-C is status 130."""
     for stream in (sys.stdout, sys.stderr):  # logs are followed live, in UTF-8, on every platform
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
@@ -123,7 +125,7 @@ def run(main, Config):
     except (MemoryError, RuntimeError) as error:  # torch says RuntimeError
         if not isinstance(error, MemoryError) and "allocat" not in str(error):
             raise
-        stop("not enough memory; try a smaller --batch, --window or --size, or a larger --accumulate")
+        stop("not enough memory; try a smaller --batch, --window or --size, or more --accumulate")
     except KeyboardInterrupt:
         stop("stopped; the same command goes on where it was", 130)
 
@@ -215,7 +217,7 @@ def already_made(path, settings, fresh=False):
         made = json.loads(Path(path).read_text(encoding="utf-8"))
         made = {name: made.get(name) for name in settings}
     except (ValueError, AttributeError):
-        raise UserError(f"{show(path)} is there and not of this script; choose another --out") from None
+        raise UserError(f"{show(path)} is not of this script; choose another --out") from None
     refuse_others(Path(path).parent, made, json.loads(json.dumps(settings)))
     return True
 
@@ -231,7 +233,8 @@ def refuse_others(path, old, new):
 def lock(path, wait=False):
     """Hold .NAME.lock beside `path` as long as the returned file is open: one writer at a time.
 
-    UserError if another process holds it, unless `wait`. Without locks (some file systems) it goes on.
+    UserError if another process holds it, unless `wait`. Without locks (some file systems) it goes
+    on.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +263,8 @@ def sha256_file(path):
 def start(cfg):
     """Check the flags that all training scripts share, seed, join the ranks, find the device.
 
-    -> env: device, dtype (its name), autocast (makes a context manager), rank, world, stop, versions.
+    -> env: device, dtype (its name), autocast (makes a context manager), rank, world, stop,
+    versions.
     """
     import torch
     positive(cfg, "steps", "batch", "accumulate", "window", "lr", "clip", "eval_every")
@@ -370,8 +374,9 @@ def versions():
 
 
 def begin(cfg, env, progress, facts):
-    """Print the self-check: what runs, on what, numbers that must be right. Cut out/NAME.csv back to
-    the checkpoint's step. From here on a signal to stop is obeyed after a step, once all is saved."""
+    """Print the self-check: what runs, on what, numbers that must be right. Cut out/NAME.csv back
+    to the checkpoint's step. From here on a signal to stop is obeyed after a step, once all is
+    saved."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda *_: setattr(env, "stop", True))
@@ -415,9 +420,10 @@ def log(cfg, env, step, numbers, val_ce, seconds, counts):
 
 
 def check_finite(loss, norm, step, cfg):
-    """UserError at the first loss or gradient that is NaN or infinite: nothing after it can be right."""
+    """UserError at the first loss or gradient that is NaN or infinite: nothing after it can be
+    right."""
     check(math.isfinite(loss) and math.isfinite(norm),
-          f"{cfg.name}: the loss is not finite at step {step + 1} (loss {loss}, gradient norm {norm}); "
+          f"{cfg.name}: the loss is not finite at step {step + 1} (loss {loss}, norm {norm}); "
           "try a lower --lr; the last checkpoint is as before")
 
 

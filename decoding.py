@@ -1,7 +1,7 @@
 """How a model writes: the cache of keys and values, sampling, and the loop of one token at a time.
 
-Letters as in model.py: B rows, T tokens, V vocabulary, G key/value heads, C channels, S tokens in the
-cache. The model reads the prompt, all its tokens at once. After that it gets one token a row.
+Letters as in model.py. The model reads the prompt, all its tokens at once. Then it gets one token
+a row, again and again.
 """
 import torch
 
@@ -76,9 +76,8 @@ def next_token_logits(model, cache):
 def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, generator=None):
     """Yield (B,) new tokens a step, for prompts (lists of ids) of different lengths.
 
-    Prompts are padded on the left: all end in the same column, so RoPE's distances are right. The
-    cache hides the padding. Ends when the longest row has filled the context. Raises ValueError if
-    a prompt is empty or leaves no room for a token.
+    Prompts are padded on the left, so that all end in the same column; the cache hides the padding.
+    Ends when the longest row fills the context. ValueError if a prompt is empty or fills it alone.
     """
     weight, context = model.embed_tokens.weight, model.config.max_seq_len
     lengths = [len(p) for p in prompts]
@@ -105,8 +104,7 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, gen
 def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     """Continue each prompt (a list of ids) -> a list of lists of new ids, the stop id included.
 
-    A row without a stop id at its end ran into the limit. `sampling`: temperature, top_p,
-    generator, as in `sample`. Raises ValueError if a prompt leaves no room in the context.
+    A row without a stop id at its end ran into the limit. sampling: temperature, top_p, generator.
     """
     rows = [[] for _ in prompts]
     # Rows of a batch end where the longest has filled the context. An answer must not depend on

@@ -2,18 +2,14 @@
 
     python eval.py out/teacher.pt out/student-logits.pt    # on out/data/stories/test.jsonl
 
-Three small models take about a minute on a CPU. Always float32: bf16 rounds the logits.
-
-What the columns mean
-    train tokens   that the model was trained on, padding excluded
-    ce             cross-entropy, nats a counted token (of a conversation: the assistant's turns)
-    bits/byte      the same per byte of text: comparable between tokenizers
+Always float32: bf16 rounds the logits. What the columns mean:
+    ce, bits/byte  cross-entropy, nats a counted token (of a conversation: the assistant's turns);
+                   the same per byte of text: comparable between tokenizers
     KL, agree      KL(teacher || model) in nats, and how often both have the same likeliest token;
                    the teacher is --teacher, else the first checkpoint
     exact          share of questions with the right answer, greedy, with Wilson's 95 % interval;
                    an answer that ran into the limit is wrong
-    format         share of answers in exactly the form that the model was trained on: think and
-                   answer tags for chains, the answer tag for bare answers, no tag for full replies
+    format         share of answers in exactly the form that the model was trained on
     ECE            calibration error: how far confidence and accuracy of the likeliest token differ
     copy           share of tokens right when a random sequence is read for the second time
     repeats        share of an answer's 4-grams that came before; limit: answers that ran into it
@@ -23,14 +19,10 @@ What the columns mean
                    2023); best of k: one of k is right (Chen et al. 2021), no vote can do better
     prefill, decode   prompt tokens read and tokens written a second, at batch 1 and 32
     first token, answer   ms to the first token after half a context; of a whole greedy answer
-
-A model that has learned two forms of answer (train_distill_reason.py --target multi or mixed) is
-asked for one by --target cot or answer: its response begins with <think> or <answer>.
 """
 import json
 import math
-import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,8 +41,7 @@ from dataset.verify import agree, extract_answer, parse_number, verdict
 from dataset.windows import eval_batches, open_data
 from decoding import generate
 from losses import cross_entropy, forward_kl
-from metrics import (Calibration, majority, markdown, mcnemar, pass_at, repetition, table,
-                     wilson)
+from metrics import calibration, majority, markdown, mcnemar, pass_at, repetition, table, wilson
 
 
 @dataclass
@@ -58,7 +49,6 @@ class Config:
     checkpoints: list = None       # the models, as words without a flag; none: out/teacher.pt
     teacher: str = ""              # checkpoint that KL and agreement refer to; empty: the first
     data: str = OUT / "data/stories/test.jsonl"  # test set, in any format of dataset/formats.py
-    window: int = 0                # tokens seen at once in ce and KL; 0: as all were trained
     target: Literal["auto", "cot", "answer", "full"] = "auto"  # form of an answer; auto: as trained
     questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
     max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
@@ -74,13 +64,11 @@ class Config:
     skip_bad_lines: bool = False   # count bad lines of the test set and go on
 
 
-# --- what a model knows: one pass over the windows ------------------------------------------------
-
 @torch.inference_mode()
-def score(model, tokenizer, teacher, data, cfg, device):
+def score(model, tokenizer, teacher, data, cfg):
     """Cross-entropy, bits a byte, KL to the teacher and top-1 agreement over all counted tokens."""
-    sums = dict(ce=0.0, kl=0.0, agreement=0.0)
-    tokens, text_bytes, calibration = 0, 0, Calibration()
+    device, sums = model.embed_tokens.weight.device, defaultdict(float)
+    text_bytes, sure, right = 0, [], []
     bytes_of = torch.as_tensor(tokenizer.token_bytes, device=device)  # (V,)
     for x, y, document, weight in eval_batches(data, cfg.batch, device=device):
         keep = weight > 0                                     # (B, T)
@@ -91,30 +79,29 @@ def score(model, tokenizer, teacher, data, cfg, device):
             teacher_logits = teacher(x, document, keep)       # (N, V)
             sums["kl"] += forward_kl(logits, teacher_logits).double().sum().item()
             sums["agreement"] += (logits.argmax(-1) == teacher_logits.argmax(-1)).sum().item()
-        calibration.add(confidence.cpu().numpy(), (likeliest == y).cpu().numpy())
-        tokens += len(y)
+        sure.append(confidence)
+        right.append(likeliest == y)
         text_bytes += bytes_of[y].sum().item()
+    tokens = sum(map(len, right))
     check(tokens > 0, f"--data {cfg.data}: no token counts")
-    result = {name: value / tokens for name, value in sums.items()
-              if teacher is not None or name == "ce"}
-    return result | dict(bits_per_byte=sums["ce"] / math.log(2) / max(text_bytes, 1),
-                         counted_tokens=tokens, ece=calibration.ece(),
-                         reliability=calibration.table())
+    ece, reliability = calibration(torch.cat(sure).cpu().numpy(), torch.cat(right).cpu().numpy())
+    return {name: value / tokens for name, value in sums.items()} | dict(
+        bits_per_byte=sums["ce"] / math.log(2) / max(text_bytes, 1), counted_tokens=tokens,
+        ece=ece, reliability=reliability)
 
 
 @torch.inference_mode()
-def copy_probe(model, data, seed=0, sequences=64, length=24):
-    """Read random pieces twice: share of the second reading that the model foresees (greedy).
+def copy_probe(model, data):
+    """Read random pieces of the test set twice: share of the second reading that it foresees.
 
-    This is what a copying head can do (Olsson et al. 2022) and no text has taught: the pieces are
-    drawn one by one from those that the test set uses.
+    Only a copying head can do that (Olsson et al. 2022).
     """
     device = model.embed_tokens.weight.device
-    length = min(length, model.config.max_seq_len // 2)
+    length = min(24, model.config.max_seq_len // 2)
     used = np.unique(data["ids"][:200][data["mask"][:200] > 0])
-    ids = np.random.default_rng(seed).choice(used, (sequences, length)).astype(np.int64)
-    twice = torch.from_numpy(np.concatenate([ids, ids], axis=1)).to(device)  # (B, 2 * length)
-    foreseen = model(twice)[:, length:-1].argmax(-1)                         # (B, length - 1)
+    ids = np.random.default_rng(0).choice(used, (64, length)).astype(np.int64)
+    twice = torch.from_numpy(np.concatenate([ids, ids], axis=1)).to(device)  # (64, 2 * length)
+    foreseen = model(twice)[:, length:-1].argmax(-1)                         # (64, length - 1)
     return (foreseen == twice[:, length + 1:]).float().mean().item()
 
 
@@ -122,7 +109,7 @@ def copy_probe(model, data, seed=0, sequences=64, length=24):
 
 def answer(model, tokenizer, questions, target, cfg, **sampling):
     """Answers to conversations -> a dict each, see `judge`. sampling: of decoding.sample; none:
-    greedy. A --target begins the response: this tells a model of two forms which one to give."""
+    greedy. A --target begins the response: it tells a model of two forms which one to give."""
     begun = opening(tokenizer, cfg.target)  # nothing for "auto"
     prompts = [prompt_ids(tokenizer, turns, target) + begun for turns in questions]
     replies = [dict(response="", answer=None, tokens=0, repeats=0.0, ended=False,
@@ -141,8 +128,8 @@ def answer(model, tokenizer, questions, target, cfg, **sampling):
 def judge(tokenizer, ids, reference, target):
     """Generated ids against the reference turn: what was answered, and whether it is right.
 
-    The answer is the <answer> span. A reply without one counts as a whole; if the right answer is a
-    number, what extract_answer finds in it counts.
+    The answer is the <answer> span. Without one it is what extract_answer finds if the right answer
+    is a number, else the whole reply.
     """
     parsed = parse_response(tokenizer, ids, target)
     got, wanted = parsed["answer"], reference.answer
@@ -152,9 +139,9 @@ def judge(tokenizer, ids, reference, target):
         is_number = parse_number(wanted) is not None
         got = extract_answer(parsed["text"]) if is_number else parsed["text"].strip()
     # The format has a column of its own; here only the answer and its end count.
-    return dict(response=tokenizer.decode(ids, show_control=True), answer=got, tokens=len(ids),
-                repeats=repetition(ids), ended=parsed["ended"], well_formed=parsed["well_formed"],
-                verdict=verdict(wanted, got, parsed["ended"], True))
+    return parsed | dict(response=tokenizer.decode(ids, show_control=True), answer=got,
+                         tokens=len(ids), repeats=repetition(ids),
+                         verdict=verdict(wanted, got, parsed["ended"], True))
 
 
 def tally(replies):
@@ -169,10 +156,9 @@ def tally(replies):
 
 
 def vote(model, tokenizer, questions, target, cfg):
-    """(figures, samples): --samples answers to each question, and what a vote makes of them.
+    """--samples answers to each question, and what a vote makes of them -> (figures, [answers]).
 
-    best_of: [[k, share]] for k = 1, 2, 4 .. samples; tokens: mean of a question, of all its samples
-    together. samples: the answers of each question, in their order.
+    best_of: [[k, share]] for k = 1, 2, 4 .. samples; tokens: mean of all samples of a question.
     """
     n = cfg.samples
     generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(cfg.seed)
@@ -194,12 +180,12 @@ def vote(model, tokenizer, questions, target, cfg):
 def robustness(model, tokenizer, suites, target, cfg):
     """Accuracy on each suite, paired with the same problems unchanged -> a dict.
 
-    suites: {name: dict(n, exact, exact_interval, drop, p)}, drop of accuracy against clean; mean
-    and worst are over IN_MEAN. hostile: how many answers ended, and what was too long to ask.
-    suites_right: {name: "10-1..."}, a character a clean problem: right, wrong, not in this suite.
+    suites: {name: dict(n, exact, exact_interval, drop, p)}, drop of accuracy against clean;
+    hostile: how many answers ended, and were too long to ask. suite_mean: over IN_MEAN.
+    suites_right: {name: "10-1..."}, a clean problem each: right, wrong, not in this suite.
     """
     right, found = {}, {}
-    for name, rows in suites.items():
+    for name, rows in suites.items():  # clean is the first
         questions = [[Turn(**turn) for turn in row["conversations"]] if name == "hostile"
                      else parse_row(row) for row in rows]  # a hostile question may be empty
         replies = answer(model, tokenizer, questions, target, cfg)
@@ -207,41 +193,36 @@ def robustness(model, tokenizer, suites, target, cfg):
             found[name] = dict(n=len(rows), ended=sum(r["ended"] for r in replies),
                                refused=sum(r["verdict"] == "prompt too long" for r in replies))
         elif rows:  # Chinese has no upper case
-            right[name] = {row["source"]: r["verdict"] == "ok" for row, r in zip(rows, replies)}
-    for name, marks in right.items():
-        unchanged, n, k = [right["clean"][i] for i in marks], len(marks), sum(marks.values())
-        found[name] = dict(n=n, exact=k / n, exact_interval=wilson(k, n),
-                           drop=(sum(unchanged) - k) / n, p=mcnemar(unchanged, marks.values()))
+            marks = {row["source"]: r["verdict"] == "ok" for row, r in zip(rows, replies)}
+            right[name], n, k = marks, len(rows), sum(marks.values())
+            unchanged = [right["clean"][source] for source in marks]
+            found[name] = dict(n=n, exact=k / n, exact_interval=wilson(k, n),
+                               drop=(sum(unchanged) - k) / n, p=mcnemar(unchanged, marks.values()))
     exact = {name: found[name]["exact"] for name in IN_MEAN if name in found}
-    worst = min(exact, key=exact.get)
     text = {name: "".join("-01"[1 + right[name].get(i, -1)] for i in right["clean"])
             for name in ("clean", *exact)}
-    return dict(suites=found, suite_mean=sum(exact.values()) / len(exact), worst_suite=worst,
-                suite_worst=exact[worst], suites_right=text)
+    return dict(suites=found, suite_mean=sum(exact.values()) / len(exact), suites_right=text)
 
 
-# --- tables: a column is (head, function of a result) ---------------------------------------------
+# --- the report: a column of a table is (head, function of a result) ------------------------------
 
 def figure(key, form=".1%"):
-    """A column's function: a figure, with its 95 % interval if there is one, or a dash."""
+    """A column's function: a figure, with its 95 % interval if there is one. A dash if there is no
+    figure, and for the teacher against itself: its 0 and 100 % say nothing."""
     def cell(r):
-        interval = [f"{100 * end:.1f}" for end in r.get(f"{key}_interval", ())]
-        around = f" ({'-'.join(interval)})" if interval else ""
-        return format(r[key], form) + around if key in r else "-"
+        if key not in r or key in ("kl", "agreement") and r["model"] == r["teacher"]:
+            return "-"
+        interval = "-".join(f"{100 * end:.1f}" for end in r.get(f"{key}_interval", ()))
+        return format(r[key], form) + (f" ({interval})" if interval else "")
     return cell
-
-
-def against_teacher(key, form=".1%"):
-    """A column's function: a dash for the teacher itself, whose 0 and 100 % say nothing."""
-    return lambda r: "-" if r["model"] == r["teacher"] else figure(key, form)(r)
 
 
 MODEL, LENGTH = ("model", figure("model", "")), ("answer tokens:", figure("answer_tokens", ".1f"))
 SCOREBOARD = [
     MODEL, ("parameters:", figure("parameters", ",d")),
     ("train tokens:", figure("train_tokens", ",d")), ("ce:", figure("ce", ".4f")),
-    ("bits/byte:", figure("bits_per_byte", ".3f")), ("KL:", against_teacher("kl", ".4f")),
-    ("agree:", against_teacher("agreement")), ("exact:", figure("exact")),
+    ("bits/byte:", figure("bits_per_byte", ".3f")), ("KL:", figure("kl", ".4f")),
+    ("agree:", figure("agreement")), ("exact:", figure("exact")),
     ("format:", figure("format")), ("tok/s batch 1:", figure("decode1", ",.0f")),
     ("batch 32:", figure("decode32", ",.0f"))]
 DETAILS = [
@@ -252,8 +233,7 @@ SPEED = [
     MODEL, ("prefill 1:", figure("prefill1", ",.0f")), ("prefill 32:", figure("prefill32", ",.0f")),
     ("decode 1:", figure("decode1", ",.0f")), ("decode 32:", figure("decode32", ",.0f")),
     ("first token ms:", figure("first_ms", ",.1f")), ("answer p50 ms:", figure("p50_ms", ",.1f")),
-    ("answer p95 ms:", figure("p95_ms", ",.1f")), ("MB of weights:", figure("weights_mb", ",.1f")),
-    ("MB peak:", figure("peak_mb", ",.1f"))]
+    ("answer p95 ms:", figure("p95_ms", ",.1f")), ("MB peak:", figure("peak_mb", ",.1f"))]
 
 
 def keeps(results):
@@ -267,30 +247,17 @@ def keeps(results):
         for r in results[1:] if first.get("exact") and "decode1" in first and "decode1" in r)
 
 
-def suite_column(r):
-    """{a line of the table of suites: the cell of one model}."""
-    cells = {name: f"{figure('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
-             for name, s in r["suites"].items() if name != "hostile"}
-    cells["**mean**"] = f"{r['suite_mean']:.1%}"
-    cells["**worst**"] = f"{r['suite_worst']:.1%} {r['worst_suite']}"
-    if hostile := r["suites"].get("hostile"):
-        cells["hostile texts: ended, refused as too long"] = \
-            f"{hostile['ended']} of {hostile['n']}, {hostile['refused']}"
-    return cells
-
-
-def reliability_column(r):
-    """{a bin of confidence: how often one model was right, of how many tokens}."""
-    bins = {min(int(sure * 15), 14): f"{right:.1%} of {n:,}" for n, sure, right in r["reliability"]}
-    return {f"{i / 15:.2f}-{(i + 1) / 15:.2f}": cell for i, cell in bins.items()}
-
-
-def side_by_side(head, results, column, order=list):
-    """A table with a column a model; column(result) is {line: cell}."""
-    columns = {r["model"]: column(r) for r in results}
-    lines = dict.fromkeys(line for cells in columns.values() for line in cells)
-    rows = [[line, *(cells.get(line, "-") for cells in columns.values())] for line in order(lines)]
-    return markdown(" | ".join([head, *(f"{model}:" for model in columns)]), rows)
+def suite_table(results):
+    """A line a suite, a column a model: accuracy, points against clean, McNemar's p."""
+    def column(r):
+        *suites, hostile = r["suites"].values()
+        return [*(f"{figure('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
+                  for s in suites),
+                f"{r['suite_mean']:.1%}",
+                f"{hostile['ended']} of {hostile['n']}, {hostile['refused']}"]
+    names = [*results[0]["suites"]][:-1] + ["**mean**", "hostile texts: ended, refused as too long"]
+    heads = ["suite (95 %), points against clean", *(f"{r['model']}:" for r in results)]
+    return markdown(" | ".join(heads), zip(names, *map(column, results)))
 
 
 def tables(results):
@@ -304,53 +271,33 @@ def tables(results):
             *((f"best of {k}:", figure(k)) for k in sizes), LENGTH,
             (f"of {n}:", figure("tokens", ".1f"))]))
     if "suites" in first:
-        found.append(side_by_side("suite (95 %), points against clean", results, suite_column))
+        found.append(suite_table(results))
     if any("decode1" in r for r in results):
         found.append(table(results, SPEED))
     return "\n\n".join(filter(None, found))
 
-
-# --- report ---------------------------------------------------------------------------------------
-
 def check_flags(cfg):
-    """UserError before the work for a value that cannot be, and for an output that would replace
-    a file of another kind."""
-    common.between(cfg, 0, 2**32 - 1, "window", "questions", "samples", "temperature", "seed")
+    """UserError for a value that cannot be, and for an output that would replace another's file."""
+    common.between(cfg, 0, 2**32 - 1, "questions", "samples", "temperature", "seed")
     common.positive(cfg, "max_new_tokens", "batch")
     check((cfg.samples > 0) == (cfg.temperature > 0),
           "--samples needs a --temperature above 0 (0.7, say), and --temperature needs --samples")
-    check(cfg.row or not cfg.recipe, "--recipe needs --row")
     for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"'),
                          (f"{cfg.out}.answers.jsonl", '{"question"'), (cfg.row, '{"recipe"')):
-        if path and os.path.exists(path):
+        if path and Path(path).exists():
             with open(path, encoding="utf-8", errors="replace") as file:
-                own = file.read(len(begins)) in (begins, "")
-            check(own and Path(path).resolve() != Path(cfg.data).resolve(),
-                  f"{show(path)} is there and not of this script; choose another name")
-
-
-def answers_of(results, questions, replies):
-    """A row a question: its text, the right answer, and what every model answered."""
-    rows = []
-    for i, (*before, last) in enumerate(questions):
-        row = dict(question=" ".join(turn.content for turn in before),
-                   right=last.content if last.answer is None else last.answer, answers={})
-        for r, of_model in zip(results, replies):
-            kept = ("response", "verdict", "samples")
-            row["answers"][r["model"]] = {k: v for k, v in of_model[i].items() if k in kept}
-        rows.append(row)
-    return rows
+                check(file.read(len(begins)) in (begins, ""),
+                      f"{show(path)} is there and not of this script; choose another name")
 
 
 def write_report(cfg, results, rows):
     """OUT.md: the tables, and the answers to the first five questions. OUT.json: the figures.
-    OUT.answers.jsonl: the rows of answers_of."""
+    OUT.answers.jsonl: a row a question, with what every model answered."""
     v = common.versions()
     about = (f"{show(cfg.data)}; ce in windows of {results[0]['window']}; KL and agreement against "
              f"{results[0]['teacher']}; float32, {v['threads']} threads, {v['machine']}, "
              f"torch {v['torch']}.")
-    lines = ["# Scoreboard", "", about, "", tables(results), "",
-             side_by_side("confidence: right", results, reliability_column, sorted), ""]
+    lines = ["# Scoreboard", "", about, "", tables(results), ""]
     for number, row in enumerate(rows[:5], 1):
         lines += [f"### Question {number}", "", row["question"], "",
                   f"Right answer: **{row['right']}**", ""]
@@ -358,47 +305,46 @@ def write_report(cfg, results, rows):
             text = found["response"].replace("\n", " ")
             lines.append(f"- {model} ({found['verdict']}): `{text}`")
         lines.append("")
+    figures = dict(data=show(cfg.data), versions=v, results=results)
     common.write_file(f"{cfg.out}.md", "\n".join(lines))
-    common.write_file(f"{cfg.out}.json", json.dumps(
-        dict(data=show(cfg.data), versions=v, results=results), indent=1))
+    common.write_file(f"{cfg.out}.json", json.dumps(figures, indent=1))
     if rows:
         common.write_file(f"{cfg.out}.answers.jsonl", common.json_lines(rows))
 
 
 def row_of(cfg, result, state):
     """One finished run as a row of --row: what its figures depend on, and the figures."""
-    flags = ["questions", "max_new_tokens", "target", "window"]
-    flags += ["temperature", "seed"] if cfg.samples else []
-    evaluation, run = {flag: getattr(cfg, flag) for flag in flags}, state.get("run_config", {})
+    run = state.get("run_config", {})
+    flags = ("questions", "max_new_tokens", "target", "temperature", "seed")
+    evaluation = {flag: getattr(cfg, flag) for flag in flags}
     if cfg.suites:
         evaluation["suites_sha256"] = common.sha256_file(Path(cfg.suites) / "about.json")
-    metrics = {k: v for k, v in result.items() if k not in ("model", "teacher")}
+    trained = {key: state.get(key) for key in ("inputs", "train_seconds", "tokens", "supervised",
+                                               "best_step")}
     return dict(
-        recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run,
-        inputs=state.get("inputs", {}), test_data=show(cfg.data),
-        test_sha256=common.sha256_file(cfg.data), versions=common.versions(),
-        trained_with=state.get("versions"), evaluation=evaluation,
-        train_seconds=round(state.get("train_seconds", 0), 3), tokens=state.get("tokens", 0),
-        supervised=state.get("supervised", 0), val_ce=state.get("best_ce"),
-        best_step=state.get("best_step"), metrics=metrics)
+        recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run, **trained,
+        val_ce=state.get("best_ce"), trained_with=state.get("versions"), test_data=show(cfg.data),
+        test_sha256=common.sha256_file(cfg.data), versions=common.versions(), evaluation=evaluation,
+        metrics={k: v for k, v in result.items() if k not in ("model", "teacher")})
 
 
-def evaluate(cfg, loaded, teacher, window, questions, suites, device):
-    """Everything except speed about one model -> (result, its answers)."""
+def evaluate(cfg, loaded, teacher, window, questions, suites):
+    """Everything except speed about one model -> (figures, its answers)."""
     model, tokenizer, state = loaded
-    seen = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
-    target = cfg.target
+    target, inputs = cfg.target, state.get("inputs", {})
     if target == "auto":  # bare answers are compared with bare answers
         target = state.get("run_config", {}).get("target", "cot")
         target = "cot" if target in ("multi", "mixed") else target
     data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
     same = tokenizer.fingerprint == teacher[1].fingerprint  # else a KL has no meaning
-    result = dict(parameters=model.num_parameters(), window=window, train_tokens=seen,
-                  **score(model, tokenizer, teacher[0] if same else None, data, cfg, device),
+    result = dict(parameters=model.num_parameters(), window=window,
+                  train_tokens=state.get("tokens", 0) + inputs.get("init_tokens", 0),
+                  **score(model, tokenizer, teacher[0] if same else None, data, cfg),
                   copy=copy_probe(model, data), too_long=data["meta"]["too_long"])
     replies = answer(model, tokenizer, questions, target, cfg)
     if questions:
         result |= tally(replies)
+    replies = [dict(response=r["response"], verdict=r["verdict"]) for r in replies]
     if questions and cfg.samples:
         result["vote"], samples = vote(model, tokenizer, questions, target, cfg)
         replies = [reply | dict(samples=some) for reply, some in zip(replies, samples)]
@@ -419,28 +365,29 @@ def main(cfg):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paths = [*cfg.checkpoints, cfg.teacher or cfg.checkpoints[0]]
     *models, teacher = loaded = [checkpoints.load_model(path, device) for path in paths]
-    stems = [Path(path).stem for path in dict.fromkeys(paths)]
-    *names, teacher_name = [Path(path).stem if stems.count(Path(path).stem) == 1 else show(path)
-                            for path in paths]
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(set(paths)):  # a/m.pt and b/m.pt
+        names = [show(path) for path in paths]
     # One window for all, the smallest that one was trained on: beyond it a model knows no position.
-    room = min(model.config.max_seq_len for model, _, _ in loaded)
-    trained = [state.get("run_config", {}).get("window", room) for _, _, state in loaded]
-    check(cfg.window <= room, f"--window {cfg.window}: the smallest context is {room}")
-    window = cfg.window or min(room, *trained)
-    results, replies = [], []
+    window = min(state.get("run_config", {}).get("window", model.config.max_seq_len)
+                 for model, _, state in loaded)
+    rows = [dict(question=" ".join(turn.content for turn in before),
+                 right=last.content if last.answer is None else last.answer, answers={})
+            for *before, last in questions]
+    results = []
     for name, one in zip(names, models):
-        result, answers = evaluate(cfg, one, teacher, window, questions, suites, device)
-        results.append(dict(model=name, teacher=teacher_name) | result)
-        replies.append(answers)
+        result, answers = evaluate(cfg, one, teacher, window, questions, suites)
+        results.append(dict(model=name, teacher=names[-1]) | result)
+        for row, reply in zip(rows, answers):
+            row["answers"][name] = reply
         print(table(results[-1:], SCOREBOARD).splitlines()[-1])
-    rows = answers_of(results, questions, replies)
     write_report(cfg, results, rows)
-    if cfg.speed:  # last, and after a report: measuring may fail
+    if cfg.speed:  # after a first report: measuring may fail
         measured = speed.measure(cfg.checkpoints, conversations[:20], device)
         results = [result | more for result, more in zip(results, measured)]
         write_report(cfg, results, rows)
-    print("\n" + tables(results) + "\n")
-    print(f"written: {show(cfg.out)}.md, .json" + (", .answers.jsonl" if rows else ""))
+    print("\n" + tables(results) + f"\n\nwritten: {show(cfg.out)}.md, .json"
+          + (", .answers.jsonl" if rows else ""))
     if cfg.row:
         common.append_rows(cfg.row, [row_of(cfg, result, state)
                                      for result, (_, _, state) in zip(results, models)])

@@ -4,7 +4,7 @@
     logits = decoder.step(token)           # (V,)
 
 A small model does so little arithmetic for one token that half of the time is torch's own work in
-each call; numpy's is a third of it (runs/bench_decode.py). Nothing else needs this file:
+each call; numpy's is a third of it (runs/bench.py). Nothing else needs this file:
 decoding.py can do without it. A test compares it with the model. What is done differently:
 
 1. Matrices that read the same input are joined: those of q, k and v, and those of gate and up.

@@ -1,13 +1,13 @@
 """The loss without its logits: output matrix and divergence in one, a few tokens at a time.
 
-    loss, ce, kd, teacher_ce = fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, ...)
-    (loss / n_valid).backward()
+    loss, ce, kd, teacher_ce = fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head,
+    ...) (loss / n_valid).backward()
 
-A (tokens, V) tensor of logits is the largest thing in a training step: 4,096 tokens of a vocabulary of
-32,768 take 0.5 GB in float32, and the plain loss holds at least six of them. Here logits live for
-`CHUNK` elements at a time. For a few tokens, student's and teacher's logits are made, the plain loss
-of losses.py is taken, and its gradient by these logits becomes gradients of the hidden states and of
-the output matrix at once. The backward pass only scales them (Hsu et al. 2024, Liger, for
+A (tokens, V) tensor of logits is the largest thing in a training step: 4,096 tokens of a vocabulary
+of 32,768 take 0.5 GB in float32, and the plain loss holds at least six of them. Here logits live
+for `CHUNK` elements at a time. For a few tokens, student's and teacher's logits are made, the plain
+loss of losses.py is taken, and its gradient by these logits becomes gradients of the hidden states
+and of the output matrix at once. The backward pass only scales them (Hsu et al. 2024, Liger, for
 cross-entropy; Wijmans et al. 2024 make the logits again in the backward pass). It works for every
 divergence, because it calls the plain one.
 
@@ -23,8 +23,8 @@ CHUNK = 2**22  # logits of one model held at a time: 16 MB in float32
 
 
 def use_fused(cfg, env, vocab_size):
-    """--fused on or off; auto: if a micro-batch has many logits (0.3 GB in float32). With a cache or
-    torch.compile there are no hidden states to begin from."""
+    """--fused on or off; auto: if a micro-batch has many logits (0.3 GB in float32). With a cache
+    or torch.compile there are no hidden states to begin from."""
     logits = cfg.batch // (cfg.accumulate * env.world) * cfg.window * vocab_size
     possible = not (cfg.cache or cfg.compile)
     return cfg.fused == "on" or cfg.fused == "auto" and possible and logits >= 2**26
@@ -34,8 +34,7 @@ class FusedLoss(torch.autograd.Function):
     """See fused_loss. Only the first of the four sums has a gradient."""
 
     @staticmethod
-    def forward(ctx, hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, temperature,
-                mix):
+    def forward(ctx, hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, tau, mix):
         """The four sums; the gradients are made here, too, and kept."""
         grad_hidden = torch.empty_like(hidden)                                # (N, D)
         grad_head = torch.zeros_like(head, dtype=torch.float32)               # (V, D)
@@ -49,7 +48,7 @@ class FusedLoss(torch.autograd.Function):
             logits = (hidden[part] @ matrix.T).detach().requires_grad_()      # (n, V)
             with torch.enable_grad():
                 ce = cross_entropy(logits, y[part])                           # (n,)
-                kd = divergence(name, logits, teacher_logits, temperature, mix)
+                kd = divergence(name, logits, teacher_logits, tau, mix)
                 loss = total((1 - alpha) * ce + alpha * kd, weight[part])
             [grad] = torch.autograd.grad(loss, logits)                        # (n, V)
             grad_hidden[part] = grad @ matrix

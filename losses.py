@@ -1,9 +1,9 @@
 """The losses, by hand, one value a token.
 
-Logits (..., V) come in, float32 values (...) in nats go out: (B, T, V) -> (B, T), or (N, V) -> (N,).
-Nothing is averaged here, and `total` is the only sum. A training script sums the values of the tokens
-that count and divides once, by their number in the whole optimizer step (`n_valid`). Most public
-distillation bugs are a second, hidden, or wrong normaliser.
+Logits (..., V) come in, float32 values (...) in nats go out: (B, T, V) -> (B, T), or (N, V) ->
+(N,). Nothing is averaged here, and `total` is the only sum. A training script sums the values of
+the tokens that count and divides once, by their number in the whole optimizer step (`n_valid`).
+Most public distillation bugs are a second, hidden, or wrong normaliser.
 
 float16 and bfloat16 logits become float32 before any softmax: bf16 keeps 8 bits, which makes small
 KLs negative. float64 stays float64, for tests.
@@ -54,10 +54,10 @@ def cross_entropy(logits, targets):
 def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
     """tau^2 D(p, q) of two tensors of logits (..., V) -> (...), for any name in DIVERGENCES.
 
-    p = softmax(teacher/tau), q = softmax(student/tau). In nats, except total variation, which has no
-    unit and is times tau: see `scale`. mix: b of jsd (None: 0.5) or s of the skewed ones (None: 0.1);
-    the others ignore it. Raises ValueError if the vocabularies differ (padding or cutting would
-    change the distribution) or if mix is out of range.
+    p = softmax(teacher/tau), q = softmax(student/tau). In nats, except total variation, which has
+    no unit and is times tau: see `scale`. mix: b of jsd (None: 0.5) or s of the skewed ones (None:
+    0.1); the others ignore it. Raises ValueError if the vocabularies differ (padding or cutting
+    would change the distribution) or if mix is out of range.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"student logits are {tuple(student_logits.shape)}, teacher logits "
@@ -70,9 +70,9 @@ def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
 def of_log_probabilities(name, log_q, log_p, mix=None):
     """D(p, q) of log-probabilities (..., V) -> (...): the formulas of DIVERGENCES.
 
-    At the ends of b the JSD's formula is 0 for every q. Near them JSD/b tends to KL(p || q) (b to 0)
-    and JSD/(1-b) to KL(q || p) (b to 1). So b = 0 is defined as forward KL and b = 1 as reverse KL,
-    and the value jumps there: JSD(0.001) is about a thousandth of JSD(0).
+    At the ends of b the JSD's formula is 0 for every q. Near them JSD/b tends to KL(p || q) (b to
+    0) and JSD/(1-b) to KL(q || p) (b to 1). So b = 0 is defined as forward KL and b = 1 as reverse
+    KL, and the value jumps there: JSD(0.001) is about a thousandth of JSD(0).
     """
     if mix is None:
         mix = 0.5 if name == "jsd" else 0.1
@@ -102,7 +102,8 @@ def kl(log_a, log_b):
 
 
 def mixture(log_a, log_b, share):
-    """ln(share a + (1 - share) b). If both are 0, logaddexp's gradient is NaN: so ln 0 is -10,000."""
+    """ln(share a + (1 - share) b). If both are 0, logaddexp's gradient is NaN: so ln 0 is
+    -10,000."""
     if share == 0:
         return log_b
     log_a, log_b = log_a.clamp(min=-1e4), log_b.clamp(min=-1e4)
@@ -112,9 +113,10 @@ def mixture(log_a, log_b, share):
 def scale(name, temperature):
     """tau^2, or tau for total variation: the gradient keeps its size at any temperature.
 
-    A gradient by the logits has one 1/tau from the chain rule. In the KL family the difference p - q
-    shrinks with another 1/tau (Hinton, Vinyals & Dean 2015, section 2). Total variation's derivative
-    by q is a sign, which does not shrink. With this factor alpha means the same at every temperature.
+    A gradient by the logits has one 1/tau from the chain rule. In the KL family the difference p -
+    q shrinks with another 1/tau (Hinton, Vinyals & Dean 2015, section 2). Total variation's
+    derivative by q is a sign, which does not shrink. With this factor alpha means the same at every
+    temperature.
     """
     return temperature if name == "total_variation" else temperature ** 2
 
@@ -127,7 +129,8 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
 # --- of what a cache keeps of the teacher (dataset/teacher_cache.py) ------------------------------
 
 def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None):
-    """A divergence on k + 1 outcomes: the teacher's k likeliest tokens, and all others as one bucket.
+    """A divergence on k + 1 outcomes: the teacher's k likeliest tokens, and all others as one
+    bucket.
 
     student_logits (N, V); ids (N, k); log_p (N, k + 1), the bucket last, or (N, k) if k = V and
     there is no bucket -> (N,). It is at least 0 and at most the divergence on the whole vocabulary,

@@ -1,18 +1,16 @@
 """The statistics and tables of eval.py: intervals, paired tests, votes, calibration, repeats.
 
 Always report an interval. When two models answer the same questions, compare them question by
-question: the questions vary far more than the models do. tests/test_metrics.py holds each function
-to scipy or to a value computed by hand.
+question: the questions vary far more than the models do.
 """
 import math
+from collections import Counter
 
 import numpy as np
 
 
 def wilson(successes, n, z=1.959964):
     """95 % interval of a proportion (Wilson 1927): inside 0..1 and right near both ends."""
-    if n == 0:
-        return 0.0, 1.0
     p = successes / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -20,43 +18,28 @@ def wilson(successes, n, z=1.959964):
 
 
 def mcnemar(first, second):
-    """Two-sided exact p of McNemar's test: two models (or one, on two versions of the questions)
-    are right equally often?
+    """Are two models (or one, on two versions of the questions) right equally often? -> exact p.
 
-    first, second: sequences of bool, one a question. Only the questions on which they differ count:
-    of these, each side should win half (McNemar 1947; the exact binomial form).
+    first, second: bools, one a question. Only the questions on which they differ count: each side
+    should win half of these (McNemar 1947; two-sided, the exact binomial form).
     """
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    n = only_first + only_second
-    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+    pairs = list(zip(first, second, strict=True))
+    n, wins = sum(a != b for a, b in pairs), sum(a > b for a, b in pairs)
+    tail = sum(math.comb(n, k) for k in range(min(wins, n - wins) + 1))
     return min(1.0, 2 * tail / 2 ** n)
 
 
-class Calibration:
-    """Does a model that says 80 % hit 80 %? Token by token, its likeliest token against the text.
+def calibration(confidence, hit, bins=15):
+    """Does a model that says 80 % hit 80 %? -> (ECE, [(tokens, mean confidence, accuracy)] of the
+    bins in use: a reliability diagram).
 
+    confidence: (N,) in 0..1, of the likeliest token; hit: (N,) bool, is it the text's?
     ECE = sum over bins of share * |accuracy - mean confidence| (Guo et al. 2017, eq. 3).
     """
-
-    def __init__(self, bins=15):
-        self.counts = np.zeros((3, bins))  # tokens, sum of confidences, hits
-
-    def add(self, confidence, hit):
-        """confidence (N,) in 0..1, hit (N,) bool: arrays of one batch."""
-        bins = self.counts.shape[1]
-        index = np.minimum((np.asarray(confidence, dtype=np.float64) * bins).astype(int), bins - 1)
-        for row, weights in zip(self.counts, (None, confidence, hit)):
-            row += np.bincount(index, weights, minlength=bins)
-
-    def ece(self):
-        """The expected calibration error, 0 to 1."""
-        n, confidence, hits = self.counts
-        return float(np.abs(hits - confidence).sum() / max(n.sum(), 1))
-
-    def table(self):
-        """[(tokens, mean confidence, accuracy)] of the bins in use: a reliability diagram."""
-        return [(int(n), c / n, h / n) for n, c, h in self.counts.T if n]
+    index = np.minimum((confidence.astype(np.float64) * bins).astype(int), bins - 1)
+    n, sure, right = (np.bincount(index, weights, bins) for weights in (None, confidence, hit))
+    table = [(int(k), c / k, h / k) for k, c, h in zip(n, sure, right) if k]
+    return float(np.abs(right - sure).sum() / len(hit)), table
 
 
 def repetition(ids, n=4):
@@ -69,19 +52,13 @@ def repetition(ids, n=4):
 
 
 def majority(answers, same):
-    """Place of the answer that most give: of the first one of the largest group; None: no answer.
+    """Place of the answer that most answers agree with, the first of equals; None: no answer.
 
-    answers: texts; None or blank ones do not vote. same(a, b): are two answers one? A group is made
-    by its first member. Of equal groups the one that began first wins.
+    answers: texts; None and blank ones do not vote. same(a, b): are two answers one?
     """
-    groups = []
-    for place, text in enumerate(answers):
-        if text is not None and text.strip():
-            group = next((g for g in groups if same(text, answers[g[0]])), None)
-            if group is None:
-                groups.append(group := [])
-            group.append(place)
-    return max(groups, key=len)[0] if groups else None  # max: the first of the longest
+    counts = Counter(text for text in answers if text and text.strip())
+    votes = {text: sum(counts[other] for other in counts if same(text, other)) for text in counts}
+    return answers.index(max(votes, key=votes.get)) if votes else None  # max: the first of equals
 
 
 def pass_at(k, n, right):
@@ -101,7 +78,7 @@ def markdown(head, rows):
     return "\n".join(text)
 
 
-def table(lines, columns, above=()):
-    """A Markdown table; a column is (head, function of a line); above: lines of ready cells."""
+def table(lines, columns):
+    """A Markdown table; a column is (head, function of a line)."""
     return markdown(" | ".join(head for head, _ in columns),
-                    [*above, *([cell(line) for _, cell in columns] for line in lines)])
+                    [[cell(line) for _, cell in columns] for line in lines])

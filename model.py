@@ -8,7 +8,7 @@ One block is   x = x + attention(rms_norm(x));   x = x + swiglu(rms_norm(x)).
 Sources: RMSNorm, Zhang & Sennrich 2019, eq. 4; RoPE, Su et al. 2021, eq. 34; grouped-query
 attention, Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3. Names and the RoPE
 pairing (channel i with i + C/2) are those of Hugging Face's Llama and Qwen3 classes, without the
-leading "model." (runs/bench_decode.py maps a model into theirs and compares).
+leading "model." (runs/bench.py maps a model into theirs and compares).
 """
 import dataclasses
 from dataclasses import dataclass
@@ -75,11 +75,9 @@ def rope_table(max_seq_len, head_dim, theta):
 
 
 def rotate(x, cos, sin):
-    """Turn each channel pair of x (B, heads, T, C) by its position's angle.
-
-    q·k then depends on the distance of their positions alone, which is why documents that are
-    packed into one window need no positions of their own.
-    """
+    """Turn each channel pair of x (B, heads, T, C) by its position's angle. q·k then depends only
+    on the distance of their positions, so documents packed into one window need none of their
+    own."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -211,11 +209,8 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def forward(self, ids, document=None, keep=None):
-        """Logits (B, T, V), or (N, V) of the N tokens where keep (B, T) is True, in reading order.
-
-        Most tokens of a conversation are not counted (the prompt): `keep` spares them the output
-        matrix and the softmax, of teacher and student, without changing any counted value.
-        """
+        """Logits (B, T, V), or (N, V) of the N tokens where keep (B, T) is True, in reading order:
+        tokens that do not count are spared the output matrix and the softmax."""
         hidden = self.hidden_states(ids, document)  # (B, T, D)
         return self.lm_head(hidden if keep is None else hidden[keep])
 
@@ -229,12 +224,7 @@ def with_layers(model, numbers):
     """A new Transformer with some of a model's blocks (counted from 1), embeddings, norm and head:
     a student that starts as half of its teacher (Sanh et al. 2019, section 3)."""
     student = Transformer(dataclasses.replace(model.config, n_layers=len(numbers)))
-    source = model.state_dict()
-
-    def there(name):  # layers.0.mlp... of the student is layers.4.mlp... of the model
-        if not name.startswith("layers."):
-            return name
-        _, number, rest = name.split(".", 2)
-        return f"layers.{numbers[int(number)] - 1}.{rest}"
-    student.load_state_dict({name: source[there(name)] for name in student.state_dict()})
+    student.load_state_dict(model.state_dict(), strict=False)  # all but the blocks are the same
+    for own, number in zip(student.layers, numbers):
+        own.load_state_dict(model.layers[number - 1].state_dict())
     return student

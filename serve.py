@@ -6,22 +6,16 @@
 Prints one line when it is ready, and goes on until Ctrl-C or SIGTERM (status 0):
     ready: http://127.0.0.1:8000/v1 serves teacher; next: python blackbox/generate.py --base-url ...
 
-This is the wall of the black-box lesson: a client gets text and counts, never weights or
-probabilities. It listens on loopback, where it refuses a foreign Host or Origin: otherwise any page
-in a browser could ask it. If MINIDISTILL_API_KEY is set, clients must send it as a bearer token.
+This is the wall of the black-box lesson: a client gets text and counts, never probabilities. It
+listens on loopback, where it refuses a foreign Host or Origin, or any page in a browser could ask
+it. If MINIDISTILL_API_KEY is set, clients must send it as a bearer token. Other servers differ:
 
-How it differs from a real one:
 1. Requests are answered one after the other, the n answers of a request in one batch.
-2. Text between <think> and </think> is reasoning_content, all other text is content. An answer that
-   is cut off inside its thought has no content.
+2. Text between <think> and </think> is reasoning_content, all other text is content.
 3. What a client writes is text: a spelled <think> or <end> never becomes a mark.
 4. A stop string ends the content only: a thought may well spell it (vllm-project/vllm#52393).
-5. A temperature below 0.01 is greedy.
-6. A client that hangs up is noticed only when it streams; one that sends a byte a second holds a
-   thread, because the timeout counts from the last byte.
+5. A client that hangs up is noticed only when it streams. The timeout counts from the last byte.
 """
-import hmac
-import ipaddress
 import json
 import os
 import re
@@ -30,8 +24,7 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +75,7 @@ def read_request(data, server):
 
     Refusal names a field with a wrong value. Another error means that it is no chat request.
     """
-    body = {name: value for name, value in json.loads(data).items() if value is not None}
+    body = {key: value for key, value in json.loads(data).items() if value is not None}
     if body.get("model") != server.name:
         raise Refusal(404, f"the model here is {server.name}", "model", "model_not_found")
     for name in NOT_HERE:
@@ -95,16 +88,15 @@ def read_request(data, server):
         if type(value) not in types or not least <= value <= most:
             raise Refusal(400, f"{name}: must be {types[0].__name__}, {least} to {most}", name)
         setattr(request, name, value)
-    stop = body.get("stop", [])
-    request.stop = [stop] if isinstance(stop, str) else stop
+    request.stop = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop", [])
     if len(request.stop) > 4 or not all(isinstance(s, str) and s for s in request.stop):
         raise Refusal(400, "stop: must be a string, or up to four of them", "stop")
-    request.ids, context = read_prompt(body, server.tokenizer), server.model.config.max_seq_len
-    room = context - len(request.ids)
-    request.limit = min(request.max_tokens, request.max_completion_tokens, room)
-    if room < 1:
-        raise Refusal(400, f"the prompt has {len(request.ids)} tokens, the context {context}",
-                      "messages", "context_length_exceeded")
+    request.ids = read_prompt(body, server.tokenizer)
+    size, context = len(request.ids), server.model.config.max_seq_len
+    if size >= context:
+        raise Refusal(400, f"the prompt has {size} tokens, and the context, with the answer, "
+                           f"{context}", "messages", "context_length_exceeded")
+    request.limit = min(request.max_tokens, request.max_completion_tokens, context - size)
     return request
 
 
@@ -135,7 +127,7 @@ def read_prompt(body, tokenizer):
 class Answer:
     """An answer while it is being written: where its text goes, and what cannot be sent yet."""
     key: str = "content"  # or, inside a thought, reasoning_content
-    ids: list = field(default_factory=list)  # bytes of a character that is not whole
+    ids: tuple = ()       # bytes of a character that is not whole
     held: str = ""        # text that may be the beginning of a stop string
     reason: str = None    # why it ended
 
@@ -143,7 +135,7 @@ class Answer:
         """One more token (None: no more may come) -> what can be sent now: whole characters,
         up to a stop string, without what may be the beginning of one."""
         border = token in (None, tokenizer.end, tokenizer.think, tokenizer.end_think)
-        self.ids += [] if border else [token]
+        self.ids += () if border else (token,)
         text = self.held + tokenizer.decode(self.ids)
         if text.endswith("\ufffd") and not border:
             return ""  # a character may take several byte tokens: wait for them
@@ -151,7 +143,7 @@ class Answer:
         ends = [text.index(s) for s in stop if s in text]
         begun = [size for s in stop for size in range(len(s)) if text.endswith(s[:size])]
         size = min(ends) if ends else len(text) - (0 if border else max(begun, default=0))
-        self.ids, self.held = [], text[size:]
+        self.ids, self.held = (), text[size:]
         if ends or token in (None, tokenizer.end):
             self.reason = "length" if token is None and not ends else "stop"
         elif border:
@@ -167,11 +159,9 @@ def pieces(server, request):
 
     def chunk(i, reason=None, **delta):
         """A piece of answer i."""
-        choice = dict(index=i, delta=delta, logprobs=None, finish_reason=reason)
-        return dict(head, choices=[choice])
-
+        return dict(head, choices=[dict(index=i, delta=delta, logprobs=None, finish_reason=reason)])
     yield from (chunk(i, role="assistant") for i in range(request.n))
-    answers, written, tokenizer = [Answer() for _ in range(request.n)], 0, server.tokenizer
+    answers, written = [Answer() for _ in range(request.n)], 0
     generator = torch.Generator(server.model.embed_tokens.weight.device).manual_seed(request.seed)
     temperature = request.temperature if request.temperature >= 0.01 else 0  # logits / 1e-40: inf
     steps = decode_steps(server.model, [request.ids] * request.n, request.limit, temperature,
@@ -182,14 +172,14 @@ def pieces(server, request):
         for i, (answer, token) in enumerate(zip(answers, tokens)):
             if answer.reason is None:
                 written += token is not None
-                key, text = answer.key, answer.add(token, tokenizer, request.stop)
+                key, text = answer.key, answer.add(token, server.tokenizer, request.stop)
                 if text:
                     yield chunk(i, **{key: text})
                 if answer.reason:
                     yield chunk(i, answer.reason)
-    usage = dict(prompt_tokens=len(request.ids), completion_tokens=written,
-                 total_tokens=len(request.ids) + written)
-    yield dict(head, choices=[], usage=usage)
+    read = len(request.ids)
+    yield dict(head, choices=[], usage=dict(prompt_tokens=read, completion_tokens=written,
+                                            total_tokens=read + written))
 
 
 def completion(chunks):
@@ -224,18 +214,17 @@ class Handler(BaseHTTPRequestHandler):
             if (self.command, path) == ("POST", CHAT):
                 return self.chat(data)
             if self.command != "GET" or path not in (MODELS, f"{MODELS}/{server.name}"):
-                raise Refusal(404, f"this server has GET {MODELS} and POST {CHAT}, and the model "
-                                   f"{server.name}", code="model_not_found")
-            model = dict(id=server.name, object="model", created=server.created,
-                         owned_by="minidistill")
+                code = "model_not_found" if path.startswith(f"{MODELS}/") else None
+                raise Refusal(404, f"this server has GET {MODELS} and POST {CHAT}", code=code)
+            model = dict(id=server.name, object="model", created=server.created, owned_by="")
             self.reply(200, dict(object="list", data=[model]) if path == MODELS else model)
         except Refusal as refusal:
-            self.refuse(refusal)
+            self.reply(refusal.status, refusal.body)
         except OSError:
             raise  # the client hung up, or does not take its answer
         except Exception:
-            traceback.print_exc()  # a bug
-            self.refuse(Refusal(500, "a mistake of this server; its log says more"))
+            self.reply(500, Refusal(500, "a mistake of this server; its log says more").body)
+            raise
 
     do_POST = do_GET
 
@@ -261,13 +250,13 @@ class Handler(BaseHTTPRequestHandler):
     def check_client(self):
         """Refusal without the right key, and on loopback for a foreign Host or Origin."""
         kind, _, sent = self.headers.get("Authorization", "").partition(" ")
-        right = hmac.compare_digest(sent.strip().encode(), self.server.key.encode())
+        right = secrets.compare_digest(sent.strip().encode(), self.server.key.encode())
         if self.server.key and not (right and kind.lower() == "bearer"):
             raise Refusal(401, "a wrong API key, or none", code="invalid_api_key")
         here = self.server.server_address[0]
         names = {re.sub(r"^\w+://|:\d+$", "", self.headers.get(name, here).lower())
                  for name in ("Host", "Origin")}
-        if ipaddress.ip_address(here).is_loopback and not names <= {"localhost", "127.0.0.1", here}:
+        if here.startswith("127.") and not names <= {"localhost", "127.0.0.1", here}:
             raise Refusal(403, "only programs and pages of this machine may ask this server")
 
     def chat(self, data):
@@ -277,46 +266,36 @@ class Handler(BaseHTTPRequestHandler):
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise Refusal(400, f"no chat request in JSON ({str(error)[:100]})") from None
         if not self.server.room.acquire(blocking=False):
-            raise Refusal(429, f"{MAX_WAITING} requests are waiting already",
-                          code="rate_limit_exceeded")
+            raise Refusal(429, "too many requests are waiting", code="rate_limit_exceeded")
         try:
             with self.server.lock:
                 if not request.stream:
                     return self.reply(200, completion(pieces(self.server, request)))
-                self.reply(200)
+                self.start(200, "text/event-stream")
+                self.streaming = True
                 for piece in pieces(self.server, request):
                     if piece["choices"] or request.usage:
-                        self.send_event(json.dumps(piece))
-                self.send_event("[DONE]")
+                        self.reply(200, piece)
+                self.wfile.write(b"data: [DONE]\n\n")
         finally:
             self.server.room.release()
 
-    def reply(self, status, body=None):
-        """Send an answer, as ASCII (some clients take U+2028 for the end of a line), or begin a
-        stream of them."""
-        data, self.streaming = json.dumps(body).encode(), body is None
+    def start(self, status, kind):
+        """Send the status line and the headers. The end of the connection is that of the answer."""
         self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Connection", "close")
-        self.send_header("Content-Type", "application/json" if body else "text/event-stream")
-        if not self.streaming:
-            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(b"" if self.streaming else data)
 
-    def send_event(self, text):
-        """Send a piece of a stream."""
-        self.wfile.write(f"data: {text}\n\n".encode())
-
-    def refuse(self, refusal):
-        """Send an error in OpenAI's form. In a stream it is too late for a status."""
-        if self.streaming:
-            self.send_event(json.dumps(refusal.body))
-        else:
-            self.reply(refusal.status, refusal.body)
+    def reply(self, status, body):
+        """Send an object; in a stream as an event: there it is too late for a status."""
+        if not self.streaming:
+            self.start(status, "application/json")
+        self.wfile.write((b"data: %s\n\n" if self.streaming else b"%s") % json.dumps(body).encode())
 
     def send_error(self, code, message=None, explain=None):
         """What the standard library finds wrong with a request."""
-        self.refuse(Refusal(int(code), message or "a broken request"))
+        self.reply(int(code), Refusal(int(code), message or "a broken request").body)
 
 
 class Server(ThreadingHTTPServer):
@@ -347,16 +326,17 @@ def main(cfg):
     check(key is None or re.fullmatch("[!-~]+", key), "MINIDISTILL_API_KEY must be printable ASCII "
           "without spaces; unset it to serve without a key")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    server = Server(cfg, *checkpoints.load_model(cfg.checkpoint, device)[:2], key or "")
+    model, tokenizer, _ = checkpoints.load_model(cfg.checkpoint, device)
+    server = Server(cfg, model, tokenizer, key or "")
     for stop in (signal.SIGINT, signal.SIGTERM):  # at once: threads may be in the middle of torch
         signal.signal(stop, lambda *_: os._exit(0))
     host, port = server.server_address
-    if not ipaddress.ip_address(host).is_loopback:
+    if not host.startswith("127."):
         print(f"warning: {host} lets other machines in, unencrypted, "
               f"{'with' if key else 'without'} a key (MINIDISTILL_API_KEY)", file=sys.stderr)
     url = f"http://{host}:{port}/v1"
-    hint = common.command("blackbox/generate.py", base_url=url, model=server.name)
-    print(f"ready: {url} serves {server.name}; next: {hint}", flush=True)
+    print(f"ready: {url} serves {server.name}; next:",
+          common.command("blackbox/generate.py", base_url=url, model=server.name), flush=True)
     server.serve_forever()
 
 

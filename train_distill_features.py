@@ -56,7 +56,7 @@ class Config:
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: fresh, of --size
     init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
-    window: int = 256              # tokens in a training window (128 to 1,024); the context is twice that
+    window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
@@ -113,10 +113,11 @@ def hidden_term(cfg, pairs, projections, student, teacher, keep):
 
 
 def relations(vectors, heads, mask):
-    """(B, T, W) -> (B, R, T, S) log-probabilities: how similar token t is to each token s, in R heads.
+    """(B, T, W) -> (B, R, T, S) log-probabilities: how similar token t is to each token s, in R
+    heads.
 
-    softmax over s of a_t·a_s / sqrt(W/R), both from the same vectors (queries, keys or values), where
-    mask (B, 1, T, S) is True.
+    softmax over s of a_t·a_s / sqrt(W/R), both from the same vectors (queries, keys or values),
+    where mask (B, 1, T, S) is True.
     """
     a = upcast(vectors).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, R, T, W/R)
     scores = a @ a.mT * a.shape[-1] ** -0.5                         # (B, R, T, S)
@@ -153,8 +154,7 @@ def check_heads(cfg, *models):
     for c in (m.config for m in models):
         for heads in (c.n_heads, c.n_kv_heads):
             check(cfg.relation_heads > 0 and heads * c.head_dim % cfg.relation_heads == 0,
-                  f"--relation-heads {cfg.relation_heads}: must divide {heads * c.head_dim} = {heads} "
-                  f"heads of {c.head_dim}")
+                  f"--relation-heads {cfg.relation_heads}: must divide {heads * c.head_dim}")
 
 
 def main(cfg):
@@ -174,7 +174,8 @@ def main(cfg):
         check_heads(cfg, model, teacher)
     projections = make_projections(cfg, model.config, teacher.config, hidden_pairs).to(env.device)
     train, val = open_text(cfg, tokenizer, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype == "bf16")
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
+                                 env.dtype == "bf16")
     if len(projections):
         optimizers += make_optimizers(projections, "adamw", cfg.lr, cfg.weight_decay)
     progress, state = checkpoints.open_run(cfg, env, inputs, model, optimizers)

@@ -47,7 +47,7 @@ class Config:
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: fresh, of --size
     init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
-    window: int = 256              # tokens in a training window (128 to 1,024); the context is twice that
+    window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
@@ -78,7 +78,8 @@ def main(cfg):
     train, val = open_text(cfg, tokenizer, inputs)
     cache = open_cache(cfg, env, train) if cfg.cache else None
     fused = use_fused(cfg, env, tokenizer.vocab_size)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype == "bf16")
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
+                                 env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
     facts = {"parameters": f"{model.num_parameters():,}", "loss": "fused" if fused else "plain"}

@@ -57,7 +57,7 @@ class Config:
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: fresh, of --size
     init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
-    window: int = 256              # tokens in a training window (128 to 1,024); the context is twice that
+    window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
     target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
@@ -149,7 +149,8 @@ def main(cfg):
     teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env)
     model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
     train, val = open_text(cfg, tokenizer, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype == "bf16")
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
+                                 env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
     facts = {"parameters": f"{model.num_parameters():,}"}

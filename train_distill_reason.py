@@ -51,7 +51,7 @@ class Config:
     tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the model, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: fresh, of --size
-    window: int = 256              # tokens in a training window (128 to 1,024); the context is twice that
+    window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
     target: Literal["cot", "answer", "multi", "mixed"] = "cot"  # what is learned, see above
     tag_weight: float = 1.0        # weight of the four tag ids in the loss (1 to 10)
     documents: int = 0             # use only the first N documents; 0: all
@@ -80,7 +80,8 @@ def main(cfg):
     # the model: fresh, or from a checkpoint with its shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)
     train, val = open_text(cfg, tokenizer, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype == "bf16")
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
+                                 env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
     facts = {"parameters": f"{model.num_parameters():,}"}

@@ -11,21 +11,20 @@ these reasons, and "of", the line that it repeats. OUT.card.md counts both.
 
     truncation  finish_reason or verdict say that the text was cut off, or a tag is open
     format      verdict "format", or tags that formats.py cannot take apart
-    answer      no answer, or a verdict that it is wrong, or, in a row with the keys operation,
-                source and label of generate.py, another answer than "reference"
+    answer      no answer, or a verdict that it is wrong; in a row of generate.py (keys operation,
+                source, label) also another answer than "reference"
     length      prompt and answer have more than 20,000 characters
     repetition  a loop: half of the runs of four words stood before in the same answer
     language    the answer is written in another script than the prompt
-    overlap     an evaluation question, or 13 words in a row of one (Brown et al. 2020, appendix C).
-                The numbers must agree, too: stories share sentences
+    overlap     an evaluation question, or 13 words in a row of one (Brown et al. 2020, appendix C),
+                if the numbers agree, too: stories share sentences
     exact       prompt and answer stood before, in any case and with any spaces
     near        nearly so: see blackbox/near.py
 
 Duplicates come last, so a row that is dropped for another reason takes no other with it. --off
-length,language leaves rules out: for long chains of thought, for translations. French answers to
-English questions have the same script, so they pass. A row takes about 6 KB of memory.
+length,language leaves rules out: for long chains of thought, for translations. A French answer to
+an English question passes: its script is the same. A row takes about 6 KB of memory.
 """
-import hashlib
 import json
 import re
 import sys
@@ -37,13 +36,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import common
-from common import OUT, UserError, check, sha256_file, show
+from common import OUT, check, command, run, show, write_file
 from blackbox import near
-from blackbox.near import UNSPACED, numbers, words
 from blackbox.client import finished
-from dataset.formats import (BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents,
-                             texts)
+from blackbox.near import UNSPACED, numbers, words
+from dataset.formats import BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents, texts
 from dataset.verify import answer_in, verdict
 from metrics import markdown, repetition
 
@@ -74,8 +71,6 @@ NO_LANGUAGE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\\[A-Za-z]+|https?://\S+",
 PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]{1,16}|\d(?:(?![^\W\d_])[^\n=]){0,15}")
 
 
-# --- a row ----------------------------------------------------------------------------------------
-
 @dataclass
 class Row:
     """A line of the input. Plain text is an answer without a prompt."""
@@ -95,38 +90,33 @@ class Row:
         return texts([turn for turn in self.turns if turn.role == "assistant"])
 
 
-def turns_of(document):
-    """The turns of a document; plain text is an answer without a prompt."""
-    return [Turn("assistant", document)] if isinstance(document, str) else document
-
-
 def read_row(row, off):
     """A line of JSON -> Row, judged by itself; None for the header of generate.py; or BadRow."""
     keys = row if isinstance(row, dict) else {}
-    reason = VERDICTS.get(str(keys.get("verdict")))
-    reason = reason if finished(keys.get("finish_reason")) else "truncation"
+    cut_off = not finished(keys.get("finish_reason"))
+    reason = "truncation" if cut_off else VERDICTS.get(str(keys.get("verdict")))
     if reason and reason not in off:
         return Row(keys, [], reason)
     if isinstance(keys.get("conversations"), list) and "content" in keys:  # OUT.all.jsonl
         reply = {name: keys.get(name) for name in ("content", "reasoning_content")}
         row = {"conversations": [*keys["conversations"], dict(reply, role="assistant")]}
     try:
-        found = Row(keys, turns_of(parse_row(row)))
+        document = parse_row(row)
     except BadRow as error:
         if HEADER <= keys.keys():
             return None
         reason = next((FAULTS[fault] for fault in FAULTS if error.reason.startswith(fault)), None)
         if reason == "format" and "truncation" not in off and unfinished(json.dumps(row)):
             reason = "truncation"
-        if reason and reason not in off:
-            return Row(keys, [], reason)
-        raise
+        if not reason or reason in off:
+            raise
+        return Row(keys, [], reason)
+    text = isinstance(document, str)
+    found = Row(keys, [Turn("assistant", document)] if text else document)
     found.reason = next((name for name, drops in RULES.items()
                          if name not in off and drops(found)), "")
     return found
 
-
-# --- the rules: is the row to be dropped? ---------------------------------------------------------
 
 def unfinished(text):
     """Is a tag open at the end?"""
@@ -135,9 +125,9 @@ def unfinished(text):
 
 def wrong(row):
     """Another answer than "reference"? A verdict that the row brings is believed."""
-    reference = row.keys.get("reference")
-    if not isinstance(reference, str) or not {"operation", "source", "label"} <= row.keys.keys() \
-            or row.keys.get("verdict") == "ok":
+    keys, reference = row.keys, row.keys.get("reference")
+    ours = isinstance(reference, str) and {"operation", "source", "label"} <= keys.keys()
+    if not ours or keys.get("verdict") == "ok":
         return False
     last = row.turns[-1]
     answer = answer_in(last.content, reference) if last.answer is None else last.answer
@@ -152,8 +142,8 @@ def loops(row):
 
 
 def scripts(text):
-    """Letters by script, such as LATIN, without LaTeX, code and addresses; of the first 20,000
-    characters. One of Chinese, Japanese or Korean says as much as three of an alphabet."""
+    """Letters by script, such as LATIN, of the first 20,000 characters without LaTeX, code, links.
+    One of Chinese, Japanese or Korean says as much as three of an alphabet."""
     found = Counter()
     for letter, n in Counter(NO_LANGUAGE.sub(" ", text[:20_000])).items():
         if letter.isalpha():
@@ -171,7 +161,6 @@ def foreign(row):
         if (prompt[a] >= 6 and reply[b] >= 12 and prompt[b] < 0.2 * prompt.total()
                 and reply[a] < 0.2 * reply.total()):
             return True
-    return False
 
 
 RULES = dict(truncation=lambda row: any(map(unfinished, row.replies())), answer=wrong,
@@ -181,10 +170,11 @@ RULES = dict(truncation=lambda row: any(map(unfinished, row.replies())), answer=
 
 # --- overlap with evaluation questions ------------------------------------------------------------
 
-def prompts_of(turns):
+def prompts_of(document):
     """What the user says, in all and turn by turn; a plain text is one question."""
-    prompts = [turn.content for turn in turns if turn.role == "user"] or texts(turns)
-    return list(dict.fromkeys(["\n".join(prompts), *prompts]))
+    turns = [] if isinstance(document, str) else document
+    prompts = [turn.content for turn in turns if turn.role == "user"] or texts(document)
+    return ["\n".join(prompts), *prompts]
 
 
 def runs(found):
@@ -202,14 +192,14 @@ def read_questions(paths):
     known = defaultdict(list)
     for path in paths:
         for line, document in read_documents(path):
-            found = words(prompts_of(turns_of(document))[0])
+            found = words(prompts_of(document)[0])
             for piece in {" ".join(found), *runs(found)}:
                 known[piece].append((f"{show(path)}:{line}", numbers(found)))
     return {piece: asking for piece, asking in known.items() if len(asking) <= INSTRUCTION}
 
 
 def leak(known, row):
-    """FILE:LINE of an evaluation question that the row gives away, or ""."""
+    """FILE:LINE of an evaluation question that the row gives away, or None."""
     pieces = [(found, [" ".join(found)]) for found in map(words, prompts_of(row.turns))]
     pieces += [(found, runs(found)) for found in map(words, row.sides())]
     for found, keys in pieces:
@@ -217,7 +207,6 @@ def leak(known, row):
         for place, others in (held for key in keys for held in known.get(key, ())):
             if own in others or others in own:
                 return place
-    return ""
 
 
 # --- the rows among themselves, the card, the command ---------------------------------------------
@@ -227,9 +216,9 @@ def drop_copies(rows, off, name):
     first = {}
     for row in rows if "exact" not in off else ():
         key = str([(turn.role, "\n".join(texts([turn])).casefold().split()) for turn in row.turns])
-        if key in first:
-            row.reason, row.of = "exact", f"{name}:{first[key].number}"
-        first.setdefault(key, row)
+        before = first.setdefault(key, row)
+        if before is not row:
+            row.reason, row.of = "exact", f"{name}:{before.number}"
     rows, gated = [row for row in rows if not row.reason], []
     for row in rows:  # another system turn, or a prompt that was changed on purpose, is no copy
         system = [turn.content for turn in row.turns if turn.role == "system"]
@@ -238,48 +227,31 @@ def drop_copies(rows, off, name):
         rows[copy].reason, rows[copy].of = "near", f"{name}:{rows[of].number}"
 
 
-def card_text(title, counts, kept, facts):
-    """The card, in Markdown; `facts`, how it was made, are its last line."""
+def card_text(cfg, counts, kept, against):
+    """The card, in Markdown: how many rows each rule dropped, and how long the kept ones are."""
     total = len(kept) + sum(counts.values())
     dropped = [(reason, f"{n:,}", f"{n / total:.1%}") for reason, n in counts.items()]
     sizes = np.array([[len(side) for side in row.sides()] for row in kept]).T  # (2, N)
     lengths = [(name, *(f"{value:,.0f}" for value in np.percentile(column, [0, 50, 95, 100])))
                for name, column in zip(("prompt", "answer"), sizes)]
-    answers = Counter(row.turns[-1].answer for row in kept if row.turns[-1].answer)
-    top = [(re.sub(r"[\s`|<>]+", " ", answer)[:40].strip(), f"{n:,}")  # no text breaks a table
-           for answer, n in answers.most_common(10)]
-    return "\n\n".join([f"# {title}: {len(kept):,} of {total:,} rows are kept",
-                        markdown("dropped by | rows: | share:", dropped),
-                        markdown("characters | least: | median: | 95 %: | most:", lengths),
-                        f"{answers.total():,} rows mark a final answer; {len(answers):,} differ.",
-                        markdown("final answer | rows:", top), f"<!-- {json.dumps(facts)} -->\n"])
-
-
-def already_made(cfg, facts):
-    """Has this command made OUT? UserError if another did. OUT is written last, after its card."""
-    if cfg.fresh or not Path(cfg.out).exists():
-        return False
-    try:
-        card = Path(f"{cfg.out}.card.md").read_text(encoding="utf-8")
-        old = dict(json.loads(card.rpartition("<!--")[2].removesuffix("-->\n")))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{show(cfg.out)} is there, without a card of this script; choose another "
-                        "--out, or replace it with --fresh") from None
-    common.refuse_others(cfg.out, old, facts | dict(output=sha256_file(cfg.out)))
-    return True
+    return "\n\n".join([
+        f"# {Path(cfg.out).name}: {len(kept):,} of {total:,} rows are kept",
+        markdown("dropped by | rows: | share:", dropped),
+        markdown("characters | least: | median: | 95 %: | most:", lengths),
+        f"Input: {show(cfg.input)}. Questions kept out: {', '.join(map(show, against)) or None}\n"])
 
 
 def next_command(cfg, kept):
     """What to type after it; raw rows are there to be looked at, not to train on."""
     if cfg.input.endswith(".all.jsonl"):
-        return common.command("blackbox/filter.py", input=cfg.input.removesuffix(".all.jsonl"))
+        return command("blackbox/filter.py", input=cfg.input.removesuffix(".all.jsonl"))
     script = "reason" if any(row.turns[-1].think for row in kept) else "responses"
     val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
-    return common.command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",
-                          data=cfg.out, val=val)
+    return command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",
+                   data=cfg.out, val=val)
 
 
-def write(cfg, rows, kept, counts, facts):
+def write(cfg, rows, kept, card):
     """OUT.dropped.jsonl, the card, and last OUT: if OUT is there, all three are."""
     lines, dropped = Path(cfg.input).read_bytes().split(b"\n"), []
     for row in (row for row in rows if row.reason):
@@ -287,10 +259,14 @@ def write(cfg, rows, kept, counts, facts):
         line = lines[row.number - 1].strip().removeprefix(b"\xef\xbb\xbf")
         dropped.append(line[:-1] + b", " + json.dumps(more).encode()[1:] + b"\n")
     body = b"".join(lines[row.number - 1] + b"\n" for row in kept)
-    facts = facts | dict(output=hashlib.sha256(body).hexdigest())
-    common.write_file(f"{cfg.out}.dropped.jsonl", b"".join(dropped))
-    common.write_file(f"{cfg.out}.card.md", card_text(Path(cfg.out).name, counts, kept, facts))
-    common.write_file(cfg.out, body)
+    out = Path(cfg.out)
+    made = out.exists() and not cfg.fresh
+    check(not made or out.read_bytes() == body,
+          f"{show(out)} is there with other rows; choose another --out, or --fresh")
+    write_file(f"{out}.dropped.jsonl", b"".join(dropped))
+    write_file(f"{out}.card.md", card)
+    write_file(out, body)
+    print(f"{'already made' if made else 'made'}: {show(out)}, {len(kept):,} of {len(rows):,} rows")
 
 
 def main(cfg):
@@ -299,17 +275,12 @@ def main(cfg):
     check(off <= set(REASONS), f"--off {cfg.off}: must be some of {','.join(REASONS)}")
     for path in (cfg.input, cfg.out):
         check(not is_text(path), f"{show(path)}: plain text has no rows; name a .jsonl file")
-    check(Path(cfg.input).is_file(), f"no {show(cfg.input)}; blackbox/generate.py makes it")
     stories = [OUT / f"data/stories/{name}.jsonl" for name in ("val", "test")]
     against = cfg.against.split(",") if cfg.against else [path for path in stories if path.exists()]
     outputs = {Path(cfg.out + end).resolve() for end in ("", ".dropped.jsonl", ".card.md")}
     for path in (cfg.input, *against):
         check(Path(path).resolve() not in outputs, f"--out {cfg.out} would replace {show(path)}")
     known = read_questions(against if "overlap" not in off else [])
-    facts = dict(input=sha256_file(cfg.input), against=list(map(sha256_file, against)), off=cfg.off)
-    if already_made(cfg, facts):
-        print(f"already made: {show(cfg.out)}; --fresh makes it again")
-        return
     for number, row in read_documents(cfg.input, cfg.skip_bad_lines, report,
                                       lambda keys: read_row(keys, off)):
         check(row or number == 1, f"{show(cfg.input)}:{number}: a header of generate.py; delete it")
@@ -326,10 +297,9 @@ def main(cfg):
         print(bad_lines_text(report))
     kept = [row for row in rows if not row.reason]
     check(kept, f"no row of {show(cfg.input)} is kept")
-    write(cfg, rows, kept, counts, facts)
-    print(f"{show(cfg.out)}: {len(kept):,} of {len(rows):,} rows; a card is beside it")
+    write(cfg, rows, kept, card_text(cfg, counts, kept, against))
     print(f"next: {next_command(cfg, kept)}")
 
 
 if __name__ == "__main__":
-    common.run(main, Config)
+    run(main, Config)

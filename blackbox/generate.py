@@ -6,17 +6,15 @@
         --max-new-tokens 250 --out out/data/written.jsonl
 
 Black box: only text is kept. The teacher is a checkpoint, or a model behind an OpenAI-compatible
-endpoint (blackbox/client.py). An answer is kept if it is whole, gives the known answer and is new
-for its prompt (rejection sampling: Yuan et al. 2023, 3.3). A checkpoint's must also have the form
+endpoint. An answer is kept if it is whole, gives the known answer and is new for its prompt
+(rejection sampling: Yuan et al. 2023, 3.3). A checkpoint's must also have the form
 <think>...</think><answer>...</answer>. If nobody knows the answer, it is kept as "unverified". With
 --documents a checkpoint writes plain text, for a student that has too little (Kim & Rush 2016).
 
-OUT has the kept rows. OUT.all.jsonl has a header, then all rows: the prompt without --system, what
-is known about it, how the answer came, its verdict, its text uncut. After a stop or a kill the same
-command asks for exactly what is missing. With a higher --max-new-tokens, what was truncated is
-asked again. An endpoint may be asked for more later: --questions, --samples, lines in --input.
-
-Status 1: some answers are missing. Last line: next: python train_distill_reason.py ...
+OUT has the kept rows. OUT.all.jsonl has a header and all rows: the prompt without --system, the
+verdict, the text uncut. After a stop or a kill the same command asks for what is missing. With a
+higher --max-new-tokens, truncated answers are asked again. An endpoint may be asked for more later:
+--questions, --samples, lines in --input. Status 1: some answers are missing.
 """
 import itertools
 import json
@@ -36,8 +34,8 @@ import common
 from blackbox.client import Client, finished
 from common import OUT, UserError, between, check, positive, show
 from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, counted, parse_response,
-                             parse_response_text, parse_row, prompt_ids, read_documents, turn_row)
-from dataset.verify import answer_in, parse_number, question_of, verdict
+                             parse_response_text, prompt_ids, read_documents, turn_row)
+from dataset.verify import answer_in, question_of, verdict
 from decoding import generate
 
 
@@ -76,8 +74,6 @@ KEPT_KEYS = ("conversations", "operation", "source", "label", "sample", "verdict
 MIN_CHARS = 100  # of a document
 
 
-# --- prompts --------------------------------------------------------------------------------------
-
 def read_prompts(cfg):
     """The prompts of --input: [(turns as they are sent, what is known about them)]. Only in rows
     of blackbox/prompts.py, told by their "operation", "source" and "label" are ours."""
@@ -98,8 +94,6 @@ def read_prompts(cfg):
     return prompts
 
 
-# --- answers --------------------------------------------------------------------------------------
-
 def judge(reference, answer, ended, well_formed):
     """verify.verdict; "unverified" if nobody knows the answer and there is no other fault."""
     found = verdict(reference or "", answer, ended, well_formed)
@@ -107,8 +101,7 @@ def judge(reference, answer, ended, well_formed):
 
 
 def judge_ids(tokenizer, about, ids):
-    """What a checkpoint wrote -> verdict, reasoning_content, content; of a document, about which
-    nothing is known, verdict and text."""
+    """What a checkpoint wrote -> verdict, reasoning_content, content; of a document text."""
     found = parse_response(tokenizer, ids)
     if not about:
         length = "too short" if len(found["text"]) < MIN_CHARS else "ok"
@@ -116,9 +109,8 @@ def judge_ids(tokenizer, about, ids):
     thought, content = found["think"], found["answer"]
     if not found["well_formed"]:  # all of it, with the marks by name
         thought, content = None, tokenizer.decode(ids, show_control=True).removesuffix("<end>")
-    return dict(verdict=judge(about["reference"], found["answer"], found["ended"],
-                              found["well_formed"]),
-                reasoning_content=thought, content=content)
+    mark = judge(about["reference"], found["answer"], found["ended"], found["well_formed"])
+    return dict(verdict=mark, reasoning_content=thought, content=content)
 
 
 def judge_text(reference, content, thought=None, ended=True):
@@ -129,17 +121,15 @@ def judge_text(reference, content, thought=None, ended=True):
     except BadRow:  # a tag that stands alone
         return judge(reference, None, ended, False)
     answer = turn.content if turn.answer is None else turn.answer
-    if reference is None:
-        return judge(None, answer, ended, True)
-    answer = answer if "<answer>" in content else answer_in(answer, reference)
-    return judge(reference, answer, ended, not any(tag in turn.content for tag in TAGS))
+    if reference is not None and "<answer>" not in content:
+        answer = answer_in(answer, reference)
+    tagged = reference is not None and any(tag in turn.content for tag in TAGS)
+    return judge(reference, answer, ended, not tagged)
 
 
 def keep(rows):
-    """Rows of OUT.all.jsonl -> counts by verdict, and the rows of OUT: whole, right and new.
-
-    A free text that has the known answer becomes thought and answer.
-    """
+    """Rows of OUT.all.jsonl -> counts by verdict, and the rows of OUT: whole, right and new. A free
+    text that has the known answer becomes thought and answer."""
     counts, seen, kept = Counter(), set(), []
     for row in sorted(rows, key=lambda row: (row["question"], row["sample"])):
         found = row["verdict"]
@@ -167,25 +157,24 @@ class Answers:
     def __init__(self, cfg, header, prompts):
         """Read what is there; UserError if another command made it, or of other prompts."""
         self.cfg, self.path, self.prompts = cfg, Path(cfg.out + ".all.jsonl"), prompts
-        self.rows, self.shown = [], time.monotonic()
+        self.shown = time.monotonic()
         if cfg.fresh or not self.path.exists():
             common.write_file(self.path, common.json_lines([header]))
         lines = self.path.read_bytes().split(b"\n")[:-1]  # without a torn last line
-        for number, line in enumerate(lines or [b""], 1):
-            try:
-                row = dict(json.loads(line))
-            except (ValueError, TypeError):
-                raise UserError(f"{show(self.path)}:{number}: no row of this script") from None
-            if number == 1:  # with a higher limit, the truncated ones are asked again
-                row["max_new_tokens"] = max(row.get("max_new_tokens", 0), cfg.max_new_tokens)
-                common.refuse_others(self.path, {name: row.get(name) for name in header}, header)
-                continue
+        try:
+            old, *self.rows = map(json.loads, lines)
+            old = {name: old.get(name) for name in header}
+        except (ValueError, AttributeError):
+            raise UserError(f"{show(self.path)} is there and not of this script") from None
+        # with a higher limit, the truncated ones are asked again
+        old["max_new_tokens"] = max(old["max_new_tokens"] or 0, cfg.max_new_tokens)
+        common.refuse_others(self.path, old, header)
+        for row in self.rows:
             for _, about in prompts[row["question"]:][:1]:
                 check(all(row[name] == about[name] for name in ("conversations", "reference")),
-                      f"{show(self.path)}:{number}: {show(cfg.input)} has another question by now; "
+                      f"{show(cfg.input)} has other questions than those of {show(self.path)}; "
                       "choose another --out, or --fresh")
-            self.rows.append(row)
-        self.there = len(self.rows)
+        self.before = len(self.rows)
 
     def settled(self):
         """{(question, sample): row} of what need not be asked again. A refusal counts only if other
@@ -196,35 +185,29 @@ class Answers:
                 if row["verdict"] not in missing and (row["verdict"] != "truncated" or
                 row["parameters"]["max_new_tokens"] >= self.cfg.max_new_tokens)}
 
-    def add(self, found):
-        """Append rows of [((question, sample), what came)]; every ten seconds print how it goes."""
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        parameters = {name: getattr(self.cfg, name) for name in PARAMETERS}
-        rows = [dict(question=q, sample=s, **(self.prompts[q][1] if self.prompts else {}),
-                     parameters=parameters, time=now, **known) for (q, s), known in found]
-        common.append_rows(self.path, rows)
-        self.rows += rows
+    def add(self, job, found):
+        """Append what came for (question, sample); every ten seconds print how it goes."""
+        question, sample = job
+        row = dict(question=question, sample=sample,
+                   **(self.prompts[question][1] if self.prompts else {}),
+                   parameters={name: getattr(self.cfg, name) for name in PARAMETERS},
+                   time=datetime.now(timezone.utc).isoformat(timespec="seconds"), **found)
+        common.append_rows(self.path, [row])
+        self.rows.append(row)
         if time.monotonic() - self.shown > 10:
-            self.shown, settled = time.monotonic(), self.settled().values()
-            total = self.cfg.documents or len(self.prompts) * self.cfg.samples
-            print(f"{len(settled):>6,} for {total:,} | faults: {self.faults()} | "
-                  f"{counted(Counter(row['verdict'] for row in settled))}")
+            self.shown = time.monotonic()
+            verdicts = Counter(row["verdict"] for row in self.rows)
+            print(f"{len(self.rows):>6,} rows | {counted(verdicts)}")
 
-    def faults(self):
-        """The most frequent faults of this run, with the server's words."""
-        words = Counter(row["content"] for row in self.rows[self.there:]
-                        if row["verdict"] in ("failed", "refused"))
-        return counted(Counter(dict(words.most_common(3))), ", ") or "none"
-
-
-# --- the two teachers -----------------------------------------------------------------------------
 
 def open_checkpoint(cfg, prompts):
-    """--teacher -> ((model, tokenizer, env, fingerprint), the prompts that fit its context)."""
+    """--teacher -> ((model, tokenizer, env, fingerprint), the prompts that fit its context as
+    [(ids, what is known about them)])."""
     env = common.device_and_dtype(cfg)
     model, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device)
     context = model.config.max_seq_len
-    fit = [one for one in prompts if len(prompt_ids(tokenizer, one[0])) < context]
+    fit = [(prompt_ids(tokenizer, turns), about) for turns, about in prompts]
+    fit = [one for one in fit if len(one[0]) < context]
     if len(fit) < len(prompts):
         print(f"left out: {len(prompts) - len(fit):,} questions longer than {context} tokens")
     check(fit or not prompts, f"no question fits into the {context} tokens of {show(cfg.teacher)}")
@@ -236,8 +219,7 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
     and its number. So all of it is written again if a row is missing: the answers are those of a
     run that nobody stopped."""
     model, tokenizer, env, fingerprint = teacher
-    ids = [prompt_ids(tokenizer, turns) for turns, _ in prompts]
-    jobs = sorted(jobs, key=lambda job: len(ids[job[0]]))  # of about equal length together
+    jobs = sorted(jobs, key=lambda job: len(prompts[job[0]][0]))  # of about equal length together
     batches = (jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch))
     if cfg.documents:  # as many as it takes
         batches = ([(i + n, 0) for n in range(cfg.batch)] for i in itertools.count(0, cfg.batch))
@@ -251,19 +233,20 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
               f"had {MIN_CHARS} characters; is it a teacher of plain text, --max-new-tokens high?")
         if done >= set(batch):
             continue
-        starts = [[tokenizer.end] if cfg.documents else ids[q] for q, _ in batch]
+        asked = [([tokenizer.end], {}) if cfg.documents else prompts[q] for q, _ in batch]
         began, seed = time.monotonic(), cfg.seed * 1_000_003 + number
         with env.autocast():
-            replies = generate(model, starts, cfg.max_new_tokens, {tokenizer.end},
-                               temperature=cfg.temperature,
+            replies = generate(model, [ids for ids, _ in asked], cfg.max_new_tokens,
+                               {tokenizer.end}, temperature=cfg.temperature,
                                generator=torch.Generator(env.device).manual_seed(seed))
-        known = dict(model=fingerprint, seed=seed,
-                     seconds=round((time.monotonic() - began) / len(batch), 3))
-        answers.add([
-            (job, dict(known, finish_reason="stop" if tokenizer.end in reply else "length",
-                       usage=dict(prompt_tokens=len(start), completion_tokens=len(reply)),
-                       **judge_ids(tokenizer, prompts and prompts[job[0]][1], reply)))
-            for job, start, reply in zip(batch, starts, replies) if job not in done])
+        seconds = round((time.monotonic() - began) / len(batch), 3)
+        for job, (ids, about), reply in zip(batch, asked, replies):
+            if job not in done:
+                answers.add(job, dict(
+                    model=fingerprint, seed=seed, seconds=seconds,
+                    finish_reason="stop" if tokenizer.end in reply else "length",
+                    usage=dict(prompt_tokens=len(ids), completion_tokens=len(reply)),
+                    **judge_ids(tokenizer, about, reply)))
 
 
 def ask_endpoint(cfg, answers, prompts, jobs):
@@ -275,7 +258,7 @@ def ask_endpoint(cfg, answers, prompts, jobs):
             ended = finished(found["finish_reason"], used, cfg.max_new_tokens)
             found["verdict"] = judge_text(prompts[job[0]][1]["reference"], found["content"],
                                           found["reasoning_content"], ended)
-        answers.add([(job, found)])
+        answers.add(job, found)
     client, done = Client(cfg, answers.rows, write), answers.settled()
     # of an earlier answer no thought: some servers refuse it
     messages = [[dict(role=turn.role, content=turn.content if turn.answer is None else turn.answer)
@@ -283,8 +266,6 @@ def ask_endpoint(cfg, answers, prompts, jobs):
     client.ask_all([job for job in jobs if job not in done], messages)
     return client
 
-
-# --- the command ----------------------------------------------------------------------------------
 
 def check_flags(cfg):
     """UserError for a wrong value, for a flag without effect, for a file that would be replaced."""
@@ -309,19 +290,17 @@ def finish(cfg, answers, jobs, client):
     kept, missing = kept[:cfg.documents or None], len(set(jobs) - settled.keys())
     if kept:
         common.write_file(cfg.out, common.json_lines(kept))
-    if len(answers.rows) == answers.there and not missing:
+    if len(answers.rows) == answers.before and not missing:
         print(f"{show(answers.path)} is finished; --fresh asks again")
     print(f"{counted(counts) or 'no answer'}\n{show(cfg.out)}: {len(kept):,} rows")
     if 2 * counts["format"] > len(settled):
         example = next(r["content"] for r in settled.values() if r["verdict"] == "format")
         print(f"most answers have another form, such as {example[:300]!r}")
-    if 10 * counts["truncated"] > len(settled) and not cfg.documents:
-        print("a higher --max-new-tokens asks the truncated ones again")
     if missing:
-        words = f"{missing:,} answers are missing: {client.why}; faults: {answers.faults()}"
+        faults = counted(Counter(dict(client.faults.most_common(3))), ", ") or "none"
+        words = f"{missing:,} answers are missing: {client.why}; faults: {faults}"
         check(not client.error, words)
-        print(f"{words}; the same command asks for them again", file=sys.stderr)
-        sys.exit(1)
+        common.stop(f"{words}; the same command asks for them again", 1)
     check(kept, f"no answer is kept ({counted(counts, ', ')}): try another teacher")
     script, flags = "train_distill_responses.py", {}
     if cfg.documents:

@@ -5,19 +5,16 @@
 Stories share their templates: the same sentences with other numbers are another problem. Two rows
 are near copies if all of this holds:
 
-1. Numbers count: prompt and answer have the same numbers and signs in the same order. Only such
-   rows are compared, so a template with a million numbers costs nothing.
+1. Prompt and answer have the same numbers and signs in the same order. Only such rows are compared.
 2. The prompts share THRESHOLD of their word pairs (Jaccard), and so do the answers: about one word
-   in seven may differ. Case and punctuation do not count. Another answer to one prompt is no copy.
-3. Names count: if each row has a name that the other lacks (Mia and Tom, apples and pears), they
-   are two stories. A name is a word that is capitalised, or that stands there twice.
+   in seven may differ. Case and punctuation do not count.
+3. Not each row has a name that the other lacks (Mia and Tom, apples and pears). A name is a word
+   that is capitalised or stands there twice; two of its letters may be swapped.
 
-A name may have two letters swapped. Not found: a copy with another number ("5" as "five"). In
-Chinese, which has no capitals, a row may be dropped that differs in a name.
-
-Differences from the papers: pairs of words, not longer runs (Broder 1997), since texts are short. A
-row is compared with four others at most, not with its whole bucket (Leskovec, Rajaraman & Ullman
-2014, section 3.4), so the time is linear in the rows.
+Chinese has no capitals: a row may be dropped that differs only in a name. Differences from the
+papers: pairs of words, not longer runs (Broder 1997), because texts are short. A row is compared
+with four others at most, not with its whole bucket (Leskovec, Rajaraman & Ullman 2014, section
+3.4), so the time is linear in the rows.
 """
 import functools
 import re
@@ -81,8 +78,8 @@ SLOPES, SHIFTS = np.random.default_rng(0).integers(1, 2**64, (2, BANDS * ROWS), 
 def bands(prompt, answer):
     """MinHash: the least value of 60 hash functions over the word pairs, as 20 keys of 3 values.
 
-    Two rows agree in a value as often as their Jaccard similarity says (prompt and answer as one
-    set), and in a whole key if they are similar. Not hash(): it differs from process to process.
+    Two rows agree in a value as often as their Jaccard similarity says, with prompt and answer as
+    one set. Not hash(), which differs from process to process.
     """
     codes = [blake2b(repr((side, pair)).encode(), digest_size=8).digest()
              for side in (0, 1) for pair in sketch(prompt, answer)[side]]
@@ -93,10 +90,7 @@ def bands(prompt, answer):
 
 
 def find_copies(rows):
-    """rows: (gate, prompt, answer); only rows with the same gate are compared.
-
-    Returns {row: the earlier row of which it is a near copy}: the first of several is kept.
-    """
+    """Rows (gate, prompt, answer) -> {row: the first row with its gate that it copies}."""
     groups, copy_of = defaultdict(list), {}
     for row, (gate, prompt, answer) in enumerate(rows):
         groups[gate, numbers(words(prompt) + words(answer))].append(row)

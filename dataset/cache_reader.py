@@ -64,30 +64,29 @@ def load_teacher(cfg, env):
 
 
 def open_cache(cfg, env, data):
-    """--cache for these windows and this training -> dict: its arrays and all that reading them needs.
+    """--cache for these windows and this training -> dict: its arrays and all that reading them
+    needs.
 
     UserError for other data, another temperature, or a divergence that the cache cannot give.
     """
     folder, about, now = Path(cfg.cache), read_about(cfg), what_it_is_of(cfg, data)
     differing = [f"{key} {about.get(key)} there, {value} here" for key, value in now.items()
                  if about.get(key) != value]
-    check(not differing, f"{show(folder)} was made from other data ({', '.join(differing)}); give both "
-                         "the same flags")
+    check(not differing, f"{show(folder)} was made from other data: {', '.join(differing)}")
     check(not missing(folder, about), f"{show(folder)} is not finished; its command goes on")
     check(about["temperature"] in (None, cfg.temperature), f"{show(folder)} is of temperature "
           f"{about['temperature']}, not {cfg.temperature}; --kind hidden has every temperature")
     check(about["kind"] != "sampled" or cfg.divergence == "forward_kl",
-          f"{show(folder)}: a sampled cache has forward KL only; --kind topk or hidden has the others")
+          f"{show(folder)}: a sampled cache has forward KL only; topk and hidden have the others")
     shards = [{name: np.load(shard_path(folder, name, number), mmap_mode="r")
                for name in (*NAMES[about["kind"]], "label_ce")}
               for number in range(-(-about["windows"] // SHARD))]
     counts = (data["mask"][:, 1:] > 0).sum(1)                   # (windows,) counted tokens of each
     ends = [np.cumsum(counts[i:i + SHARD]) for i in range(0, len(counts), SHARD)]
     passes = cfg.steps * cfg.batch / len(counts)
-    facts = {"cache": f"{show(folder)}: {about['kind']}, k {about['k']}, {about['tokens']:,} tokens"}
+    facts = {"cache": f"{show(folder)}: {about['kind']}, k {about['k']}"}
     if about["kind"] == "sampled" and passes > 1:
-        facts["draws"] = (f"each is read {passes:.1f} times; the student can learn them by heart: kd "
-                          "may fall below 0")
+        facts["draws"] = f"each is read {passes:.1f} times and can be learned: kd may fall below 0"
     head = torch.from_numpy(np.load(folder / "head.npy")).to(env.device)  # (V, D)
     return dict(kind=about["kind"], shards=shards, ends=ends, counts=counts, head=head, facts=facts)
 
@@ -106,8 +105,8 @@ def rows_of(cache, numbers, device="cpu"):
 
 
 def cached_divergence(cache, numbers, logits, cfg, mix):
-    """(kd, the teacher's ce) of the counted tokens of some windows, each (N,), from what is cached and
-    the student's logits (N, V)."""
+    """(kd, the teacher's ce) of the counted tokens of some windows, each (N,), from what is cached
+    and the student's logits (N, V)."""
     rows, name, tau = rows_of(cache, numbers, logits.device), cfg.divergence, cfg.temperature
     if cache["kind"] == "hidden":
         kd = divergence(name, logits, rows["hidden"] @ cache["head"].T, tau, mix)

@@ -37,8 +37,9 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END_MARKS = ("<end>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>")  # of other chat models
 TARGETS = ("cot", "answer", "full", "multi", "mixed")  # see turn_body, and forms for the last two
-KINDS = {b"\x1f\x8b": "gzip; gunzip it", b"PAR1": "Parquet; write it as JSONL", b"PK\x03\x04": "zip; unzip it",
-         b"\xff\xfe": "UTF-16; iconv -t UTF-8", b"\xfe\xff": "UTF-16; iconv -t UTF-8"}  # by first bytes
+KINDS = {b"\x1f\x8b": "gzip; gunzip it", b"PK\x03\x04": "zip; unzip it",  # by the first bytes
+         b"PAR1": "Parquet; write it as JSONL", b"\xff\xfe": "UTF-16; iconv -t UTF-8",
+         b"\xfe\xff": "UTF-16; iconv -t UTF-8"}
 
 
 @dataclass
@@ -77,7 +78,7 @@ def parse_row(row, need_reply=True, report=None):
     if turns is None and row.get("text"):
         return string(row, "text")
     if turns is None:
-        raise BadRow("an empty text" if "text" in row else "unknown keys (see dataset/formats.py)", row)
+        raise BadRow("an empty text" if "text" in row else "unknown keys (see formats.py)", row)
     if not isinstance(turns, list) or not turns:
         raise BadRow("an empty conversation", turns)
     before = [dict(role="system", content=row["system"])] if row.get("system") else []
@@ -169,7 +170,7 @@ def parse_response_text(content, thought=None):
         return Turn("assistant", content)
     between, answer = tagged.groups() if tagged else ("", content)
     if any(tag in part for tag in TAGS for part in (inline, between, answer)):
-        raise BadRow("a tag that stands alone, twice, or before more text (was it cut off?)", content)
+        raise BadRow("a tag that stands alone, twice, or before more text (cut off?)", content)
     parts = [part.strip() for part in (thought or inline, between) if part.strip()]
     return Turn("assistant", "", "\n".join(parts) or None, answer.strip())
 
@@ -262,7 +263,8 @@ def documents_of(path, first, lines, skip_bad_lines=False, report=None, parse=pa
 
 
 def note(report, reason, count=1, places=()):
-    """Count something that was left out, with the first three places, in a report (None: nowhere)."""
+    """Count something that was left out, with the first three places, in a report (None:
+    nowhere)."""
     if report is not None:
         before, known = report.get(reason, (0, []))
         report[reason] = [before + count, [*known, *places][:3]]
@@ -355,8 +357,8 @@ def prompt_ids(tokenizer, turns, target="cot"):
 
 
 def opening(tokenizer, target):
-    """The ids that a response of this form begins with. They tell a model that has learned two forms
-    (target multi or mixed) which one to give."""
+    """The ids that a response of this form begins with. They tell a model that has learned two
+    forms (target multi or mixed) which one to give."""
     return {"cot": [tokenizer.think], "answer": [tokenizer.answer]}.get(target, [])
 
 

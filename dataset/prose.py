@@ -4,13 +4,9 @@
 
 Last line: next: python tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model
 
-The help topics of `pydoc` and the docstrings of the standard library, read with `ast` (no module is
-imported). Arithmetic has one right next token, prose has many: here soft targets have something to
-say. The text differs between Python versions: its SHA-256 belongs into every result.
-
-Train, val and test (90/5/5) are split by a hash of the module or topic. Topics quote each other
-("compound" contains all of "if"), so a repeated paragraph is dropped: it would leak from train to
-test. That costs 16 % of the characters.
+Arithmetic has one right next token, prose has many: here soft targets have something to say. The
+text is that of pydoc's topics and of docstrings. It depends on the Python version: its SHA-256
+belongs into every result. A hash of the module or topic is its split (90/5/5).
 """
 import ast
 import hashlib
@@ -40,18 +36,15 @@ class Config:
 
 def sources(stdlib):
     """Yield (name, text): pydoc's help topics, and each docstring of the .py files under stdlib."""
-    try:
-        from pydoc_data.topics import topics
-        yield from ((f"topic:{name}", topics[name]) for name in sorted(topics))
-    except ImportError:
-        print("note: this Python has no pydoc_data.topics; going on with only the docstrings")
+    from pydoc_data.topics import topics
+    yield from ((f"topic:{name}", text) for name, text in sorted(topics.items()))
     for path in sorted(stdlib.rglob("*.py"), key=lambda p: p.relative_to(stdlib).as_posix()):
         parts = path.relative_to(stdlib).with_suffix("").parts
         if SKIP & set(parts):
             continue
         try:
             tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # templates and Python 2 samples that some builds ship
+        except (SyntaxError, ValueError):  # templates, Python 2
             continue
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -65,7 +58,10 @@ def split_of(module):
 
 
 def collect(found):
-    """(name, text) pairs -> (split, row) pairs: cleaned texts, each long paragraph only once."""
+    """(name, text) pairs -> (split, row) pairs, shuffled: the first N are a sample.
+
+    A repeated long paragraph is dropped. The topic "compound" contains all of "if": it would leak.
+    """
     rows, seen = {split: [] for split in SPLITS}, set()
     for module, text in found:
         kept = []
@@ -80,17 +76,17 @@ def collect(found):
             rows[split_of(module)].append({"text": text, "module": module})
     check(all(rows.values()), "too little prose; use a Python that has its library as .py files")
     for split in SPLITS:
-        random.Random(0).shuffle(rows[split])  # the first N documents are a sample, not only topics
+        random.Random(0).shuffle(rows[split])
         yield from ((split, row) for row in rows[split])
 
 
 def main(cfg):
-    """Collect, split, write, or say that it is there."""
+    """Collect, split, write."""
     settings = dict(min_chars=MIN_CHARS, order="shuffled", python=platform.python_version())
     rows = collect(sources(Path(sysconfig.get_paths()["stdlib"])))
     write_set(cfg.out, SPLITS, rows, settings, cfg.fresh)
-    made = Path(cfg.out) / "train.jsonl"
-    print("next:", command("tokenizer/train.py", made, out="out/prose.model"))
+    train = Path(cfg.out) / "train.jsonl"
+    print("next:", command("tokenizer/train.py", train, out="out/prose.model"))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,9 @@
 
 Last line: next: python tokenizer/train.py
 
-A story has 1 to 4 operations and totals from 1 to 99. Its split is a hash of its skeleton (the
-templates in their order) and its numbers: no question occurs in two splits under other names,
-whatever the seed. Rows of distill have no steps: the teacher writes them.
-
-The default splits never use what dataset/suites.py needs: the last quarter of all templates, names
-and objects, totals above 99, operands above 20, and chains of 5 or 6 operations.
+A split is a hash of the templates and the numbers: no question is in two splits under other names,
+whatever the seed. Only dataset/suites.py uses the last quarter of all templates, names and
+objects, totals above 99, operands above 20, and more than 4 operations.
 """
 import contextlib
 import hashlib
@@ -35,6 +32,7 @@ TEMPLATES, DISTRACTORS = TEXTS["TEMPLATES"], TEXTS["DISTRACTORS"]
 SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 OPS = tuple(SIGN)
 SHARES = {"train": 76, "val": 4, "test": 4, "distill": 16}  # of 100 hash buckets: never change
+BUCKETS = [split for split, share in SHARES.items() for _ in range(share)]
 LONGEST_TRAINED = 4  # operations; longer chains occur in no training data
 PATIENCE = 20_000  # draws without a new story until a split is called impossible
 
@@ -82,8 +80,7 @@ def running_totals(ops, numbers):
 
 
 def draw_numbers(rng, ops, large=False):
-    """The start (2 to 20, large: 100 to 500) and an operand for each operation, or None if this
-    draw found none that fits."""
+    """A start (2 to 20, large: 100 to 500) and an operand for each operation; None: try again."""
     numbers = [rng.randint(100, 500) if large else rng.randint(2, 20)]
     for i, op in enumerate(ops):
         choices = operands(op, running_totals(ops[:i], numbers)[-1], large)
@@ -111,7 +108,7 @@ def kind_of(template):
 
 
 def fields(lang, name, thing, op, n):
-    """The values of a template's fields, see the top of texts/stories.json."""
+    """The values of a template's fields, as texts/stories.json explains them."""
     (name, he), (one, many) = name, thing
     values = dict(name=name, he=he, n=n, things=many, word=WORDS[lang].get(op, {}).get(str(n), ""))
     if lang == "zh":
@@ -140,11 +137,11 @@ def make_story(rng, lang, n_ops):
 def tell(lang, key, numbers, name, thing):
     """The row of a story; `key`: its templates, from the opening to the question."""
     sentences = []
-    for template, n in zip(key, [*numbers, 0]):
-        kind = kind_of(template)
+    kinds = [kind_of(template) for template in key]
+    for kind, template, n in zip(kinds, key, [*numbers, 0]):
         text = TEMPLATES[lang][kind][int(template[len(kind):])]
         sentences.append(text.format(**fields(lang, name, thing, kind, n)))
-    ops = [kind_of(template) for template in key[1:-1]]
+    ops = kinds[1:-1]
     totals = running_totals(ops, numbers)
     steps = [f"{a}{SIGN[op]}{n}={b}" for a, op, n, b in zip(totals, ops, numbers[1:], totals[1:])]
     text = join(lang, sentences)
@@ -169,11 +166,7 @@ def text_id(lang, text):
 def split_of(row):
     """"train", "val", "test" or "distill": a hash of the skeleton and the numbers, nothing else."""
     digest = hashlib.sha256(f"{row['skeleton']}|{row['numbers']}".encode()).digest()
-    bucket = int.from_bytes(digest[:8], "big") % 100
-    for split, share in SHARES.items():
-        bucket -= share
-        if bucket < 0:
-            return split
+    return BUCKETS[int.from_bytes(digest[:8], "big") % 100]
 
 
 # --- four files -----------------------------------------------------------------------------------
@@ -199,10 +192,9 @@ def generate(cfg, low, high):
 
 
 def write_set(out, names, rows, settings, fresh=False):
-    """Stream (name, row) pairs into OUT/NAME.jsonl: all files, or those that were there.
+    """Stream (name, row) pairs into OUT/NAME.jsonl, then their SHA-256 into about.json.
 
-    about.json has the settings and, once all files are whole, their SHA-256. A set that these
-    settings made is left as it is. UserError if others made it, or nobody knows, unless `fresh`.
+    A set that these settings made is left as it is. Any other is a UserError, unless `fresh`.
     """
     out, about = Path(out), Path(out) / "about.json"
     paths = {name: out / f"{name}.jsonl" for name in names}
@@ -212,8 +204,7 @@ def write_set(out, names, rows, settings, fresh=False):
             made = json.loads(about.read_text(encoding="utf-8"))
             refuse_others(out, made.get("settings", {}), settings)
             if "sha256" in made and all(there):
-                print(f"already made: {show(out)} (--fresh makes it again)")
-                return
+                return print(f"already made: {show(out)} (--fresh makes it again)")
         check(fresh or about.exists() or not any(there),
               f"{show(out)} has such files, but no about.json; choose another --out, or --fresh")
         with contextlib.ExitStack() as stack:
@@ -229,7 +220,7 @@ def write_set(out, names, rows, settings, fresh=False):
 
 
 def main(cfg):
-    """Make the four splits, or say that they are there."""
+    """Make the four splits."""
     positive(cfg, *SHARES)
     match = re.fullmatch(r"([1-4])(?:-([1-6]))?", cfg.ops)
     check(match and match[1] <= (match[2] or match[1]),

@@ -12,8 +12,7 @@
 Last line: next: python eval.py --suites out/data/suites
 
 A row has its "suite" and, as "source", the id of its clean row: suites are compared problem by
-problem. The right answer is the clean one, except in large and longer. A suite leaves out what it
-cannot change (Chinese has no case).
+problem. Only large and longer have other answers. A suite leaves out what it cannot change.
 """
 import json
 import random
@@ -42,8 +41,6 @@ class Config:
     out: str = OUT / "data" / "suites"  # folder of the .jsonl files and about.json
     fresh: bool = False      # replace what is there
 
-
-# --- the clean problems ---------------------------------------------------------------------------
 
 def drawn(row):
     """What `tell` makes this row of: dict(lang, key, numbers, name, thing); None for other rows.
@@ -85,7 +82,7 @@ def reworded(row, text):
             "id": stories.text_id(row["lang"], text)}
 
 
-# --- the same text, disturbed: (rng, clean row, what it was drawn from) -> row, or None -----------
+# --- the suites: (rng, clean row, what it was drawn from) -> row; None or as it was: left out -----
 
 # What a mistake must not make: another word of the stories or of English ("ten" of "then")
 OTHER_WORDS = set("""ten three plus ads bad bed bother bus cad cads cars con cons ears fiend fist
@@ -112,7 +109,7 @@ def typos(rng, row, story):
     count = min(max(1, round(len(text.split()) / 10)), len(words))
     for m in sorted(rng.sample(words, count), key=re.Match.start, reverse=True):  # from the end:
         text = text[:m.start()] + rng.choice(misspelled(m[0])) + text[m.end():]   # places stay
-    return reworded(row, text) if words else None  # none in Chinese
+    return reworded(row, text)
 
 
 def distractor(rng, row, story, texts=DISTRACTORS):
@@ -137,9 +134,8 @@ def order(rng, row, story):
 
 
 def upper(rng, row, story):
-    """UPPER CASE; None if there is none."""
-    text = text_of(row).upper()
-    return reworded(row, text) if text != text_of(row) else None
+    """UPPER CASE."""
+    return reworded(row, text_of(row).upper())
 
 
 def no_punctuation(rng, row, story):
@@ -161,7 +157,7 @@ def large(rng, row, story):
     """The same sentences, other numbers; four multiplications would end above 999: left out."""
     draws = (stories.draw_numbers(rng, kinds(story)[1:-1], large=True) for _ in range(PATIENCE))
     numbers = next(filter(None, draws), None)
-    return tell(**{**story, "numbers": numbers}) if numbers else None
+    return numbers and tell(**{**story, "numbers": numbers})
 
 
 def longer(rng, row, story, count=None):
@@ -188,8 +184,6 @@ def other_language(rng, row, story, split="test"):
             return told
 
 
-# --- all suites -----------------------------------------------------------------------------------
-
 HOSTILE = {  # nobody compares answers to these
     "empty": "", "space": " ", "line ends": "\n\n\n", "punctuation": "?!.,;:-()" * 20,
     "random bytes": random.Random(0).randbytes(300).decode(errors="replace"),
@@ -212,14 +206,15 @@ IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")
 
 
 def make_suites(clean, seed):
-    """Yield (suite, row) for [(clean row, what it was drawn from)]. A suite has random numbers of
+    """[(clean row, what it was drawn from)] -> (suite, row) pairs. A suite has random numbers of
     its own: a new suite leaves the others as they are."""
     for row, _ in clean:
         yield "clean", {**row, "suite": "clean", "source": row["id"]}
     for suite, change in CHANGES.items():
         rng = random.Random(f"{seed} {suite}")
         for row, story in clean:
-            if changed := change(rng, row, story):
+            changed = change(rng, row, story)
+            if changed and text_of(changed) != text_of(row):
                 yield suite, {**changed, "suite": suite, "source": row["id"]}
     for kind, text in HOSTILE.items():
         yield "hostile", {"conversations": [{"role": "user", "content": text},
@@ -230,28 +225,25 @@ def make_suites(clean, seed):
 
 def read_suites(folder):
     """{suite: rows}; UserError if a file is not the one that about.json describes."""
-    about = Path(folder) / "about.json"
-    check(about.exists(), f"{show(about)} does not exist; python dataset/suites.py makes it")
-    hashes = json.loads(about.read_text(encoding="utf-8")).get("sha256", {})
-    paths = {suite: Path(folder) / f"{suite}.jsonl" for suite in SUITES}
-    for suite, path in paths.items():
-        check(path.exists() and sha256_file(path) == hashes.get(suite),
+    hashes = json.loads((Path(folder) / "about.json").read_text(encoding="utf-8")).get("sha256", {})
+    suites = {}
+    for suite in SUITES:
+        path = Path(folder) / f"{suite}.jsonl"
+        check(sha256_file(path) == hashes.get(suite),
               f"{show(path)} is not as it was made; python dataset/suites.py --fresh makes it")
-    return {suite: [row for _, row in read_documents(path, parse=dict)]
-            for suite, path in paths.items()}
+        suites[suite] = [row for _, row in read_documents(path, parse=dict)]
+    return suites
 
 
 def main(cfg):
-    """Make the suites, or say that they are there."""
-    check(Path(cfg.data).exists(),
-          f"{show(cfg.data)} does not exist; python dataset/stories.py makes it")
+    """Make the suites."""
     clean, rows = [], read_documents(cfg.data, parse=lambda row: row)
     for number, row in islice(rows, max(0, cfg.problems)):
         clean.append((row, drawn(row)))
         check(clean[-1][1] and row["ops"] <= 4 and split_of(row) == "test",
               f"{show(cfg.data)}:{number}: not a test problem of dataset/stories.py")
-    check(0 < len(clean) == cfg.problems, f"--problems {cfg.problems}: {show(cfg.data)} has "
-          f"{len(clean):,}")
+    check(0 < len(clean) == cfg.problems,
+          f"--problems {cfg.problems}: {show(cfg.data)} has {len(clean):,}")
     settings = dict(problems=cfg.problems, seed=cfg.seed, data_sha256=sha256_file(cfg.data))
     write_set(cfg.out, SUITES, make_suites(clean, cfg.seed), settings, cfg.fresh)
     print("next: python eval.py --suites out/data/suites")

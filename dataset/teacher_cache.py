@@ -5,27 +5,26 @@
 
 Last line: next: python train_distill_logits.py --name student-cached --cache ...
 
-Three kinds. Only tokens that count in the loss are stored. Numbers are float16, which is precise
-enough: on the prose teacher it changes a token's KL by about 0.0002 nats. Bytes are for V <= 65,536.
+Three kinds, of the tokens that count in the loss. Numbers are float16, which is precise enough: on
+the prose teacher it changes a token's KL by about 0.0002 nats. Bytes are for V <= 65,536.
 
-    topk      the k likeliest tokens with their log-probabilities, and one bucket for all others: any
-              divergence, on k + 1 outcomes, which is never above the whole one (data processing
-              inequality). Without the bucket the student learns to be too sure (trap 13). k = V has
-              no bucket. 4k + 6 bytes a token
-    sampled   k draws from the teacher's distribution: the gradient of forward KL, without bias in the
-              first pass over the cache (Anshumann et al. 2025, section 3). Every later pass reads the
-              same draws, and the student can learn them by heart. 2k + 8 bytes
+    topk      the k likeliest tokens with their log-probabilities, and one bucket for all others:
+              any divergence on k + 1 outcomes, never above the whole one (data processing
+              inequality). Without the bucket the student learns to be too sure (trap 13). 4k + 6
+              bytes a token
+    sampled   k draws from the teacher's distribution: the gradient of forward KL, without bias in
+              the first pass (Anshumann et al. 2025, section 3). Later passes read the same draws,
+              and the student can learn them by heart. 2k + 8 bytes
     hidden    the last hidden state, and the output matrix once: any divergence, at any temperature.
               2D + 4 bytes
 
-Several teachers of one tokenizer, `teacher_cache.py out/b.pt --teacher out/a.pt`: topk and sampled are
-of the mean of their distributions (Hinton, Vinyals & Dean 2015, section 5: an ensemble as teacher).
+Of several teachers with one tokenizer (`teacher_cache.py out/b.pt --teacher out/a.pt`) topk and
+sampled keep the mean distribution (Hinton, Vinyals & Dean 2015, section 5: an ensemble). Both are
+of one temperature, which the training must share: the normaliser of another one is not in them.
 
-topk and sampled are of one temperature, which the training must share: the normaliser of another one
-is not in them. Everything is keyed by window, in the order of the data's windows, so shuffling, a
-second epoch and accumulation find the same row. The files, written before the first of them:
-about.json, with all that the training must share; then for every SHARD windows one .npy for each
-quantity. What is there is done: after a stop the same command goes on.
+Rows are found by the number of their window, so shuffling, a second epoch and accumulation find the
+same one. about.json, written first, has all that the training must share; then comes one .npy for
+every SHARD windows and quantity. What is there is done: after a stop the same command goes on.
 """
 import json
 import math
@@ -78,7 +77,7 @@ def mean_log_p(logits, temperature=1.0):
 
 @torch.no_grad()
 def quantities(teachers, batch, about, env, generator):
-    """What is kept of one batch of windows -> {name: tensor (tokens, ...)} of its counted tokens."""
+    """What is kept of a batch of windows -> {name: tensor (tokens, ...)} of its counted tokens."""
     x, y, document, weight = batch
     keep, logits = weight > 0, []
     with env.autocast():
@@ -109,8 +108,8 @@ def write_shard(folder, number, teachers, data, about, env):
         generator = torch.Generator(env.device).manual_seed(about["seed"] * 1_000_003 + first)
         batch = tensors(data, np.arange(first, min(first + BATCH, end)), env.device)
         for name, value in quantities(teachers, batch, about, env, generator).items():
-            parts.setdefault(name, []).append(value.float().cpu().numpy() if value.is_floating_point()
-                                              else value.cpu().numpy())
+            value = value.float() if value.is_floating_point() else value  # numpy has no bf16
+            parts.setdefault(name, []).append(value.cpu().numpy())
     small = np.uint16 if about["vocab_size"] <= 2**16 else np.uint32
     types = dict(ids=small, log_p=np.float16, hidden=np.float16)
     for name in sorted(parts, reverse=True):
@@ -126,10 +125,9 @@ def main(cfg):
     """Make the cache, go on with it, or say that it is there."""
     common.positive(cfg, "k", "window")
     common.between(cfg, 0.01, 1000, "temperature")
-    check(not cfg.others or cfg.kind != "hidden", "--kind hidden: of one teacher only; hidden states "
-                                                  "of several have no mean")
-    check(cfg.kind != "hidden" or not {"temperature", "k"} & cfg.given,
-          "--kind hidden: has every temperature and no k; leave these flags out")
+    hidden = cfg.kind == "hidden"
+    check(not (hidden and cfg.others), "--kind hidden: several teachers' hidden states have no mean")
+    check(not (hidden and {"temperature", "k"} & cfg.given), "--kind hidden: no --temperature, no --k")
     env, folder = common.device_and_dtype(cfg), Path(cfg.out)
     teachers, tokenizer = [], None
     for path in (cfg.teacher, *(cfg.others or ())):
@@ -141,11 +139,11 @@ def main(cfg):
         check(cfg.window <= room, f"--window {cfg.window}: the context of {show(path)} is {room}")
         teachers.append(teacher)
     data = open_data(cfg.data, tokenizer, cfg.window, cfg.target, cfg.documents, cfg.skip_bad_lines)
-    hidden = cfg.kind == "hidden"
+    k = min(cfg.k, tokenizer.vocab_size) if cfg.kind == "topk" else cfg.k
+    prints = sorted(map(checkpoints.weights_fingerprint, teachers))
     about = dict(kind=cfg.kind, vocab_size=tokenizer.vocab_size, windows=len(data["ids"]),
-                 k=0 if hidden else min(cfg.k, tokenizer.vocab_size) if cfg.kind == "topk" else cfg.k,
-                 temperature=None if hidden else cfg.temperature, seed=cfg.seed, dtype=env.dtype,
-                 teacher_fingerprint="+".join(sorted(map(checkpoints.weights_fingerprint, teachers))),
+                 k=0 if hidden else k, temperature=None if hidden else cfg.temperature,
+                 seed=cfg.seed, dtype=env.dtype, teacher_fingerprint="+".join(prints),
                  tokenizer_fingerprint=tokenizer.fingerprint, **what_it_is_of(cfg, data))
     lock = common.lock(folder)  # held until this function ends  # noqa: F841
     about_file = folder / "about.json"
@@ -166,7 +164,7 @@ def main(cfg):
     size, tokens = sum(p.stat().st_size for p in folder.glob("*-*.npy")), data["meta"]["supervised"]
     print(f"{show(folder)}: {'made' if todo else 'already made'}, {tokens:,} tokens, "
           f"{size / max(tokens, 1):.0f} bytes each, {size / 1e6:,.1f} MB")
-    flags = {name: getattr(cfg, name) for name in ("data", *SAME, "temperature") if name in cfg.given}
+    flags = {name: getattr(cfg, name) for name in cfg.given & {"data", *SAME, "temperature"}}
     print("next: " + common.command("train_distill_logits.py", name="student-cached", cache=folder,
                                     **flags))
 

@@ -5,40 +5,38 @@
     same_answer("14 apples", "14")                 True
     verdict("14", "14 or 15", True, True)          "wrong answer"
 
-A right answer refused filters out the hard problems (open-thoughts#21: minus signs dropped, a box
-cut at its first brace); a wrong answer accepted teaches the error. In doubt this file refuses: a
-number may have a sign, a currency, a unit, LaTeX; with anything else it is no number. Nothing is
-ever evaluated: verifiers that do sums hang on 5^{5^{5^5}} (huggingface/Math-Verify#65).
+A right answer refused filters out the hard problems (open-thoughts#21); a wrong one accepted
+teaches the error. In doubt this file refuses: a number may have a sign, a currency, a unit, LaTeX,
+nothing else. Nothing is evaluated: 5^{5^{5^5}} never ends (huggingface/Math-Verify#65).
 """
 import re
 from fractions import Fraction
 
 from dataset.formats import BadRow, parse_row
 
-MAX_LENGTH = 1_000  # characters: a longer text is no number (int() refuses 4,300 digits anyway)
+MAX_LENGTH = 1_000  # characters: a longer text is no number
 
 # Full width to half width and every minus to "-". Not NFKC: that turns 5² into 52 and 1½ into 11/2.
 NARROW = {0xFF01 + i: 0x21 + i for i in range(94)}
 NARROW.update(zip(map(ord, "−‐‑–﹣⁄￥½¼¾"), [*"-----/¥", " 1/2", " 1/4", " 3/4"]))
 
-# 14  1,234  12.5  .5  1e3; then optionally /4 after it, 1 and a space before 1/2, % behind
+# 14  1,234  12.5  .5  1e3  3/4  1 1/2  50%
 PLAIN = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 VALUE = rf"(?:(\d+) +(?=\d+ */))?({PLAIN})(?: */ *({PLAIN}))?( *%)?"
 NUMBER = re.compile(rf"([-+]?) *{VALUE}", re.ASCII)
 # In running text: the minus of 17-3 is no sign, the 2 of H2O and the last 5 of 1.2.5 no number.
 NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?<![\w.]){VALUE}", re.ASCII)
-
 FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}"
                   r"|([0-9])([0-9]))")
 WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}")
 CLOTHES = re.compile(r"\\?[$€£¥]|\*\*|__|`|°[CF]?|\^\s*(?:\\circ|\{\\circ\})|\\[,;: ()\[\]]")
 SIGNED_CLOTHES = re.compile(rf"([-+])(?:{CLOTHES.pattern})+\s?")
-# With what opens, on a line of its own, a list, a formula or a block of code.
+# "answer is" and what opens a list, a formula or a block of code on the next line
 PHRASE = re.compile(r"(?:answer\**\s*(?:is\b|[:：=])|答案\**\s*(?:是|为|[:：]))"
                     r"(?:\n[ \t]*[-•] |(?:\$\$|\\\[|```\w*)[ \t]*\n|[\s:：*])*", re.I)
 
 # A unit is at most three words of three letters or more, or these; right behind the digits only
-# these (2ab and 5x are algebra). None may be a word that changes the number: 5 million, 14 maybe.
+# these (2ab and 5x are algebra). NO_UNIT changes the number: 5 million, 14 maybe.
 UNITS = set("km cm mm m kg mg g lb lbs oz ft in mi l ml s h hr hrs min ms mph".split())
 POWER = re.compile(r"\b(km|cm|mm|m|ft|in|mi|s) ?(?:\^ ?\{? ?[23] ?\}?|[²³])")  # cm^2; not x^2
 DOUBT = set("""or nor not no never neither either instead cannot cant dont doesnt isnt wasnt wont
@@ -56,20 +54,17 @@ NO_UNIT = DOUBT | set(NO_UNIT_ZH) | set("""hundred thousand lakh million mil mln
     above below under zero negative except without about around almost nearly least most less short
     off was would should if say seem apparently presumably supposedly allegedly hardly barely exceed
     exceeded fail failed""".split())
-# Chinese: up to eight characters, none of which counts, compares or denies. 千克, 千米 are units.
+# Up to eight characters, but 千克, 千米 are units
 UNIT_ZH = re.compile(f" ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")
 
-# The last number of a text without a mark: what takes it back before it, what may follow it.
+# The last number of a text: what takes it back before it, what may follow it
 SENTENCE_END = re.compile(r"[\n!;。]|\.(?=\s|$)|(?<=\?)")
 WORD = re.compile(r"[a-z]+|千[克米瓦]|[\u4e00-\u9fff]", re.I)
 BOUND = re.compile(r"(?:\b(?:than|over|under|above|below|about|around|almost|nearly|least|most|but|"
                    r"minus|except|error(?: code)?:?)|[<>≤≥≠≈~±^√约]) *$|\d,$", re.I)
 ENDED = re.compile(rf" ?(?:{'|'.join(sorted(UNITS))})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])"
                    r"|\*(?!\w)|\.(?!\.)|[,:)'\"’”=—\u4e00-\u9fff]|$")  # not 14x, 14 + y, 14...
-CLAUSE_END = re.compile(r"[,:(]|(?<=\w) (?:and|then|but|over)\b")  # 14 left over; not 14 over 3
-
-# An answer that gives its reason, or the equation that it comes from.
-REASON = re.compile(r",?\s*\(?\b(?:because|since)\b|[,，]?\s*因为", re.I)
+# An equation that an answer comes from
 EQUATION = re.compile(r"(?:[A-Za-z] ?=)?(?:(?:[-+*/×÷·^().\d ]|,(?=\d)|\\(?:times|cdot|div))+=)*"
                       r" ?(?:\(([^=()]*)\)|([^=()]*))")  # x = 14, 5+9 = 14, x = 5+9 = 14, (14)
 
@@ -95,9 +90,8 @@ def clean(text):
 def parse_number(text):
     """The number that a text is, exactly, as a Fraction; None if it is anything else.
 
-    "-$5" -5, "1 1/2" 3/2, "\\frac{3}{4} cups" 3/4, "1.5e-3", "12个" 12; but "14 or 15", "1 4",
-    "1,2", "5x", "5 million", "1/0" None. Units are dropped, not compared. Percent is a hundredth:
-    50% is 0.5 and 1/2, never 50, because "50" does not say that it counts percents.
+    "-$5" -5, "1 1/2" 3/2, "\\frac{3}{4} cups" 3/4, "12个" 12; but "14 or 15", "1 4", "5 million"
+    None. Units are dropped, not compared. 50% is 0.5 and 1/2, never 50.
     """
     if len(text) > MAX_LENGTH:
         return None
@@ -132,9 +126,11 @@ def any_of(words, some):
 
 
 def same_answer(got, reference):
-    """Is `got` the answer `reference`? As numbers if one of them is ("1.0" and "1"), else as texts,
-    which may differ in case, runs of spaces, LaTeX and the punctuation at the end. What contains
-    the right number ("14 or 15", "not 14") is not the answer; nor is an empty text."""
+    """Are both the same number, or, if neither is a number, the same text?
+
+    Texts may differ in case, spaces, LaTeX and the punctuation at the end. "14 or 15" and "not 14"
+    are not 14. An empty text is no answer.
+    """
     a, b = parse_number(got), parse_number(reference)
     if a is not None or b is not None:
         return a == b
@@ -144,30 +140,21 @@ def same_answer(got, reference):
 
 # --- the answer inside a text ---------------------------------------------------------------------
 
-def boxed(text):
-    """The last \\boxed{...} up to its own brace: \\boxed{\\frac{1}{2}} is \\frac{1}{2}."""
-    starts = [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]
-    if not starts:
-        return None
-    depth = 1
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, starts[-1]):  # \{ is no brace
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[starts[-1]:brace.start()]
-    return ""
-
-
 def mark_in(text):
     """The answer in the last \\boxed{14}, else in the last #### 14, else in the rest of the
     sentence after the last "answer is", "Answer:", 答案是; "" if it is open, None without a mark."""
-    found = boxed(text)
+    if starts := [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]:
+        depth = 1  # \boxed{\frac{1}{2}} ends at its own brace; \{ is no brace
+        for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, starts[-1]):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                return text[starts[-1]:brace.start()]
+        return ""
     _, hashes, rest = text.rpartition("####")
-    if found is None and hashes and "\n" not in rest.strip():  # else a heading: "#### Step 1"
-        found = rest.strip()
-    ends = [match.end() for match in PHRASE.finditer(text)]
-    if found is None and ends:
-        found = re.split(r"\n|。|\.(?=\s|$)", text[ends[-1]:])[0].strip(" *")
-    return found
+    if hashes and "\n" not in rest.strip():  # else a heading: "#### Step 1"
+        return rest.strip()
+    if ends := [match.end() for match in PHRASE.finditer(text)]:
+        return re.split(r"\n|。|\.(?=\s|$)", text[ends[-1]:])[0].strip(" *")
 
 
 def last_number(text):
@@ -179,7 +166,9 @@ def last_number(text):
         return None
     before = SENTENCE_END.split(text[:found[-1].start()])[-1]
     behind = SENTENCE_END.split(text[found[-1].end():], maxsplit=1)[0]
-    beside = WORD.findall(CLAUSE_END.split(behind)[0])[:3]
+    # the clause ends in "14 left over" at "over"; not in "14 over 3"
+    clause = re.split(r"[,:(]|(?<=\w) (?:and|then|but|over)\b", behind)[0]
+    beside = WORD.findall(clause)[:3]
     sentence = re.sub(r"n['’]t\b", " not", before + "|" + behind)
     if (any_of(WORD.findall(sentence), DOUBT) or "?" in behind or any_of(beside, NO_UNIT)
             or BOUND.search(before) or not ENDED.match(behind)):
@@ -188,9 +177,8 @@ def last_number(text):
 
 
 def extract_answer(text):
-    """The final answer inside a free text, or None: in the last <answer>14</answer> after </think>,
-    else what mark_in finds, else the last number, if nothing near it takes it back. A mark that is
-    empty or open is None, not the number that happens to come before it (marin#9163)."""
+    """The final answer in a free text: in the last <answer>14</answer> after </think>, else what
+    mark_in finds, else the last number. None if there is none, or its mark is empty or open."""
     text = text.rpartition("</think>")[2]
     _, tag, rest = text.rpartition("<answer>")
     answer, closed, _ = rest.partition("</answer>")
@@ -203,21 +191,16 @@ def shortened(found):
     What has no number in that way ("14 or 15", "x=3, x=14") stays as it is."""
     if len(found) > MAX_LENGTH or parse_number(found) is not None:
         return found
-    equation = EQUATION.fullmatch(clean(REASON.split(found, maxsplit=1)[0]))
+    reason = r",?\s*\(?\b(?:because|since)\b|[,，]?\s*因为"
+    equation = EQUATION.fullmatch(clean(re.split(reason, found, maxsplit=1, flags=re.I)[0]))
     number = equation and (equation[1] or equation[2])
     return number.strip() if number and parse_number(number) is not None else found
 
 
-def marked(text):
-    """What an answer of several words marks as final: "So it is \\boxed{14}." is 14, or itself."""
-    found = mark_in(text)
-    return text if found is None else found
-
-
 def readings(text):
     """An answer, what it marks as final if it marks it, and the number in that."""
-    found = marked(text)
-    return [text] if found == text else [text, found, shortened(found)]
+    found = mark_in(text)
+    return [text] if found in (None, text) else [text, found, shortened(found)]
 
 
 def agree(a, b):
@@ -246,17 +229,15 @@ def verdict(reference, answer, ended, well_formed):
 
 def question_of(row):
     """A row of any format -> (turns up to a user's last one, the known answer or None), or BadRow.
-
-    What is marked as the answer is known, and a bare number; a number inside an essay is not.
-    """
+    Known is what is marked as the answer, and a bare number; not a number inside an essay."""
     turns, known = parse_row(row, need_reply=False), None
     if isinstance(turns, str):
         raise BadRow("plain text is no prompt", turns)
     if turns[-1].role == "assistant":
         *turns, reply = turns
-        known = reply.answer if reply.answer is not None else marked(reply.content)
-        if known == reply.content and parse_number(known) is None:
-            known = None
+        known = mark_in(reply.content) if reply.answer is None else reply.answer
+        if known in (None, reply.content):
+            known = None if parse_number(reply.content) is None else reply.content
     if not turns or turns[-1].role != "user":
         raise BadRow("no question: a user's turn must be the last")
     return turns, known

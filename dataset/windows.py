@@ -7,9 +7,9 @@ A window is window + 1 tokens, so that x = ids[:-1] and y = ids[1:] are `window`
     document    1    1 1 1 1   1        1      1   1   |   2                  0     0
 
 Conversations are packed whole, never split; the first token of a document is never learned, because
-its predecessor belongs to another one. Plain text is one stream for each 4 MB of the file, documents
-apart by <end>; its windows overlap by one token and attention crosses documents (document 1
-throughout). A document number of 0 is padding.
+its predecessor belongs to another one. Plain text is one stream for each 4 MB of the file,
+documents apart by <end>; its windows overlap by one token and attention crosses documents (document
+1 throughout). A document number of 0 is padding.
 
 An epoch is a seeded permutation of all windows. Step s takes places s*batch .. (s+1)*batch of the
 endless row of epochs, so the number of the step is the whole data cursor: nothing else to save.
@@ -53,8 +53,8 @@ NAMES = ("ids", "mask", "document")
 # --- one chunk of a file becomes windows ----------------------------------------------------------
 
 def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
-    """(first line, lines) of a file -> [ids, mask, document], each (windows, window + 1); numbers; what
-    was left out."""
+    """(first line, lines) of a file -> [ids, mask, document], each (windows, window + 1); numbers;
+    what was left out."""
     first, lines = chunk
     packed, stream, report = Packed(window + 1), [], {}
     numbers = Counter(documents=0, too_long=0, longest=0, bytes=sum(map(len, lines)))
@@ -83,7 +83,8 @@ def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
 class Packed:
     """Documents packed whole into windows of `size` tokens, each where it leaves least room.
 
-    Padding of the stories at 256: 5.1 % in the order of the file, 3.3 % with the longest of 1,024 first.
+    Padding of the stories at 256: 5.1 % in the order of the file, 3.3 % with the longest of 1,024
+    first.
     """
 
     def __init__(self, size):
@@ -97,7 +98,8 @@ class Packed:
             self.place_all()
 
     def place_all(self):
-        """Give every waiting document the fullest window that still has room for it, or a new one."""
+        """Give every waiting document the fullest window that still has room for it, or a new
+        one."""
         for ids, mask in sorted(self.waiting, key=lambda pair: -len(pair[0])):
             place = bisect_left(self.open, (len(ids), 0))
             if place < len(self.open):
@@ -142,8 +144,8 @@ def stream_arrays(stream, window, pad):
 # --- a whole file, once ---------------------------------------------------------------------------
 
 def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines=False):
-    """The windows of any file that formats.py reads, cut once and kept under a hash of all that they
-    depend on -> dict: ids, mask, document (windows, window + 1), read-only on disk, and meta.
+    """The windows of any file that formats.py reads, cut once and kept under a hash of all that
+    they depend on -> dict: ids, mask, document (windows, window + 1), read-only on disk, and meta.
 
     documents: only the first so many rows; 0: all. UserError if nothing in the file can be learned.
     """
@@ -155,7 +157,8 @@ def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines
     folder = OUT / "windows" / f"{Path(path).stem}-{key}"
     with common.lock(folder, wait=True):  # several runs and ranks may start at once
         if not folder.exists():
-            write_windows(path, folder, tokenizer, (window, target, skip_bad_lines), documents, source)
+            settings = window, target, skip_bad_lines
+            write_windows(path, folder, tokenizer, settings, documents, source)
     arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r").reshape(-1, window + 1)
               for name, dtype in zip(NAMES, dtypes(tokenizer))}
     return dict(arrays, meta=json.loads((folder / "meta.json").read_text(encoding="utf-8")))
@@ -184,11 +187,14 @@ def write_windows(path, folder, tokenizer, settings, documents, source):
                 note(report, reason, count, places)
             if time.time() - shown > 5:
                 shown = time.time()
-                rate = total["bytes"] / (shown - began)
-                print(f"{show(path)}: {total['bytes'] / 1e6:.1f}/{size / 1e6:.1f} MB | {rate / 1e6:.1f} "
-                      f"MB/s | eta {(size - total['bytes']) / rate:.0f} s")
+                done, rate = total["bytes"], total["bytes"] / (shown - began)
+                print(f"{show(path)}: {done / 1e6:.1f}/{size / 1e6:.1f} MB | {rate / 1e6:.1f} MB/s "
+                      f"| eta {(size - done) / rate:.0f} s")
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
     check(total["windows"], f"{show(path)}: " + (
-        f"every document is longer than the window; --window {total['longest'] - 1} holds the longest"
+        f"every document is longer than the window; --window {total['longest'] - 1} holds all"
         if total["too_long"] else f"nothing to learn from; {bad_lines_text(report) or 'no row'}"))
     padding = 1 - total["tokens"] / (total["windows"] * (window + 1))
     write_file(temporary / "meta.json", json.dumps(dict(
@@ -216,7 +222,8 @@ def cut_all(tokenizer, path, settings, documents):
 
 
 def start_worker(model_bytes):
-    """What each process needs once. A killed parent leaves none behind; Ctrl-C is for the parent."""
+    """What each process needs once. A killed parent leaves none behind; Ctrl-C is for the
+    parent."""
     global worker_tokenizer
     worker_tokenizer, parent = Tokenizer(model_bytes), multiprocessing.parent_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -235,7 +242,7 @@ def summary(meta):
              f"padding {meta['padding_share']:.1%}"
              + " (a larger --window pads less)" * (meta["padding_share"] > 0.1)]
     if meta["too_long"]:
-        parts.append(f"{meta['too_long']:,} documents left out: too long, up to {meta['longest']} tokens")
+        parts.append(f"{meta['too_long']:,} documents left out: too long, to {meta['longest']}")
     return " | ".join([*parts, *filter(None, [bad_lines_text(meta["left_out"])])])
 
 
@@ -243,8 +250,8 @@ def summary(meta):
 
 def open_text(cfg, tokenizer, inputs):
     """(train, val) windows of a training; `inputs` gets what the run must remember of them."""
-    check("val" in cfg.given or "data" not in cfg.given, f"--data {cfg.data} needs --val, text of the "
-          "same kind that is not in it: hold back a tenth of its lines, say")
+    check("val" in cfg.given or "data" not in cfg.given,
+          f"--data {cfg.data} needs --val, text of the same kind: hold back a tenth of it, say")
     options = dict(window=cfg.window, target=cfg.target, skip_bad_lines=cfg.skip_bad_lines)
     val = open_data(cfg.val, tokenizer, **options)
     train = open_data(cfg.data, tokenizer, documents=cfg.documents, **options)
@@ -342,7 +349,8 @@ def self_check(cfg, env, model, train, val, teacher=None):
     UserError if its logits are not finite.
     """
     vocab_size = model.config.vocab_size
-    facts = {"data": f"{show(cfg.data)}: {summary(train['meta'])}", "validation": summary(val["meta"]),
+    facts = {"data": f"{show(cfg.data)}: {summary(train['meta'])}",
+             "validation": summary(val["meta"]),
              "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
              "ce at start": f"{validation_ce(model, val, cfg, env):.3f} nats; "
                             f"ln V = {math.log(vocab_size):.3f} is guessing"}

@@ -1,26 +1,30 @@
 """Speed: of a training step, of the fused loss, of writing. On an otherwise idle machine.
 
-    python runs/bench.py step      8 minutes, after bash speedrun.sh; kept as results/bench.md
-    python runs/bench.py fused     2 minutes and 10 GB; kept as results/fused.md
-    python runs/bench.py decode    1 minute, needs requirements-dev.txt; kept as results/decode.md
+    python runs/bench.py step       8 minutes, after bash speedrun.sh; kept as results/bench.md
+    python runs/bench.py whitebox   20 minutes; kept as results/whitebox-times.jsonl
+    python runs/bench.py fused      2 minutes and 10 GB; kept as results/fused.md
+    python runs/bench.py decode     1 minute, needs requirements-dev.txt; kept as results/decode.md
 
-step: the training scripts themselves, 60 steps each on the speedrun's stories, in turns, so that
-drift hits all. First the share of peak: the peak is the best of square matmuls of 1,024 to 4,096.
-FLOPs, forward and backward, are 6 * (matmul parameters of the blocks) + 12 * layers * heads *
-channels * window for a token of a window, and 6 * width * vocabulary for a counted token (Chowdhery
-et al. 2022, appendix B). Then train_distill_logits.py with one thing changed at a time.
-
+step: the training scripts, 60 steps each on the speedrun's stories, in turns, so that drift hits
+all. First the share of peak: the peak is the best of square matmuls of 1,024 to 4,096. FLOPs,
+forward and backward, are 6 * (matmul parameters of the blocks) + 12 * layers * heads * channels *
+window for a token of a window, and 6 * width * vocabulary for a counted token (Chowdhery et al.
+2022, appendix B). Then train_distill_logits.py with one thing changed at a time.
 fused: fused.py against the plain loss, each in a process of its own. Memory is counted above the
 inputs, which are hidden states and output matrices of student and teacher.
-
 decode: our weights as transformers' Qwen3ForCausalLM. Both must say the same; then both write.
 """
+import csv
+import json
 import multiprocessing
+import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -36,21 +40,18 @@ from fused import fused_loss
 from losses import cross_entropy, divergence, total
 from metrics import markdown
 from model import SIZES, build
-from runs.recipes import logged_steps
+from runs import recipes
 from speed import peak_memory
 
 
 @dataclass
 class Config:
-    parts: list = None             # step, fused, decode
+    parts: list = None             # step, whitebox, fused, decode
     teacher: str = OUT / "teacher.pt"        # step: the teacher; decode: the model that writes
     size: Literal[("", *SIZES)] = ""         # decode: random weights of this size instead
     turns: int = 3                 # how often everything is timed (2 to 10)
-    steps: int = 60                # step: of a run; the first ten do not count
-    compile: bool = True           # step: include torch.compile; on a CPU it needs a C++ compiler
+    steps: int = 60                # of a training run; the first ten do not count
 
-
-# --- step -----------------------------------------------------------------------------------------
 
 def take_turns(commands, cfg):
     """{name: a training script and its flags} -> {name: [seconds, text tokens, counted tokens] of a
@@ -59,35 +60,29 @@ def take_turns(commands, cfg):
     for _ in range(cfg.turns):
         for name, command in commands.items():
             words = (f"{command} --steps {cfg.steps} --eval-every {cfg.steps} --eval-windows 1 "
-                     "--name bench --fresh")
-            if subprocess.run([sys.executable, *words.split()], cwd=ROOT,
+                     "--name bench --fresh").split()
+            if subprocess.run([sys.executable, *words], cwd=ROOT,
                               stdout=subprocess.DEVNULL).returncode == 0:
-                found[name] += [[float(row[key]) for key in ("seconds", "tokens", "supervised")]
-                                for row in logged_steps(OUT / "bench.csv")]
+                with open(OUT / "bench.csv", newline="") as file:
+                    found[name] += [[float(row[key]) for key in ("seconds", "tokens", "supervised")]
+                                    for row in csv.DictReader(file) if int(row["step"]) > 10]
     return {name: [statistics.median(column) for column in zip(*rows)]
             for name, rows in found.items() if rows}
 
 
-def peak_flops(device, dtype):
-    """Best FLOP/s of square matmuls in a dtype."""
-    best = 0.0
-    for n in (1024, 2048, 4096):
-        a = torch.randn(n, n, device=device, dtype=dtype)
+def share_of_peak(cfg, env):
+    """Plain training of two sizes, in each dtype that is fast here, eager and compiled: a table."""
+    peaks, dtypes = {}, {"float32": torch.float32, "bf16": torch.bfloat16}
+    for dtype, n in product(dict.fromkeys(["float32", env.dtype]), (1024, 2048, 4096)):
+        a = torch.randn(n, n, device=env.device, dtype=dtypes[dtype])
         for _ in range(5):
             began = time.perf_counter()
             (a @ a)[0, 0].item()  # waits for the device
-            best = max(best, 2 * n**3 / (time.perf_counter() - began))
-    return best
-
-
-def share_of_peak(cfg, env):
-    """Plain training of two sizes, in each dtype that is fast here, eager and compiled: a table."""
-    dtypes = {"float32": torch.float32, "bf16": torch.bfloat16}
-    dtypes = {name: dtypes[name] for name in dict.fromkeys(["float32", env.dtype])}
-    ways = {"eager": "", "compiled": "--compile"} if cfg.compile else {"eager": ""}
+            rate = 2 * n**3 / (time.perf_counter() - began)
+            peaks[dtype] = max(peaks.get(dtype, 0), rate)
     runs = {(size, dtype, way): f"train_pretrain.py --size {size} --dtype {dtype} {flag}"
-            for size in ("2m", "0.4m") for dtype in dtypes for way, flag in ways.items()}
-    peaks = {name: peak_flops(env.device, dtype) for name, dtype in dtypes.items()}
+            for size, dtype, (way, flag) in product(
+                ("2m", "0.4m"), peaks, (("eager", ""), ("compiled", "--compile")))}
     tokenizer, lines = checkpoints.load_model(cfg.teacher)[1], []
     for (size, dtype, way), (seconds, tokens, counted) in take_turns(runs, cfg).items():
         model = build(size, tokenizer.vocab_size)
@@ -105,33 +100,47 @@ def share_of_peak(cfg, env):
 
 def ablation(cfg, env):
     """The logits script with one thing changed at a time, as a table."""
-    caches = {kind: OUT / f"data/bench-{kind}" for kind in ("topk", "sampled")}
-    for kind, folder in caches.items():
+    script, caches = "train_distill_logits.py --size 0.4m", {}
+    live, other = f"{script} --teacher {cfg.teacher}", "float32" if env.dtype == "bf16" else "bf16"
+    for kind in ("topk", "sampled"):
+        folder = OUT / f"data/bench-{kind}"
         subprocess.run([sys.executable, "dataset/teacher_cache.py", "--teacher", cfg.teacher,
                         "--kind", kind, "--out", folder], cwd=ROOT, check=True)
-    script = "train_distill_logits.py --size 0.4m"
-    live, other = f"{script} --teacher {cfg.teacher}", "float32" if env.dtype == "bf16" else "bf16"
-    variants = {
+        caches[f"teacher: a cache, {kind}, k = 32"] = f"{script} --cache {folder}"
+    taken = take_turns({
         f"plain: {env.dtype}, eager, Muon": live,
         f"precision: {other}": f"{live} --dtype {other}",
         "loss: cross-entropy, no teacher (= train_pretrain.py)": "train_pretrain.py --size 0.4m",
         "loss: fused (fused.py)": f"{live} --fused on",
-        "optimizer: AdamW for all": f"{live} --optimizer adamw",
-        "teacher: a cache, topk, k = 32": f"{script} --cache {caches['topk']}",
-        "teacher: a cache, sampled, k = 32": f"{script} --cache {caches['sampled']}",
-        "compile: torch.compile of the student": f"{live} --compile"}
-    if not cfg.compile:
-        variants.popitem()
-    taken = take_turns(variants, cfg)
+        "optimizer: AdamW for all": f"{live} --optimizer adamw", **caches,
+        "compile: torch.compile of the student": f"{live} --compile"}, cfg)
     first = next(iter(taken.values()))[0]
     return markdown("logits step, one thing changed | ms: | text tokens/s: | speed:", [
         [name, f"{1000 * seconds:.0f}", f"{tokens / seconds:,.0f}", f"{first / seconds:.2f}"]
         for name, (seconds, tokens, _) in taken.items()])
 
 
-# --- fused ----------------------------------------------------------------------------------------
+TIMED = {recipe.name: recipe.commands[0].replace("SEED", "0") for recipe in recipes.RECIPES
+         if re.match("(few-)?white/(?!teacher|alone-|.*-wall)", recipe.name)}
 
-LOSSES = ((8_192, 2_048), (32_768, 2_048), (32_768, 4_096), (151_936, 2_048))  # vocabulary, tokens
+
+def whitebox(cfg, env):
+    """A row for each white-box recipe: the median of a step in ms, and the seconds that its cache
+    takes, or the documents that the teacher writes for it."""
+    os.chdir(ROOT)
+    todo, making = dict(recipes.MAKE), {}
+    for word in {word: None for command in TIMED.values() for word in command.split()}:
+        recipes.make(word, todo)
+        if word.startswith("out/data/white-"):
+            how = recipes.MAKE[recipes.WRITTEN if word == recipes.MIXED else word]
+            began = time.perf_counter()
+            recipes.run(f"{how} --fresh", todo)
+            making[word] = round(time.perf_counter() - began)
+    return "\n".join(json.dumps(dict(
+        recipe=name, seed=0, versions=common.versions(), metrics=dict(
+            ms=round(1000 * seconds, 1),
+            making=sum(making.get(word, 0) for word in TIMED[name].split()))))
+        for name, (seconds, *_) in take_turns(TIMED, cfg).items())
 
 
 def one_loss(way, vocab_size, tokens, width=256):
@@ -155,13 +164,11 @@ def one_loss(way, vocab_size, tokens, width=256):
 
 def fused(cfg, env):
     """Memory and time of every size in both ways, as a table."""
-    context, lines = multiprocessing.get_context("spawn"), []
-    for vocab_size, tokens in LOSSES:
-        found = []
-        for way in ("plain", "fused"):
-            with context.Pool(1) as pool:
-                found.append(pool.apply(one_loss, (way, vocab_size, tokens)))
-        (memory, seconds, loss), (less, shorter, other) = found
+    lines, sizes = [], ((8_192, 2_048), (32_768, 2_048), (32_768, 4_096), (151_936, 2_048))
+    for vocab_size, tokens in sizes:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            (memory, seconds, loss), (less, shorter, other) = pool.starmap(
+                one_loss, [(way, vocab_size, tokens) for way in ("plain", "fused")], chunksize=1)
         assert abs(loss - other) < 1e-2 * abs(loss), (loss, other)
         lines.append([f"{vocab_size:,}", f"{tokens:,}", f"{memory / 1e6:,.0f}",
                       f"{less / 1e6:,.0f}", f"{memory / less:.1f}", f"{seconds:.1f}",
@@ -170,14 +177,11 @@ def fused(cfg, env):
                     lines)
 
 
-# --- decode ---------------------------------------------------------------------------------------
-
 def as_qwen3(model):
     """The same model as transformers' Qwen3ForCausalLM, in float32. Our names are theirs without a
-    leading "model."; UserError for a model without QK-norm, which Qwen3 has."""
+    leading "model."."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
     c = model.config
-    check(c.qk_norm, "the model has no QK-norm, and Qwen3 has")
     theirs = Qwen3ForCausalLM(Qwen3Config(
         vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.ffn_dim,
         num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
@@ -217,7 +221,8 @@ def decode(cfg, env, count=128):
 def main(cfg):
     """Measure and print each part."""
     env, v = common.device_and_dtype(SimpleNamespace(dtype="auto")), common.versions()
-    parts = dict(step=(share_of_peak, ablation), fused=(fused,), decode=(decode,))
+    parts = dict(step=(share_of_peak, ablation), whitebox=(whitebox,), fused=(fused,),
+                 decode=(decode,))
     check(cfg.parts and set(cfg.parts) <= set(parts), "which part? " + " or ".join(parts))
     print(f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; device {env.device}")
     for measure in (measure for name in cfg.parts for measure in parts[name]):

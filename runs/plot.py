@@ -2,14 +2,7 @@
 
     python runs/plot.py                       every figure whose data are there
     python runs/plot.py out/student-*.csv     the learning curves of these runs, into out/figures/
-
-    curves.png        validation cross-entropy against step, of the CSV files
-    soft-targets.png  the teacher's next-token distribution at temperatures 1, 2 and 4
-    reliability.png   confidence against accuracy          (results/scoreboard.jsonl, or a report)
-    robustness.png    accuracy on each suite               (the same; of eval.py --suites)
-    pareto.png        accuracy against decode speed        (results/students.jsonl)
-    topk.png          top-k lists, renormalised or not     (results/topk.jsonl)
-    amount.png        accuracy against the teacher's rows  (results/blackbox.jsonl)
+    python runs/plot.py --report out/eval.json --out out/figures    your own models
 """
 import csv
 import json
@@ -17,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
@@ -26,7 +21,7 @@ from checkpoints import load_model
 from common import OUT, ROOT, UserError, check, show
 from dataset.formats import Turn, prompt_ids
 from decoding import generate
-from runs.render import mode, models, read_rows, surer
+from runs.render import mode, models, read_rows
 
 
 @dataclass
@@ -43,8 +38,7 @@ def pyplot():
     try:
         import matplotlib
     except ImportError:
-        raise UserError("matplotlib is not installed: "
-                        "pip install -r requirements-dev.txt") from None
+        raise UserError("pip install -r requirements-dev.txt installs matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     plt.rcParams.update({"font.size": 15, "figure.figsize": (9, 5.5), "lines.linewidth": 2.5,
@@ -56,23 +50,17 @@ def pyplot():
 def curves(cfg, plt):
     """Validation cross-entropy against step; logarithmic, since losses fall by factors."""
     for path in map(Path, cfg.logs):
-        check(path.is_file(), f"{path} does not exist; name the CSV of a run")
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("val_ce")]
-        plt.plot([int(row["step"]) for row in rows], [float(row["val_ce"]) for row in rows], "o-",
-                 label=path.stem)
+        rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+        points = [(int(row["step"]), float(row["val_ce"])) for row in rows if row["val_ce"]]
+        plt.plot(*zip(*points), "o-", label=path.stem)
     plt.gca().set(yscale="log", xlabel="step", ylabel="validation ce, nats a token")
 
 
 @torch.inference_mode()
 def soft_targets(cfg, plt):
     """The likeliest ten tokens at the place of its own answer where the teacher is least sure."""
-    if not Path(cfg.teacher).exists():
-        raise FileNotFoundError(cfg.teacher)
     model, tokenizer, _ = load_model(cfg.teacher)
     ids = prompt_ids(tokenizer, [Turn("user", cfg.question)])
-    room = model.config.max_seq_len
-    check(len(ids) < room, f"--question has {len(ids)} tokens, and the context only {room}")
     new = generate(model, [ids], 100, {tokenizer.end})[0]
     logits = model(torch.tensor([ids + new]))[0, len(ids) - 1:-1]  # (new, V)
     place = int(torch.distributions.Categorical(logits=logits).entropy().argmax())
@@ -90,10 +78,10 @@ def soft_targets(cfg, plt):
 
 def evaluated(cfg):
     """{model: its runs} of a report of eval.py, or of the scoreboard's rows at equal tokens."""
-    if not cfg.report:
-        return {mode(runs): runs for runs in models(read_rows("scoreboard"), "few")}
-    report = json.loads(Path(cfg.report).read_text(encoding="utf-8"))
-    return {result["model"]: [result] for result in report["results"]}
+    if cfg.report:
+        results = json.loads(Path(cfg.report).read_text(encoding="utf-8"))["results"]
+        return {result["model"]: [result] for result in results}
+    return {mode(runs): runs for runs in models(read_rows("scoreboard"), "few")}
 
 
 def reliability(cfg, plt):
@@ -112,91 +100,81 @@ def reliability(cfg, plt):
 def robustness(cfg, plt):
     """Accuracy on each suite, mean over seeds: a group of bars a suite, a colour a model."""
     results = {name: runs for name, runs in evaluated(cfg).items() if "suites" in runs[0]}
-    if not results:
-        raise LookupError("no model was asked the suites")
+    check(results, "no model was asked the suites (eval.py --suites)")
     suites = [name for name in next(iter(results.values()))[0]["suites"] if name != "hostile"]
     width = 0.8 / len(results)
     for k, (name, runs) in enumerate(results.items()):
-        plt.bar([i + (k - (len(results) - 1) / 2) * width for i in range(len(suites))],
-                [fmean(run["suites"][suite]["exact"] for run in runs) for suite in suites], width,
-                label=name)
+        shift = (k - (len(results) - 1) / 2) * width
+        heights = [fmean(run["suites"][suite]["exact"] for run in runs) for suite in suites]
+        plt.bar([i + shift for i in range(len(suites))], heights, width, label=name)
     plt.xticks(range(len(suites)), [s.replace("_", " ") for s in suites], rotation=35, ha="right")
     plt.gca().set(ylabel="exact match", ylim=(0, 1))
 
 
-def front(points):
-    """Of (speed, accuracy) pairs, those that no other beats in both: the Pareto front, by speed."""
-    best, kept = -1.0, []
-    for speed, accuracy in sorted(points, reverse=True):
-        if accuracy > best:
-            best = accuracy
-            kept.append((speed, accuracy))
-    return kept[::-1]
-
-
 def pareto(_, plt):
-    """Accuracy against decode speed; a dot a model, its name and parameters beside it."""
+    """Accuracy against decode speed; a dot a model. The front: none beats these in both."""
     rows = sorted(sum(read_rows("students").values(), []), key=lambda run: run["decode1"])
-    plt.plot(*zip(*front([(run["decode1"], run["exact"]) for run in rows])), color="gray",
-             linestyle="--", label="Pareto front")
-    for i, run in enumerate(rows):
-        place = run["decode1"], run["exact"]
-        plt.scatter(*place, 90)
-        plt.annotate(f"{mode([run]).removeprefix('size-')}\n{run['parameters'] / 1e6:.2f} M", place,
-                     fontsize=11, textcoords="offset points", ha="center",
-                     xytext=(0, (12, -34)[i % 2]))
+    points = [(run["decode1"], run["exact"]) for run in rows]
+    front = [point for i, point in enumerate(points)
+             if all(point[1] > accuracy for _, accuracy in points[i + 1:])]
+    plt.plot(*zip(*front), color="gray", linestyle="--", label="Pareto front")
+    for i, (run, point) in enumerate(zip(rows, points)):
+        plt.scatter(*point, 90)
+        name = f"{mode([run]).removeprefix('size-')}\n{run['parameters'] / 1e6:.2f} M"
+        plt.annotate(name, point, fontsize=11, textcoords="offset points", ha="center",
+                     xytext=(0, -34 if i % 2 else 12))
     plt.gca().set(xscale="log", xlabel="tokens written a second, batch 1 (logarithmic)",
                   ylabel="exact match", xmargin=0.15, ymargin=0.15)
 
 
 def topk(_, plt):
-    """How much surer than right a student of top-k lists is, with a bucket for all other tokens and
-    with the list renormalised (TRAPS 13)."""
-    rows = read_rows("topk")
-    for kind, mark, label in (("renormalised", "s", "renormalised"),
-                              ("bucket", "o", "one bucket for all others")):
-        points = [(int(mode(runs)), surer(runs)) for recipe, runs in rows.items()
-                  if recipe.startswith(kind)]
-        plt.plot(*zip(*sorted(points)), marker=mark, label=label)
+    """Mean confidence minus accuracy of students of top-k lists, with a bucket for all other tokens
+    and with the list renormalised (TRAPS 13)."""
+    sure = {"renormalised": [], "bucket": []}
+    for recipe, [run] in read_rows("topk").items():
+        tokens, confidence, accuracy = np.array(run["reliability"]).T
+        kind, k = recipe.split("/")
+        sure[kind].append((int(k), 100 * np.average(confidence - accuracy, weights=tokens)))
+    plt.plot(*zip(*sorted(sure["renormalised"])), "s-", label="renormalised")
+    plt.plot(*zip(*sorted(sure["bucket"])), "o-", label="one bucket for all others")
     plt.axhline(0, color="gray", linestyle="--", label="as sure as right")
     plt.xscale("log", base=2)
     plt.gca().set(xlabel="k, tokens that the cache keeps", ylabel="confidence - accuracy, points")
 
 
 def amount(_, plt):
-    """Accuracy against the share of the teacher's rows, a dot a seed, and what bare answers reach
-    with all of them."""
+    """Accuracy against the share of the teacher's rows, a dot a seed; bare answers of all rows."""
     rows = {mode(runs): [run["exact"] for run in runs] for runs in read_rows("blackbox").values()}
-    found = {int(name[5:]): exact for name, exact in rows.items() if name.startswith("rows-")}
-    found = dict(sorted({**found, 100: rows["cot"]}.items()))
-    [line] = plt.plot(list(found), list(map(fmean, found.values())), label="chains of thought")
-    for share, exact in found.items():
+    shares = [1, 3, 10, 30, 100]
+    found = [rows["cot" if share == 100 else f"rows-{share}"] for share in shares]
+    [line] = plt.plot(shares, [fmean(exact) for exact in found], label="chains of thought")
+    for share, exact in zip(shares, found):
         plt.scatter([share] * len(exact), exact, 50, color=line.get_color())
     plt.axhline(fmean(rows["bare"]), color="gray", linestyle="--", label="bare answers of all rows")
     plt.xscale("log")
-    plt.xticks(list(found), [f"{share} %" for share in found])
+    plt.xticks(shares, [f"{share} %" for share in shares])
     plt.gca().set(xlabel="share of the teacher's rows (logarithmic)", ylabel="exact match",
                   ylim=(0, 1))
 
 
 def main(cfg):
     """Draw every figure whose data are there."""
-    check(not cfg.report or Path(cfg.report).is_file(), f"--report {cfg.report} does not exist")
+    for path in [*(cfg.logs or []), *([cfg.report] if cfg.report else [])]:
+        check(Path(path).is_file(), f"{path} does not exist")
     plt = pyplot()
     out = Path(cfg.out or (OUT / "figures" if cfg.logs else ROOT / "docs/figures"))
     out.mkdir(parents=True, exist_ok=True)
     figures = (soft_targets, reliability, robustness, pareto, topk, amount)
-    for draw in (curves,) if cfg.logs else figures:
-        name = draw.__name__.replace("_", "-")
+    for draw in [curves] if cfg.logs else figures:
+        path = out / f"{draw.__name__.replace('_', '-')}.png"
         try:
             draw(cfg, plt)
             plt.legend(fontsize=12)
-            plt.savefig(out / f"{name}.png", dpi=100)
-            print(show(out / f"{name}.png"))
-        except (FileNotFoundError, LookupError) as error:
-            print(f"{name}: its data are not there ({error})")
+            plt.savefig(path, dpi=100)
+            print(show(path))
+        except UserError as error:
+            print(f"{path.name} is not drawn: {error}")
         plt.close("all")
-
 
 
 if __name__ == "__main__":

@@ -3,24 +3,20 @@
     python runs/recipes.py                            all, after bash speedrun.sh; a day on 2 cores
     python runs/recipes.py "white/c*" --seeds 1,2     the recipes of a pattern, only these seeds
     python runs/recipes.py "white/c*" --dry-run       the commands, without running them
-    python runs/recipes.py --times                    what a step of each white-box recipe costs
 
 A finished run is a row of results/*.jsonl. A recipe and seed with a row is skipped, so stop this
 script and start it again as you like. Every file that a command names and MAKE knows is made first.
-For --times and the speeds, leave the machine idle. GSM8K=FILE is the training file of GSM8K.
+GSM8K=FILE is the training file of GSM8K.
 """
 import atexit
-import csv
 import fnmatch
 import json
 import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,12 +33,10 @@ class Config:
     recipes: list = None           # patterns of names, such as "white/c*"; none: every recipe
     seeds: str = ""                # only these seeds; commas between; empty: those of RESULTS.md
     dry_run: bool = False          # print the commands instead
-    times: bool = False            # instead: time 60 steps of each white-box recipe, in two turns
 
 
-# train: script and flags; empty if the checkpoint is made otherwise. evaluate: appends the row to
-# results/ROWS.jsonl; its second word is the checkpoint. SEED in it stands for each of the seeds.
-Recipe = namedtuple("Recipe", "name train seeds rows evaluate")
+# In its commands SEED stands for each of the seeds; the last one appends to results/ROWS.jsonl.
+Recipe = namedtuple("Recipe", "name seeds rows commands")
 
 
 @dataclass
@@ -51,35 +45,38 @@ class Group:
     name: str
     rows: str
     teacher: str
-    data: str                      # folder of test.jsonl; val.jsonl scores the trials
+    data: str                      # a folder
     seeds: tuple = ()
     flags: str = ""                # of eval.py
+    test: str = "test"             # the file of the folder that scores; val for trials
 
-    def run(self, name, train, seeds=None, checkpoint="", test="test"):
-        """Add a recipe. With a checkpoint, that one is trained (unless it is there) and scored."""
+    def run(self, name, train="", checkpoint=""):
+        """Add a recipe: train the checkpoint and score it. Without a command score the teacher."""
         name = f"{self.name}/{name}".lstrip("/")
         out = f"out/{name.replace('/', '-')}-SEED"
-        evaluate = (f"eval.py {checkpoint or out + '.pt'} --teacher {self.teacher} --data "
-                    f"{self.data}/{test}.jsonl --out {out} --no-speed --row "
+        checkpoint = checkpoint or (f"{out}.pt" if train else self.teacher)
+        evaluate = (f"eval.py {checkpoint} --teacher {self.teacher} --data "
+                    f"{self.data}/{self.test}.jsonl --out {out} --no-speed --row "
                     f"results/{self.rows}.jsonl --recipe {name} {self.flags}")
-        seeds = self.seeds if seeds is None else seeds
-        RECIPES.append(Recipe(name, train, seeds, self.rows, evaluate))
+        train = [f"{train} --name {Path(checkpoint).stem} --seed SEED"] if train else []
+        seeds = self.seeds if train else (0,)
+        RECIPES.append(Recipe(name, seeds, self.rows, [*train, evaluate]))
 
     def both(self, name, train, steps, wall):
         """At equal tokens, and with the steps that take the time of as many without a teacher."""
         self.run(name, f"{train} --steps {steps}")
         self.run(f"{name}-wall", f"{train} --steps {wall}")
 
-    def trials(self, name, train, changes, seeds=(9,)):
+    def trials(self, name, train, changes):
         """What was tried, scored on validation data, with a seed that no table uses. A trial is
         called by its flags: 700-lr-1e-2-decay-.3 is --steps 700 --lr 1e-2 --weight-decay .3."""
+        tried = replace(self, name=f"trial/{self.name}", seeds=(9,), flags="", test="val")
         flags = dict(decay="weight-decay", tau="temperature", weight="hidden-weight")
         for change in changes.split():
             found = re.findall(r"(?:([a-z]+)-)?(\.?\d[\d.]*(?:e-\d)?)", change)
             more = " ".join(f"--{flags.get(flag, flag or 'steps')} {value}"
                             for flag, value in found)
-            replace(self, name=f"trial/{self.name}", flags="").run(
-                f"{name}/{change}", f"{train} {more}", seeds, test="val")
+            tried.run(f"{name}/{change}", f"{train} {more}")
 
 
 def made_by(*commands):
@@ -90,15 +87,13 @@ def made_by(*commands):
 
 
 RECIPES = []
-# {file, folder or server: a command; or lines of other files, [(which, file), ...], where `which`
-# is None for all, a number for the first, a file for as many as that has, or a function of a line's
-# number; or (source, a function that makes this from that)}
+# {file, folder or server: a command; or a function and files: it gets a list of lines for each of
+# the files, and returns the lines of this one}
 MAKE = {}
 
 # --- scoreboard: stories, labels for 3 % of what the teacher learned from, and 8,000 more questions
-
 STORIES, TEACHER = "out/data/stories", "out/few-teacher-0.pt"
-MAKE["out/data/few.jsonl"] = [(1200, f"{STORIES}/train.jsonl")]
+MAKE["out/data/few.jsonl"] = (lambda train: train[:1200], f"{STORIES}/train.jsonl")
 SMALL = f"--size 0.4m --val {STORIES}/val.jsonl --lr 1e-2"
 FEW = f"{SMALL} --data out/data/few.jsonl --eval-every 50"
 SOFT_FEW = f"--teacher {TEACHER} --alpha 1 --temperature 2 {FEW}"
@@ -116,22 +111,19 @@ made_by(
 for kind, asked in (("plain", f"{STORIES}/distill.jsonl"), ("rich", "out/data/prompts.jsonl")):
     made_by(f"blackbox/generate.py --teacher {TEACHER} --input {asked} --questions 8000 "
             f"--out out/data/traces-{kind}.jsonl")
-    MAKE[f"out/data/few-{kind}.jsonl"] = [(None, "out/data/few.jsonl"),
-                                          (None, f"out/data/traces-{kind}.jsonl")]
+    MAKE[f"out/data/few-{kind}.jsonl"] = (
+        lambda few, traces: few + traces, "out/data/few.jsonl", f"out/data/traces-{kind}.jsonl")
 few = Group("few", "scoreboard", TEACHER, STORIES, (1, 2, 3, 4),
             "--questions 1000 --suites out/data/suites")
-few.run("teacher", "", (0,), TEACHER)
-for name, train in (("alone", ALONE_FEW), ("reason", reason)):
-    few.trials(name, f"{train} --steps 1600", "lr-6e-3 lr-1e-2 lr-1.5e-2 decay-.3")
+few.run("teacher")
 few.run("alone", f"{ALONE_FEW} --steps 1600")
 few.both("logits", f"train_distill_logits.py {SOFT_FEW}", 1600, 780)
 few.both("reason", reason, 1600, 770)
 few.both("reason-rich", rich, 1600, 770)
-RECIPES.append(Recipe("few/speed/1", "", (1, 2), "scoreboard", "eval.py --questions 0 --out "
-                      f"out/few-speed {TEACHER} out/few-reason-rich-1.pt"))  # and few/speed/2
+RECIPES.append(Recipe("few/speed/1", (1, 2), "scoreboard", [  # and few/speed/2
+    f"eval.py --questions 0 --out out/few-speed {TEACHER} out/few-reason-rich-1.pt"]))
 
 # --- scoreboard: Python's own documentation, of which the students see a quarter of the documents
-
 PROSE = "--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl --eval-windows 0"
 PRETRAIN = f"train_pretrain.py {PROSE} --tokenizer out/prose.model"
 QUARTER = "--size 0.4m --documents 533 --lr 6e-3"
@@ -139,19 +131,17 @@ made_by("dataset/prose.py --out out/data/prose",
         "tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model",
         f"{PRETRAIN} --lr 3e-3 --steps 1500 --weight-decay 0.5 --name prose-teacher-0 --seed 0")
 prose = Group("prose", "scoreboard", "out/prose-teacher-0.pt", "out/data/prose", (1, 2, 3, 4))
-prose.run("teacher", "", (0,), prose.teacher)
-alone = f"{PRETRAIN} {QUARTER}"
+prose.run("teacher")
 logits = f"train_distill_logits.py {PROSE} {QUARTER} --teacher {prose.teacher} --alpha 1"
-prose.trials("alone", alone, "700-decay-.3 2000-decay-.6 1000-decay-.3 1000-decay-.6 1000-decay-4 "
-             "1000-decay-4-lr-1e-2")
+prose.trials("alone", f"{PRETRAIN} {QUARTER}", "700-decay-.3 2000-decay-.6 1000-decay-.3 "
+             "1000-decay-.6 1000-decay-4 1000-decay-4-lr-1e-2")
 prose.trials("logits", f"{logits} --steps 1000", "tau-1 tau-2 tau-4 tau-2-decay-.3")
-prose.run("alone", f"{alone} --steps 1000 --weight-decay 4 --lr 1e-2")
+prose.run("alone", f"{PRETRAIN} {QUARTER} --steps 1000 --weight-decay 4 --lr 1e-2")
 prose.both("logits", f"{logits} --temperature 2", 1000, 490)
 
 # --- white box: every way to use the teacher's distribution, hidden states, relations, layers, text
-
-WHITE, MIXED = "out/white-teacher-0.pt", "out/data/white-mixed.jsonl"
-WRITTEN = "out/data/white-written.jsonl"
+WHITE = "out/white-teacher-0.pt"
+WRITTEN, MIXED = "out/data/white-written.jsonl", "out/data/white-mixed.jsonl"
 DEEP = f"{PRETRAIN} --size 3m-deep --lr 3e-3 --steps 1500"
 THIRD = "--size 0.7m --documents 533 --lr 6e-3 --steps 1000"
 SOFT = f"{PROSE} {THIRD} --weight-decay 0.6 --alpha 1 --temperature 2"
@@ -169,10 +159,9 @@ made_by(*(f"{DEEP} --weight-decay 1 --name white-teacher-{seed} --seed {seed}" f
           for kind in ("topk", "sampled", "hidden")),
         f"{CACHE} out/white-teacher-1.pt --kind topk --out out/data/white-cache-two",
         f"blackbox/generate.py --teacher {WHITE} --documents 1600 --out {WRITTEN}")
-MAKE[MIXED] = [(533, "out/data/prose/train.jsonl"), (None, WRITTEN)]
+MAKE[MIXED] = (lambda prose, written: prose[:533] + written, "out/data/prose/train.jsonl", WRITTEN)
 white = Group("white", "whitebox", WHITE, "out/data/prose", (1, 2))
-white.run("teacher", "", (0,), WHITE)
-white.trials("teacher", DEEP, "decay-.5", (0,))
+white.run("teacher")
 white.trials("alone", f"{ALONE} --lr 6e-3",
              "decay-.6 decay-1 decay-2 decay-4 decay-8 lr-1e-2 2000-decay-4")
 white.trials("alone", f"{ALONE} --lr 6e-3 --weight-decay 0.6", "600")
@@ -180,52 +169,48 @@ white.trials("forward", f"{CACHED}-hidden", "decay-.3 decay-.6 decay-1")
 white.trials("init", f"{LOGITS} {INIT}", "decay-.6")
 white.trials("init-hidden", LAST, "weight-4 tau-1.5")
 white.trials("init-hidden", f"{LAST} --steps 2000", "batch-4")
-tried = replace(white, name="trial/white", seeds=(9,))
-tried.run("teacher/decay-1", "", (0,), WHITE, "val")  # it became the teacher
-tried.run("init/1,8,14", f"{LOGITS} {INIT} --weight-decay 0.3", test="val")
-tried.run("init-hidden/pairs", f"{FEATURES} {INIT} --hidden-layers 1:1,2:8,3:14", test="val")
+tried = replace(white, name="trial/white", seeds=(9,), test="val")
+replace(tried, seeds=(0,)).run("teacher/decay-.5", f"{DEEP} --weight-decay .5")
+tried.run("teacher/decay-1")  # it became the teacher
+tried.run("init/1,8,14", f"{LOGITS} {INIT} --weight-decay 0.3")
+tried.run("init-hidden/pairs", f"{FEATURES} {INIT} --hidden-layers 1:1,2:8,3:14")
 WAYS = {  # the divergences read the cache of hidden states: the same loss in less time
     "alone": ALONE,
     "init": f"{LOGITS} {INIT}",
-    "cached-hidden": f"{CACHED}-hidden",
+    **{f"cached-{kind}": f"{CACHED}-{kind}" for kind in ("hidden", "topk", "two", "sampled")},
     "init-hidden": LAST,
     "written": f"{LOGITS} --data {MIXED} --documents 0",
     "init-hidden-written": f"{LAST} --data {MIXED} --documents 0",
     "jsd": f"{CACHED}-hidden --divergence jsd",
     "hidden": f"{FEATURES} --hidden-layers last",
-    "cached-topk": f"{CACHED}-topk",
-    "cached-two": f"{CACHED}-two",
-    "cached-sampled": f"{CACHED}-sampled",
     "skewed": f"{CACHED}-hidden --divergence skew_forward_kl",
     "reverse": f"{CACHED}-hidden --divergence reverse_kl",
     "total-variation": f"{CACHED}-hidden --divergence total_variation",
     "forward": LOGITS,
     "relations": f"{FEATURES} --hidden-weight 0 --relation-weight 1",
-    "alone-1400": f"{ALONE} --steps 1400",  # as many steps as fit into the time of a recipe
-    "alone-4000": f"{ALONE} --steps 4000",
+    # as many steps as fit into the time of a recipe
+    **{f"alone-{steps}": f"{ALONE} --steps {steps}" for steps in (1400, 4000)},
     "init-on-policy": f"{ONPOLICY} --teacher {WHITE} {SOFT} {INIT}"}
 for name, train in WAYS.items():
     white.run(name, train)
 best = replace(white, name="best", seeds=(5, 6, 7, 8))
-for name in ("alone", "init", "cached-hidden", "init-hidden", "written", "init-hidden-written",
-             "hidden", "alone-1400", "alone-4000"):
-    best.run(name, WAYS[name] + ("" if name.startswith("alone") else " --temperature 1.5"))
+for name in ("alone", "alone-1400", "alone-4000"):
+    best.run(name, WAYS[name])
+for name in ("init", "cached-hidden", "init-hidden", "written", "init-hidden-written", "hidden"):
+    best.run(name, f"{WAYS[name]} --temperature 1.5")
 
 # the same on the stories, beside few/alone and few/logits
 story = Group("few-white", "whitebox", TEACHER, STORIES, (1, 2), "--suites out/data/suites")
-story.run("alone", ALONE_FEW, ())  # only for --times
+replace(story, seeds=()).run("alone", ALONE_FEW)  # only its steps are timed
 story.both("jsd", f"train_distill_logits.py {SOFT_FEW} --divergence jsd", 1600, 780)
 story.both("hidden", f"train_distill_features.py {SOFT_FEW} --hidden-layers last", 1600, 780)
 story.both("on-policy", f"{ONPOLICY} {SOFT_FEW}", 1600, 450)
-TIMED = [recipe for recipe in RECIPES if re.search("white/", recipe.name)
-         and not re.search("trial|teacher|alone-|-wall", recipe.name)]
 
 
 def renormalised(source, cache):
     """A copy of a cache of top-k lists whose k sum to 1 and whose bucket for all other tokens is
     empty, which is what public code has done (TRAPS 13)."""
-    shutil.rmtree(cache, ignore_errors=True)
-    shutil.copytree(source, cache)
+    shutil.copytree(source, cache, dirs_exist_ok=True)
     for path in Path(cache).glob("*log_p*.npy"):
         log_p = np.load(path)                                            # (tokens, k + 1)
         kept = log_p[:, :-1].astype(np.float64)                          # (tokens, k)
@@ -236,21 +221,18 @@ def renormalised(source, cache):
 
 LISTS = ("--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl --documents 533 "
          "--size 0.7m --lr 6e-3 --steps 400 --alpha 1 --temperature 1")
-# two students of the same lists: with the bucket for all other tokens, and renormalised
-for k in (2, 4, 8, 16, 32):
-    lists = {"bucket": f"out/data/topk-{k}", "renormalised": f"out/data/topk-{k}-renormalised"}
-    made_by(f"{CACHE} --k {k} --temperature 1 --out {lists['bucket']}")
-    MAKE[lists["renormalised"]] = lists["bucket"], renormalised
-    for kind, cache in lists.items():
-        Group(kind, "topk", WHITE, "out/data/prose").run(
-            str(k), f"train_distill_logits.py {LISTS} --cache {cache}", (9,), test="val")
+for k in (2, 4, 8, 16, 32):  # with the bucket for all other tokens, and renormalised
+    cache = f"out/data/topk-{k}"
+    made_by(f"{CACHE} --k {k} --temperature 1 --out {cache}")
+    MAKE[f"{cache}-renormalised"] = renormalised, cache
+    for kind, lists in (("bucket", cache), ("renormalised", f"{cache}-renormalised")):
+        Group(kind, "topk", WHITE, "out/data/prose", (9,), test="val").run(
+            str(k), f"train_distill_logits.py {LISTS} --cache {lists}")
 
 # --- black box: five lessons of one teacher's text, its prompts, its filter, its amount, spoiled
-
 BOX, PORT = "out/data/blackbox", os.environ.get("PORT", "8124")
 LESSON = f"--val {BOX}-stories/val.jsonl --steps 1600 --lr 1e-2 --data {BOX}"
 RICH = f"train_distill_reason.py {LESSON}-rich.jsonl"
-PLAIN = RICH.replace("-rich", "-plain")
 FULL = f"train_distill_responses.py {LESSON}-rich.jsonl"
 SERVER = f"http://127.0.0.1:{PORT}/v1"  # the wall: no student reads the teacher's file
 MAKE[SERVER] = f"serve.py --checkpoint out/teacher.pt --port {PORT} &"
@@ -268,37 +250,34 @@ for kind, asked in (("plain", "stories/distill.jsonl"), ("rich", "rich-prompts.j
             f"blackbox/filter.py --input {BOX}-{kind}-raw.jsonl --out {BOX}-{kind}-kept.jsonl "
             f"--against {BOX}-stories/val.jsonl,{BOX}-stories/test.jsonl")
 # as many rows of each: the teacher fails at more of the disturbed questions
-MAKE[f"{BOX}-rich.jsonl"] = [(None, f"{BOX}-rich-kept.jsonl")]
-MAKE[f"{BOX}-plain.jsonl"] = [(f"{BOX}-rich.jsonl", f"{BOX}-plain-kept.jsonl")]
-MAKE[f"{BOX}-unjudged.jsonl"] = [(f"{BOX}-rich.jsonl", f"{BOX}-all.jsonl")]
+for name, rows in (("rich", "rich-kept"), ("plain", "plain-kept"), ("unjudged", "all")):
+    MAKE[f"{BOX}-{name}.jsonl"] = (lambda rich, lines: lines[:len(rich)],
+                                   f"{BOX}-rich-kept.jsonl", f"{BOX}-{rows}.jsonl")
 box = Group("blackbox", "blackbox", "out/teacher.pt", f"{BOX}-stories", (1, 2, 3, 4),
             f"--questions 2000 --suites {BOX}-suites")
 thought, bare, large = (replace(box, flags=box.flags + more)
                         for more in (" --target cot", " --target answer", "-2000"))
 plain = replace(box, flags="--questions 2000")
-box.run("teacher", "", (0,), box.teacher)
+box.run("teacher")
 box.trials("cot", RICH, "lr-6e-3 lr-1e-2")
 box.trials("bare", f"{FULL} --target answer", "lr-6e-3 lr-1e-2 lr-6e-3-800")
 box.run("cot", RICH)
-box.run("plain", PLAIN)
 box.run("bare", f"{FULL} --target answer")
 box.run("full", FULL)
 box.run("mixed", f"{RICH} --target mixed")
 thought.run("multi", f"{RICH} --target multi")
-thought.run("mixed-cot", f"{RICH} --target mixed", checkpoint="out/blackbox-mixed-SEED.pt")
-bare.run("multi-bare", f"{RICH} --target multi", checkpoint="out/blackbox-multi-SEED.pt")
-large.run("cot-2000", RICH, checkpoint="out/blackbox-cot-SEED.pt")
-large.run("plain-2000", PLAIN, checkpoint="out/blackbox-plain-SEED.pt")
-box.run("unjudged", RICH.replace("-rich", "-unjudged"))
-for how in ("shuffled", "wrong"):
-    plain.run(how, RICH.replace("-rich", f"-{how}"))
+thought.run("mixed-cot", f"{RICH} --target mixed", "out/blackbox-mixed-SEED.pt")
+bare.run("multi-bare", f"{RICH} --target multi", "out/blackbox-multi-SEED.pt")
+large.run("cot-2000", RICH, "out/blackbox-cot-SEED.pt")
+for name, group in (("plain", box), ("unjudged", box), ("shuffled", plain), ("wrong", plain)):
+    group.run(name, RICH.replace("-rich", f"-{name}"))
+large.run("plain-2000", RICH.replace("-rich", "-plain"), "out/blackbox-plain-SEED.pt")
 for percent, documents in ((1, 55), (3, 165), (10, 552), (30, 1658)):  # of the rows in RICH
     plain.run(f"rows-{percent}", f"{RICH} --documents {documents}")
 
 # --- stories of the speedrun: tuning, all labels, chains of thought against bare answers
-
 stories = Group("stories", "spine", "out/teacher.pt", STORIES, (1, 2, 3))
-stories.run("teacher", "", (0,), stories.teacher)
+stories.run("teacher")
 LABELS = "--documents 1200 --eval-every 50 --steps 800"  # 3 % of 40,000
 stories.trials("alone", f"train_pretrain.py --size 0.4m {LABELS}", "lr-6e-3 lr-3e-3 lr-1e-2 "
                "lr-6e-3-decay-.3 lr-1e-2-decay-.3 lr-1.5e-2")
@@ -325,16 +304,16 @@ made_by("dataset/stories.py --lang zh --out out/data/stories-zh",
         f"train_pretrain.py --data {zh.data}/train.jsonl {ZH} --name stories-zh-teacher-0 --seed 0",
         f"blackbox/generate.py --teacher {zh.teacher} --input {zh.data}/distill.jsonl "
         "--out out/data/traces-zh.jsonl")
-zh.run("teacher", "", checkpoint=zh.teacher)
+zh.run("teacher")
 for kind in ("cot", "answer"):
     zh.run(kind, f"train_distill_reason.py --data out/data/traces-zh.jsonl {ZH} --target {kind}")
 
 # temperature times alpha, on validation data
 for alpha in ("0.5", "0.9", "1"):
     for tau in (1, 2, 4, 8):
-        Group("", "sweep", "out/teacher.pt", STORIES).run(
-            f"sweep-alpha-{alpha}-tau-{tau}", f"train_distill_logits.py {LABELS} --alpha {alpha} "
-            f"--temperature {tau}", (9,), test="val")
+        Group("", "sweep", "out/teacher.pt", STORIES, (9,), test="val").run(
+            f"sweep-alpha-{alpha}-tau-{tau}",
+            f"train_distill_logits.py {LABELS} --alpha {alpha} --temperature {tau}")
 
 # seven shapes for one teacher's traces, and three teachers for one student; one call scores all
 # models of a table, so that their speeds are measured side by side
@@ -345,112 +324,64 @@ made_by(*(f"train_distill_reason.py --size {size} --name size-{size}" for size i
         *(f"train_distill_logits.py --teacher {teacher} --documents 1200 --alpha 1 --temperature 2 "
           f"--steps 800 --name taught-by-{size}" for size, teacher in TAUGHT.items()))
 students = " ".join(f"out/size-{size}.pt" for size in SHAPES)
-RECIPES.append(Recipe("size-0.1m", "", (0,), "students", f"eval.py out/teacher.pt {students} "
-                      "--out out/students --row results/students.jsonl"))
+RECIPES.append(Recipe("size-0.1m", (0,), "students", [
+    f"eval.py out/teacher.pt {students} --out out/students --row results/students.jsonl"]))
 teachers = " ".join(f"{teacher} out/taught-by-{size}.pt" for size, teacher in TAUGHT.items())
-RECIPES.append(Recipe("taught-by-0.9m", "", (0,), "teachers", f"eval.py {teachers} --teacher "
-                      "out/teacher-5m.pt --no-speed --out out/teachers --row "
-                      "results/teachers.jsonl"))
+RECIPES.append(Recipe("taught-by-0.9m", (0,), "teachers", [
+    f"eval.py {teachers} --teacher out/teacher-5m.pt --no-speed --out out/teachers --row "
+    "results/teachers.jsonl"]))
 
 # GSM8K: worked solutions; a tenth validates, a tenth is held out
-MATH = "out/data/gsm8k"
+MATH, PARTS = "out/data/gsm8k", dict(val={0}, train=set(range(1, 9)), heldout={9})
 if "GSM8K" in os.environ:
-    MAKE |= {f"{MATH}/val.jsonl": [(lambda n: n % 10 == 0, os.environ["GSM8K"])],
-             f"{MATH}/train.jsonl": [(lambda n: 0 < n % 10 < 9, os.environ["GSM8K"])],
-             f"{MATH}/heldout.jsonl": [(lambda n: n % 10 == 9, os.environ["GSM8K"])]}
+    for part, tenths in PARTS.items():
+        MAKE[f"{MATH}/{part}.jsonl"] = (lambda lines, tenths=tenths: [
+            line for n, line in enumerate(lines) if n % 10 in tenths], os.environ["GSM8K"])
     made_by(f"tokenizer/train.py {MATH}/train.jsonl --vocab-size 2048 --out out/gsm8k.model")
+    solve = (f"train_distill_reason.py --data {MATH}/train.jsonl --val {MATH}/val.jsonl "
+             "--eval-windows 0 --size 0.9m --window 512 --lr 4e-3 --steps 600 --tokenizer "
+             "out/gsm8k.model --target")
     for kind in ("cot", "answer"):
-        Group("gsm8k", "spine", f"out/gsm8k-{kind}-0.pt", MATH, (0,), "--max-new-tokens 256").run(
-            kind, f"train_distill_reason.py --data {MATH}/train.jsonl --val {MATH}/val.jsonl "
-            "--eval-windows 0 --size 0.9m --window 512 --lr 4e-3 --steps 600 --tokenizer "
-            f"out/gsm8k.model --target {kind}", test="heldout")
+        Group("gsm8k", "spine", f"out/gsm8k-{kind}-0.pt", MATH, (0,), "--max-new-tokens 256",
+              "heldout").run(kind, f"{solve} {kind}")
 
 
 # --- the runner -----------------------------------------------------------------------------------
-
-class Runner:
-    """Runs commands, or prints them, after making everything that they read, each thing once."""
-
-    def __init__(self, dry_run):
-        self.dry_run, self.made = dry_run, set()
-
-    def note(self, what):
-        """Print it. True if nothing is to be done."""
-        print(what)
-        return self.dry_run
-
-    def make(self, word):
-        """Make the file or folder that a word of a command names, if MAKE knows it."""
-        name = word if word in MAKE else os.path.dirname(word)
-        how = MAKE.get(name)
-        goes_on = name.endswith(".pt") or "generate.py" in str(how)  # these files may be unfinished
-        if name in self.made or how is None or os.path.isfile(name) and not goes_on:
-            return
-        self.made.add(name)
-        if isinstance(how, str):
-            self.run(how)
-        elif isinstance(how, list):
-            self.join(name, how)
-        else:
-            self.make(how[0])
-            self.note(f"# {name}: {how[1].__name__} {how[0]}") or how[1](how[0], name)
-
-    def join(self, name, parts):
-        """Write lines of some files, one file after the other, as a file of MAKE."""
-        for word in (word for part in parts for word in part if isinstance(word, str)):
-            self.make(word)
-        if self.note(f"# {name}: lines of " + ", ".join(file for _, file in parts)):
-            return
-        chosen = []
-        for which, file in parts:
-            lines = Path(file).read_bytes().splitlines(keepends=True)
-            if isinstance(which, str):
-                which = len(Path(which).read_bytes().splitlines())
-            chosen += [line for number, line in enumerate(lines) if which is None or (
-                which(number) if callable(which) else number < which)]
-        common.write_file(name, b"".join(chosen))
-
-    def run(self, command):
-        """Run a script: it goes on where it was stopped, or says that all is there. With & at the
-        end it is a server, which stays until this program ends."""
-        words = command.removesuffix("&").split()
-        for word in words[1:]:
-            self.make(word)
-        if self.note(f"python {command.strip()}"):
-            return
-        words = [sys.executable, *words]
-        if command.endswith("&"):
-            server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-            atexit.register(server.terminate)
-            check(server.stdout.readline().startswith("ready:"), "serve.py did not start")
-        else:
-            check(subprocess.run(words).returncode == 0, f"{words[1]} stopped; see above")
-
-
-def logged_steps(path):
-    """The rows of a run's log without the first ten steps, which warm up."""
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) > 10]
-
-
-def measure(runner, recipe, turn):
-    """60 steps of a recipe -> a row of whitebox-times.jsonl: the median of a step in ms, and the
-    seconds that its cache takes, or the documents that the teacher writes for it."""
-    making = 0
-    for word in recipe.train.split():
-        if word.startswith("out/data/white-"):
-            runner.make(word)
-            began = time.time()
-            runner.run(f"{MAKE[WRITTEN if word == MIXED else word]} --fresh")
-            making = round(time.time() - began)
-    runner.run(f"{recipe.train} --steps 60 --eval-every 1000 --fresh --name white-time")
-    if runner.dry_run:
+def make(word, todo, dry_run=False):
+    """Make the file or folder that a word of a command names, once. todo: the rest of MAKE."""
+    name = word if word in todo else os.path.dirname(word)
+    how = todo.pop(name, None)
+    goes_on = name.endswith(".pt") or "generate.py" in str(how)  # these files may be unfinished
+    if how is None or os.path.isfile(name) and not goes_on:
         return
-    seconds = [float(row["seconds"]) for row in logged_steps("out/white-time.csv")]
-    ms = round(1000 * statistics.median(seconds), 1)
-    common.append_rows("results/whitebox-times.jsonl", [dict(
-        recipe=recipe.name, seed=turn, versions=common.versions(),
-        metrics=dict(ms=ms, steps=len(seconds), making=making))])
+    if isinstance(how, str):
+        return run(how, todo, dry_run)
+    function, *files = how
+    for file in files:
+        make(file, todo, dry_run)
+    print(f"# {name}: made of {', '.join(files)}")
+    if not dry_run and function is renormalised:
+        renormalised(*files, name)
+    elif not dry_run:
+        lines = [Path(file).read_bytes().splitlines(keepends=True) for file in files]
+        common.write_file(name, b"".join(function(*lines)))
+
+
+def run(command, todo, dry_run=False):
+    """Make what a script reads, then run it: it goes on where it was stopped, or says that all is
+    there. With & at the end it is a server, which stays until this program ends."""
+    words = command.removesuffix("&").split()
+    for word in words[1:]:
+        make(word, todo, dry_run)
+    print(f"python {command.strip()}")
+    if dry_run:
+        return
+    if not command.endswith("&"):
+        done = subprocess.run([sys.executable, *words])
+        return check(done.returncode == 0, f"{words[0]} stopped; see above")
+    server = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    atexit.register(server.terminate)
+    check(server.stdout.readline().startswith("ready:"), "serve.py did not start")
 
 
 def main(cfg):
@@ -460,29 +391,20 @@ def main(cfg):
     signal.signal(signal.SIGINT, lambda *_: None)  # such a script saves and stops, then this one
     changed = subprocess.run(["git", "status", "--porcelain", "*.py"], capture_output=True).stdout
     check(cfg.dry_run or not changed, "commit your changes first: a row names its commit")
-    runner, recipes = Runner(cfg.dry_run), RECIPES
-    if cfg.times:
-        recipes = [r._replace(seeds=(1, 2), rows="whitebox-times") for r in TIMED]
-    wanted = [r for r in recipes if any(fnmatch.fnmatch(r.name, p) for p in cfg.recipes or ["*"])]
+    wanted = [r for r in RECIPES if any(fnmatch.fnmatch(r.name, p) for p in cfg.recipes or ["*"])]
     check(wanted, f"no recipe is called {' or '.join(cfg.recipes or [])}")
-    rows = [json.loads(line) for name in {r.rows for r in wanted}
-            for path in Path("results").glob(f"{name}.jsonl") for line in open(path)]
-    there = {(row["recipe"], row["seed"]) for row in rows}
+    there = {(path.stem, row["recipe"], row["seed"]) for path in Path("results").glob("*.jsonl")
+             for row in map(json.loads, path.open())}
     seeds = [int(seed) for seed in cfg.seeds.split(",") if seed] or range(10)
+    todo = dict(MAKE)
     for seed, recipe in ((seed, r) for seed in seeds for r in wanted if seed in r.seeds):
-        if (recipe.name, seed) in there:
+        if (recipe.rows, recipe.name, seed) in there:
             continue
         print(f"# {recipe.name}, seed {seed}")
-        if cfg.times:
-            measure(runner, recipe, seed)
-            continue
-        evaluate = recipe.evaluate.replace("SEED", str(seed))
-        if recipe.train:
-            name = Path(evaluate.split()[1]).stem
-            runner.run(f"{recipe.train} --name {name} --seed {seed}")
-        runner.run(evaluate)
+        for command in recipe.commands:
+            run(command.replace("SEED", str(seed)), todo, cfg.dry_run)
         if recipe.name == "few/speed/1" and not cfg.dry_run:  # two models, side by side: two rows
-            results = json.loads(Path("out/few-speed.json").read_text(encoding="utf-8"))["results"]
+            results = json.loads(Path("out/few-speed.json").read_text("utf-8"))["results"]
             common.append_rows("results/scoreboard.jsonl", [
                 dict(recipe=f"few/speed/{n}", seed=seed, versions=common.versions(), metrics=result)
                 for n, result in enumerate(results, 1)])

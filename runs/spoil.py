@@ -6,9 +6,8 @@
     wrong       another number as the last result and the answer; the order is right
     unjudged    (--input OUT.all.jsonl) what the teacher answered, right or wrong
 
-Li et al. 2025 ("LLMs can easily learn to reason from demonstrations"): wrong answers cost a student
-little, shuffled steps cost much. Their student is a trained model and its steps are paragraphs.
-Here it starts from random weights, and a step is a line such as "3+19=22".
+After Li et al. 2025 ("LLMs can easily learn to reason from demonstrations"). Their student is a
+trained model; here it starts from random weights, and a step is a line such as "3+19=22".
 """
 import random
 import sys
@@ -42,8 +41,7 @@ def shuffled(rng, turn):
 
 
 def wrong(rng, turn):
-    """The turn with another number from 1 to 99 as its answer and its chain's last result, or None
-    if the chain does not end with its answer."""
+    """The turn with another answer from 1 to 99; None if its chain ends with no number."""
     if turn.think.endswith(f"={turn.answer}") and parse_number(turn.answer) is not None:
         other = turn.answer
         while other == turn.answer:
@@ -51,36 +49,30 @@ def wrong(rng, turn):
         return replace(turn, think=turn.think.removesuffix(turn.answer) + other, answer=other)
 
 
-def read_answer(row):
-    """A line of OUT.all.jsonl -> turns, whatever the verdict; [] for the header, a cut-off answer
-    and one without a thought."""
+def unjudged(row):
+    """A line of OUT.all.jsonl -> turns; [] for the header, a cut-off answer, or no thought."""
     if row.get("verdict") not in ("ok", "wrong answer", "unverified"):
         return []
-    reply = dict(role="assistant", content=row["content"],
-                 reasoning_content=row["reasoning_content"])
-    turns = parse_row(dict(conversations=[*row["conversations"], reply]))
+    reply = {name: row[name] for name in ("content", "reasoning_content")}
+    turns = parse_row(dict(conversations=[*row["conversations"], dict(reply, role="assistant")]))
     return turns if turns[-1].think else []
 
 
 def main(cfg):
     """Read all rows, change some, write them in their order."""
     between(cfg, 0, 1, "share")
-    check(cfg.how != "unjudged" or not cfg.given & {"share", "seed"},
-          "--how unjudged takes every row; leave --share and --seed out")
     rng, out, rows, count = random.Random(cfg.seed), Path(cfg.out), [], 0
     check(cfg.fresh or not out.exists(), f"{show(out)} is there already; --fresh replaces it")
-    parse = read_answer if cfg.how == "unjudged" else parse_row
-    for line, turns in read_documents(cfg.input, parse=parse):
-        check(not isinstance(turns, str), f"{show(cfg.input)}:{line}: no conversation")
-        if not turns:
-            continue
-        if cfg.how == "unjudged":
-            count += 1
-        elif turns[-1].think and turns[-1].answer:
-            changed = (shuffled if cfg.how == "shuffled" else wrong)(rng, turns[-1])
-            if changed and rng.random() < cfg.share:
-                turns, count = [*turns[:-1], changed], count + 1
-        rows.append(dict(conversations=[turn_row(turn) for turn in turns]))
+    raw = cfg.how == "unjudged"
+    for _, turns in read_documents(cfg.input, parse=unjudged if raw else parse_row):
+        changed = None
+        if not raw and turns[-1].think and turns[-1].answer:
+            changed = dict(shuffled=shuffled, wrong=wrong)[cfg.how](rng, turns[-1])
+        if changed and rng.random() < cfg.share:
+            turns, count = [*turns[:-1], changed], count + 1
+        if turns:
+            rows.append(dict(conversations=[turn_row(turn) for turn in turns]))
+    count = len(rows) if raw else count
     check(count, f"{show(cfg.input)} has no row with a thought that can be {cfg.how}")
     write_file(out, json_lines(rows))
     print(f"{show(out)}: {count:,} of {len(rows):,} rows {cfg.how}\nnext:",

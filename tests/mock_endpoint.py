@@ -1,9 +1,8 @@
 """An OpenAI-compatible server that fails on purpose, by plan, and counts what it is asked.
 
-    with serving(faults=0.2) as mock:          # a fifth of the requests, drawn by --seed
+    with serving(faults=0.2) as mock:          # a fifth of the requests, drawn by seed
         ... mock.url, mock.asked ...
     with serving(plan=lambda number, asked: "429" if number < 3 else "") as mock:
-    python tests/mock_endpoint.py --port 8000 --faults 0.2
 
 Its answers add up the numbers of the question, as tiny_stories in conftest.py demands.
 """
@@ -11,25 +10,11 @@ import contextlib
 import json
 import random
 import re
-import sys
 import threading
-import time
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import common
 
 FAULTS = ("429", "500", "timeout", "dropped", "cut", "invalid", "empty")  # what may pass
 HANG = 60.0  # seconds: longer than any client here waits, shorter than a test may take
-
-
-@dataclass
-class Config:
-    port: int = 8000               # 0: any that is free
-    faults: float = 0.2            # share of the requests that fail
-    seed: int = 0                  # of the faults
 
 
 def said(content, finish_reason="stop", **message):
@@ -49,7 +34,6 @@ class Handler(BaseHTTPRequestHandler):
     """One request: counted, then answered or failed as the plan says."""
 
     def do_POST(self):
-        """Count it, ask the plan, do as it says."""
         mock = self.server
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with mock.lock:
@@ -67,25 +51,18 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, fault, asked):
         usage = dict(prompt_tokens=len(json.dumps(asked["messages"])) // 4, completion_tokens=20)
         body = dict(model="mock-1", usage=usage) | self.server.reply(asked)
+        text = json.dumps(body)
+        texts = {"": text, "cut": text, "half": text[:-30], "invalid": "<html>busy</html>",
+                 "empty": json.dumps(dict(body, choices=[]))}
         if fault == "timeout":
             self.server.closing.wait(HANG)
-        elif fault == "dropped":
-            pass
-        elif fault == "cut":  # less than was promised
-            self.send(200, json.dumps(body), cut=30)
-        elif fault == "half":  # whole, as HTTP goes
-            self.send(200, json.dumps(body)[:-30])
-        elif fault == "invalid":
-            self.send(200, "<html>busy</html>")
-        elif fault == "empty":
-            self.send(200, json.dumps(dict(body, choices=[])))
-        elif fault.partition(" ")[0].isdigit():  # "429 Retry-After: 1", "400 it is too long"
+        elif fault in texts:
+            self.send(200, texts[fault], cut=30 * (fault == "cut"))
+        elif fault != "dropped":  # "429 Retry-After: 1", "400 it is too long"
             status, _, more = fault.partition(" ")
             words = more or f"no, {self.headers.get('Authorization')} at {status}\n\x1b[2J"
             self.send(int(status), json.dumps(dict(error=dict(message=words))),
                       header=more if ": " in more else "")
-        else:
-            self.send(200, json.dumps(body))
 
     def send(self, status, text, cut=0, header=""):
         """A reply whose last `cut` bytes are promised and not sent."""
@@ -111,32 +88,19 @@ def drawn(share, seed, kinds=FAULTS):
 
 
 @contextlib.contextmanager
-def serving(faults=0.0, seed=0, plan=None, reply=worked, port=0):
+def serving(faults=0.0, seed=0, plan=None, reply=worked):
     """Serve on loopback while the block runs; .url, .asked, .headers, .most_open tell about it."""
-    mock = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    mock = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     mock.daemon_threads, mock.request_queue_size = True, 128
     mock.asked, mock.headers = [], []
     mock.open_now, mock.most_open = 0, 0
     mock.lock, mock.closing = threading.Lock(), threading.Event()
     mock.plan, mock.reply = plan or drawn(faults, seed), reply
     mock.url = f"http://127.0.0.1:{mock.server_address[1]}/v1"
-    thread = threading.Thread(target=mock.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True)
-    thread.start()
+    threading.Thread(target=mock.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield mock
     finally:
         mock.closing.set()
         mock.shutdown()
         mock.server_close()
-
-
-def main(cfg):
-    """Serve until Ctrl-C."""
-    with serving(cfg.faults, cfg.seed, port=cfg.port) as mock:
-        print(f"{mock.url} | {cfg.faults:.0%} of the requests fail: {', '.join(FAULTS)}")
-        while True:
-            time.sleep(1)
-
-
-if __name__ == "__main__":
-    common.run(main, Config)

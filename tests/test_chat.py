@@ -22,7 +22,7 @@ def test_an_answer_is_what_the_model_generates(call, tiny_world, target, samplin
     assert done.status == 0 and done.out == t.decode(begun + ids, show_control=True) + "\n"
 
 
-def test_a_chat_goes_on_after_a_long_question_and_ends_with_the_input(call, tiny_world, monkeypatch):
+def test_a_chat_goes_on_after_a_question_that_is_too_long(call, tiny_world, monkeypatch):
     """A question that does not fit must not end the conversation."""
     lines = iter(["Why? " * 99, "2 + 3?", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))

@@ -11,25 +11,35 @@ import eval as evaluation
 import speed
 from dataset.formats import Turn, encode_document, read_documents
 from dataset.windows import open_data
-from eval import judge, tally
+from eval import judge
 from metrics import table, wilson
 
 
 @pytest.fixture
 def report(call, tiny_world, out_dir):
-    """A function: `report(checkpoints, *flags)` runs eval.py -> (OUT.json, OUT.md, what it printed)."""
+    """A function: `report(checkpoints, *flags)` runs eval.py -> (results, OUT.md, rows of the answers)."""
     def run(checkpoints, *flags):
         done = call("eval", *checkpoints, f"--data={tiny_world.val}", f"--out={out_dir / 'report'}",
                     "--no-speed", "--questions=6", "--max-new-tokens=12", *flags)
         assert done.status == 0, done.err
-        return (json.loads((out_dir / "report.json").read_text(encoding="utf-8")),
-                (out_dir / "report.md").read_text(encoding="utf-8"), done.out)
+        text = (out_dir / "report.md").read_text(encoding="utf-8")
+        assert all(line in done.out for line in text.splitlines() if line.startswith("|"))
+        with (out_dir / "report.answers.jsonl").open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        return json.loads((out_dir / "report.json").read_text(encoding="utf-8"))["results"], text, rows
     return run
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """A function: `written(ids)`: from here on every model writes these ids."""
+    return lambda ids: monkeypatch.setattr(evaluation, "generate",
+                                           lambda model, prompts, *_: [ids for _ in prompts])
 
 
 def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world, tiny_tokenizer):
     """Packing, masks, batches and sums must not reach the table; bits are per byte of counted text."""
-    results = report([tiny_world.teacher, tiny_world.init])[0]["results"]
+    results, _, _ = report([tiny_world.teacher, tiny_world.init])
     teacher, model = (checkpoints.load_model(path)[0] for path in (tiny_world.teacher, tiny_world.init))
     ce = kl = agree = tokens = size = 0
     bins = [[0, 0.0, 0] for _ in range(15)]  # tokens, confidence, hits
@@ -57,21 +67,16 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
     assert results[0]["kl"] == 0 and results[0]["agreement"] == 1  # the teacher against itself
 
 
-def test_the_table_the_json_and_the_answers_are_written(report, tiny_world, out_dir):
+def test_the_report_has_the_tables_and_the_answers(report, tiny_world):
     """One table for people, one file for programs, and what the models really answered."""
-    found, text, printed = report([tiny_world.teacher, tiny_world.init])
-    assert [r["model"] for r in found["results"]] == ["teacher", "init"]
-    assert all(r["parameters"] == 63_744 and r["n"] == 6 for r in found["results"])
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    bins = {int(c * 15) for r in found["results"] for _, c, _ in r["reliability"]}
-    assert len(rows) == 4 + 4 + 2 + len(bins) and all(row in printed for row in rows[:8])  # 3 tables
+    results, text, rows = report([tiny_world.teacher, tiny_world.init])
+    assert [r["model"] for r in results] == ["teacher", "init"]
+    assert all(r["parameters"] == 63_744 and r["n"] == 6 for r in results)
     assert text.count("### Question") == 5 and text.count("- teacher (") == 5
-    question = next(read_documents(tiny_world.val))[1][0].content
-    assert question in text and "Right answer: **3**" in text
-    rows = [json.loads(line) for line in (out_dir / "report.answers.jsonl").open(encoding="utf-8")]
+    documents = [document for _, document in read_documents(tiny_world.val)]
+    assert documents[0][0].content in text and "Right answer: **3**" in text
     assert len(rows) == 6 and all(set(row["answers"]) == {"teacher", "init"} for row in rows)
-    assert [row["right"] for row in rows] == [d[-1].answer for _, d in read_documents(tiny_world.val)]
-    assert report([tiny_world.teacher, tiny_world.init])[0]["results"] == found["results"]  # repeats
+    assert [row["right"] for row in rows] == [document[-1].answer for document in documents]
 
 
 def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
@@ -84,30 +89,24 @@ def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
     first, second = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
     assert first["recipe"] == "alone" and first["seed"] == 5 and first["config"]["steps"] == 2
     assert first["inputs"]["data_sha256"] and first["test_sha256"] and first["versions"]["torch"]
-    assert first["tokens"] > first["supervised"] > 0 and first["train_seconds"] > 0
-    assert first["metrics"]["window"] == 143
+    assert first["tokens"] > first["supervised"] and first["metrics"]["window"] == 143
     assert first["metrics"]["ce"] == second["metrics"]["ce"] and first["val_ce"] > 0
     assert second["recipe"] == "student" and second["metrics"]["vote"]["samples"] == 2
     assert second["evaluation"] == first["evaluation"] | dict(temperature=1, seed=3)
+    for key in ("supervised", "train_seconds", "best_step"):
+        assert first[key] > 0
 
 
 def test_the_tables_by_hand():
-    """A suite of 2 problems at 50 % says nothing; a confidence is only worth its hits; a model that
-    is its own teacher agrees with it: no finding."""
-    result = dict(model="m", teacher="t", kl=0.5, suite_mean=0.5, suite_worst=0.5, worst_suite="x",
+    """A suite of 2 problems at 50 % says nothing; a model agrees with itself: no finding."""
+    result = dict(model="m", teacher="t", kl=0.5, suite_mean=0.5,
                   suites=dict(clean=dict(n=2, exact=0.5, exact_interval=wilson(1, 2), drop=0.25, p=1.0),
                               hostile=dict(n=9, ended=8, refused=1)))
-    assert evaluation.side_by_side("suite", [result], evaluation.suite_column).splitlines()[2:] == [
-        "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| **mean** | 50.0% |", "| **worst** | 50.0% x |",
+    assert evaluation.suite_table([result]).splitlines()[2:] == [
+        "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| **mean** | 50.0% |",
         "| hostile texts: ended, refused as too long | 8 of 9, 1 |"]
-    models = [dict(model="a", reliability=[(1200, 1.0, 0.999), (8, 0.5, 0.25)]),
-              dict(model="b", reliability=[(3, 0.99, 1 / 3), (1, 0.1, 1)])]
-    lines = evaluation.side_by_side("right", models, evaluation.reliability_column, sorted)
-    assert lines.splitlines() == [
-        "| right | a | b |", "|---|---:|---:|", "| 0.07-0.13 | - | 100.0% of 1 |",
-        "| 0.47-0.53 | 25.0% of 8 | - |", "| 0.93-1.00 | 99.9% of 1,200 | 33.3% of 3 |"]
-    kl = [("KL:", evaluation.against_teacher("kl", ".2f")), ("ce:", evaluation.figure("ce", ".2f"))]
-    assert table([result, result | dict(model="t", ce=1)], kl).splitlines() == [
+    columns = [("KL:", evaluation.figure("kl", ".2f")), ("ce:", evaluation.figure("ce", ".2f"))]
+    assert table([result, result | dict(model="t", ce=1)], columns).splitlines() == [
         "| KL | ce |", "|---:|---:|", "| 0.50 | - |", "| - | 1.00 |"]
 
 
@@ -118,7 +117,7 @@ def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
     from tokenizer.train import train
     other = Tokenizer(train(["Hugo cooks rice and beans; 14 jugs fill up, 29 do not."] * 9, 310))
     path = write_checkpoint(tmp_path / "other.pt", other)
-    results = report([tiny_world.teacher, path])[0]["results"]
+    results, _, _ = report([tiny_world.teacher, path])
     assert "kl" in results[0] and "kl" not in results[1] and "agreement" not in results[1]
     assert results[1]["bits_per_byte"] > 0
 
@@ -128,39 +127,33 @@ def test_all_models_are_scored_at_the_smallest_window_that_one_was_trained_at(re
     """Beyond its window a model has learned no position: the score would be of extrapolation."""
     for name, window in (("short", 100), ("long", 143)):
         call("train_pretrain", *tiny_world.flags("pretrain", name=name, window=window, steps=1))
-    found, text, _ = report([out_dir / "long.pt", out_dir / "short.pt"])
-    assert [r["window"] for r in found["results"]] == [100, 100] and "windows of 100" in text
-    assert report([out_dir / "long.pt"])[0]["results"][0]["window"] == 143
-    assert report([out_dir / "long.pt"], "--window=120")[0]["results"][0]["window"] == 120
+    results, text, _ = report([out_dir / "long.pt", out_dir / "short.pt"])
+    assert [r["window"] for r in results] == [100, 100] and "windows of 100" in text
+    assert report([out_dir / "long.pt"])[0][0]["window"] == 143
 
-
-# --- robustness -----------------------------------------------------------------------------------
 
 def suite(name, sources, answers, question="2 + 3?"):
     """Rows of a suite, made by hand."""
-    return [{"conversations": [{"role": "user", "content": question},
-                               {"role": "assistant", "content": f"<answer>{a}</answer>"}],
-             "id": f"{name}{i}", "source": s, "suite": name}
-            for i, (s, a) in enumerate(zip(sources, answers))]
+    thought = {} if name == "hostile" else dict(reasoning_content="So.")
+    return [{"conversations": [dict(role="user", content=question),
+                               dict(role="assistant", content=answer, **thought)],
+             "source": source} for source, answer in zip(sources, answers)]
 
 
-def test_suites_are_paired_with_their_own_clean_problems(tiny_world, tiny_tokenizer, monkeypatch):
+def test_suites_are_paired_with_their_own_clean_problems(written, tiny_world, tiny_tokenizer):
     """Unpaired, a suite of fewer or easier problems would look like robustness."""
-    ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>")
-    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
+    written(say(tiny_tokenizer, "<think>So.</think><answer>7</answer>"))
     suites = {"clean": suite("clean", ["clean0", "clean1", "clean2"], "775"),
               "typos": suite("typos", ["clean2", "clean0"], "75"),  # wrong -> right, right -> wrong
               "names": suite("names", ["clean0", "clean1"], "59"),
               "hostile": suite("hostile", ["", ""], "00", "Why? " * 99)}
-    cfg = evaluation.Config()
     model = checkpoints.load_model(tiny_world.teacher)[0]
-    found = evaluation.robustness(model, tiny_tokenizer, suites, "cot", cfg)
-    assert found["suites"]["clean"] | {"exact_interval": 0} == dict(n=3, exact=2 / 3, drop=0, p=1.0,
-                                                                    exact_interval=0)
-    assert (found["suites"]["typos"]["drop"], found["suites"]["typos"]["p"]) == (0, 1.0)
-    assert (found["suites"]["names"]["drop"], found["suites"]["names"]["p"]) == (1, 0.5)
+    found = evaluation.robustness(model, tiny_tokenizer, suites, "cot", evaluation.Config())
+    assert found["suites"]["clean"]["exact"] == 2 / 3
+    for name, drop, p in (("clean", 0, 1), ("typos", 0, 1), ("names", 1, 0.5)):
+        assert (found["suites"][name]["drop"], found["suites"][name]["p"]) == (drop, p)
     assert found["suites"]["hostile"] == dict(n=2, ended=0, refused=2)
-    assert (found["worst_suite"], found["suite_worst"], found["suite_mean"]) == ("names", 0, 0.25)
+    assert found["suite_mean"] == 0.25
     assert found["suites_right"] == dict(clean="110", typos="0-1", names="00-")
 
 
@@ -168,22 +161,18 @@ def test_the_copy_probe_knows_a_copier_from_a_parrot(tiny_world, tiny_tokenizer)
     """A probe that a model without any copying passes measures something else."""
     data = open_data(tiny_world.val, tiny_tokenizer, 143)
 
-    class Copier:
+    class Model:
         config, embed_tokens = type("C", (), dict(max_seq_len=160)), torch.nn.Embedding(1, 1)
 
-        def __call__(self, ids):
-            half = ids.shape[1] // 2
-            return F.one_hot(ids.roll(half - 1, 1), tiny_tokenizer.vocab_size)  # half a text ago
+        def __init__(self, back):
+            self.back = back
 
-    class Parrot(Copier):
-        def __call__(self, ids):
-            return F.one_hot(ids, tiny_tokenizer.vocab_size)  # says what it hears
+        def __call__(self, ids):  # says what it heard so many tokens ago
+            return F.one_hot(ids.roll(self.back, 1), tiny_tokenizer.vocab_size)
 
-    assert evaluation.copy_probe(Copier(), data) == 1
-    assert evaluation.copy_probe(Parrot(), data) < 0.2
+    assert evaluation.copy_probe(Model(23), data) == 1
+    assert evaluation.copy_probe(Model(0), data) < 0.2
 
-
-# --- answers --------------------------------------------------------------------------------------
 
 def say(tokenizer, text, end=True):
     """Ids of a response whose tags are control pieces."""
@@ -195,44 +184,39 @@ def say(tokenizer, text, end=True):
     return ids + [tokenizer.end] * end
 
 
-@pytest.mark.parametrize("text, end, verdict, well_formed", [
-    ("<think>3 + 4 = 7.</think><answer>7</answer>", True, "ok", True),
-    ("<think>3 + 4 = 7.</think><answer>7</answer>", False, "truncated", False),
-    ("<think>3 + 4 = 8.</think><answer>8</answer>", True, "wrong answer", True),
-    ("<answer>7</answer>", True, "ok", False),
-    ("3 + 4 = 7", True, "ok", False),
-    ("<think>3 + 4 = 7.</think><answer>7 or 8</answer>", True, "wrong answer", True),
-    ("<think>7</think><answer></answer>", True, "no answer", True),
-    ("<think></think><answer></answer>", True, "no answer", True),
-    ("<answer><answer><think></answer>", True, "no answer", False),
-    ("", True, "no answer", False)])
-def test_an_answer_is_judged_by_its_answer_and_its_end(text, end, verdict, well_formed, tiny_tokenizer):
-    """An answer that ran into the limit is wrong, even where the right number stands in it."""
-    found = judge(tiny_tokenizer, say(tiny_tokenizer, text, end), Turn("assistant", "", None, "7"), "cot")
-    assert (found["verdict"], found["well_formed"], found["ended"]) == (verdict, well_formed, end)
+def test_an_answer_is_judged_by_its_answer_and_its_end(tiny_tokenizer):
+    """An answer that ran into the limit is wrong, even if the right number stands in it. A question
+    of knowledge has no number in its answer: every model would score 0 %."""
+    for said, wanted, verdict in (("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
+                                  ("It is 14.", "So 14", "ok")):
+        ids = say(tiny_tokenizer, said)
+        assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
+    for text, end, verdict, well_formed in (
+            ("<think>3 + 4 = 7.</think><answer>7</answer>", True, "ok", True),
+            ("<think>3 + 4 = 7.</think><answer>7</answer>", False, "truncated", False),
+            ("<think>3 + 4 = 8.</think><answer>8</answer>", True, "wrong answer", True),
+            ("<answer>7</answer>", True, "ok", False),
+            ("3 + 4 = 7", True, "ok", False),
+            ("<think>3 + 4 = 7.</think><answer>7 or 8</answer>", True, "wrong answer", True),
+            ("<think></think><answer></answer>", True, "no answer", True),
+            ("<answer><answer><think></answer>", True, "no answer", False),
+            ("", True, "no answer", False)):
+        ids = say(tiny_tokenizer, text, end)
+        found = judge(tiny_tokenizer, ids, Turn("assistant", "", None, "7"), "cot")
+        assert (found["verdict"], found["well_formed"], found["ended"]) == (verdict, well_formed, end)
 
 
-@pytest.mark.parametrize("said, wanted, verdict", [
-    ("Paris", "Paris", "ok"), ("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
-    ("It is 14.", "So 14", "ok")])
-def test_answers_without_tags_are_compared_as_what_they_are(said, wanted, verdict, tiny_tokenizer):
-    """A question of knowledge has no number in its answer: every model would score 0 %."""
-    ids = tiny_tokenizer.encode(said) + [tiny_tokenizer.end]
-    assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
-
-
-@pytest.mark.parametrize("end", [True, False])
-def test_a_model_that_always_says_the_same_or_never_ends_scores_so(end, report, tiny_world,
-                                                                  tiny_tokenizer, monkeypatch):
+def test_a_model_that_always_says_the_same_or_never_ends_scores_so(written, report, tiny_world,
+                                                                  tiny_tokenizer):
     """Constant models are where a score that is always good, or a loop that never ends, shows."""
-    right = [document[-1].answer for _, document in read_documents(tiny_world.val)]
-    assert right.count("7") == 1 and len(right) == 6
-    ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>", end)
-    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_: [ids for _ in prompts])
-    [result] = report([tiny_world.init])[0]["results"]
-    assert result["exact"] == pytest.approx(end / 6) and result["format"] == end
-    assert result["exact_interval"] == pytest.approx(wilson(int(end), 6))
-    assert result["verdicts"] == (dict(ok=1) | {"wrong answer": 5} if end else dict(truncated=6))
+    for end in (True, False):
+        ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>", end)
+        written(ids)
+        [result], _, _ = report([tiny_world.init])
+        assert result["exact"] == pytest.approx(end / 6) and result["format"] == end
+        assert result["exact_interval"] == pytest.approx(wilson(int(end), 6))
+        assert result["verdicts"] == (dict(ok=1) | {"wrong answer": 5} if end else dict(truncated=6))
+        assert result["limit"] == 1 - end and result["answer_tokens"] == len(ids)
 
 
 def test_what_a_student_keeps_by_hand():
@@ -245,30 +229,15 @@ def test_what_a_student_keeps_by_hand():
     assert evaluation.keeps([first | dict(exact=0.0), other]) == evaluation.keeps([first]) == ""
 
 
-def test_tally_counts():
-    """The sums under the table, by hand."""
-    replies = [dict(verdict=v, well_formed=w, tokens=t, repeats=0.5) for v, w, t in
-               (("ok", True, 10), ("ok", False, 20), ("truncated", False, 60), ("ok", True, 10))]
-    assert tally(replies) == dict(
-        n=4, exact=0.75, exact_interval=wilson(3, 4), format=0.5, answer_tokens=25, repeats=0.5,
-        limit=0.25, verdicts=dict(ok=3, truncated=1))
-
-
-# --- speed ----------------------------------------------------------------------------------------
-
 def test_speed_and_memory_are_a_models_own(tiny_world, tmp_path):
     """A child inherits its parent's ru_maxrss: every model would show what eval.py itself had used.
     FAULTS 11: a process that was killed for its memory took the figures of all models with it."""
     ballast = torch.ones(400 * 2**20 // 4)  # 400 MB in this process
     questions = [document for _, document in read_documents(tiny_world.val)][:3]
-    paths = [tiny_world.teacher, tmp_path / "gone.pt", tiny_world.init]
-    first, dead, last = speed.measure(paths, questions, rounds=1, new_tokens=8)
-    assert dead == {}
-    for one in (first, last):
-        assert {head for head, cell in evaluation.SPEED if cell(one) == "-"} == {"model"}
-        assert all(value > 0 for value in one.values()) and one["p50_ms"] <= one["p95_ms"]
-        assert one["weights_mb"] == pytest.approx(63_744 * 4 / 1e6)
-        assert 50 < one["peak_mb"] < 1e-6 * speed.peak_memory() - 200 and len(ballast)
+    dead, one = speed.measure([tmp_path / "gone.pt", tiny_world.init], questions, rounds=1, new_tokens=8)
+    assert dead == {} and {head for head, cell in evaluation.SPEED if cell(one) == "-"} == {"model"}
+    assert all(value > 0 for value in one.values()) and one["p50_ms"] <= one["p95_ms"]
+    assert 50 < one["peak_mb"] < 1e-6 * speed.peak_memory() - 200 and len(ballast)
 
 
 def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir, monkeypatch):
@@ -283,9 +252,7 @@ def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir,
     assert result["n"] == 6 and f"| {result['ce']:.4f} |" in (out_dir / "report.md").read_text()
 
 
-# --- several samples ------------------------------------------------------------------------------
-
-def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, out_dir, tmp_path, monkeypatch):
+def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatch):
     """Three questions, four samples each: right 2, 1 and 3 times; the second is lost by the vote.
 
     Cut-off answers do not vote, and every token of every sample is paid for."""
@@ -300,8 +267,8 @@ def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, out_dir, tmp_path, m
     monkeypatch.setattr(evaluation, "generate", generate)
     path = tmp_path / "test.jsonl"
     path.write_text('{"question": "3 + 4?", "answer": "#### 7"}\n' * 3, encoding="utf-8")
-    found, text, _ = report([tiny_world.init], f"--data={path}", "--samples=4", "--temperature=0.7")
-    [result] = found["results"]
+    [result], text, rows = report([tiny_world.init], f"--data={path}", "--samples=4",
+                                  "--temperature=0.7")
     vote, size = result["vote"], len(say(tiny_tokenizer, right))
     assert result["exact"] == 1 and result["answer_tokens"] == size  # greedy, as ever
     assert vote["majority"] == 2 / 3 and vote["majority_interval"] == pytest.approx(wilson(2, 3))
@@ -310,104 +277,74 @@ def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, out_dir, tmp_path, m
         [6 / 12, (5 / 6 + 3 / 6 + 1) / 3, 1])
     assert vote["tokens"] == pytest.approx((12 * size - 1) / 3)
     assert "| init | 100.0% (43.9-100.0) | 66.7% (20.8-93.9) | 50.0% | 77.8% | 100.0% | " in text
-    rows = [json.loads(line) for line in (out_dir / "report.answers.jsonl").open(encoding="utf-8")]
     assert rows[1]["answers"]["init"]["samples"] == ["8", "7", "8", "9"]
 
 
-def test_samples_repeat_and_follow_the_seed(report, tiny_world, out_dir):
+def test_samples_repeat_and_follow_the_seed(report, tiny_world):
     """A vote that no other run can reproduce is no evidence; what never changes is no sample."""
-    def drawn(seed):
-        report([tiny_world.init], "--samples=2", "--temperature=1", f"--seed={seed}")
-        return (out_dir / "report.answers.jsonl").read_text(encoding="utf-8")
-    first = drawn(1)
-    assert drawn(1) == first != drawn(2)
-    samples = [json.loads(line)["answers"]["init"]["samples"] for line in first.splitlines()]
-    assert all(len(pair) == 2 for pair in samples)
+    first, again, other = (
+        report([tiny_world.init], "--samples=2", "--temperature=1", f"--seed={seed}")[2]
+        for seed in (1, 1, 2))
+    assert first == again != other and len(first[0]["answers"]["init"]["samples"]) == 2
 
 
-@pytest.mark.parametrize("flags", [["--samples=4"], ["--temperature=0.7"], ["--recipe=r"],
-                                   ["--window=161"], ["--batch=0"], ["--out=rows"]])
-def test_flags_that_cannot_be_are_refused_before_the_work(flags, call, tiny_world, tmp_path,
-                                                          monkeypatch):
+def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_path, monkeypatch):
     """A vote among greedy answers, which are all the same, would look like a result; and a report
     must not replace somebody's own file of its name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text('{"mine": 1}', encoding="utf-8")
-    done = call("eval", tiny_world.init, f"--data={tiny_world.val}", "--no-speed", *flags)
-    assert done.status == 2 and (tmp_path / "rows.json").read_text() == '{"mine": 1}'
+    for flag in ("--samples=4", "--temperature=0.7", "--batch=0", "--out=rows"):
+        assert call("eval", tiny_world.init, f"--data={tiny_world.val}", "--no-speed", flag).status == 2
+    assert (tmp_path / "rows.json").read_text() == '{"mine": 1}'
 
 
-# --- models of two forms --------------------------------------------------------------------------
-
-@pytest.mark.parametrize("target, first", [("cot", "<think>"), ("answer", "<answer>"),
-                                           ("full", "")])
-def test_a_target_begins_the_response(target, first, report, tiny_world, tiny_tokenizer, out_dir,
-                                      monkeypatch):
+def test_a_target_begins_the_response(report, tiny_world, tiny_tokenizer, monkeypatch):
     """How a model of two forms is told which is asked; its first token is counted as said."""
     prompts = []
 
     def generate(model, asked, *_):
-        prompts.extend(asked)
+        prompts[:] = asked
         return [tiny_tokenizer.encode("7") + [tiny_tokenizer.end] for _ in asked]
     monkeypatch.setattr(evaluation, "generate", generate)
-    [result] = report([tiny_world.init], f"--target={target}")[0]["results"]
-    texts = [tiny_tokenizer.decode(prompt, show_control=True) for prompt in prompts]
-    assert {text.rpartition("<assistant>")[2] for text in texts} == {first}
-    rows = [json.loads(line) for line in (out_dir / "report.answers.jsonl").open(encoding="utf-8")]
-    assert all(row["answers"]["init"]["response"] == first + "7<end>" for row in rows)
-    assert result["answer_tokens"] == len(tiny_tokenizer.encode("7")) + 1 + bool(first)
+    for target, first in (("cot", "<think>"), ("answer", "<answer>"), ("full", "")):
+        [result], _, rows = report([tiny_world.init], f"--target={target}")
+        texts = [tiny_tokenizer.decode(prompt, show_control=True) for prompt in prompts]
+        assert {text.rpartition("<assistant>")[2] for text in texts} == {first}
+        assert all(row["answers"]["init"]["response"] == first + "7<end>" for row in rows)
+        assert result["answer_tokens"] == len(tiny_tokenizer.encode("7")) + 1 + bool(first)
 
 
-@pytest.mark.parametrize("trained, asked", [("cot", "cot"), ("answer", "answer"), ("multi", "cot"),
-                                            ("mixed", "cot")])
-def test_by_itself_a_model_is_scored_as_it_was_trained(trained, asked, report, call, tiny_world,
-                                                       out_dir):
+def test_by_itself_a_model_is_scored_as_it_was_trained(report, call, tiny_world, out_dir):
     """ce of the chains for a model that knows both forms, so that it compares with the others'."""
-    call("train_distill_reason", *tiny_world.flags("distill_reason", target=trained, steps=1))
-    found = report([out_dir / "run.pt"])[0]["results"][0]
-    told = report([out_dir / "run.pt"], f"--target={asked}")[0]["results"][0]
-    assert found["ce"] == told["ce"] and found["counted_tokens"] == told["counted_tokens"]
-    other = report([out_dir / "run.pt"], "--target=full")[0]["results"][0]
-    assert other["counted_tokens"] != found["counted_tokens"]
+    for trained, asked in (("answer", "answer"), ("multi", "cot")):
+        call("train_distill_reason", *tiny_world.flags("distill_reason", name=trained, target=trained,
+                                                       steps=1))
+        [found], [told], [other] = (report([out_dir / f"{trained}.pt"], *flag)[0] for flag in (
+            [], [f"--target={asked}"], ["--target=full"]))
+        assert found["ce"] == told["ce"] and found["counted_tokens"] == told["counted_tokens"]
+        assert other["counted_tokens"] != found["counted_tokens"]
 
 
-def test_both_tasks_of_a_multi_model_can_be_asked(report, call, tiny_world, tmp_path, out_dir):
-    """One model, two answers: with the chain and without, each in its form."""
-    few = tmp_path / "few.jsonl"
-    few.write_text("".join(tiny_world.train.read_text(encoding="utf-8").splitlines(True)[1:3]),
-                   encoding="utf-8")
-    done = call("train_distill_reason", *tiny_world.flags(
-        "distill_reason", data=few, val=few, target="multi", batch=2, steps=120, warmup=5, lr=1e-2,
-        eval_every=120))
-    assert done.status == 0, done.err
-    for target in ("cot", "answer"):
-        [result] = report([out_dir / "run.pt"], f"--data={few}", f"--target={target}",
-                          "--max-new-tokens=60")[0]["results"]
-        assert result["exact"] == result["format"] == 1, target
-
-
-def test_an_answer_does_not_depend_on_its_neighbours(report, tiny_world, tmp_path, out_dir):
+def test_an_answer_does_not_depend_on_its_neighbours(report, tiny_world, tmp_path):
     """One long question in a batch used up the room of all the others: exact 0 % instead of 90 %.
     One that is longer than the context is wrong: left out, it would change n."""
-    path, replies = tmp_path / "test.jsonl", []
+    path, answers = tmp_path / "test.jsonl", []
     long = [json.dumps({"question": "How many? " * n, "answer": "#### 5"}) for n in (24, 99)]
     path.write_text(tiny_world.val.read_text(encoding="utf-8") + "\n".join(long), encoding="utf-8")
     for batch in (1, 16):
-        [result] = report([tiny_world.teacher], f"--data={path}", "--questions=8", f"--batch={batch}",
-                          "--max-new-tokens=60")[0]["results"]
-        replies.append((out_dir / "report.answers.jsonl").read_text(encoding="utf-8"))
+        [result], _, rows = report([tiny_world.teacher], f"--data={path}", "--questions=8",
+                                   f"--batch={batch}", "--max-new-tokens=60")
         assert result["n"] == 8 and result["verdicts"]["prompt too long"] == 1
-    assert replies[0] == replies[1]
+        answers.append(rows)
+    assert answers[0] == answers[1]
 
 
-def test_two_models_of_one_file_name_are_told_apart(report, tiny_world, tmp_path, out_dir):
+def test_two_models_of_one_file_name_are_told_apart(report, tiny_world, tmp_path):
     """a/m.pt and b/m.pt: one was missing among the answers, or taken for the other's teacher."""
     paths = [tmp_path / "a/m.pt", tmp_path / "b/m.pt"]
     for path, source in zip(paths, (tiny_world.teacher, tiny_world.init)):
         path.parent.mkdir()
         path.write_bytes(source.read_bytes())
-    [result] = report(paths[1:], f"--teacher={paths[0]}")[0]["results"]
+    [result], _, _ = report(paths[1:], f"--teacher={paths[0]}")
     assert result["model"] != result["teacher"] and result["kl"] > 0
-    report(paths)
-    row = json.loads((out_dir / "report.answers.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert len(row["answers"]) == 2
+    assert len(report(paths)[2][0]["answers"]) == 2

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import common
-from blackbox.filter import REASONS, Row, foreign, leak, read_questions, runs, turns_of
+from blackbox.filter import REASONS, leak, read_questions, read_row, runs
 from blackbox.near import words
 from dataset import stories
 from dataset.formats import parse_row, read_documents
@@ -64,19 +64,17 @@ TABLE = "+----+-------+\n| id | value |\n+----+-------+\n{}+----+-------+".forma
     "".join(f"| {i:2} | {i * 37 % 101:5} |\n" for i in range(12)))
 MATRIX = "\n".join(" ".join("01"[i == j] for j in range(8)) for i in range(8))
 LATEX = "\\begin{pmatrix} 1 & 0 & 0 \\\\ 0 & 1 & 0 \\\\ 0 & 0 & 1 \\end{pmatrix}"
+SCRIPTS = ("Հայերեն գրված պատասխան", "ქართულად დაწერილი პასუხი", "আমি বাংলায় গান গাই, আমি বাংলার গান গাই",
+           "나는 사과를 좋아합니다", "אני אוהב תפוחים מאוד")
 BAD = [
     ("truncation", turns(ASKED, "She has 12+", finish_reason="length")),
     ("truncation", turns(ASKED, "She has 12+", finish_reason="abort")),  # no list of bad ones
-    ("truncation", turns(ASKED, "She has 12+", finish_reason={"error": "gone"})),
-    ("truncation", turns(ASKED, "I will not", finish_reason="content_filter")),
     ("truncation", turns(ASKED, "She has 12+", verdict="truncated")),
     ("truncation", turns(ASKED, "<think>She has 12+")),
-    ("truncation", turns(ASKED, "Let me see. <think>She has 12+")),
     ("truncation", turns(ASKED, "<think>She has 17</think><answer>1")),
     ("truncation", {**RAW, "content": None, "verdict": "failed", "finish_reason": "length"}),
     ("format", turns(ASKED, "17", verdict="format")),
     ("format", turns(ASKED, "<think>a</think><answer>17</answer> and more")),
-    ("format", turns(ASKED, "<think>a</think>b</think><answer>17</answer>")),
     ("answer", turns(ASKED, "18", verdict="wrong answer")),
     ("answer", {**RAW, "content": None, "verdict": "refused", "finish_reason": None}),
     ("answer", turns(ASKED, "")), ("answer", turns(ASKED, " \n")),
@@ -94,7 +92,7 @@ BAD = [
     ("language", turns(ASKED, "她现在一共有十七个苹果")),
     ("language", turns(ASKED, f"<think>{PROSE}</think><answer>她现在一共有十七个苹果</answer>")),
     ("language", turns("小红有12个苹果，又买了5个，一共几个？", "She has 17 apples in all.")),
-    ("language", turns("Сколько яблок у Маши теперь?", "She has seventeen apples now.")),
+    *[("language", turns(ASKED, text)) for text in SCRIPTS],
     ("overlap", turns("which", "A stranger.")),
     ("exact", {"question": " " + ASKED.upper(), "answer": "she has  12+5=17 APPLES.\n#### 17"}),
     ("near", {"question": ASKED.replace("more", "moer"), "answer": "She has 12+5=17 apples\n#### 17"}),
@@ -114,8 +112,10 @@ FINE = [
     turns("用Python写一个函数", "```python\ndef add(first, second):\n    return first + second\n```"),
     turns("求和", "\\frac{1}{2} + \\sqrt{x} = \\text{sum}"), turns("2+3=?", "五，因为二加三等于五"),
     turns("Translate 你好 for me", "你好 means hello, or good day"), turns(ASKED, "十七"),
+    turns("我喜欢苹果: I like pears and apples?", "我喜欢吃梨，也喜欢吃苹果，谢谢你们"),
     turns("Explain machine learning to me", "机器学习 (machine learning) 是一种方法"),
     turns("これは何ですか、教えてください", "本当 です。林檎 と 梨 があります"), turns("In Greek", "ναι"),
+    *[turns(text, text + " (English)") for text in SCRIPTS],
     {"text": PROSE}, {"text": "短文。"}, turns("😀", "😀😂"), turns("😀", "😂😂"), RAW,
     {"question": "Who asked?", "answer": "I.", "seed": 5, "temperature": 36.6, "max_new_tokens": 1},
 ]
@@ -129,19 +129,14 @@ def test_a_bad_row_is_dropped_for_its_reason_and_not_for_another(sift):
     assert done.kept == [(json.dumps(GOOD) + "\n").encode()]
 
 
-def test_a_rule_that_is_off_drops_nothing(sift):
-    """Translations and long chains of thought are data, too."""
-    rows = [row for reason, row in BAD if reason in ("length", "repetition", "language")]
-    done = sift([GOOD, *rows], "--off=length,repetition,language")
-    assert done.status == 0 and done.dropped == [] and len(done.kept) == len(rows) + 1
-    assert sift([GOOD], "--off=nearly").status == 2
-
-
-def test_good_rows_stay(sift):
+def test_good_rows_stay_and_a_rule_that_is_off_drops_nothing(sift):
     """A filter that is too eager costs the hard and the unusual rows; the first is taken for a header."""
-    done = sift([*FINE[::-1], GOOD])
-    assert done.status == 0 and done.dropped == [], done.dropped
-    assert len(done.kept) == len(FINE) + 1
+    off = [row for reason, row in BAD if reason in ("length", "repetition", "language")]
+    for rows, flags in ((FINE[::-1], ()), (off, ["--fresh", "--off=length,repetition,language"])):
+        done = sift([*rows, GOOD], *flags)
+        assert done.status == 0 and done.dropped == [], done.dropped
+        assert len(done.kept) == len(rows) + 1
+    assert sift([GOOD], "--off=nearly").status == 2
 
 
 def test_a_row_has_only_the_first_reason(sift):
@@ -154,22 +149,14 @@ def test_a_row_has_only_the_first_reason(sift):
     assert sift([GOOD, *rows]).reasons == [*REASONS[:5], *["overlap"] * 3]  # "which" is too short
 
 
-def test_a_row_that_is_dropped_takes_nobody_with_it(sift):
-    """The good row behind a broken one is no duplicate of anything that is kept."""
-    cut = turns(ASKED, "She has 12+5=17 apples now.", finish_reason="length")
-    done = sift([cut, turns(ASKED, "She has 12+5=17 apples now."),
-                 turns(ASKED, "She has 12+5=17 apples now!")])
-    assert done.reasons == ["truncation", "near"] and len(done.kept) == 1
-    assert done.dropped[1]["of"] == "in.jsonl:2"
-
-
-def test_the_first_of_several_rows_is_kept_and_named(sift):
-    """Which row stays must not be chance; who was dropped must be found again."""
-    rows = [GOOD, turns("Other?", "Yes."), GOOD, {**GOOD, "question": ASKED.replace("?", "!")}, GOOD]
+def test_the_first_good_row_is_kept_and_named(sift):
+    """Which row stays must not be chance; a row dropped for another reason takes none with it."""
+    rows = [turns(ASKED, GOOD["answer"], finish_reason="length"), GOOD, turns("Other?", "Yes."), GOOD,
+            {**GOOD, "question": ASKED.replace("?", "!")}, GOOD]
     done = sift(rows)
-    assert [json.loads(line) for line in done.kept] == rows[:2]
-    assert [(row["dropped"], row["of"]) for row in done.dropped] == [
-        ("exact", "in.jsonl:1"), ("near", "in.jsonl:1"), ("exact", "in.jsonl:1")]
+    assert [json.loads(line) for line in done.kept] == rows[1:3]
+    assert [(row["dropped"], row.get("of")) for row in done.dropped] == [
+        ("truncation", None), ("exact", "in.jsonl:2"), ("near", "in.jsonl:2"), ("exact", "in.jsonl:2")]
 
 
 def test_a_changed_prompt_or_system_turn_is_no_copy_of_its_seed(sift):
@@ -182,14 +169,6 @@ def test_a_changed_prompt_or_system_turn_is_no_copy_of_its_seed(sift):
     done = sift(rows)
     assert done.reasons == ["near"] and done.dropped[0] == {
         **rows[3], "dropped": "near", "of": "in.jsonl:1"}
-
-
-def test_a_script_of_the_world_is_told_from_another():
-    """A list of alphabets that lacks the user's own finds nothing in it."""
-    for text in ("Հայերեն գրված պատասխան", "ქართულად დაწერილი პასუხი", "আমি বাংলায় গান গাই, আমি বাংলার গান গাই",
-                 "나는 사과를 좋아합니다", "אני אוהב תפוחים מאוד"):
-        assert foreign(Row({}, parse_row(turns(ASKED, text))))
-        assert not foreign(Row({}, parse_row(turns(text, text + " (English)"))))
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -225,10 +204,9 @@ def test_the_raw_file_of_generate_is_read(sift):
     assert sift([RAW, header], out="2.jsonl").status == 2  # elsewhere it would be a lost row
 
 
-@pytest.mark.parametrize("line", [b"{\n", b"{}\n", b"null\n", b'{"text": "\xff"}\n'])
-def test_a_bad_line_is_named_or_counted(line, sift):
+def test_a_bad_line_is_named_or_counted(sift):
     """A line that is neither kept nor dropped would be lost in silence."""
-    done = sift([GOOD, line, turns("Other?", "Yes.")])
+    done = sift([GOOD, b"{}\n", turns("Other?", "Yes.")])
     assert done.status == 2 and f"{done.path}:2: " in done.words and not done.kept
     done = sift(None, "--skip-bad-lines")
     assert done.status == 0 and len(done.kept) == 2 and done.dropped == []
@@ -246,16 +224,9 @@ def test_every_row_is_in_one_of_the_two_files_and_counted_on_the_card(sift):
     assert Counter(map(json.dumps, rows)) == Counter(map(json.dumps, back))
     for reason in REASONS:
         assert re.search(rf"^\| {reason} \| {done.reasons.count(reason)} \|", done.card, re.M)
-
-
-def test_the_card_has_lengths_and_only_answers_that_are_marked(sift):
-    """The last number of a chat is not its answer; no text of a row breaks a table."""
-    rows = [turns("abc", "<think>t</think><answer>7|8\n`<!--` </answer>"), turns("abcdefg", "1. One\n2. Two"),
-            turns("abcde", "<answer>17</answer>"), turns("abcde?!", "<answer>17</answer>")]
-    card = sift(rows, "--off=near").card
-    assert "| prompt | 3 | 6 | 7 | 7 |" in card and "| answer | 2 | 7 | 13 | 13 |" in card
-    assert "3 rows mark a final answer; 2 differ." in card
-    assert "| 17 | 2 |" in card and "| 7 8 !-- | 1 |" in card
+    card = sift([turns("abc", "<think>t</think><answer>78</answer>"), turns("abcdefg", "One.")],
+                "--fresh").card
+    assert "| prompt | 3 | 5 | 7 | 7 |" in card and "| answer | 4 | 4 | 4 | 4 |" in card
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -266,14 +237,11 @@ def test_the_same_command_again_is_finished_and_another_is_refused(sift):
     done = sift([thought])
     assert "next: python train_distill_reason.py --name student-out --data" in done.words
     assert "already made" in sift(None).words
-    for rows, flag in ((None, "--off=near"), ([turns("So?", "b")], "--off=")):
-        again = sift(rows, flag)
-        assert again.status == 2 and again.kept == done.kept
+    again = sift([turns("So?", "b")])
+    assert again.status == 2 and again.kept == done.kept and again.dropped == done.dropped
     assert "train_distill_responses.py" in sift(None, "--fresh").words  # no thought
     done.out.write_text("mine\n")
     assert sift(None).status == 2 and done.out.read_text() == "mine\n"
-    (done.out.parent / "out.jsonl.card.md").unlink()
-    assert sift(None).status == 2 and sift(None, "--fresh").status == 0
 
 
 @pytest.mark.parametrize("end", ["", ".dropped.jsonl", ".card.md"])
@@ -318,17 +286,14 @@ def test_a_mistake_costs_no_file(sift, tmp_path):
     assert sift([GOOD], "my.jsonl").status == 2  # it would filter other rows than mine
 
 
-def test_hostile_rows_are_rows(sift):
-    """Other people's data: wrong types, no letters, no sense, and never a traceback."""
-    deep = json.loads("[" * 300 + "]" * 300)
-    odd = [None, True, 5, -1.5, "", "x" * 500, "\x00|`\n<!-- -->", [], {}, deep, {"a": deep}, "😀\u202e"]
-    keys = ("operation", "label", "verdict", "model", "finish_reason", "usage", "reference", "source")
-    rows = [turns(f"Question {i}?", f"Say {i}.", **{key: value}) for i, (key, value) in
-            enumerate((key, value) for key in keys for value in odd)]
-    rows += [turns(text, text + "!") for text in ("\x00", "مرحبا", "\u202eabc", "é" * 50, "1/0", "９" * 99)]
+def test_keys_of_another_type_are_no_traceback(sift):
+    """Other people's data: a label that is a list, no letters in a text."""
+    odd, keys = (5, "", [], {"a": [1]}), ("operation", "verdict", "reference", "source")
+    rows = [turns(f"{key} {value}?", f"{i}.", **{key: value}) for key in keys
+            for i, value in enumerate(odd)]
+    rows += [turns(text, text + "!") for text in ("\x00", "\u202eabc", "é" * 50, "1/0", "９" * 99)]
     done = sift([GOOD, *rows])
-    assert done.status == 0 and len(done.kept) > 80, done.words
-    assert Counter(done.reasons) == {"truncation": len(odd) - 1}  # only null is no finish_reason
+    assert done.status == 0 and len(done.kept) == 1 + len(rows), done.words
 
 
 # --- overlap: what gives a question away is found, what shares a template is not ------------------
@@ -350,7 +315,7 @@ def leaks(tmp_path):
     def run(questions, row):
         path = tmp_path / "test.jsonl"
         path.write_text("".join(json.dumps(question(text)) + "\n" for text in questions))
-        place = leak(read_questions([path]), Row({}, turns_of(parse_row(row))))
+        place = leak(read_questions([path]), read_row(row, REASONS))
         return int(place.rpartition(":")[2]) if place else None
     return run
 
@@ -371,7 +336,6 @@ def piece(text, first, count):
     (question("In 1902 somebody asked me: " + piece(NILE, 3, 13)), 2), ({"text": NILE}, 2),
     (question("what is 2 + 3"), 3), (question(SHORT.replace("+", "-")), None),
     (question("Please tell me, what is 2+3?"), None),            # short: only the whole question
-    (turns("Ask me!", SHORT), None),
     ({"messages": turns("Hello!", "Hi.")["messages"] + turns(SHORT, "5")["messages"]}, 3),
     (turns(piece(NILE, 0, 7), piece(NILE, 7, 9)), None),  # across two turns
 ])
@@ -402,7 +366,7 @@ def test_chinese_has_runs_of_26_letters(leaks):
 def test_stories_of_the_training_split_are_kept_and_leaked_ones_are_found(lang, sift, tmp_path):
     """13 words in a row are shared by one story in nine: a filter that eats the templates."""
     rng, rows, seen = random.Random(1), {"train": [], "test": []}, set()
-    while len(rows["test"]) < 200:
+    while len(rows["test"]) < 100:
         row = stories.make_story(rng, lang, rng.randint(1, 4))
         split = stories.split_of(row)
         if split in rows and row["id"] not in seen:
@@ -412,6 +376,6 @@ def test_stories_of_the_training_split_are_kept_and_leaked_ones_are_found(lang, 
     asked = [row["conversations"][0]["content"] for row in rows["test"]]
     leaked = [question(text.upper()) for text in asked]
     leaked += [question(f"Hm. {text} Well?") for text in asked if len(words(text)) >= 30]
-    done = sift([*rows["train"][:1500], *leaked], against=tmp_path / "test.jsonl")
+    done = sift([*rows["train"][:800], *leaked], against=tmp_path / "test.jsonl")
     clean = [row for row in done.dropped if "conversations" in row]
-    assert len(done.dropped) - len(clean) == len(leaked) > 250 and len(clean) <= 0.02 * 1500
+    assert len(done.dropped) - len(clean) == len(leaked) > 120 and len(clean) <= 0.02 * 800

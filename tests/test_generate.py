@@ -139,6 +139,7 @@ def test_exactly_the_missing_answers_are_written_again_with_the_same_random_numb
     path, flags = out_dir / "kept.jsonl.all.jsonl", ("--samples=2", "--max-new-tokens=6")
     ask(*flags, status=2)  # untrained: nothing to keep
     whole, rows, first = path.read_bytes(), timeless(read(path)[1:]), heard[:]
+    assert all(one != other for one, other in zip(first[::2], first[1::2]))  # two samples
     lines = whole.split(b"\n")[:-1]
     kept = [lines[:1], lines[:7], lines[:12], lines[:3] + lines[4:9] + lines[10:], lines]
     for some, batches in zip(kept, ([0, 1, 2], [1, 2], [2], [0, 2], [])):
@@ -149,60 +150,45 @@ def test_exactly_the_missing_answers_are_written_again_with_the_same_random_numb
         assert heard == [ids for number in batches for ids in first[4 * number:4 * number + 4]]
 
 
-def test_a_seed_says_the_same_and_each_sample_something_else(ask, heard):
-    """One stream for all the samples of a question would say the same N times."""
-    for seed in (0, 0, 1):
-        ask("--samples=4", "--temperature=1", f"--seed={seed}", "--fresh", "--max-new-tokens=6", status=2)
-    first, again, other = heard[:24], heard[24:48], heard[48:]
-    assert first == again and first != other
-    assert all(len(set(first[i:i + 4])) > 1 for i in range(0, 24, 4))
-
-
-@pytest.mark.parametrize("flags", [["--temperature=0.5"], ["--samples=3"], ["--seed=4"], ["--max-new-tokens=5"],
-                                   ["--system=x"], ["--teacher={init}"], ["--input={train}"]])
-def test_another_command_on_the_same_file_is_refused(flags, ask, out_dir, tiny_world):
-    """Half of the answers at one temperature or of one teacher, half of another, under one name."""
+def test_another_command_on_the_same_file_is_refused(ask, call, out_dir, tiny_world):
+    """Half of the answers at one temperature or of one teacher, half of another, under one name; or
+    the user's own text under the name of the output."""
+    path = out_dir / "kept.jsonl.all.jsonl"
     ask("--max-new-tokens=6", status=2)
-    before = (out_dir / "kept.jsonl.all.jsonl").read_bytes()
-    flags = [flag.format(**vars(tiny_world)) for flag in flags]
-    assert "--fresh" in ask("--max-new-tokens=6", *flags, status=2)[2]
-    assert (out_dir / "kept.jsonl.all.jsonl").read_bytes() == before
-
-
-def test_what_somebody_else_wrote_is_not_touched(call, ask, out_dir, tiny_world):
-    """The user's own text under the name of the output."""
-    for text in ("my notes", "my notes\nof last year\n", "[1]\n", '{"a": 1}\n{"b": 2}\n', ""):
-        (out_dir / "kept.jsonl.all.jsonl").write_text(text)
-        flags = [f"--teacher={tiny_world.teacher}", f"--input={tiny_world.val}", f"--out={out_dir}/kept.jsonl"]
-        assert call("blackbox.generate", *flags).status == 2
-        assert (out_dir / "kept.jsonl.all.jsonl").read_text() == text
+    before = path.read_bytes()
+    for flag in ("--temperature=0.5", "--samples=3", "--seed=4", "--max-new-tokens=5", "--system=x",
+                 f"--teacher={tiny_world.init}", f"--input={tiny_world.train}"):
+        assert "--fresh" in ask("--max-new-tokens=6", flag, status=2)[2]
+        assert path.read_bytes() == before
+    for text in ("my notes", "my notes\nof last year\n", '{"a": 1}\n{"b": 2}\n', ""):
+        path.write_text(text)
+        teacher, input = f"--teacher={tiny_world.teacher}", f"--input={tiny_world.val}"
+        assert call("blackbox.generate", teacher, input, f"--out={out_dir}/kept.jsonl").status == 2
+        assert path.read_text() == text
     (out_dir / "mine.jsonl").write_text("mine")
     assert "is there already" in ask(status=2, out="mine.jsonl")[2]
 
 
 # --- prompts --------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("row, reference", [
-    (dict(messages=[QUESTION]), None), (dict(text=None, conversations=None, messages=[QUESTION]), None),
-    (dict(conversations=[dict(role="system", content="Add!"), QUESTION]), None),
-    (dict(conversations=[QUESTION, dict(role="assistant", content="5")]), "5"),
-    (dict(messages=[QUESTION, dict(role="assistant", content="<answer>5 pears</answer>"), QUESTION]), None),
-    (dict(question="2 and 3?", answer="2+3=5\n#### 5"), "5"), (dict(question="2 and 3?"), None),
-    (dict(instruction="Add!", input="2 and 3?", output="so the answer is 5."), "5"),
-    (dict(instruction="Add!", input="2 and 3?", output="Let me sing, in 3 ways."), None)])
-def test_a_row_of_any_format_is_a_prompt(row, reference):
-    """A row that ends with the user asks for what nobody knows; its earlier turns are no answers to it."""
-    turns, known = question_of(row)
-    assert known == reference and turns[-1].role == "user" and turns[-1].content.endswith("2 and 3?")
-
-
-@pytest.mark.parametrize("row", [
-    dict(messages=[dict(role="assistant", content="5")]), dict(text="2 and 3?"), [QUESTION], dict(messages=[]),
-    dict(messages=[QUESTION, dict(role="system", content="!"), dict(role="assistant", content="5")])])
-def test_a_row_that_asks_nothing_is_refused(row):
-    """An empty request ends the run at an endpoint, with the endpoint's words."""
-    with pytest.raises(UserError):
-        question_of(row)
+def test_a_row_of_any_format_is_a_prompt_if_it_asks_something():
+    """A row that ends with the user asks for what nobody knows; its earlier turns are no answers to
+    it. An empty request ends the run at an endpoint, with the endpoint's words."""
+    tagged = dict(role="assistant", content="<answer>5 pears</answer>")
+    alpaca = dict(instruction="Add!", input="2 and 3?")
+    for row, reference in (
+            (dict(messages=[QUESTION]), None), (dict(text=None, messages=[QUESTION]), None),
+            (dict(conversations=[dict(role="system", content="Add!"), QUESTION]), None),
+            (dict(conversations=[QUESTION, dict(role="assistant", content="5")]), "5"),
+            (dict(messages=[QUESTION, tagged, QUESTION]), None),
+            (dict(question="2 and 3?", answer="2+3=5\n#### 5"), "5"),
+            (dict(alpaca, output="so the answer is 5."), "5"), (dict(alpaca, output="I sing 3."), None)):
+        turns, known = question_of(row)
+        assert known == reference and turns[-1].role == "user"
+        assert turns[-1].content.endswith("2 and 3?")
+    for row in (dict(messages=[tagged]), dict(text="2 and 3?"), [QUESTION], dict(messages=[])):
+        with pytest.raises(UserError):
+            question_of(row)
 
 
 def test_what_is_known_about_a_prompt_is_kept_and_the_system_turn_is_not(ask, says, tiny_tokenizer, tmp_path):
@@ -229,20 +215,18 @@ CUT = dict(finish_reason="length")
 
 
 @pytest.mark.parametrize("content, more, verdict, turn", [
-    ("<think>2+1</think><answer>3</answer>", {}, "ok", ("2+1", "3")), ("2+1</think>\n\n3", {}, "ok", ("2+1", "3")),
-    ("3 pears", dict(reasoning_content="2+1"), "ok", ("2+1", "3 pears")), (WORDS, {}, "ok", (WORDS, "3")),
-    ("First 2, then \\boxed{3}.", {}, "ok", ("First 2, then \\boxed{3}.", "3")),
-    ("3", {}, "ok", (None, "<answer>3</answer>")), ("<answer>3</answer>", {}, "ok", (None, "<answer>3</answer>")),
+    ("<think>2+1</think><answer>3</answer>", {}, "ok", ("2+1", "3")), (WORDS, {}, "ok", (WORDS, "3")),
+    ("3 pears", dict(reasoning_content="2+1"), "ok", ("2+1", "3 pears")),
+    ("3", {}, "ok", (None, "<answer>3</answer>")),
     ("<answer>3</answer><end>", {}, "ok", (None, "<answer>3</answer>")),
-    ("3<|im_end|>", {}, "ok", (None, "<answer>3</answer>")),
-    ("<answer>3</answer>", dict(reasoning_content="I must use <answer> tags."), "ok", ("I must use <answer> tags.", "3")),
-    ("<answer>2 or 3</answer>", {}, "wrong answer", None), ("So the answer is 4, not 3.", {}, "wrong answer", None),
-    ("No idea.", {}, "wrong answer", None), ("", {}, "no answer", None), (None, {}, "no answer", None),
+    ("<answer>3</answer>", dict(reasoning_content="Use <answer>."), "ok", ("Use <answer>.", "3")),
+    ("<answer>2 or 3</answer>", {}, "wrong answer", None),
+    ("So the answer is 4, not 3.", {}, "wrong answer", None), (None, {}, "no answer", None),
     ("We use the <think> tag here: the answer is 3", {}, "format", None),
-    ("2+1=3 <answer>3</answer> Hope this helps!", {}, "format", None), (WORDS, CUT, "truncated", None),
-    ("<think>2+", CUT, "truncated", None), (None, dict(CUT, reasoning_content="2"), "truncated", None),
-    (WORDS, dict(finish_reason="content_filter"), "truncated", None), (WORDS, dict(finish_reason="x"), "truncated", None),
-    (WORDS, dict(finish_reason="eos"), "ok", (WORDS, "3")), (WORDS, dict(finish_reason=None), "ok", (WORDS, "3"))])
+    ("2+1=3 <answer>3</answer> Hope this helps!", {}, "format", None),
+    (WORDS, CUT, "truncated", None), (None, dict(CUT, reasoning_content="2"), "truncated", None),
+    (WORDS, dict(finish_reason="content_filter"), "truncated", None),
+    (WORDS, dict(finish_reason=None), "ok", (WORDS, "3"))])
 def test_an_endpoints_answer_needs_no_tags_but_the_right_end(content, more, verdict, turn, ask):
     """A commercial model answers in prose: demanding tags keeps nothing, believing the last number whatever
     stands around it keeps errors. What was said stays whole in the raw row."""
@@ -261,6 +245,7 @@ def test_a_row_keeps_all_that_is_known_about_an_answer(ask, tiny_world):
         kept, [row], _ = ask("--questions=1", "--temperature=0.5", "--max-new-tokens=40", "--system=Add.", mock=mock)
     asked = [json.loads(line) for line in tiny_world.val.read_text().splitlines()][0]["conversations"][:1]
     seed = client.seed_of(0, 0, 0)
+    assert mock.headers[0]["path"] == "/v1/chat/completions" and "Authorization" not in mock.headers[0]
     assert mock.asked == [dict(model="m", temperature=0.5, max_tokens=40, seed=seed,
                                messages=[dict(role="system", content="Add."), *asked])]
     usage = dict(prompt_tokens=len(json.dumps(mock.asked[0]["messages"])) // 4, completion_tokens=20)
@@ -290,7 +275,7 @@ def test_the_same_seed_gives_the_same_rows_in_any_order_with_any_faults(ask, out
     files = []
     for flags in (["--concurrency=1"], ["--concurrency=5", "--fresh"], ["--seed=1", "--fresh"]):
         with serving(faults=0.2, seed=len(files)) as mock:
-            rows = ask("--samples=3", "--timeout=0.5", *flags, mock=mock)[1]
+            rows = ask("--samples=3", "--timeout=0.2", *flags, mock=mock)[1]
         files.append((timeless(row for row in rows if row["verdict"] == "ok"), (out_dir / "kept.jsonl").read_bytes()))
     assert files[0] == files[1] != files[2] and len(files[0][0]) == 18
 
@@ -312,7 +297,7 @@ def test_more_can_be_asked_later_and_only_what_is_new_or_was_truncated_is(ask, t
         ask("--max-new-tokens=50", "--samples=2", mock=mock, input=path)
         assert len(mock.asked) == 5 + 4 + 4
         path.write_text("".join(lines[::-1]))
-        assert "another question" in ask("--max-new-tokens=50", mock=mock, input=path, status=2)[2]
+        assert "other questions" in ask("--max-new-tokens=50", mock=mock, input=path, status=2)[2]
 
 
 def test_a_refused_prompt_is_a_row_unless_all_are_refused(ask):
@@ -340,13 +325,13 @@ def test_the_key_is_nowhere_but_in_the_request(ask, monkeypatch, out_dir):
     assert "[key]" in "".join(texts) and KEY not in "".join(texts)
 
 
-@pytest.mark.parametrize("flag", ["--model=m", "--timeout=5", "--concurrency=2", "--retries=1", "--max-requests=9",
-                                  "--batch=4", "--documents=3", "--temperature=nan", "--samples=0", "--model="])
-def test_a_flag_without_effect_or_sense_is_refused(flag, ask):
+def test_a_flag_without_effect_or_sense_is_refused(ask):
     """--max-requests with a checkpoint would promise a limit that is none."""
+    for flag in ("--model=m", "--timeout=5", "--max-requests=9", "--temperature=nan", "--samples=0"):
+        assert flag[:6] in ask(flag, status=2)[2]
     with serving() as mock:
-        with_endpoint = flag in ("--batch=4", "--documents=3", "--model=")
-        assert flag[:6] in ask(flag, mock=mock if with_endpoint else None, status=2)[2] and not mock.asked
+        for flag in ("--batch=4", "--documents=3", "--model="):
+            assert flag[:6] in ask(flag, mock=mock, status=2)[2] and not mock.asked
 
 
 # --- documents ------------------------------------------------------------------------------------

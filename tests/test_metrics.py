@@ -7,58 +7,42 @@ import pytest
 from scipy import stats
 
 from dataset.verify import agree
-from metrics import Calibration, majority, mcnemar, pass_at, repetition, wilson
+from metrics import calibration, majority, mcnemar, pass_at, repetition, wilson
 
 
-@pytest.mark.parametrize("right, n", [(0, 10), (5, 10), (10, 10), (90, 100), (1, 1), (920, 1000)])
-def test_wilson_equals_scipy(right, n):
+def test_wilson_equals_scipy():
     """The normal interval of 10 right of 10 is 100 % to 100 %: no uncertainty left, and wrong."""
-    theirs = stats.binomtest(right, n).proportion_ci(0.95, "wilson")
-    assert wilson(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    for right, n in ((0, 10), (5, 10), (10, 10), (90, 100), (1, 1), (920, 1000)):
+        theirs = stats.binomtest(right, n).proportion_ci(0.95, "wilson")
+        assert wilson(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
 
 
-@pytest.mark.parametrize("right, n, low, high", [(5, 10, 0.2366, 0.7634), (0, 0, 0.0, 1.0)])
-def test_wilson_by_hand(right, n, low, high):
-    """The published example, and no question at all."""
-    assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize("only_first, only_second, p", [(0, 0, 1.0), (1, 0, 1.0), (0, 5, 0.0625),
-                                                        (8, 2, 0.109375)])
-def test_mcnemar_by_hand_and_by_the_binomial_test(only_first, only_second, p):
+def test_mcnemar_by_hand_and_by_the_binomial_test():
     """Questions on which both are right or wrong say nothing: 0 of 5 is 2 / 2^5, whatever else."""
-    pairs = [(1, 0)] * only_first + [(0, 1)] * only_second + [(1, 1)] * 40 + [(0, 0)] * 7
-    random.Random(1).shuffle(pairs)
-    assert mcnemar(*zip(*pairs)) == pytest.approx(p)
-    if only_first + only_second:
-        theirs = stats.binomtest(only_first, only_first + only_second).pvalue
-        assert mcnemar(*zip(*pairs)) == pytest.approx(theirs)
+    for only_first, only_second, p in ((0, 0, 1.0), (1, 0, 1.0), (0, 5, 0.0625), (8, 2, 0.109375)):
+        pairs = [(1, 0)] * only_first + [(0, 1)] * only_second + [(1, 1)] * 40 + [(0, 0)] * 7
+        random.Random(1).shuffle(pairs)
+        assert mcnemar(*zip(*pairs)) == pytest.approx(p)
+        if only_first + only_second:
+            theirs = stats.binomtest(only_first, only_first + only_second).pvalue
+            assert mcnemar(*zip(*pairs)) == pytest.approx(theirs)
 
 
 def test_ece_of_a_constructed_case():
-    """Two bins, by hand: 4 tokens at .95 of which 3 hit, 6 at .55 of which 3 hit."""
-    calibration = Calibration(bins=10)
-    calibration.add(np.array([0.95, 0.95]), np.array([True, False]))
-    calibration.add(np.array([0.95, 0.95] + [0.55] * 6), np.array([True, True] + [True, False] * 3))
-    assert calibration.ece() == pytest.approx(0.4 * 0.20 + 0.6 * 0.05)
-    assert calibration.table() == [(6, pytest.approx(0.55), 0.5), (4, pytest.approx(0.95), 0.75)]
+    """Two bins, by hand: 4 tokens at .95 of which 3 hit, 6 at .55 of which 3 hit. Confidence 1
+    belongs into the last bin, not past it."""
+    ece, table = calibration(np.array([0.95] * 4 + [0.55] * 6),
+                             np.array([True, False, True, True] + [True, False] * 3), bins=10)
+    assert ece == pytest.approx(0.4 * 0.20 + 0.6 * 0.05)
+    assert table == [(6, pytest.approx(0.55), 0.5), (4, pytest.approx(0.95), 0.75)]
+    for hit in (True, False):
+        assert calibration(np.ones(5), np.full(5, hit)) == (1 - hit, [(5, 1, hit)])
 
 
-def test_perfect_and_hopeless_calibration():
-    """Confidence 1 belongs into the last bin, not past it."""
-    sure = Calibration()
-    sure.add(np.ones(5), np.ones(5, dtype=bool))
-    assert sure.ece() == 0
-    wrong = Calibration()
-    wrong.add(np.ones(5), np.zeros(5, dtype=bool))
-    assert wrong.ece() == 1 and Calibration().ece() == 0
-
-
-@pytest.mark.parametrize("ids, rate", [([1, 2, 3], 0), ([1, 2, 3, 4, 5], 0), ([7] * 8, 1 - 1 / 5),
-                                       ([1, 2] * 4, 1 - 2 / 5)])
-def test_repetition_by_hand(ids, rate):
+def test_repetition_by_hand():
     """A model in a loop must show, a short answer must not."""
-    assert repetition(ids) == pytest.approx(rate)
+    for ids, rate in (([1, 2, 3], 0), ([1, 2, 3, 4, 5], 0), ([7] * 8, 4 / 5), ([1, 2] * 4, 3 / 5)):
+        assert repetition(ids) == pytest.approx(rate)
 
 
 def test_the_majority_equals_a_count_of_all_pairs():

@@ -5,14 +5,11 @@ The oracle is brute force: all pairs of rows with the same numbers.
 import itertools
 import random
 import re
-import subprocess
-import sys
 
 import pytest
 
 from blackbox import near
 from blackbox.near import find_copies, numbers, similar, words
-from common import ROOT
 from dataset import stories
 
 STORY = "Mia has 12 apples. She buys 5 more. Then she gives away 3. How many apples has Mia now?"
@@ -112,33 +109,20 @@ def planted(text, rng):
     return " ".join(parts)
 
 
-@pytest.fixture(scope="module")
-def world():
-    """3,000 English stories with their steps, 300 planted copies: rows, {copy: original}."""
+def test_the_search_finds_planted_copies_and_what_brute_force_finds():
+    """Recall and precision of 95 %; a bucket that is looked at in part loses copies in silence."""
     rng, rows, originals = random.Random(3), [], {}
-    while len(rows) < 3000:
+    while len(rows) < 2000:
         story, answer = stories.make_story(rng, "en", rng.randint(1, 4))["conversations"][:2]
         rows.append((story["content"], f"{answer['reasoning_content']}\n{answer['content']}"))
-    for i in rng.sample(range(3000), 300):
+    for i in rng.sample(range(2000), 300):
         text = planted(rows[i][0], rng)
         if text != rows[i][0]:
             originals[len(rows)] = i
             rows.append((text, rows[i][1]))
-    return rows, originals
-
-
-def test_planted_copies_are_found_and_the_other_stories_are_kept(world):
-    """Recall and precision, each at least 95 %."""
-    rows, originals = world
-    found = copies(*rows)
+    found, groups = copies(*rows), {}
     right = sum(row in found for row in originals)
     assert len(originals) > 280 and right >= 0.95 * max(len(originals), len(found))
-
-
-def test_the_search_finds_what_brute_force_finds(world):
-    """A band that is too long, or a bucket that is looked at in part, loses copies in silence."""
-    rows, _ = world
-    found, groups = copies(*rows), {}
     for i, row in enumerate(rows):
         groups.setdefault(numbers(words(row[0]) + words(row[1])), []).append(i)
     pairs = [(a, b) for group in groups.values() for a, b in itertools.combinations(group, 2)
@@ -149,35 +133,19 @@ def test_the_search_finds_what_brute_force_finds(world):
 
 # --- the cost -------------------------------------------------------------------------------------
 
-@pytest.fixture
-def compared(monkeypatch):
-    """The pairs that are compared exactly; none is found to be a copy."""
+def test_the_number_of_exact_comparisons_is_bounded(monkeypatch):
+    """A template with a digit changed, or without numbers, a hundred thousand times: hours."""
+    assert copies(*[(STORY, "14")] * 500) == dict.fromkeys(range(1, 500), 0)  # one each, not all pairs
     pairs = []
     monkeypatch.setattr(near, "similar", lambda *pair: pairs.append(pair))
-    return pairs
-
-
-def test_a_template_with_another_number_or_gate_in_each_row_costs_nothing(compared):
-    """One row a hundred thousand times with a changed digit must not be compared at all."""
-    assert copies(*[(STORY.replace("12", str(i)), "14") for i in range(100, 600)]) == {}
-    assert find_copies([(i, STORY, "14") for i in range(500)]) == {} and not compared
-
-
-def test_rows_that_only_look_alike_cost_a_bounded_number_of_comparisons(compared):
-    """A template without numbers: everybody meets everybody, and nobody is a copy."""
-    assert copies(*[("Who is it?", "It is me.")] * 1000) == {}
-    assert len(compared) <= near.QUESTIONS * 1000
-
-
-def test_all_copies_stand_for_the_first():
-    """Kept in turns, or each compared with each."""
-    assert copies(*[(STORY, "14")] * 500) == dict.fromkeys(range(1, 500), 0)
+    assert copies(*[(STORY.replace("12", str(i)), "14") for i in range(100, 400)]) == {}
+    assert find_copies([(i, STORY, "14") for i in range(300)]) == {} and not pairs
+    rng = random.Random(0)
+    alike = [(" ".join(rng.choices("abcdef", k=12)), "Yes.") for _ in range(200)]
+    assert copies(*alike) == {} and 200 < len(pairs) <= near.QUESTIONS * 200
 
 
 def test_a_process_finds_what_another_finds():
     """Python's hash() differs from process to process: another file each time."""
-    code = "import sys; from blackbox.near import bands; print(bands(*sys.argv[1:]))"
-    found = [subprocess.run([sys.executable, "-c", code, STORY, "14 äpfel 苹果"], cwd=ROOT, check=True,
-                            env={"PYTHONHASHSEED": seed, "PATH": "", "PYTHONUTF8": "1"},
-                            capture_output=True).stdout for seed in ("0", "1")]
-    assert found[0] == found[1] and len(found[0]) > 500
+    assert near.bands("Mia has 12 apples.", "14 äpfel 苹果")[7] == (
+        7, 2139934098939880219, 332186625349450576, 1175562194961059754)

@@ -8,8 +8,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from blackbox import prompts
-from blackbox.prompts import (EVOLVE, LABEL, OF_ANY_PROMPT, OPERATIONS, TEXTS, Config, fault,
-                              format_trap, injection, invented_word, main)
+from blackbox.prompts import LABEL, OF_ANY_PROMPT, OPERATIONS, TEXTS, Config, invented_word, main
 from common import UserError
 from dataset import stories, suites
 from dataset.formats import parse_row
@@ -31,14 +30,13 @@ def distill(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Thousands of rows of every operation: ({operation: rows}, {id: seed})."""
+    """Many rows of every operation: ({operation: rows}, {id: seed})."""
     out = tmp_path_factory.mktemp("many")
-    stories.main(stories.Config(train=1, val=1, test=1, distill=4000, lang="both", out=str(out)))
-    seeds = lines_of(out / "distill.jsonl")
-    found = defaultdict(list)
-    for row in make(out / "distill.jsonl", out / "p.jsonl", share=1, operations=",".join(OPERATIONS)):
+    stories.main(stories.Config(train=1, val=1, test=1, distill=3200, lang="both", out=str(out)))
+    found, source = defaultdict(list), out / "distill.jsonl"
+    for row in make(source, out / "p.jsonl", share=1, operations=",".join(OPERATIONS)):
         found[row["operation"]].append(row)
-    return found, {row["id"]: row for row in seeds}
+    return found, {row["id"]: row for row in lines_of(source)}
 
 
 def lines_of(path):
@@ -49,14 +47,6 @@ def lines_of(path):
 def make(source, out, **flags):
     main(Config(**{"input": str(source), "out": str(out), "share": 0.8, **flags}))
     return lines_of(out)
-
-
-def grow(path, out="", **flags):
-    """prompts.py --evolved PATH."""
-    cfg = Config(evolved=str(path), out=str(out), **flags)
-    cfg.given = {"evolved", "out", *flags}
-    main(cfg)
-    return lines_of(out or path.with_name("prompts-" + path.name))
 
 
 def write(path, *rows):
@@ -286,12 +276,10 @@ def test_boundary_numbers_are_at_a_boundary(many):
         ops = [kind_of(template) for template in row["skeleton"].split()[2:-1]]
         totals = stories.running_totals(ops, row["numbers"])
         equal = any(op in ("add", "sub") and n == total for op, n, total in zip(ops, rest, totals))
-        edge = "one" if start == 1 else "huge" if start >= 50 else "zero" if 0 in rest else \
-            "equal" if equal else None
-        assert edge, row
-        edges[edge] += 1
-        assert not re.search(r"\bare 1 ", text(row))
-    assert set(edges) == {"one", "huge", "zero", "equal"} and min(edges.values()) > 20
+        found = dict(one=start == 1, huge=start >= 50, zero=0 in rest, equal=equal)
+        assert any(found.values()) and not re.search(r"\bare 1 ", text(row)), row
+        edges.update(edge for edge in found if found[edge])
+    assert len(edges) == 4 and min(edges.values()) > 20
     assert any(answer(row) == "0" for row in many[0]["boundary"])
 
 
@@ -320,21 +308,10 @@ def test_what_is_added_to_a_story_stands_where_it_should(many):
 def test_what_makes_no_sense_is_left_out_and_counted(distill, tmp_path, capsys):
     """Chinese in capitals; or rows that are quietly left as they were."""
     rows = make(distill, tmp_path / "p.jsonl", share=1, operations="upper,typos,invented")
-    printed, chinese = capsys.readouterr().out, [row for row in rows if row["lang"] == "zh"]
-    assert {row["operation"] for row in chinese} == {"none"} and len(chinese) > 100
-    for name in ("upper", "typos", "invented"):
-        assert f"{name} {len(chinese)}" in re.search("did not apply: .*", printed)[0]
-    rows = make(distill, tmp_path / "e.jsonl", share=1, operations="empty")
-    assert sum(row["operation"] == "empty" for row in rows) == len(TEXTS["EMPTY"])  # each only once
-
-
-@pytest.mark.parametrize("operation", [format_trap, injection])
-def test_a_word_in_braces_is_text(operation):
-    """A prompt about templates: what stands in braces would be replaced, or stop the script."""
-    for i in range(150):
-        seed = dict(conversations=turns(("{n} {x} {}", "{text}?", "{json}?")[i % 3], ""), lang="en")
-        new = text(operation(random.Random(i), seed, dict(lang="en")))
-        assert new.count(text(seed)) == 1
+    chinese = [row["operation"] for row in rows if row["lang"] == "zh"]
+    assert set(chinese) == {"none"} and len(chinese) > 100
+    printed = re.search("did not apply: .*", capsys.readouterr().out)[0]
+    assert all(f"{name} {len(chinese)}" in printed for name in ("upper", "typos", "invented"))
 
 
 # --- free prompts ---------------------------------------------------------------------------------
@@ -347,6 +324,7 @@ FREE = {
         "Hello there.", "Hi.", "What is half of 14?", "\\boxed{7}")]}, "7"),
     "conversations": ({"conversations": [*turns("Is water wet?"), {
         "role": "assistant", "reasoning_content": "Well.", "content": "yes"}], "id": "w"}, "yes"),
+    "braces": ({"question": "Print {text}, {json}, {n}, {x} and {}.", "answer": ""}, None),
     "the user's turn last": ({"messages": turns("Hello there.", "Hi.", "And now what?")}, None),
 }
 
@@ -359,14 +337,17 @@ def test_a_prompt_of_any_format_becomes_a_prompt_row(tmp_path, name):
     asked = row.get("messages") or row.get("conversations") or turns(
         row.get("question") or "\n\n".join(filter(None, (row["instruction"], row.get("input")))))
     last = max(i for i, turn in enumerate(asked) if turn["role"] == "user")
-    rows = make(path, tmp_path / "p.jsonl", share=0.9, operations=",".join(OF_ANY_PROMPT))
-    assert {"none", "long", "format_trap", "injection", "empty"} <= {r["operation"] for r in rows}
+    rows = make(path, tmp_path / "p.jsonl", share=0.9, operations=",".join([*OF_ANY_PROMPT, "deeper"]))
+    assert {"long", "format_trap", "injection", "empty"} <= {r["operation"] for r in rows}
+    assert "deeper" not in {r["operation"] for r in rows}  # only for stories
     for i, new in enumerate(rows):
         assert new["source"] == row.get("id", f"mine.jsonl:{i + 1}")
         assert new["conversations"][:last] == asked[:last]
         question, *reply = new["conversations"][last:]
-        assert question["role"] == "user"
-        assert (question["content"] == asked[last]["content"]) == (new["operation"] == "none")
+        before, after = asked[last]["content"], question["content"]
+        assert question["role"] == "user" and (before == after) == (new["operation"] == "none")
+        if new["operation"] in ("long", "format_trap", "injection"):
+            assert before in after or json.dumps(before)[1:-1] in after  # braces are text
         assert new["label"] == ("kept" if known and new["operation"] != "empty" else "teacher")
         assert len(reply) == (new["label"] == "kept")
         assert not reply or same_answer(parse_row(new)[-1].answer, known)
@@ -381,19 +362,6 @@ def test_a_prompt_of_code_is_not_misspelled(tmp_path):
     path = write(tmp_path / "plain.jsonl", dict(question="Is 1,234.5 more than 2, or less than 3.7?"))
     row, = make(path, tmp_path / "q.jsonl", share=1, operations="no_punctuation")
     assert text(row) == "Is 1,234.5 more than 2 or less than 3.7"
-
-
-@pytest.mark.parametrize("line", ["null", '{"conversations": []}', '{"question": "\\ud800"}',
-                                  '{"messages": [{"role": "assistant", "content": "x"}]}'])
-def test_a_bad_line_is_named_or_left_out_and_counted(tmp_path, capsys, line):
-    """A traceback, or a prompt that is quietly lost."""
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"question": "Who?", "answer": ""}\n' + line + "\n")
-    with pytest.raises(UserError, match="x.jsonl:2: "):
-        make(path, tmp_path / "p.jsonl")
-    assert not (tmp_path / "p.jsonl").exists()
-    assert len(make(path, tmp_path / "p.jsonl", share=0, skip_bad_lines=True)) == 1
-    assert re.search("left out: .*: 1 ", capsys.readouterr().out)
 
 
 def test_rows_that_only_look_like_stories_are_prompts(distill, tmp_path):
@@ -418,94 +386,5 @@ def test_wrong_flags_are_refused_and_nothing_is_lost(distill, tmp_path):
                 dict(operations="typos,tipos"), dict(operations=""), dict(share=float("nan")))]):
         with pytest.raises(UserError):
             make(source, target, **flags)
-    with pytest.raises(UserError, match="--evolved"):
-        grow(write(tmp_path / "e.jsonl"), out, share=1)
     assert lines_of(out) == made and distill.read_bytes() == before
     assert make(distill, out, seed=1, fresh=True) != made
-    make(distill, out, operations=",".join(EVOLVE), fresh=True)  # code changes a story, not the teacher
-    assert not (tmp_path / "p.jsonl.evolve.jsonl").exists()
-
-
-# --- rewritten by the teacher ---------------------------------------------------------------------
-
-def asked_and_replied(tmp_path, *replies, seeds=None):
-    """A teacher that gives these replies to the rewriting prompts of a file of seeds."""
-    seeds = seeds or [dict(question=f"What is {i} plus {i}?", answer="") for i in range(len(replies))]
-    write(tmp_path / "mine.jsonl", *seeds)
-    make(tmp_path / "mine.jsonl", tmp_path / "p.jsonl", share=1, operations=",".join(EVOLVE))
-    asked = lines_of(tmp_path / "p.jsonl.evolve.jsonl")
-    rows = [{**row, "conversations": [*row["conversations"], dict(role="assistant", content=reply)],
-             "sample": 0, "verdict": "unverified"} for row, reply in zip(asked, replies, strict=True)]
-    return asked, write(tmp_path / "evolved.jsonl", *rows)
-
-
-def test_the_teacher_is_asked_to_rewrite_the_prompt_in_its_context(tmp_path):
-    """A rewriting of half a conversation, or of a prompt that nobody can find again."""
-    seeds = [dict(messages=turns("Hello.", "Hi.", f"What is {i} plus {i}?"), id=i) for i in range(60)]
-    asked, path = asked_and_replied(tmp_path, *[f"Add {i} to {i}, please." for i in range(60)],
-                                    seeds=seeds)
-    assert {row["operation"] for row in asked} == set(EVOLVE) <= set(OPERATIONS)
-    for i, (new, row) in enumerate(zip(grow(path), asked, strict=True)):
-        task = EVOLVE[row["operation"]]
-        assert row["conversations"] == turns("Hello.", "Hi.", f"{task}What is {i} plus {i}?")
-        assert row["label"] == "teacher" and row["source"] == str(i)
-        assert new == {**row, "conversations": turns("Hello.", "Hi.", f"Add {i} to {i}, please.")}
-    kept = lines_of(tmp_path / "p.jsonl")
-    assert {row["operation"] for row in kept} == {"none"} and len(kept) == 60
-
-
-SEED = "What is the sum of 17 and 25?"
-FAULTS = {
-    "Which number do 17 and 25 make together?": None, "请问17加25等于多少？": None,
-    "I am tall: 17 and 25 cm more than you. How tall?": None, "Sorted, what do 17 and 25 give?": None,
-    "A prompt with 17 words and one of 25: both?": None,
-    "<think>Other words.</think>How much do 17 and 25 make?": None,
-    "42": "empty", "I can’t help with this.": "refusal", "**Sorry**, no.": "refusal",
-    "As an AI language model, I have no numbers.": "refusal", "抱歉，我无法改写。": "refusal",
-    "Rewritten prompt: What do 17 and 25 make?": "prompt leak", "**Prompt:** what?": "prompt leak",
-    "Sure! What do 17 and 25 make?": "prompt leak", "改写后的提示：17加25？": "prompt leak",
-    "Below the line stands a prompt that somebody wrote.": "prompt leak",
-    SEED.upper() + "!": "same as before", "word " * 1000: "too long",
-    "which NUMBER do 17 and 25 make together": "given twice",
-}
-
-
-def test_only_a_prompt_becomes_a_prompt(tmp_path, capsys):
-    """Refusals and "Here is the rewritten prompt" as training prompts; drops that nobody sees."""
-    _, path = asked_and_replied(tmp_path, *FAULTS, seeds=[dict(question=SEED, answer="")] * len(FAULTS))
-    capsys.readouterr()
-    good = [reply.rpartition("</think>")[2] for reply, reason in FAULTS.items() if reason is None]
-    assert [text(row) for row in grow(path, tmp_path / "out.jsonl")] == good
-    line = re.search("dropped: (.*)", capsys.readouterr().out)[1]
-    counts = Counter(filter(None, FAULTS.values()))
-    assert dict(part.rsplit(" ", 1) for part in line.split(" | ")) == {
-        reason: str(n) for reason, n in counts.items()}
-
-
-def test_what_the_seed_says_itself_is_no_fault_of_the_reply():
-    """A prompt about prompts, or one that begins with "I can't", could never be rewritten."""
-    assert fault("I can't print this file.", "I can't open my file.") is None
-    assert fault("Is a given prompt long?", "How long is a given prompt?") is None
-    assert fault("Is a given prompt long?", "How long is it?") == "prompt leak"
-    assert fault("word " * 1500, "a very long " * 500) is None
-
-
-@pytest.mark.parametrize("change", [dict(operation="none"), dict(operation=["deeper"]),
-                                    dict(conversations=turns("Who?", "I."))], ids=str)
-def test_rows_that_are_no_replies_are_refused(tmp_path, change):
-    """Answers taken for prompts: --evolved with the traces, or with the file of all samples."""
-    _, path = asked_and_replied(tmp_path, "How much?")
-    write(path, {**lines_of(path)[0], **change})
-    with pytest.raises(UserError, match="evolved.jsonl:1: "):
-        grow(path)
-
-
-def test_rewriting_prompts_of_another_run_do_not_stay(tmp_path):
-    """The replies to them would be of operations that this run never drew."""
-    asked_and_replied(tmp_path, "How much?", "How much is it?")
-    evolve, flags = tmp_path / "p.jsonl.evolve.jsonl", dict(share=1, operations="long")
-    with pytest.raises(UserError, match="--fresh"):
-        make(tmp_path / "mine.jsonl", tmp_path / "p.jsonl", **flags)
-    assert evolve.exists()
-    make(tmp_path / "mine.jsonl", tmp_path / "p.jsonl", fresh=True, **flags)
-    assert not evolve.exists()

@@ -17,17 +17,12 @@ def spoiled(call, folder, rows, *flags):
     return [(reply["reasoning_content"], reply["content"]) for reply in replies]
 
 
-def row(thought, answer, **more):
-    """A kept row of generate.py."""
-    reply = dict(role="assistant", reasoning_content=thought, content=answer)
-    return dict(conversations=[dict(role="user", content="q"), reply], **more)
-
-
 @pytest.mark.parametrize("how, spoilable", [("shuffled", (0, 2)), ("wrong", (0, 1, 2))])
 def test_a_spoiled_chain_is_wrong_in_one_way_only(call, out_dir, how, spoilable):
     """A shuffle that may give the old order back, or that touches the answer; an answer that does not
     follow from its chain would be another experiment; a share that is a dead knob."""
-    rows = [row(*chain) for chain in CHAINS]
+    rows = [dict(conversations=[dict(role="user", content="q"), dict(
+        role="assistant", reasoning_content=thought, content=answer)]) for thought, answer in CHAINS]
     after = spoiled(call, out_dir, rows, "--how", how, "--share", 1)
     for i, ((old, was), (new, answer)) in enumerate(zip(CHAINS, after, strict=True)):
         assert (new != old) == (i % 4 in spoilable)

@@ -110,6 +110,9 @@ NUMBERS = [
     ("14 apples", 14), ("1e999", 10**999), ("1 3/2", None), ("1e1000", None), ("5e", None),
     ("", None), ("-", None), ("abc", None), (r"\frac{1}{0}", None), (r"-\frac{-1}{2}", None),
     ("٣", None), ("9" * MAX_LENGTH, 10**MAX_LENGTH - 1), ("9" * (MAX_LENGTH + 1), None),
+    # Fraction() of these eats all memory; int() of 4,301 digits raises on Python 3.11 only
+    ("1e999999999", None), ("-1e-999999999", None), ("1/1e99999", None), ("9" * 4301, None),
+    ("0." + "0" * 20_000 + "1", None), ("5^{5^{5^{5}}}", None),
 ]
 
 
@@ -187,23 +190,24 @@ def test_the_final_answer_is_found():
         assert extract_answer(text) == answer, text
 
 
-def test_what_is_extracted_can_be_judged():
-    """Finder and judge each work, but their pieces do not fit: a $, ** or full stop left over."""
-    for text in (r"Thus $\boxed{\$14}$.", "So the answer is **14 apples**.", "#### 14\n", "答案是１４个。",
-                 "<answer>\n$14.00\n</answer>", r"<answer>\boxed{14}</answer>", r"= \frac{28}{2}$"):
-        assert same_answer(extract_answer(text), "14"), text
-
-
-def test_a_rejection_names_its_first_reason():
-    """Truncated samples counted as bad format: the limit stays too low and nobody knows."""
+def test_a_verdict_names_its_first_reason_and_compares_what_is_marked():
+    """Truncated samples counted as bad format: the limit stays too low and nobody knows. R1-style
+    answers are prose around a box: compared as texts, all of them would be rejected."""
     for answer, ended, well_formed, expected in [
-            ("14", True, True, "ok"), ("$14.00", True, True, "ok"),
-            ("15", True, True, "wrong answer"), ("14 or 15", True, True, "wrong answer"),
             (None, True, True, "no answer"), (" \n", True, True, "no answer"),
             ("14", True, False, "format"), (None, True, False, "format"),
             ("14", False, False, "truncated"), ("14", False, True, "truncated"),
             (None, False, False, "truncated")]:
         assert verdict("14", answer, ended, well_formed) == expected
+    for answer, reference, expected in [
+            ("$14.00", "14", "ok"), ("15", "14", "wrong answer"), ("14 or 15", "14", "wrong answer"),
+            ("So the answer is \\boxed{14}.", "14", "ok"), ("14", "Therefore \\boxed{14}", "ok"),
+            ("The answer is 14.", "\\boxed{14}", "ok"), ("so 12 + 2 #### 14", "14", "ok"),
+            ("The answer is 5 + 9 = 14.", "14", "ok"), ("So \\boxed{x=14}", "x=14", "ok"),
+            ("12+2=14", "14", "wrong answer"), ("not 14", "14", "wrong answer"),
+            ("So the answer is \\boxed{15}.", "14", "wrong answer"),
+            ("It is 14 or 15", "14", "wrong answer")]:
+        assert verdict(reference, answer, True, True) == expected, (answer, reference)
 
 
 # In a free text these say it: an equation, an exclamation, a share of something.
@@ -218,7 +222,11 @@ RIGHT_IN_PROSE = [(got, "14") for got in (
     ("She paid $14.00 for it.", "14"), ("That makes 14. Ask me more or less.", "14"),
     ("She has 3 more than Tom, so 14.", "14"), ("一共是14个苹果。", "14"), ("她走了14千米。", "14"),
     ("Paris", "Paris"), ("Yes.", "yes"), ("New York", "new york"), ("Answer: Paris", "Paris"),
-    (r"So \boxed{x=14}.", "14"), (r"So \boxed{x=14}.", "x=14"), ("So it is x=14.", "14")]
+    (r"So \boxed{x=14}.", "14"), (r"So \boxed{x=14}.", "x=14"), ("So it is x=14.", "14"),
+    # nothing is left over: a $, ** or a full stop
+    (r"Thus $\boxed{\$14}$.", "14"), ("So the answer is **14 apples**.", "14"),
+    ("#### 14\n", "14"), ("答案是１４个。", "14"), ("<answer>\n$14.00\n</answer>", "14"),
+    (r"<answer>\boxed{14}</answer>", "14"), (r"= \frac{28}{2}$", "14")]
 WRONG_IN_PROSE = [
     ("It is 14 or 15", "15"), ("It is either 12 or 14.", "14"), ("It cannot be 14.", "14"),
     ("I do not know, maybe 12, 13 or 14", "14"), ("It isn't 14", "14"), ("It can’t be 14.", "14"),
@@ -259,19 +267,9 @@ def test_hostile_texts_end_quickly():
     """A model repeats itself to its limit: one quadratic regex stops the sampling for minutes."""
     for text in HOSTILE:
         start = time.process_time()
-        extract_answer(text)
-        assert not same_answer(text, "14") and not same_answer(text, "x")
-        answer_in(text, "14")
+        assert answer_in(text, "14") == text and not same_answer(text, "x")
         seconds = time.process_time() - start
         assert seconds < 0.5, f"{seconds:.1f} s: {text[:20]!r}"  # 0.03; quadratic: 2 s and more
-
-
-def test_a_number_too_large_is_no_number():
-    """Fraction("1e999999999") eats all memory; int() of 4,301 digits raises on Python 3.11 only."""
-    for text in ("1e999999999", "-1e-999999999", "1e99999999999999999999", "1/1e99999", "9" * 4301,
-                 "9" * LONG, "0." + "0" * LONG + "1", "5^{5^{5^{5}}}"):
-        assert parse_number(text) is None
-        assert same_answer(text, text) and not same_answer(text, "1")
 
 
 def test_prefixes_of_an_answer_never_raise():
@@ -281,15 +279,3 @@ def test_prefixes_of_an_answer_never_raise():
     for i in range(len(text)):
         for part in (text[:i], text[i:]):
             same_answer(extract_answer(part) or part, part)
-
-
-def test_a_mark_inside_an_answer_decides():
-    """R1-style answers are prose around a box: compared as texts, all of them would be rejected."""
-    for answer, reference, expected in [
-            ("So the answer is \\boxed{14}.", "14", "ok"), ("14", "Therefore \\boxed{14}", "ok"),
-            ("The answer is 14.", "\\boxed{14}", "ok"), ("so 12 + 2 #### 14", "14", "ok"),
-            ("The answer is 5 + 9 = 14.", "14", "ok"), ("So \\boxed{x=14}", "x=14", "ok"),
-            ("12+2=14", "14", "wrong answer"), ("not 14", "14", "wrong answer"),
-            ("So the answer is \\boxed{15}.", "14", "wrong answer"),
-            ("It is 14 or 15", "14", "wrong answer")]:
-        assert verdict(reference, answer, True, True) == expected, (answer, reference)

@@ -7,8 +7,9 @@ Marks of a conversation are single ids. `<end>` ends a turn and a text document;
 
     <user> 2 + 3 = ? <end> <assistant> <think> 2 + 3 = 5 </think> <answer> 5 </answer> <end>
 
-The wrapper hides four edges of the library: U+2581 would come back as a space, a lone surrogate raises
-a bare RuntimeError, decoding drops control pieces silently, and a long text takes too much time.
+The wrapper hides four edges of the library: U+2581 would come back as a space, a lone surrogate
+raises a bare RuntimeError, decoding drops control pieces silently, and a long text takes too much
+time.
 """
 import hashlib
 import re
@@ -51,7 +52,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """The tokenizer in a file, or UserError."""
-        check(Path(path).exists(), f"{show(path)} does not exist; python tokenizer/train.py makes it")
+        check(Path(path).exists(), f"{show(path)} does not exist; tokenizer/train.py makes it")
         try:
             return cls(Path(path).read_bytes())
         except UserError as error:

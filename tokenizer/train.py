@@ -3,8 +3,8 @@
     python tokenizer/train.py                    # out/data/stories/train.jsonl, 1,024 pieces
     python tokenizer/train.py book.txt chat.jsonl --vocab-size 4096 --out out/prose.model
 
-Reads .txt, and of any .jsonl row the strings under KEYS. 256 pieces are bytes, 10 are marks. 1,024 is
-enough for the stories, 4,096 for prose: more shorten the text, and the embedding of V x D grows.
+Reads .txt, and of any .jsonl row the strings under KEYS. 256 pieces are bytes, 10 are marks. 1,024
+is enough for the stories, 4,096 for prose: more shorten the text, and the embedding of V x D grows.
 """
 import io
 import itertools
@@ -88,14 +88,15 @@ def main(cfg):
     check("".join(found).strip(), f"{', '.join(map(show, paths))}: no text to train on")
     made = train(found, cfg.vocab_size)
     same = out.exists() and out.read_bytes() == made
-    check(same or cfg.fresh or not out.exists(), f"{show(out)} exists and differs; --fresh replaces it")
+    check(same or cfg.fresh or not out.exists(), f"{show(out)} differs; --fresh replaces it")
     if not same:
         write_file(out, made)
     tokenizer, size = Tokenizer(made), sum(len(text.encode()) for text in found)
     tokens = sum(len(tokenizer.encode(text)) for text in found)
-    print(f"{show(out)}: {tokenizer.vocab_size:,} pieces | {size / 1e6:.1f} MB of text = {tokens:,} "
-          f"tokens, {size / tokens:.2f} bytes a token | fingerprint {tokenizer.fingerprint}")
-    print("next: " + command("train_pretrain.py", **(dict(tokenizer=out, data=paths[0]) if cfg.input else {})))
+    own = dict(tokenizer=out, data=paths[0]) if cfg.input else {}
+    print(f"{show(out)}: {tokenizer.vocab_size:,} pieces | {size / 1e6:.1f} MB = {tokens:,} tokens "
+          f"of {size / tokens:.2f} bytes | fingerprint {tokenizer.fingerprint}\n"
+          f"next: {command('train_pretrain.py', **own)}")
 
 
 if __name__ == "__main__":
