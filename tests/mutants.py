@@ -33,110 +33,82 @@ FUSED = "test_fused.py::test_values_and_gradients_are_the_plain_ones[1-forward_k
 SPAN = "test_formats.py::test_the_learned_span_runs_from_the_first_response_token_to_the_end"
 SHARED = "test_train.py::test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser[1-2]"
 
-MUTANTS = [
-    # 1: a mean over the vocabulary
+MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; test
     (1, "losses.py", "(a * difference).sum(-1)", "(a * difference).mean(-1)",
      "test_losses.py::test_forward_kl_equals_an_explicit_double_loop[1.0]"),
-    # 2: divided by the mask twice
     (2, "train_distill_logits.py", "loss = terms[0] / n_valid ",
      "loss = terms[0] / n_valid / keep.sum() ", FORMULA + "[distill_logits]"),
-    # 3: without tau squared
     (3, "losses.py", "return scale(name, temperature) * of_log_probabilities(", "return of_log_probabilities(",
      "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
-    # 4: dead knobs
     (4, "train_distill_logits.py", "teacher_logits, cfg.temperature, mix)", "teacher_logits, 1.0, mix)",
      "test_train.py::test_alpha_and_temperature_change_the_training"),
     (4, "train_distill_logits.py", "(1 - cfg.alpha) * ce + cfg.alpha * kd  ", "kd  ",
      "test_train.py::test_alpha_0_is_pretraining"),
-    # 5: the other direction
     (5, "losses.py", "        return kl(log_p, log_q)", "        return kl(log_q, log_p)",
      "test_losses.py::test_forward_kl_is_the_teachers_expectation"),
-    # 6: a fast path that is another objective
     (6, "fused.py", "(1 - alpha) * ce + alpha * kd", "ce + alpha * kd", FUSED),
     (6, "fused.py", "grad_head += grad.T @ hidden[part]", "grad_head = grad.T @ hidden[part]", FUSED),
-    # 7: not shifted alike
     (7, "train_distill_logits.py", "teacher_logits = teacher(x, ", "teacher_logits = teacher(y, ",
      "test_train.py::test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax"),
     (7, "dataset/windows.py", "weight[:, 1:]", "weight[:, :-1]",
      "test_train.py::test_y_is_x_shifted_by_one_and_weighed_by_its_own_mask"),
-    # 8: padding counted
     (8, "dataset/windows.py", "max(weight.sum().item(), 1.0)", "weight.numel()",
      "test_train.py::test_appended_padding_changes_nothing[distill_logits]"),
-    # 9: prompts counted, or 0/0
     (9, "dataset/formats.py", 'if turn.role == "assistant" and turn.learned else 0', "", SPAN),
     (9, "losses.py", "torch.where(weights != 0, values * weights, 0.0)", "(values * weights)",
      "test_losses.py::test_uncounted_tokens_may_hold_anything"),
-    # 10: a mean of means over micro-batches
     (10, "train_pretrain.py", "loss = terms[0] / n_valid ",
      "loss = terms[0] / keep.sum() / cfg.accumulate ", FORMULA + "[distill_responses]"),
     (10, "train_distill_reason.py", "loss = terms[0] / n_valid ",
      "loss = terms[0] / weight.sum() / cfg.accumulate ", FORMULA + "[distill_reason]"),
-    # 11: a mean of means over ranks
     (11, "common.py", "g.copy_(summed.view_as(g))", "g.copy_(summed.view_as(g) / env.world)",
      RANKS + "[pretrain-{}]"),
     (11, "dataset/windows.py", "max(weight.sum().item(), 1.0)",
      "max(env.world * weight[env.rank::env.world].sum().item(), 1.0)", SHARED),
-    # 12: some gradients that nobody adds up
     (12, "train_distill_reason.py", "common.sum_gradients(model.parameters(), env)",
      "common.sum_gradients(model.layers.parameters(), env)", RANKS + "[distill_reason-{}]"),
-    # 13: the tail thrown away, the rest renormalised
     (13, "losses.py", "    if log_p.shape[-1] > ids.shape[-1]:",
      "    log_p = log_p[..., :ids.shape[-1]]\n    if False:",
      "test_cache.py::test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k[forward_kl-0]"),
-    # 14: a bucket for nothing
     (14, "losses.py", "    if log_p.shape[-1] > ids.shape[-1]:",
      "    log_p = torch.cat([log_p, log_p[..., :1] - 99], -1)\n    if True:",
      "test_cache.py::test_topk_of_the_whole_vocabulary_is_the_divergence[1.0-forward_kl-0]"),
-    # 15: a list of another temperature
     (15, "dataset/cache_reader.py", 'about["temperature"] in (None, cfg.temperature)', "True",
      "test_cache.py::test_another_training_is_refused"),
-    # 16: read in the order of the steps
     (16, "dataset/cache_reader.py", "for number in numbers:", "for number in range(len(numbers)):",
      "test_cache.py::test_a_whole_cache_is_the_teacher[topk-1.0]"),
-    # 17: a cache, or windows, of other text
     (17, "dataset/cache_reader.py", "check(not differing, ", "check(True, ",
      "test_cache.py::test_another_training_is_refused"),
     (17, "dataset/windows.py", "tokenizer.fingerprint, window, target, documents,",
      "tokenizer.fingerprint, window, documents,",
      "test_windows.py::test_windows_are_cut_once_and_anew_for_anything_that_changes_them"),
-    # 18: vocabularies that do not fit
     (18, "losses.py", "if student_logits.shape != teacher_logits.shape:", "if False:",
      "test_losses.py::test_different_vocabularies_or_shapes_are_refused[wrong1]"),
-    # 19: a teacher that is not frozen
     (19, "checkpoints.py", "model.to(device).eval()", "model.to(device).train()",
      "test_train.py::test_the_teacher_is_frozen_in_eval_mode_and_without_gradient"),
-    # 20: softmax in bf16
     (20, "losses.py", "x.dtype == torch.float64 else x.float()", "x.dtype != torch.int8 else x.float()",
      "test_losses.py::test_half_precision_logits_lose_nothing_in_the_loss[1.0-dtype0]"),
-    # 21: reverse KL with a detached side
     (21, "losses.py", "        return kl(log_q, log_p)", "        return kl(log_q.detach(), log_p)",
      "test_onpolicy.py::test_the_exact_reverse_kl_gradient_is_the_mean_of_the_score_function_estimate"),
-    # 22: the embedding counted as a layer
     (22, "train_distill_features.py", 'teacher[t - 1]["hidden"]', 'teacher[max(t - 2, 0)]["hidden"]',
      "test_features.py::test_identical_networks_cost_nothing_under_every_map[last]"),
-    # 23: minus signs and nested boxes
     (23, "dataset/verify.py", 'return (-value if sign == "-" else value)', "return (value)",
      "test_verify.py::test_numbers_are_exact"),
     (23, "dataset/verify.py", "        if depth == 0:", "        if depth <= 1:",
      "test_verify.py::test_the_final_answer_is_found"),
-    # 24: tags boosted elsewhere, or of several pieces
     (24, "dataset/windows.py", "is_tag & (weight > 0)", "is_tag",
      "test_train.py::test_tag_weight_reaches_the_tag_ids_of_the_response_alone"),
     (24, "tokenizer/train.py", "control_symbols=CONTROL[2:]", "user_defined_symbols=CONTROL[2:]",
      "test_tokenizer.py::test_no_text_spells_a_mark"),
-    # 25: the first or the last token of a response
     (25, "dataset/formats.py", "[learned] * len(body)", "[0] + [learned] * (len(body) - 1)", SPAN),
     (25, "dataset/formats.py", "[learned] * len(body)", "[learned] * (len(body) - 1) + [0]",
      "test_train.py::test_the_supervised_tokens_are_the_responses_from_first_to_last"),
-    # 26: nothing is loaded, or not all of it
     (26, "checkpoints.py", 'state["model"], strict=True)\n        tok', 'state["model"], strict=False)\n        tok',
      "test_bad_input.py::test_weights_that_do_not_fit_their_config_are_refused"),
     (26, "checkpoints.py", "optimizer.load_state_dict(saved)", "pass", RESUME + "[pretrain]"),
-    # 27: the teacher on both sides
     (27, "train_distill_logits.py", "divergence(cfg.divergence, logits, teacher_logits, ",
      "divergence(cfg.divergence, teacher_logits, teacher_logits, ",
      "test_train.py::test_the_loss_follows_the_student"),
-    # 28: one axis
     (28, "runs/render.py", "        check(recipe in rows, ", "        check(True, ",
      "test_docs.py::test_a_claim_with_one_axis_is_refused"),
 ]

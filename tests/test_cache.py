@@ -304,13 +304,6 @@ def test_what_it_says_to_type_next_works(make, tiny_world, call):
     assert done.status == 0 and str(folder) in words, done.err
 
 
-def test_wrong_flags_are_one_line(make):
-    """A traceback, or a cache of nothing."""
-    for flags in (dict(k=0), dict(temperature=0), dict(window=0), dict(window=500), dict(kind="top")):
-        make(status=2, **flags)
-        assert make.said.count("error: ") == 1
-
-
 @pytest.fixture
 def learn(tiny_world, call, out_dir):
     """A function: `learn(cache=folder, temperature=1)` -> the student's state; with status=2 the error."""

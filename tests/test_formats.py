@@ -61,6 +61,8 @@ def test_reasoning_content_is_the_thought_and_content_the_answer():
         assert parse_row(chat(content, reasoning_content="2+3"))[-1] == assistant("2+3", "5")
     for empty in ("", None):
         assert parse_row(chat("5", reasoning_content=empty))[-1] == assistant(content="5")
+    turn = parse_row(chat("<answer>5</answer>", reasoning_content="I must use <answer> tags."))[-1]
+    assert turn == assistant("I must use <answer> tags.", "5")  # FAULTS 9
 
 
 def test_tags_of_a_user_stay_text():
@@ -68,15 +70,6 @@ def test_tags_of_a_user_stay_text():
     literal = "<think>x</think><answer>5</answer>"
     rows = [{"role": "user", "content": literal}, {"role": "assistant", "content": "x <think> y"}]
     assert parse_row({"messages": rows}) == [Turn("user", literal), assistant(content="x <think> y")]
-
-
-@pytest.mark.parametrize("content", [
-    "<think>x</think> try <answer>1</answer>. No: <answer>2</answer>", "<answer>1", "<think>2+3",
-    "<think>a<think>b</think>c</think>5", "<think>a</think><answer>3</answer> Hope this helps!"])
-def test_tags_that_make_no_sense_are_a_bad_line(content):
-    """An answer of "1</answer>. No: <answer>2" would be trained on without a word."""
-    with pytest.raises(BadRow, match="a tag that stands alone"):
-        parse_row({"messages": [{"role": "assistant", "content": content}]})
 
 
 @pytest.mark.parametrize("answer, turn", [
@@ -126,12 +119,6 @@ def test_rows_as_people_have_them(row, turns):
     assert parse_row(row) == turns
 
 
-def test_a_thought_of_its_own_key_may_mention_tags():
-    """FAULTS 9: a good answer is refused because its thought says <answer>."""
-    turn = parse_row(chat("<answer>5</answer>", reasoning_content="I must use <answer> tags."))[-1]
-    assert turn == assistant("I must use <answer> tags.", "5")
-
-
 @pytest.mark.parametrize("mark", ["<end>", "<|im_end|>", "</s>", "<|eot_id|>", "."])
 def test_a_stop_mark_at_the_end_of_an_answer_is_cut_off(mark):
     """FAULTS 23: a server that leaves its stop mark in the text spoils every row."""
@@ -164,6 +151,9 @@ BAD = [
     b'{"messages": [{"role": "assistant", "content": "<think>a</think>"}]}',
     b'{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
     b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{}]}]}',
+    *(json.dumps(chat(content)).encode() for content in (
+        "<think>x</think> try <answer>1</answer>. No: <answer>2</answer>", "<answer>1", "<think>2+3",
+        "<think>a<think>b</think>c</think>5", "<think>a</think><answer>3</answer> Hope this helps!")),
     b'{"text": "a\\ud83d"}', b'{"text": "caf\xe9"}', b'{"messages": [{"role": ["user"], "content": "a"}]}',
     b'{"question": "a", "answer": "b", "options": 5}', b'{"prompt": "a", "completion": "b", "history": 5}']
 
