@@ -16,7 +16,8 @@ import torch
 import checkpoints
 import common
 from common import OUT, UserError, between, check, positive
-from dataset.formats import Turn, opening, prompt_ids
+from dataset.formats import Turn, prompt_ids
+from dataset.verify import opening
 from decoding import stream
 
 

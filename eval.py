@@ -34,10 +34,9 @@ import checkpoints
 import common
 import speed
 from common import OUT, check, show
-from dataset.formats import (Turn, bad_lines_text, opening, parse_response, parse_row, prompt_ids,
-                             read_documents)
+from dataset.formats import Turn, bad_lines_text, parse_row, prompt_ids, read_documents
 from dataset.suites import IN_MEAN, read_suites
-from dataset.verify import agree, extract_answer, parse_number, verdict
+from dataset.verify import agree, extract_answer, opening, parse_number, parse_response, verdict
 from dataset.windows import eval_batches, open_data
 from decoding import generate
 from losses import cross_entropy, forward_kl

@@ -33,9 +33,9 @@ import checkpoints
 import common
 from blackbox.client import Client, finished
 from common import OUT, UserError, between, check, positive, show
-from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, counted, parse_response,
-                             parse_response_text, prompt_ids, read_documents, turn_row)
-from dataset.verify import answer_in, question_of, verdict
+from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, counted, parse_response_text,
+                             prompt_ids, read_documents, turn_row)
+from dataset.verify import answer_in, parse_response, question_of, verdict
 from decoding import generate
 
 

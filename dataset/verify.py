@@ -241,3 +241,45 @@ def question_of(row):
     if not turns or turns[-1].role != "user":
         raise BadRow("no question: a user's turn must be the last")
     return turns, known
+
+
+# --- the answer in a generated response -----------------------------------------------------------
+
+def opening(tokenizer, target):
+    """The ids that a response of this form begins with. They tell a model that has learned two
+    forms (target multi or mixed) which one to give."""
+    return {"cot": [tokenizer.think], "answer": [tokenizer.answer]}.get(target, [])
+
+
+def parse_response(tokenizer, ids, target="cot"):
+    """Generated ids -> think, answer (None if not found), text, ended, well_formed.
+
+    Told by ids, so a spelled "<answer>" is text. What follows the first <end> is ignored.
+    """
+    t, ids = tokenizer, [int(i) for i in ids]
+    body = ids[:ids.index(t.end)] if t.end in ids else ids
+    return {"think": span(t, body, t.think, t.end_think),
+            "answer": span(t, body, t.answer, t.end_answer),
+            "text": t.decode(body), "ended": t.end in ids,
+            "well_formed": well_formed(t, ids, target)}
+
+
+def span(tokenizer, ids, first, last):
+    """Text between the first mark `first` and the next mark `last`, or None."""
+    if first not in ids:
+        return None
+    ids = ids[ids.index(first) + 1:]
+    return tokenizer.decode(ids[:ids.index(last)]) if last in ids else None
+
+
+# T think, t its end, A answer, a its end, x a token of text, - another mark, . the end
+PATTERNS = dict(cot="Tx*tAx*a", answer="Ax*a", full="x+")
+
+
+def well_formed(tokenizer, ids, target="cot"):
+    """Exactly <think>...</think><answer>...</answer><end>; target "answer": without the thought;
+    "full": text without a tag. What follows the first <end> is ignored."""
+    t = tokenizer
+    letters = {t.think: "T", t.end_think: "t", t.answer: "A", t.end_answer: "a", t.end: "."}
+    text = "".join(letters.get(i, "-" if i in t.control_ids else "x") for i in map(int, ids))
+    return re.match(PATTERNS[target] + "[.]", text) is not None

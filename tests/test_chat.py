@@ -3,7 +3,8 @@ import pytest
 import torch
 
 import checkpoints
-from dataset.formats import Turn, opening, prompt_ids
+from dataset.formats import Turn, prompt_ids
+from dataset.verify import opening
 from decoding import generate
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from common import UserError
 from dataset import formats
-from dataset.formats import (BadRow, Turn, encode_document, parse_response, parse_row, prompt_ids,
-                             read_documents, texts, turn_row, well_formed)
+from dataset.formats import (BadRow, Turn, encode_document, parse_row, prompt_ids, read_documents,
+                             texts, turn_row)
+from dataset.verify import parse_response, well_formed
 from tokenizer import CONTROL, Tokenizer
 from tokenizer.train import train
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import checkpoints
 from dataset.windows import open_data
-from dataset.formats import (TARGETS, Turn, encode_document, forms, opening, prompt_ids,
-                             read_documents)
+from dataset.formats import TARGETS, Turn, encode_document, forms, prompt_ids, read_documents
+from dataset.verify import opening
 
 
 def chat(asked, thought, said):

@@ -256,9 +256,10 @@ def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, to
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        time.sleep(0.5)
-        assert not [child for child in children if Path(f"/proc/{child}").exists()
-                    and "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+        began = time.time()
+        while any(Path(f"/proc/{child}").exists() for child in children):
+            assert time.time() - began < 60  # a worker that is still starting ends when it has started
+            time.sleep(0.05)
         assert not list((out_dir / "windows").glob("big-*"))
     both = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
