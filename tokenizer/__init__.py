@@ -20,12 +20,10 @@ import sentencepiece
 
 from common import UserError, check, show, write_file
 
-# Ids 0 to 9, in this order. train.py hands the same list to the trainer.
 CONTROL = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>",
-           "<think>", "</think>", "<answer>", "</answer>"]
+           "<think>", "</think>", "<answer>", "</answer>"]  # ids 0 to 9, in this order
 META_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
-# No piece holds a space after a letter, a newline or a written U+2581 (train.py cuts there), so a
-# text may be encoded word by word: the same ids, and a word seen before costs one look-up.
+# No piece crosses the end of such a word (train.py): each is encoded by itself and remembered.
 WORDS = re.compile(f" *[^ \n{META_SPACE}]+| +|[\n{META_SPACE}]")
 MEMO_WORDS, MEMO_LENGTH = 200_000, 64  # entries, characters: at most about 60 MB
 
@@ -46,8 +44,7 @@ class Tokenizer:
         self.control_ids = set(range(len(CONTROL)))
         self.tag_ids = {self.think, self.end_think, self.answer, self.end_answer}
         self._memo, self._bytes = {}, [self._piece_bytes(i) for i in range(self.vocab_size)]
-        # what each id stands for, in UTF-8 bytes: bits per byte compares vocabularies fairly
-        self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,)
+        self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
 
     @classmethod
     def load(cls, path):

@@ -7,7 +7,6 @@ Reads .txt, and of any .jsonl row the strings under KEYS. 256 pieces are bytes, 
 is enough for the stories, 4,096 for prose: more shorten the text, and the embedding of V x D grows.
 """
 import io
-import itertools
 import json
 import re
 import sys
@@ -59,13 +58,12 @@ def train(found, vocab_size, coverage=0.9995):
     pieces = (line[i:i + MAX_PIECE] for line in lines for i in range(0, len(line), MAX_PIECE))
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=pieces, model_writer=model, model_type="bpe",
-            vocab_size=vocab_size, pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,
-            pad_piece=CONTROL[0], unk_piece=CONTROL[1], control_symbols=CONTROL[2:],
-            split_digits=True, byte_fallback=True, normalization_rule_name="identity",
-            remove_extra_whitespaces=False, add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True, character_coverage=coverage, num_threads=1,
-            minloglevel=2)
+            sentence_iterator=pieces, model_writer=model, model_type="bpe", vocab_size=vocab_size,
+            pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece=CONTROL[0], unk_piece=CONTROL[1],
+            control_symbols=CONTROL[2:], split_digits=True, byte_fallback=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False,
+            add_dummy_prefix=False, allow_whitespace_only_pieces=True,
+            character_coverage=coverage, num_threads=1, minloglevel=2)
     except RuntimeError as error:  # the library says in its own words which sizes are possible
         least = re.search(r"required_chars\D*\d+ vs (\d+)", str(error))
         most = re.search(r"too high.*<= (\d+)", str(error))
@@ -80,7 +78,7 @@ def main(cfg):
     paths, out = cfg.input or [str(OUT / "data" / "stories" / "train.jsonl")], Path(cfg.out)
     check(out.absolute() not in (Path(path).absolute() for path in paths), f"--out {out}: is read")
     found, left = [], CHARACTERS
-    for text in itertools.chain.from_iterable(map(texts, paths)):
+    for text in (text for path in paths for text in texts(path)):
         found.append(text[:left])
         left -= len(found[-1])
         if not left:
