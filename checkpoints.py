@@ -100,8 +100,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     """(model to train, tokenizer, what the run remembers): from --init, from blocks of the teacher
     (--init-from-teacher 1,3), or fresh, of --size.
 
-    A student speaks the teacher's tokenizer; without a teacher it is --tokenizer, or --init's own.
-    A start has a shape of its own: another --size typed beside it is a UserError.
+    The tokenizer is the teacher's; without a teacher --init's own, or --tokenizer.
     """
     blocks, inputs = getattr(cfg, "init_from_teacher", ""), inputs or {}
     check(not (cfg.init and blocks), "--init and --init-from-teacher: choose one")
@@ -115,7 +114,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     elif blocks:
         check(teacher is not None, "--init-from-teacher needs --teacher: a cache has no blocks")
         layers = teacher.config.n_layers
-        numbers = [int(word) if word.isdigit() else 0 for word in blocks.split(",")]
+        numbers = [int(word) if word.isdecimal() else 0 for word in blocks.split(",")]
         check(numbers == sorted({*numbers} & {*range(1, layers + 1)}),
               f"--init-from-teacher {blocks}: blocks in order, such as 1,3, of 1 to {layers}")
         model = with_layers(teacher, numbers)

@@ -8,9 +8,8 @@
         common.run(main, Config)        # python script.py --steps 500
 
 One knob a line: its name is the flag, its type is checked, its comment is the help. A mistake of
-the user raises UserError: one line on stderr, status 2, no traceback. A bug keeps its traceback.
-Half of the scripts need no torch, which takes two seconds to import: the functions that do import
-it.
+the user raises UserError: one line, status 2. A bug keeps its traceback. Only functions import
+torch: it takes two seconds, and half of the scripts need none.
 """
 import argparse
 import contextlib

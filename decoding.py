@@ -47,12 +47,12 @@ class KVCache:
 
 
 def sample(logits, temperature, top_p=1.0, generator=None):
-    """One token a row of logits (B, V) -> (B,). Temperature 0 is greedy.
+    """One token a row of logits (B, V) -> (B,). A temperature below 0.01 is greedy.
 
     top_p keeps the smallest set of tokens with that mass (Holtzman et al. 2020), and always the
     likeliest token.
     """
-    if temperature == 0:
+    if temperature < 0.01:  # logits / 1e-40 would be infinite
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_p < 1:
@@ -61,16 +61,6 @@ def sample(logits, temperature, top_p=1.0, generator=None):
         ordered = ordered.masked_fill((mass_before >= top_p) & (mass_before > 0), -torch.inf)
         logits = torch.empty_like(logits).scatter_(-1, index, ordered)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-
-def next_token_logits(model, cache):
-    """A function: token ids (B,) -> logits (B, V) of what follows, step by step."""
-    weight, rows = model.embed_tokens.weight, len(cache.layers[0].k)
-    if rows == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32:
-        from fast_decode import Decoder  # the same layers, in less time
-        step = Decoder(model, cache).step
-        return lambda token: torch.from_numpy(step(token.item())[None])
-    return lambda token: model.lm_head(model.hidden_states(token[:, None], cache=cache)[:, -1])
 
 
 def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, generator=None):
@@ -91,13 +81,17 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, gen
     padding = torch.tensor([longest - n for n in lengths], device=weight.device)  # (B,)
     cache = KVCache(model, len(prompts), longest + max_new_tokens, padding)
     logits = model.lm_head(model.hidden_states(ids, cache=cache)[:, -1])  # (B, V)
-    step = None
+    fast = len(prompts) == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32
+    decoder = None
     for left in range(max_new_tokens, 0, -1):
         token = sample(logits, temperature, top_p, generator)  # (B,)
         yield token
-        if left > 1:
-            step = step or next_token_logits(model, cache)
-            logits = step(token)
+        if fast and left > 1:
+            from fast_decode import Decoder  # the same layers, in less time
+            decoder = decoder or Decoder(model, cache)
+            logits = torch.from_numpy(decoder.step(token.item())[None])
+        elif left > 1:
+            logits = model.lm_head(model.hidden_states(token[:, None], cache=cache)[:, -1])
 
 
 @torch.inference_mode()

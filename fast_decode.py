@@ -72,9 +72,8 @@ class Decoder:
 def joined_weights(model):
     """(head, [(qkv, scale, out, gate_up, down) of each layer]); a matrix is an array (in, out).
 
-    Joining them takes as long as writing ten tokens. So a frozen model keeps them until a weight
-    changes. A model in training does not: torch counts the changes of a parameter (`_version`),
-    except those by fused AdamW.
+    It takes as long as writing ten tokens, so a frozen model keeps them until a weight changes
+    (torch counts that in `_version`, except for fused AdamW: a model in training keeps none).
     """
     weights = list(model.parameters())
     changes = [0 if p.is_inference() else p._version for p in weights]

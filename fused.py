@@ -16,7 +16,6 @@ left out before (hidden[keep]).
 """
 import torch
 
-
 from losses import cross_entropy, divergence, total
 
 CHUNK = 2**22  # logits of one model held at a time: 16 MB in float32

@@ -70,9 +70,8 @@ def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
 def of_log_probabilities(name, log_q, log_p, mix=None):
     """D(p, q) of log-probabilities (..., V) -> (...): the formulas of DIVERGENCES.
 
-    At the ends of b the JSD's formula is 0 for every q. Near them JSD/b tends to KL(p || q) (b to
-    0) and JSD/(1-b) to KL(q || p) (b to 1). So b = 0 is defined as forward KL and b = 1 as reverse
-    KL, and the value jumps there: JSD(0.001) is about a thousandth of JSD(0).
+    At the ends of b the JSD's formula is 0 for every q. There the limits of JSD/b and JSD/(1-b) are
+    taken, forward and reverse KL: JSD(0.001) is about a thousandth of JSD(0).
     """
     if mix is None:
         mix = 0.5 if name == "jsd" else 0.1
@@ -113,10 +112,8 @@ def mixture(log_a, log_b, share):
 def scale(name, temperature):
     """tau^2, or tau for total variation: the gradient keeps its size at any temperature.
 
-    A gradient by the logits has one 1/tau from the chain rule. In the KL family the difference p -
-    q shrinks with another 1/tau (Hinton, Vinyals & Dean 2015, section 2). Total variation's
-    derivative by q is a sign, which does not shrink. With this factor alpha means the same at every
-    temperature.
+    The chain rule gives one 1/tau. In the KL family p - q shrinks with another (Hinton, Vinyals &
+    Dean 2015, section 2); total variation's derivative by q is a sign, which does not shrink.
     """
     return temperature if name == "total_variation" else temperature ** 2
 

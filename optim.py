@@ -4,10 +4,9 @@ Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momen
 value of the update is made about 1, so that rare directions move as far as common ones. It is for
 matrices between hidden layers; embeddings, the output matrix and norms stay with AdamW.
 
-torch.optim.Muon does its Newton-Schulz iteration in bfloat16, one matrix after the other. On a CPU
-without bfloat16 in hardware one step of it takes longer than the whole forward and backward pass,
-so it is written out here, matrices of one shape at a time, in bfloat16 only where that is fast; a
-test holds it to torch's.
+torch.optim.Muon iterates in bfloat16, one matrix after the other: on many CPUs slower than the
+whole forward and backward pass. Here matrices of one shape go together, in bfloat16 where it is
+fast; a test holds it to torch's.
 """
 import math
 

@@ -163,9 +163,8 @@ def pieces(server, request):
     yield from (chunk(i, role="assistant") for i in range(request.n))
     answers, written = [Answer() for _ in range(request.n)], 0
     generator = torch.Generator(server.model.embed_tokens.weight.device).manual_seed(request.seed)
-    temperature = request.temperature if request.temperature >= 0.01 else 0  # logits / 1e-40: inf
-    steps = decode_steps(server.model, [request.ids] * request.n, request.limit, temperature,
-                         request.top_p, generator)  # each (n,)
+    steps = decode_steps(server.model, [request.ids] * request.n, request.limit,
+                         request.temperature, request.top_p, generator)  # each (n,)
     while any(answer.reason is None for answer in answers):
         tokens = next(steps, None)
         tokens = [None] * request.n if tokens is None else tokens.tolist()

@@ -95,13 +95,6 @@ def layer_pairs(rule, student_layers, teacher_layers, flag):
     return pairs
 
 
-def make_projections(cfg, student, teacher, pairs):
-    """One matrix (D_student -> D_teacher) a pair where the widths differ, else none."""
-    if not cfg.hidden_weight or student.dim == teacher.dim:
-        return nn.ModuleList()
-    return nn.ModuleList(nn.Linear(student.dim, teacher.dim, bias=False) for _ in pairs)
-
-
 def hidden_term(cfg, pairs, projections, student, teacher, keep):
     """Mean over the pairs of the distance of the hidden states -> (N,)."""
     compare, values = dict(mse=hidden_mse, cosine=hidden_cosine)[cfg.hidden_loss], []
@@ -149,18 +142,11 @@ def relation_term(cfg, pairs, student, teacher, document, keep):
     return sum(values) / len(values)
 
 
-def check_heads(cfg, *models):
-    """UserError where queries, keys and values cannot be split into --relation-heads."""
-    for c in (m.config for m in models):
-        for heads in (c.n_heads, c.n_kv_heads):
-            check(cfg.relation_heads > 0 and heads * c.head_dim % cfg.relation_heads == 0,
-                  f"--relation-heads {cfg.relation_heads}: must divide {heads * c.head_dim}")
-
-
 def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
     mix = common.check_loss_flags(cfg)
     common.between(cfg, 0, 10**6, "logits_weight", "hidden_weight", "relation_weight")
+    common.positive(cfg, "relation_heads")
     check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "all three weights are 0")
     env = common.start(cfg)
 
@@ -170,9 +156,14 @@ def main(cfg):
     layers = model.config.n_layers, teacher.config.n_layers
     hidden_pairs = layer_pairs(cfg.hidden_layers, *layers, "--hidden-layers")
     relation_pairs = layer_pairs(cfg.relation_layers, *layers, "--relation-layers")
-    if cfg.relation_weight:
-        check_heads(cfg, model, teacher)
-    projections = make_projections(cfg, model.config, teacher.config, hidden_pairs).to(env.device)
+    for c in (model.config, teacher.config):
+        for width in (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim):
+            check(not cfg.relation_weight or width % cfg.relation_heads == 0,
+                  f"--relation-heads {cfg.relation_heads}: must divide {width}")
+    widths = model.config.dim, teacher.config.dim  # one matrix a pair where the widths differ
+    needed = cfg.hidden_weight and widths[0] != widths[1]
+    projections = nn.ModuleList(nn.Linear(*widths, bias=False)
+                                for _ in (hidden_pairs if needed else ())).to(env.device)
     train, val = open_text(cfg, tokenizer, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  env.dtype == "bf16")

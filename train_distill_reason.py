@@ -17,11 +17,8 @@ How it differs from the papers:
 1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 fine-tune pretrained students; here a
    student may also start from random weights, since the stories need no other knowledge.
 2. --target multi is Distilling step-by-step (Hsieh et al. 2023): chain and bare answer are two
-   tasks, two examples a question. There a prefix of the question names the task and two losses are
-   weighed; here the response's first token names it, <think> or <answer>, after the question has
-   been read, every token weighs the same, and the chain ends with its answer. Left to itself the
-   model takes either (a coin that costs ln 2 nats a response); `eval.py --target cot` or `--target
-   answer` begins the response for it.
+   tasks, two examples a question. There a prefix of the question names the task; here the
+   response's first token does, <think> or <answer>, and `eval.py --target` begins with it.
 3. The tags are single control ids, so their weight reaches them and nothing else.
 
 What the chain is worth is seen beside the same rows with --target answer, the bare answers, or

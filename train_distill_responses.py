@@ -3,11 +3,9 @@
     loss = 1/n_valid * sum over response tokens t of  -ln q(y_t | question, y_<t),
     y what the teacher said: sequence-level distillation (Kim & Rush 2016)
 
-The teacher's distribution over whole answers is out of reach, but an answer is a draw from it: with
-such draws, cross-entropy is KL(teacher || student) over answers but for a constant. So the loop is
-that of train_pretrain.py, and `diff` shows no more than flags: who wrote the text is what counts.
-Any file of chats or instructions will do (formats: dataset/formats.py), whoever wrote the answers:
-    {"conversations": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+An answer is a draw from the teacher's distribution over whole answers: with such draws,
+cross-entropy is KL(teacher || student) but for a constant. So the loop is that of
+train_pretrain.py. Any file of chats or instructions will do (formats: dataset/formats.py).
 
 Where a row has a thought and an answer, such as those of blackbox/generate.py, the student learns
     --target full      all of it as plain text, no tags: the thought, then "#### " and the answer
@@ -22,10 +20,8 @@ The last line but one:              out/student-responses.pt: validation ce ... 
 How it differs from Kim & Rush 2016:
 1. They take the teacher's likeliest answer, found by beam search; here answers are sampled, one a
    question or several, at a temperature, and the wrong ones are dropped where that can be told.
-2. They distil machine translation; here every assistant turn of a conversation counts, and no
-   question does.
-3. They also mix in the teacher's distribution of each token: train_distill_logits.py, on the same
-   file, for whoever has the teacher's weights.
+2. They distil machine translation; here the assistant's turns count.
+3. They also mix in the teacher's distribution of each token: train_distill_logits.py.
 """
 from dataclasses import dataclass
 from typing import Literal

@@ -43,8 +43,9 @@ def what_it_is_of(cfg, data):
 def read_about(cfg):
     """The description of --cache, or UserError."""
     try:
-        return json.loads((Path(cfg.cache) / "about.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        about = json.loads((Path(cfg.cache) / "about.json").read_text(encoding="utf-8"))
+        return about | dict(kind=about["kind"])  # a set of stories has an about.json, too
+    except (OSError, ValueError, LookupError, TypeError):
         raise UserError(f"--cache {cfg.cache}: no cache; python dataset/teacher_cache.py makes "
                         "one") from None
 

@@ -253,8 +253,10 @@ def documents_of(path, first, lines, skip_bad_lines=False, report=None, parse=pa
             elif text.strip():
                 yield number, parse(json.loads(text))
         except (BadRow, ValueError, TypeError, AttributeError, RecursionError) as error:
-            if not isinstance(error, BadRow):  # not JSON, not UTF-8, or a value that cannot be
-                error = BadRow("broken JSON (plain text must be in a .txt file)", str(error))
+            if not isinstance(error, BadRow):
+                broken = isinstance(error, (ValueError, RecursionError))  # or not UTF-8
+                error = BadRow("broken JSON (plain text must be in a .txt file)" if broken else
+                               "a value of a wrong type", str(error))
             where = f"{show(path)}:{number}"
             check(skip_bad_lines, f"{where}: {error}; mend the line, or --skip-bad-lines")
             note(report, error.reason, 1, [where])

@@ -26,11 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, check, run, sha256_file, show  # noqa: E402
 from dataset import stories  # noqa: E402
 from dataset.formats import read_documents  # noqa: E402
-from dataset.stories import (DISTRACTORS, NAMES, OBJECTS, TEMPLATES, WORDS,  # noqa: E402
+from dataset.stories import (DISTRACTORS, NAMES, OBJECTS, PATIENCE, TEMPLATES, WORDS,  # noqa: E402
                              draw_templates, join, kind_of, person_and_thing, pool, split_of,
                              tell, write_set)
-
-PATIENCE = 20_000  # draws until a problem is left out
 
 
 @dataclass

@@ -22,9 +22,8 @@ Of several teachers with one tokenizer (`teacher_cache.py out/b.pt --teacher out
 sampled keep the mean distribution (Hinton, Vinyals & Dean 2015, section 5: an ensemble). Both are
 of one temperature, which the training must share: the normaliser of another one is not in them.
 
-Rows are found by the number of their window, so shuffling, a second epoch and accumulation find the
-same one. about.json, written first, has all that the training must share; then comes one .npy for
-every SHARD windows and quantity. What is there is done: after a stop the same command goes on.
+about.json, written first, has all that the training must share; then comes one .npy for every SHARD
+windows and quantity. After a stop the same command goes on.
 """
 import json
 import math
@@ -42,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
 import common
 from common import OUT, check, show
-from dataset.cache_reader import SAME, SHARD, missing, shard_path, what_it_is_of
+from dataset.cache_reader import NAMES, SAME, SHARD, missing, shard_path, what_it_is_of
 from dataset.windows import open_data, tensors
 from losses import log_softmax
 
@@ -112,7 +111,7 @@ def write_shard(folder, number, teachers, data, about, env):
             parts.setdefault(name, []).append(value.cpu().numpy())
     small = np.uint16 if about["vocab_size"] <= 2**16 else np.uint32
     types = dict(ids=small, log_p=np.float16, hidden=np.float16)
-    for name in sorted(parts, reverse=True):
+    for name in (*NAMES[about["kind"]], "label_ce"):
         array = np.concatenate(parts[name])
         with np.errstate(over="ignore"):  # checked in the next line
             stored = array.astype(types.get(name, np.float32))

@@ -325,8 +325,6 @@ def eval_batches(data, batch, limit=0, device="cpu"):
 @torch.no_grad()
 def validation_ce(model, val, cfg, env):
     """Cross-entropy on validation data, nats a counted token; each rank reads its share."""
-    was_training = model.training
-    model.eval()
     ce_sum = count = 0.0
     batches = eval_batches(val, cfg.batch, cfg.eval_windows, env.device)
     for x, y, document, weight in itertools.islice(batches, env.rank, None, env.world):  # (B, T)
@@ -335,7 +333,6 @@ def validation_ce(model, val, cfg, env):
             logits = model(x, document, keep)  # (N, V)
         ce_sum += cross_entropy(logits, y[keep]).sum().item()
         count += keep.sum().item()
-    model.train(was_training)
     ce_sum, count = common.sum_over_ranks([ce_sum, count], env)
     check(count > 0, f"--val {cfg.val}: no token counts")
     return ce_sum / count

@@ -258,6 +258,16 @@ def test_an_unfinished_cache_goes_on_to_the_same_bytes(make, opened, monkeypatch
         assert "already made" in make.said
 
 
+def test_what_says_that_a_file_is_there_is_written_last(make, monkeypatch):
+    """A kill between two quantities: the cache says that it is made, and the training finds no ids."""
+    order, save = [], np.save
+    monkeypatch.setattr(np, "save", lambda file, array: (order.append(file.name), save(file, array)))
+    for kind in ("topk", "sampled", "hidden"):
+        make(kind=kind, fresh=True)
+        assert "label_ce" in order[-1] and not any("label_ce" in name for name in order[:-1])
+        order.clear()
+
+
 @pytest.mark.parametrize("name", ["about.json", "thesis.txt"])
 def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(name, make, tmp_path):
     """dataset/stories.py writes an about.json, too: --fresh would have removed it and all beside it."""

@@ -208,7 +208,7 @@ def test_the_knobs_reach_the_sampling(start, says, tiny_tokenizer):
     nulls = dict.fromkeys(("temperature", "top_p", "max_tokens", "n", "seed", "stop", "stream"))
     for knobs, used in ((dict(temperature=0.7, top_p=0.9, max_tokens=7), (7, 0.7, 0.9)),
                         (dict(temperature=openai.NOT_GIVEN), (room, 1, 1)), (nulls, (room, 1, 1)),
-                        (dict(temperature=1e-30), (room, 0, 1)),
+                        (dict(temperature=1e-30), (room, 1e-30, 1)),
                         (dict(max_completion_tokens=9, top_p=0), (9, 0, 0)),
                         (dict(max_completion_tokens=9, max_tokens=3), (3, 0, 1)),
                         (dict(max_tokens=10**12, seed=-2**63 + 1), (room, 0, 1))):

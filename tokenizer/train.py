@@ -37,7 +37,7 @@ class Config:
 def texts(path):
     """Yield the texts of a file. UserError for a line that is not JSON."""
     with open(path, encoding="utf-8", errors="replace") as file:
-        if path.endswith(".txt"):
+        if path.lower().endswith(".txt"):
             yield file.read(CHARACTERS)
             return
         for number, line in enumerate(file, 1):
@@ -45,10 +45,10 @@ def texts(path):
             try:
                 json.loads(line.strip() or "{}", object_hook=lambda node: found.extend(
                     value for key, value in node.items() if key in KEYS and isinstance(value, str)))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise UserError(f"{show(path)}:{number}: not JSON") from None
             for value in found:
-                parts = MARKS.split(CALCULATOR.sub("", value))
+                parts = MARKS.split(CALCULATOR.sub("", value.encode(errors="ignore").decode()))
                 yield from (part.strip() for part in parts) if len(parts) > 1 else parts
 
 
