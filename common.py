@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import errno
 import fcntl
 import hashlib
 import inspect
@@ -165,8 +166,9 @@ def atomic_write(path, mode="wb"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        error.filename = str(path)  # a failed write() does not name its file
+    except OSError as error:  # a failed write() does not name its file, numpy's not even the reason
+        error.filename, error.errno = str(path), error.errno or errno.ENOSPC
+        error.strerror = error.strerror or str(error)
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -305,10 +305,10 @@ def write_report(cfg, results, rows):
             lines.append(f"- {model} ({found['verdict']}): `{text}`")
         lines.append("")
     figures = dict(data=show(cfg.data), versions=v, results=results)
-    common.write_file(f"{cfg.out}.md", "\n".join(lines))
-    common.write_file(f"{cfg.out}.json", json.dumps(figures, indent=1))
     if rows:
         common.write_file(f"{cfg.out}.answers.jsonl", common.json_lines(rows))
+    common.write_file(f"{cfg.out}.json", json.dumps(figures, indent=1))
+    common.write_file(f"{cfg.out}.md", "\n".join(lines))
 
 
 def row_of(cfg, result, state):

@@ -86,7 +86,7 @@ def read_request(data, server):
     for name, (default, types, least, most) in FIELDS.items():
         value = body.get(name, default)
         if type(value) not in types or not least <= value <= most:
-            raise Refusal(400, f"{name}: must be {types[0].__name__}, {least} to {most}", name)
+            raise Refusal(400, f"{name}: must be {types[-1].__name__}, {least} to {most}", name)
         setattr(request, name, value)
     request.stop = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop", [])
     if len(request.stop) > 4 or not all(isinstance(s, str) and s for s in request.stop):

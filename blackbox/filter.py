@@ -61,7 +61,7 @@ VERDICTS = {"truncated": "truncation", "format": "format", "no answer": "answer"
             "wrong answer": "answer", "refused": "answer", "failed": "answer",
             "too short": "length"}  # of generate.py; the others drop nothing
 FAULTS = {"a tag that stands": "format", "an empty answer": "answer",  # how a BadRow begins
-          "a conversation that does not end": "answer"}
+          "a conversation that does not end": "answer", "a user turn without text": "format"}
 HEADER = {"seed", "temperature", "max_new_tokens"}  # keys of the first line of an OUT.all.jsonl
 MAX_LENGTH = 20_000                          # characters of a row
 RUN, RUN_UNSPACED, INSTRUCTION = 13, 26, 20  # words; letters; questions that share a run

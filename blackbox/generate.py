@@ -33,8 +33,8 @@ import checkpoints
 import common
 from blackbox.client import Client, finished
 from common import OUT, UserError, between, check, positive, show
-from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, counted, parse_response_text,
-                             prompt_ids, read_documents, turn_row)
+from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, counted, is_text,
+                             parse_response_text, prompt_ids, read_documents, turn_row)
 from dataset.verify import answer_in, parse_response, question_of, verdict
 from decoding import generate
 
@@ -77,6 +77,7 @@ MIN_CHARS = 100  # of a document
 def read_prompts(cfg):
     """The prompts of --input: [(turns as they are sent, what is known about them)]. Only in rows
     of blackbox/prompts.py, told by their "operation", "source" and "label" are ours."""
+    check(not is_text(cfg.input), f"{show(cfg.input)}: plain text has no rows; name a .jsonl file")
     prompts, report = [], {}
     for line, (row, turns, known) in read_documents(
             cfg.input, cfg.skip_bad_lines, report, parse=lambda row: (row, *question_of(row))):

@@ -42,7 +42,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, between, check, command, json_lines, run, show, write_file
+from common import OUT, between, check, command, json_lines, lock, run, show, write_file
 from dataset import stories, suites
 from dataset.formats import (BadRow, Turn, bad_lines_text, counted, is_text, read_documents,
                              turn_row)
@@ -278,9 +278,10 @@ def main(cfg):
         print(f"did not apply: {counted(missed)}")
     check(rows, f"{show(cfg.input)} gives no prompt")
     data = json_lines(rows).encode(errors="replace")  # an id may have half a letter
-    check(cfg.fresh or not out.exists() or out.read_bytes() == data,
-          f"{show(out)} is there with other rows; choose another --out, or --fresh")
-    write_file(out, data)
+    with lock(out, wait=True):
+        check(cfg.fresh or not out.exists() or out.read_bytes() == data,
+              f"{show(out)} is there with other rows; choose another --out, or --fresh")
+        write_file(out, data)
     for key in ("operation", "label"):
         print(f"{key}: {counted(Counter(row[key] for row in rows))}")
     traces = show(out.with_name("traces-" + out.name))

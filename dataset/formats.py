@@ -125,11 +125,13 @@ def parse_turns(rows, need_reply, report):
             turn.learned = row.get("weight", 1) != 0
             if not (turn.content.strip() or turn.answer):
                 raise BadRow("an empty answer")
-        if turn.role == "user" and not turn.content.strip():
+        if need_reply and turn.role == "user" and not turn.content.strip():
             raise BadRow("a user turn without text")
         if turn.content or turn.role != "system":
             turns.append(turn)
-    if not turns or need_reply and turns[-1].role != "assistant":
+    if not turns:
+        raise BadRow("no answer before a turn that uses tools")
+    if need_reply and turns[-1].role != "assistant":
         raise BadRow("a conversation that does not end with an answer")
     return turns
 
@@ -207,7 +209,8 @@ def chunks(path, limit=0):
 
     limit: only the first so many rows of a .jsonl file. UserError if the file cannot be read.
     """
-    check(Path(path).is_file(), f"{show(path)} does not exist; bash speedrun.sh makes the default "
+    check(not Path(path).is_dir(), f"{show(path)} is a folder; name a file")
+    check(Path(path).exists(), f"{show(path)} does not exist; bash speedrun.sh makes the default "
                                 "data, or name a file of yours")
     check(not (limit and is_text(path)), f"{show(path)} is plain text and has no rows to limit; "
                                          "leave --documents out")

@@ -165,7 +165,8 @@ def main(cfg):
     size, tokens = sum(p.stat().st_size for p in folder.glob("*-*.npy")), data["meta"]["supervised"]
     print(f"{show(folder)}: {'made' if todo else 'already made'}, {tokens:,} tokens, "
           f"{size / max(tokens, 1):.0f} bytes each, {size / 1e6:,.1f} MB")
-    flags = {name: getattr(cfg, name) for name in cfg.given & {"data", *SAME, "temperature"}}
+    flags = {name: getattr(cfg, name) for name in
+             sorted(cfg.given & {"data", *SAME, "temperature", "skip_bad_lines"})}
     print("next: " + common.command("train_distill_logits.py", name="student-cached", cache=folder,
                                     **flags))
 

@@ -177,6 +177,7 @@ def write_windows(path, folder, tokenizer, settings, documents, source):
     total, report, size = Counter(), {}, os.path.getsize(path)
     began = shown = time.time()
     with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)  # after an error
         files = [stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in NAMES]
         for arrays, numbers, more in cut_all(tokenizer, path, settings, documents):
             for file, array in zip(files, arrays):
@@ -193,13 +194,14 @@ def write_windows(path, folder, tokenizer, settings, documents, source):
         for file in files:
             file.flush()
             os.fsync(file.fileno())
-    check(total["windows"], f"{show(path)}: " + (
-        f"every document is longer than the window; --window {total['longest'] - 1} holds all"
-        if total["too_long"] else f"nothing to learn from; {bad_lines_text(report) or 'no row'}"))
-    padding = 1 - total["tokens"] / (total["windows"] * (window + 1))
-    write_file(temporary / "meta.json", json.dumps(dict(
-        total, window=window, source_sha256=source, padding_share=padding, left_out=report)))
-    os.rename(temporary, folder)
+        why = f"nothing to learn from; {bad_lines_text(report) or 'no row'}"
+        if total["too_long"]:
+            why = f"all documents are longer than the window; --window {total['longest'] - 1} fits"
+        check(total["windows"], f"{show(path)}: {why}")
+        padding = 1 - total["tokens"] / (total["windows"] * (window + 1))
+        write_file(temporary / "meta.json", json.dumps(dict(
+            total, window=window, source_sha256=source, padding_share=padding, left_out=report)))
+        os.rename(temporary, folder)
 
 
 def cut_all(tokenizer, path, settings, documents):
