@@ -91,7 +91,7 @@ def prompts_of(data, number, window):
 
 
 def pack(pairs, window, pad):
-    """(prompt, response) pairs -> a dict as open_data has it, packed as prepare.py packs; the
+    """(prompt, response) pairs -> a dict as open_data has it, packed as windows.py packs; the
     response counts, the prompt and the padding do not."""
     packed = Packed(window + 1)
     for prompt, response in pairs:
