@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import errno
 import fcntl
+import functools
 import hashlib
 import inspect
 import json
@@ -341,6 +342,7 @@ def finish(env):
 
 # --- log ------------------------------------------------------------------------------------------
 
+@functools.cache
 def versions():
     """What a result depends on: Python, torch, numpy, threads, commit, machine."""
     import numpy

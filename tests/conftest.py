@@ -25,6 +25,7 @@ import torch
 import common
 from model import ModelConfig, Transformer
 
+os.fsync = lambda file: None  # the tests write thousands of small files, and no power is cut
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
 TINY = dict(vocab_size=300, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48,
