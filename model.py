@@ -184,7 +184,7 @@ class Transformer(nn.Module):
         features: a list that gets a dict a block: its output `hidden` (B, T, D), and q, k, v.
 
         document (B, T): a token sees the tokens before it with its own document number. None: it
-        sees all before it (and in the cache, but for the left padding that the cache knows of).
+        sees all before it (and in the cache, except the left padding that the cache knows of).
         """
         B, T = ids.shape
         start = cache.length if cache else 0

@@ -4,7 +4,7 @@
     y what the teacher said: sequence-level distillation (Kim & Rush 2016)
 
 An answer is a draw from the teacher's distribution over whole answers: with such draws,
-cross-entropy is KL(teacher || student) but for a constant. So the loop is that of
+cross-entropy is KL(teacher || student) up to a constant. So the loop is that of
 train_pretrain.py. Any file of chats or instructions will do (formats: dataset/formats.py).
 
 Where a row has a thought and an answer, such as those of blackbox/generate.py, the student learns

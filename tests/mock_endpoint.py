@@ -18,7 +18,7 @@ HANG = 60.0  # seconds: longer than any client here waits, shorter than a test m
 
 
 def said(content, finish_reason="stop", **message):
-    """The body of a reply, but for what is alike in all."""
+    """The body of a reply, except what is alike in all."""
     message = dict(role="assistant", content=content, **message)
     return dict(choices=[dict(index=0, message=message, finish_reason=finish_reason)])
 

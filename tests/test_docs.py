@@ -1,6 +1,5 @@
 """The words around the code: twins agree, figures come from rows, commands and files exist."""
 import importlib
-import json
 import re
 import shlex
 

@@ -8,7 +8,6 @@ import torch
 import checkpoints
 from common import UserError
 from losses import hidden_cosine, hidden_mse
-from model import SIZES
 from train_distill_features import Config, hidden_term, layer_pairs, relation_kl, relation_term
 
 B, T = 2, 6

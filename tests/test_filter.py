@@ -15,7 +15,7 @@ import common
 from blackbox.filter import REASONS, leak, read_questions, read_row, runs
 from blackbox.near import words
 from dataset import stories
-from dataset.formats import parse_row, read_documents
+from dataset.formats import read_documents
 
 ASKED = "Mia has 12 apples and buys 5 more. How many apples does she have now?"
 GOOD = {"question": ASKED, "answer": "She has 12+5=17 apples.\n#### 17"}

@@ -53,7 +53,7 @@ def test_prompts_are_what_stands_before_the_responses(data, tiny_tokenizer):
 
 
 def test_plain_text_is_asked_for_its_second_half():
-    """No prompt: everything counts, but for the first token, which nothing foretells."""
+    """No prompt: everything counts, except the first token, which nothing predicts."""
     text = dict(ids=np.arange(9)[None], mask=np.array([[0] + [1] * 8]), document=np.ones((1, 9), int))
     assert prompts_of(text, 0, 8) == [[0, 1, 2, 3]]
 

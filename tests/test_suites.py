@@ -9,7 +9,7 @@ import pytest
 
 from common import UserError, sha256_file
 from dataset import stories, suites
-from dataset.formats import Turn, parse_row, prompt_ids, read_documents
+from dataset.formats import Turn, parse_row, prompt_ids
 from dataset.stories import NAMES, OBJECTS, OPS, TEMPLATES, make_story, split_of
 from dataset.suites import (CHANGES, IN_MEAN, SUITES, Config, drawn, main, read_suites,
                             sentences, text_of)
