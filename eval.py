@@ -5,24 +5,20 @@
 Always float32: bf16 rounds the logits. What the columns mean:
     ce, bits/byte  cross-entropy, nats a counted token (of a conversation: the assistant's turns);
                    the same per byte of text: comparable between tokenizers
-    KL, agree      KL(teacher || model) in nats, and how often both have the same likeliest token;
-                   the teacher is --teacher, else the first checkpoint
-    exact          share of questions with the right answer, greedy, with Wilson's 95 % interval;
-                   an answer that ran into the limit is wrong
+    KL, agree      KL(teacher || model) in nats; how often both have the same likeliest token
+    exact          share of right answers, greedy, with Wilson's 95 % interval; cut off is wrong
     format         share of answers in exactly the form that the model was trained on
     ECE            calibration error: how far confidence and accuracy of the likeliest token differ
     copy           share of tokens right when a random sequence is read for the second time
     repeats        share of an answer's 4-grams that came before; limit: answers that ran into it
-    suites         accuracy on each of --suites (dataset/suites.py), the points that it differs
-                   from the same problems unchanged, and McNemar's p of that
+    suite          accuracy on it, points against the same problems unchanged, McNemar's p of that
     majority       the most frequent of --samples answers at a --temperature is right (Wang et al.
                    2023); best of k: one of k is right (Chen et al. 2021), no vote can do better
-    prefill, decode   prompt tokens read and tokens written a second, at batch 1 and 32
-    first token, answer   ms to the first token after half a context; of a whole greedy answer
+    tok/s          tokens written a second; ms to the first one after half a context, of an answer
 """
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,7 +30,7 @@ import checkpoints
 import common
 import speed
 from common import OUT, check, show
-from dataset.formats import Turn, bad_lines_text, parse_row, prompt_ids, read_documents
+from dataset.formats import bad_lines_text, parse_row, prompt_ids, read_documents
 from dataset.suites import IN_MEAN, read_suites
 from dataset.verify import agree, extract_answer, opening, parse_number, parse_response, verdict
 from dataset.windows import eval_batches, open_data
@@ -66,8 +62,7 @@ class Config:
 @torch.inference_mode()
 def score(model, tokenizer, teacher, data, cfg):
     """Cross-entropy, bits a byte, KL to the teacher and top-1 agreement over all counted tokens."""
-    device, sums = model.embed_tokens.weight.device, defaultdict(float)
-    text_bytes, sure, right = 0, [], []
+    device, sums, seen = model.embed_tokens.weight.device, Counter(), []
     bytes_of = torch.as_tensor(tokenizer.token_bytes, device=device)  # (V,)
     for x, y, document, weight in eval_batches(data, cfg.batch, device=device):
         keep = weight > 0                                     # (B, T)
@@ -78,101 +73,74 @@ def score(model, tokenizer, teacher, data, cfg):
             teacher_logits = teacher(x, document, keep)       # (N, V)
             sums["kl"] += forward_kl(logits, teacher_logits).double().sum().item()
             sums["agreement"] += (logits.argmax(-1) == teacher_logits.argmax(-1)).sum().item()
-        sure.append(confidence)
-        right.append(likeliest == y)
-        text_bytes += bytes_of[y].sum().item()
-    tokens = sum(map(len, right))
-    check(tokens > 0, f"--data {cfg.data}: no token counts")
-    ece, reliability = calibration(torch.cat(sure).cpu().numpy(), torch.cat(right).cpu().numpy())
-    return {name: value / tokens for name, value in sums.items()} | dict(
-        bits_per_byte=sums["ce"] / math.log(2) / max(text_bytes, 1), counted_tokens=tokens,
-        ece=ece, reliability=reliability)
+        sums["bytes"] += bytes_of[y].sum().item()
+        seen.append((confidence, likeliest == y))
+    sure, right = (torch.cat(some).cpu().numpy() for some in zip(*seen))
+    check(len(right), f"--data {cfg.data}: no token counts")
+    bits, (ece, reliability) = sums["ce"] / math.log(2), calibration(sure, right)
+    return dict(bits_per_byte=bits / max(sums.pop("bytes"), 1), counted_tokens=len(right), ece=ece,
+                reliability=reliability, **{key: value / len(right) for key, value in sums.items()})
 
 
 @torch.inference_mode()
 def copy_probe(model, data):
-    """Read random pieces of the test set twice: share of the second reading that it foresees.
-
-    Only a copying head can do that (Olsson et al. 2022).
-    """
-    device = model.embed_tokens.weight.device
+    """Share of random tokens, read twice, that it foresees the second time (Olsson et al. 2022)."""
     length = min(24, model.config.max_seq_len // 2)
     used = np.unique(data["ids"][:200][data["mask"][:200] > 0])
-    ids = np.random.default_rng(0).choice(used, (64, length)).astype(np.int64)
-    twice = torch.from_numpy(np.concatenate([ids, ids], axis=1)).to(device)  # (64, 2 * length)
-    foreseen = model(twice)[:, length:-1].argmax(-1)                         # (64, length - 1)
+    ids = torch.from_numpy(np.random.default_rng(0).choice(used, (64, length)).astype(np.int64))
+    twice = ids.repeat(1, 2).to(model.embed_tokens.weight.device)  # (64, 2 * length)
+    foreseen = model(twice)[:, length:-1].argmax(-1)               # (64, length - 1)
     return (foreseen == twice[:, length + 1:]).float().mean().item()
 
-
-# --- what a model answers -------------------------------------------------------------------------
 
 def answer(model, tokenizer, questions, target, cfg, **sampling):
     """Answers to conversations -> a dict each, see `judge`. sampling: of decoding.sample; none:
     greedy. A --target begins the response: it tells a model of two forms which one to give."""
     begun = opening(tokenizer, cfg.target)  # nothing for "auto"
     prompts = [prompt_ids(tokenizer, turns, target) + begun for turns in questions]
-    replies = [dict(response="", answer=None, tokens=0, repeats=0.0, ended=False,
-                    well_formed=False, verdict="prompt too long") for _ in prompts]
+    written = [[] for _ in prompts]  # a prompt that fills the context stays so
     fits = [i for i, prompt in enumerate(prompts) if len(prompt) < model.config.max_seq_len]
     fits.sort(key=lambda i: len(prompts[i]))  # equal lengths together: little padding
-    for start in range(0, len(fits), cfg.batch):
-        some = fits[start:start + cfg.batch]
+    for some in (fits[start:start + cfg.batch] for start in range(0, len(fits), cfg.batch)):
         rows = generate(model, [prompts[i] for i in some], cfg.max_new_tokens, {tokenizer.end},
                         **sampling)
         for i, ids in zip(some, rows):
-            replies[i] = judge(tokenizer, begun + ids, questions[i][-1], target)
-    return replies
+            written[i] = begun + ids
+    return [judge(tokenizer, ids, turns[-1], target) for ids, turns in zip(written, questions)]
 
 
 def judge(tokenizer, ids, reference, target):
     """Generated ids against the reference turn: what was answered, and whether it is right.
-
     The answer is the <answer> span. Without one it is what extract_answer finds if the right answer
-    is a number, else the whole reply.
-    """
+    is a number, else the whole reply. No ids: the question did not fit the context."""
     parsed = parse_response(tokenizer, ids, target)
-    got, wanted = parsed["answer"], reference.answer
-    if wanted is None:
-        wanted = extract_answer(reference.content) or reference.content
+    wanted = reference.answer or extract_answer(reference.content) or reference.content
+    got, text = parsed["answer"], parsed["text"]
     if got is None:
-        is_number = parse_number(wanted) is not None
-        got = extract_answer(parsed["text"]) if is_number else parsed["text"].strip()
+        got = text.strip() if parse_number(wanted) is None else extract_answer(text)
     # The format has a column of its own; here only the answer and its end count.
-    return parsed | dict(response=tokenizer.decode(ids, show_control=True), answer=got,
-                         tokens=len(ids), repeats=repetition(ids),
-                         verdict=verdict(wanted, got, parsed["ended"], True))
-
-
-def tally(replies):
-    """Exact match with its interval, format rate, length, and the verdicts counted."""
-    n, verdicts = len(replies), Counter(r["verdict"] for r in replies)
-
-    def mean(key):
-        return sum(r[key] for r in replies) / n
-    return dict(n=n, exact=verdicts["ok"] / n, exact_interval=wilson(verdicts["ok"], n),
-                format=mean("well_formed"), answer_tokens=mean("tokens"), repeats=mean("repeats"),
-                limit=verdicts["truncated"] / n, verdicts=dict(sorted(verdicts.items())))
+    found = verdict(wanted, got, parsed["ended"], True) if ids else "prompt too long"
+    return dict(response=tokenizer.decode(ids, show_control=True), answer=got, verdict=found,
+                ended=parsed["ended"], format=parsed["well_formed"], answer_tokens=len(ids),
+                repeats=repetition(ids))
 
 
 def vote(model, tokenizer, questions, target, cfg):
     """--samples answers to each question, and what a vote makes of them -> (figures, [answers]).
-
-    best_of: [[k, share]] for k = 1, 2, 4 .. samples; tokens: mean of all samples of a question.
-    """
-    n = cfg.samples
+    best_of: [[k, share]] for k = 1, 2, 4 .. samples; tokens: of all samples of a question, mean."""
+    n, count = cfg.samples, len(questions)
     generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(cfg.seed)
     replies = answer(model, tokenizer, [q for q in questions for _ in range(n)], target, cfg,
                      temperature=cfg.temperature, generator=generator)
     samples = [replies[i:i + n] for i in range(0, len(replies), n)]
-    chosen = [majority([r["answer"] if r["ended"] else None for r in some], agree)
-              for some in samples]
-    won = sum(i is not None and some[i]["verdict"] == "ok" for i, some in zip(chosen, samples))
-    right = [sum(r["verdict"] == "ok" for r in some) for some in samples]
-    sizes = sorted({2 ** i for i in range(n.bit_length())} | {n})
-    figures = dict(samples=n, temperature=cfg.temperature, majority=won / len(samples),
-                   majority_interval=wilson(won, len(samples)),
-                   best_of=[[k, sum(pass_at(k, n, c) for c in right) / len(right)] for k in sizes],
-                   tokens=sum(r["tokens"] for r in replies) / len(samples))
+    right = [[r["answer"] for r in some if r["verdict"] == "ok"] for some in samples]
+    won = sum(majority([r["answer"] for r in some if r["ended"]], agree) in ok
+              for some, ok in zip(samples, right))
+    best_of = [[k, sum(pass_at(k, n, len(ok)) for ok in right) / count]
+               for k in sorted({2 ** i for i in range(n.bit_length())} | {n})]
+    figures = dict(samples=n, temperature=cfg.temperature, best_of=best_of, majority=won / count,
+                   majority_interval=wilson(won, count),
+                   tokens=sum(r["answer_tokens"] for r in replies) / count)
     return figures, [[r["answer"] for r in some] for some in samples]
 
 
@@ -185,8 +153,7 @@ def robustness(model, tokenizer, suites, target, cfg):
     """
     right, found = {}, {}
     for name, rows in suites.items():  # clean is the first
-        questions = [[Turn(**turn) for turn in row["conversations"]] if name == "hostile"
-                     else parse_row(row) for row in rows]  # a hostile question may be empty
+        questions = [parse_row(row, need_reply=False) for row in rows]  # hostile: may be empty
         replies = answer(model, tokenizer, questions, target, cfg)
         if name == "hostile":
             found[name] = dict(n=len(rows), ended=sum(r["ended"] for r in replies),
@@ -203,7 +170,33 @@ def robustness(model, tokenizer, suites, target, cfg):
     return dict(suites=found, suite_mean=sum(exact.values()) / len(exact), suites_right=text)
 
 
-# --- the report: a column of a table is (head, function of a result) ------------------------------
+def evaluate(cfg, loaded, teacher, window, questions, suites):
+    """Everything except speed about one model -> (figures, its answers)."""
+    model, tokenizer, state = loaded
+    trained = state.get("run_config", {}).get("target")
+    own = trained if trained in ("answer", "full") else "cot"  # of several forms: the chains
+    target = own if cfg.target == "auto" else cfg.target
+    data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
+    same = tokenizer.fingerprint == teacher[1].fingerprint  # else a KL has no meaning
+    tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
+    result = dict(parameters=model.num_parameters(), window=window, train_tokens=tokens,
+                  **score(model, tokenizer, teacher[0] if same else None, data, cfg),
+                  copy=copy_probe(model, data), too_long=data["meta"]["too_long"])
+    replies = answer(model, tokenizer, questions, target, cfg)
+    n, verdicts = len(replies), Counter(sorted(r["verdict"] for r in replies))
+    if questions:
+        result |= dict(n=n, exact=verdicts["ok"] / n, exact_interval=wilson(verdicts["ok"], n),
+                       limit=verdicts["truncated"] / n, verdicts=verdicts)
+        for key in ("format", "answer_tokens", "repeats"):
+            result[key] = sum(r[key] for r in replies) / n
+    replies = [dict(response=r["response"], verdict=r["verdict"]) for r in replies]
+    if questions and cfg.samples:
+        result["vote"], samples = vote(model, tokenizer, questions, target, cfg)
+        replies = [reply | dict(samples=some) for reply, some in zip(replies, samples)]
+    if suites:
+        result |= robustness(model, tokenizer, suites, target, cfg)
+    return result, replies
+
 
 def figure(key, form=".1%"):
     """A column's function: a figure, with its 95 % interval if there is one. A dash if there is no
@@ -216,23 +209,19 @@ def figure(key, form=".1%"):
     return cell
 
 
-MODEL, LENGTH = ("model", figure("model", "")), ("answer tokens:", figure("answer_tokens", ".1f"))
+MODEL, EXACT = ("model", figure("model", "")), ("exact:", figure("exact"))
 SCOREBOARD = [
     MODEL, ("parameters:", figure("parameters", ",d")),
     ("train tokens:", figure("train_tokens", ",d")), ("ce:", figure("ce", ".4f")),
     ("bits/byte:", figure("bits_per_byte", ".3f")), ("KL:", figure("kl", ".4f")),
-    ("agree:", figure("agreement")), ("exact:", figure("exact")),
-    ("format:", figure("format")), ("tok/s batch 1:", figure("decode1", ",.0f")),
-    ("batch 32:", figure("decode32", ",.0f"))]
+    ("agree:", figure("agreement")), EXACT, ("format:", figure("format")),
+    ("tok/s batch 1:", figure("decode1", ",.0f")), ("batch 32:", figure("decode32", ",.0f"))]
 DETAILS = [
-    MODEL, ("ECE:", figure("ece", ".4f")), ("copy:", figure("copy")), LENGTH,
-    ("repeats:", figure("repeats")), ("limit:", figure("limit")),
-    ("too long for ce:", figure("too_long", ",d"))]
-SPEED = [
-    MODEL, ("prefill 1:", figure("prefill1", ",.0f")), ("prefill 32:", figure("prefill32", ",.0f")),
-    ("decode 1:", figure("decode1", ",.0f")), ("decode 32:", figure("decode32", ",.0f")),
-    ("first token ms:", figure("first_ms", ",.1f")), ("answer p50 ms:", figure("p50_ms", ",.1f")),
-    ("answer p95 ms:", figure("p95_ms", ",.1f")), ("MB peak:", figure("peak_mb", ",.1f"))]
+    MODEL, ("ECE:", figure("ece", ".4f")), ("copy:", figure("copy")),
+    ("answer tokens:", figure("answer_tokens", ".1f")), ("repeats:", figure("repeats")),
+    ("limit:", figure("limit")), ("too long for ce:", figure("too_long", ",d")),
+    ("first token ms:", figure("first_ms", ",.1f")), ("answer ms:", figure("p50_ms", ",.1f")),
+    ("MB peak:", figure("peak_mb", ",.1f")), ("mean of the suites:", figure("suite_mean"))]
 
 
 def keeps(results):
@@ -246,69 +235,43 @@ def keeps(results):
         for r in results[1:] if first.get("exact") and "decode1" in first and "decode1" in r)
 
 
-def suite_table(results):
-    """A line a suite, a column a model: accuracy, points against clean, McNemar's p."""
-    def column(r):
-        *suites, hostile = r["suites"].values()
-        return [*(f"{figure('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
-                  for s in suites),
-                f"{r['suite_mean']:.1%}",
-                f"{hostile['ended']} of {hostile['n']}, {hostile['refused']}"]
-    names = [*results[0]["suites"]][:-1] + ["**mean**", "hostile texts: ended, refused as too long"]
-    heads = ["suite (95 %), points against clean", *(f"{r['model']}:" for r in results)]
-    return markdown(" | ".join(heads), zip(names, *map(column, results)))
-
-
 def tables(results):
     """Every table that has figures, one under the other."""
     first, found = results[0], [table(results, SCOREBOARD), keeps(results), table(results, DETAILS)]
     if "vote" in first:
         lines = [r | r["vote"] | dict(r["vote"]["best_of"]) for r in results]
-        sizes, n = dict(first["vote"]["best_of"]), first["vote"]["samples"]
-        found.append(table(lines, [
-            MODEL, ("greedy:", figure("exact")), (f"majority of {n}:", figure("majority")),
-            *((f"best of {k}:", figure(k)) for k in sizes), LENGTH,
-            (f"of {n}:", figure("tokens", ".1f"))]))
-    if "suites" in first:
-        found.append(suite_table(results))
-    if any("decode1" in r for r in results):
-        found.append(table(results, SPEED))
-    return "\n\n".join(filter(None, found))
+        best_of = ((f"best of {k}:", figure(k)) for k, _ in first["vote"]["best_of"])
+        found.append(table(lines, [MODEL, EXACT, ("majority:", figure("majority")), *best_of,
+                                   ("tokens:", figure("tokens", ".1f"))]))
 
-def check_flags(cfg):
-    """UserError for a value that cannot be, and for an output that would replace another's file."""
-    common.between(cfg, 0, 2**32 - 1, "questions", "samples", "temperature", "seed")
-    common.positive(cfg, "max_new_tokens", "batch")
-    check((cfg.samples > 0) == (cfg.temperature > 0),
-          "--samples needs a --temperature above 0 (0.7, say), and --temperature needs --samples")
-    for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"'),
-                         (f"{cfg.out}.answers.jsonl", '{"question"'), (cfg.row, '{"recipe"')):
-        if path and Path(path).exists():
-            with open(path, encoding="utf-8", errors="replace") as file:
-                check(file.read(len(begins)) in (begins, ""),
-                      f"{show(path)} is there and not of this script; choose another name")
+    def on(s):  # a suite; hostile texts have no right answer
+        if "ended" in s:
+            return f"{s['ended']} of {s['n']} ended, {s['refused']} too long"
+        return f"{figure('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
+    if "suites" in first:
+        heads = ["suite (95 %), points against clean", *(f"{r['model']}:" for r in results)]
+        found.append(markdown(" | ".join(heads), [
+            [name, *(on(r["suites"][name]) for r in results)] for name in first["suites"]]))
+    return "\n\n".join(filter(None, found))
 
 
 def write_report(cfg, results, rows):
     """OUT.md: the tables, and the answers to the first five questions. OUT.json: the figures.
     OUT.answers.jsonl: a row a question, with what every model answered."""
     v = common.versions()
-    about = (f"{show(cfg.data)}; ce in windows of {results[0]['window']}; KL and agreement against "
-             f"{results[0]['teacher']}; float32, {v['threads']} threads, {v['machine']}, "
-             f"torch {v['torch']}.")
-    lines = ["# Scoreboard", "", about, "", tables(results), ""]
-    for number, row in enumerate(rows[:5], 1):
-        lines += [f"### Question {number}", "", row["question"], "",
-                  f"Right answer: **{row['right']}**", ""]
+    text = (f"# Scoreboard\n\n{show(cfg.data)}; ce in windows of {results[0]['window']}; KL and "
+            f"agreement against {results[0]['teacher']}; float32, {v['threads']} threads, "
+            f"{v['machine']}, torch {v['torch']}.\n\n{tables(results)}\n")
+    for n, row in enumerate(rows[:5], 1):
+        text += f"\n### Question {n}\n\n{row['question']}\n\nRight answer: **{row['right']}**\n\n"
         for model, found in row["answers"].items():
-            text = found["response"].replace("\n", " ")
-            lines.append(f"- {model} ({found['verdict']}): `{text}`")
-        lines.append("")
-    figures = dict(data=show(cfg.data), versions=v, results=results)
+            line = found["response"].replace("\n", " ")
+            text += f"- {model} ({found['verdict']}): `{line}`\n"
     if rows:
         common.write_file(f"{cfg.out}.answers.jsonl", common.json_lines(rows))
+    figures = dict(data=show(cfg.data), versions=v, results=results)
     common.write_file(f"{cfg.out}.json", json.dumps(figures, indent=1))
-    common.write_file(f"{cfg.out}.md", "\n".join(lines))
+    common.write_file(f"{cfg.out}.md", text)
 
 
 def row_of(cfg, result, state):
@@ -318,44 +281,24 @@ def row_of(cfg, result, state):
     evaluation = {flag: getattr(cfg, flag) for flag in flags}
     if cfg.suites:
         evaluation["suites_sha256"] = common.sha256_file(Path(cfg.suites) / "about.json")
-    trained = {key: state.get(key) for key in ("inputs", "train_seconds", "tokens", "supervised",
-                                               "best_step")}
+    trained = ("inputs", "train_seconds", "tokens", "supervised", "best_step")
     return dict(
-        recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run, **trained,
-        val_ce=state.get("best_ce"), trained_with=state.get("versions"), test_data=show(cfg.data),
+        recipe=cfg.recipe or result["model"], seed=run.get("seed"), config=run,
+        **{key: state.get(key) for key in trained}, val_ce=state.get("best_ce"),
+        trained_with=state.get("versions"), test_data=show(cfg.data),
         test_sha256=common.sha256_file(cfg.data), versions=common.versions(), evaluation=evaluation,
         metrics={k: v for k, v in result.items() if k not in ("model", "teacher")})
 
 
-def evaluate(cfg, loaded, teacher, window, questions, suites):
-    """Everything except speed about one model -> (figures, its answers)."""
-    model, tokenizer, state = loaded
-    target, inputs = cfg.target, state.get("inputs", {})
-    if target == "auto":  # bare answers are compared with bare answers
-        target = state.get("run_config", {}).get("target", "cot")
-        target = "cot" if target in ("multi", "mixed") else target
-    data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
-    same = tokenizer.fingerprint == teacher[1].fingerprint  # else a KL has no meaning
-    result = dict(parameters=model.num_parameters(), window=window,
-                  train_tokens=state.get("tokens", 0) + inputs.get("init_tokens", 0),
-                  **score(model, tokenizer, teacher[0] if same else None, data, cfg),
-                  copy=copy_probe(model, data), too_long=data["meta"]["too_long"])
-    replies = answer(model, tokenizer, questions, target, cfg)
-    if questions:
-        result |= tally(replies)
-    replies = [dict(response=r["response"], verdict=r["verdict"]) for r in replies]
-    if questions and cfg.samples:
-        result["vote"], samples = vote(model, tokenizer, questions, target, cfg)
-        replies = [reply | dict(samples=some) for reply, some in zip(replies, samples)]
-    if suites:
-        result |= robustness(model, tokenizer, suites, target, cfg)
-    return result, replies
-
-
 def main(cfg):
     """Evaluate every checkpoint, measure speed, write report and rows."""
+    common.between(cfg, 0, 2**32 - 1, "questions", "samples", "temperature", "seed")
+    common.positive(cfg, "max_new_tokens", "batch")
+    check((cfg.samples > 0) == (cfg.temperature > 0), "--samples and --temperature need each other")
+    for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"')):
+        text = Path(path).read_text("utf-8", "replace") if Path(path).exists() else begins
+        check(text.startswith(begins), f"{show(path)} is not of this script; choose another name")
     cfg.checkpoints, bad = cfg.checkpoints or [str(OUT / "teacher.pt")], {}
-    check_flags(cfg)
     conversations = [document for _, document in read_documents(cfg.data, cfg.skip_bad_lines, bad)
                      if not isinstance(document, str)]
     if bad:
@@ -370,9 +313,8 @@ def main(cfg):
     # One window for all, the smallest that one was trained on: beyond it a model knows no position.
     window = min(state.get("run_config", {}).get("window", model.config.max_seq_len)
                  for model, _, state in loaded)
-    rows = [dict(question=" ".join(turn.content for turn in before),
-                 right=last.content if last.answer is None else last.answer, answers={})
-            for *before, last in questions]
+    rows = [dict(question=" ".join(t.content for t in before), right=last.answer or last.content,
+                 answers={}) for *before, last in questions]
     results = []
     for name, one in zip(names, models):
         result, answers = evaluate(cfg, one, teacher, window, questions, suites)
@@ -385,8 +327,7 @@ def main(cfg):
         measured = speed.measure(cfg.checkpoints, conversations[:20], device)
         results = [result | more for result, more in zip(results, measured)]
         write_report(cfg, results, rows)
-    print("\n" + tables(results) + f"\n\nwritten: {show(cfg.out)}.md, .json"
-          + (", .answers.jsonl" if rows else ""))
+    print(f"\n{tables(results)}\n\nwritten: {show(cfg.out)}.*")
     if cfg.row:
         common.append_rows(cfg.row, [row_of(cfg, result, state)
                                      for result, (_, _, state) in zip(results, models)])

@@ -19,10 +19,8 @@ def wilson(successes, n, z=1.959964):
 
 def mcnemar(first, second):
     """Are two models (or one, on two versions of the questions) right equally often? -> exact p.
-
-    first, second: bools, one a question. Only the questions on which they differ count: each side
-    should win half of these (McNemar 1947; two-sided, the exact binomial form).
-    """
+    first, second: bools, one a question. Of the questions on which they differ, each side should
+    win half (McNemar 1947; two-sided, the exact binomial form)."""
     pairs = list(zip(first, second, strict=True))
     n, wins = sum(a != b for a, b in pairs), sum(a > b for a, b in pairs)
     tail = sum(math.comb(n, k) for k in range(min(wins, n - wins) + 1))
@@ -43,29 +41,23 @@ def calibration(confidence, hit, bins=15):
 
 
 def repetition(ids, n=4):
-    """Share of an answer's n-grams that it has said before: 0 none, near 1 a loop.
-
-    seq-rep-n of Welleck et al. 2020, section 6.1. ids: a list; shorter than n: 0.
-    """
+    """Share of an answer's n-grams (ids: a list) that it has said before: 0 none, near 1 a loop.
+    seq-rep-n of Welleck et al. 2020, section 6.1; 0 if it is shorter than n."""
     grams = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def majority(answers, same):
-    """Place of the answer that most answers agree with, the first of equals; None: no answer.
-
-    answers: texts; None and blank ones do not vote. same(a, b): are two answers one?
-    """
+    """The answer that most answers agree with, the first of equals; None: nobody answered.
+    None and blank texts do not vote. same(a, b): are two answers one?"""
     counts = Counter(text for text in answers if text and text.strip())
     votes = {text: sum(counts[other] for other in counts if same(text, other)) for text in counts}
-    return answers.index(max(votes, key=votes.get)) if votes else None  # max: the first of equals
+    return max(votes, key=votes.get, default=None)
 
 
 def pass_at(k, n, right):
-    """Chance that one of k answers is right, k drawn from n of which `right` are: pass@k.
-
-    Unbiased for k fresh answers (Chen et al. 2021, eq. 1); at k = n: 1 if any is right.
-    """
+    """pass@k: the chance that one of k answers is right, drawn from n of which `right` are.
+    Unbiased for k fresh answers (Chen et al. 2021, eq. 1)."""
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
@@ -80,5 +72,5 @@ def markdown(head, rows):
 
 def table(lines, columns):
     """A Markdown table; a column is (head, function of a line)."""
-    return markdown(" | ".join(head for head, _ in columns),
-                    [[cell(line) for _, cell in columns] for line in lines])
+    rows = [[cell(line) for _, cell in columns] for line in lines]
+    return markdown(" | ".join(head for head, _ in columns), rows)
