@@ -1,11 +1,8 @@
-"""Talk to a model in the terminal.
+"""Talk to a model in the terminal. --top shows what white-box distillation teaches.
 
     python chat.py out/teacher.pt                        each line is a new question
     python chat.py out/teacher.pt --prompt "Mia has 3 pears. She buys 4 more. How many has she now?"
     python chat.py out/student-logits.pt --complete "Once upon a time" --top 5
-
---top N then lists the N likeliest tokens at each place, with their probabilities: what white-box
-distillation teaches, where a label has only the token itself.
 """
 import contextlib
 from dataclasses import dataclass
@@ -14,8 +11,7 @@ from typing import Literal
 import torch
 
 import checkpoints
-import common
-from common import OUT, UserError, between, check, positive
+from common import OUT, UserError, between, check, run
 from dataset.formats import Turn, prompt_ids
 from dataset.verify import opening
 from decoding import stream
@@ -33,58 +29,46 @@ class Config:
     seed: int = 0                  # of what is drawn at a temperature
 
 
-def write(model, tokenizer, ids, new, cfg, generator):
-    """Print what follows ids as it comes, `new` (how the answer begins) first; then --top."""
-    most = model.config.max_seq_len - len(new) - 1
-    check(0 < len(ids) <= most, f"the text has {len(ids)} tokens; 1 to {most} fit the context")
-    printed = 0
-    for token in stream(model, ids + new, cfg.max_new_tokens, {tokenizer.end},
-                        temperature=cfg.temperature, generator=generator):
+def write(model, tokenizer, text, cfg, how):
+    """Print the answer, or how a text goes on, as it comes; then --top. how: to draw a token."""
+    ids = tokenizer.encode(text) if cfg.complete else prompt_ids(tokenizer, [Turn("user", text)])
+    new, printed = opening(tokenizer, cfg.target), 0
+    check(0 < len(ids) < model.config.max_seq_len - len(new),
+          f"the text has {len(ids)} tokens; that does not fit the context")
+    for token in stream(model, ids + new, cfg.max_new_tokens, {tokenizer.end}, **how):
         new = new + [token]
-        text = tokenizer.decode(new, show_control=True)
-        if not text.endswith("\ufffd"):  # a character may take several byte tokens: wait for them
-            print(text[printed:], end="", flush=True)
-            printed = len(text)
-    print(text[printed:])
+        said = tokenizer.decode(new, show_control=True)
+        if not said.endswith("\ufffd"):  # a character may take several byte tokens: wait for them
+            print(said[printed:], end="", flush=True)
+            printed = len(said)
+    print(tokenizer.decode(new, show_control=True)[printed:])
     if cfg.top:
         read = torch.tensor([ids + new[:-1]], device=model.embed_tokens.weight.device)  # (1, T)
-        probabilities = model(read)[0, len(ids) - 1:].softmax(-1)                       # (new, V)
-        for token, p in zip(new, probabilities):
-            best = p.topk(min(cfg.top, len(p)))
-            cells = [f"{tokenizer.decode([t], show_control=True)!r} {q:.3f}"
-                     for t, q in zip(best.indices.tolist(), best.values.tolist())]
-            print(f"{tokenizer.decode([token], show_control=True)!r:>14} <- {'  '.join(cells)}")
+        best = model(read)[0, len(ids) - 1:].softmax(-1).topk(min(cfg.top, tokenizer.vocab_size))
+        for token, ps, top in zip(new, best.values.tolist(), best.indices.tolist()):  # (new, N)
+            name, *names = (repr(tokenizer.decode([i], show_control=True)) for i in [token, *top])
+            print(f"{name:>14} <- " + "  ".join(f"{other} {p:.3f}" for other, p in zip(names, ps)))
 
 
 def main(cfg):
     """Answer --prompt, go on with --complete, or answer line by line until an empty one."""
-    positive(cfg, "max_new_tokens")
-    between(cfg, 0, 2**32 - 1, "top", "seed", "temperature")
-    paths = cfg.checkpoint or [OUT / "teacher.pt"]
-    check(len(paths) == 1, f"{paths}: one checkpoint at a time")
-    check(not cfg.complete or not {"prompt", "target"} & cfg.given,
-          "--complete goes on with plain text: no --prompt or --target beside it")
+    between(cfg, 0, 2**32 - 1, "top", "temperature", "max_new_tokens", "seed")
+    path, *others = cfg.checkpoint or [OUT / "teacher.pt"]
+    check(not others and not (cfg.complete and {"prompt", "target"} & cfg.given),
+          "one checkpoint at a time, and --complete without --prompt and --target")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer, _ = checkpoints.load_model(paths[0], device)
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    if cfg.complete:
-        return write(model, tokenizer, tokenizer.encode(cfg.complete), [], cfg, generator)
-
-    def answer(question):
-        """Print the model's answer."""
-        ids = prompt_ids(tokenizer, [Turn("user", question)])
-        write(model, tokenizer, ids, opening(tokenizer, cfg.target), cfg, generator)
-
-    if cfg.prompt:
-        return answer(cfg.prompt)
+    model, tokenizer, _ = checkpoints.load_model(path, device)
+    how = dict(temperature=cfg.temperature, generator=torch.Generator(device).manual_seed(cfg.seed))
+    if text := cfg.complete or cfg.prompt:
+        return write(model, tokenizer, text, cfg, how)
     print("each line is a new question; an empty line ends")
     with contextlib.suppress(EOFError):
-        while question := input("> ").strip():
+        while text := input("> ").strip():
             try:
-                answer(question)
+                write(model, tokenizer, text, cfg, how)
             except UserError as error:
                 print(f"error: {error}")
 
 
 if __name__ == "__main__":
-    common.run(main, Config)
+    run(main, Config)
