@@ -14,7 +14,8 @@ Always float32: bf16 rounds the logits. What the columns mean:
     suite          accuracy on it, points against the same problems unchanged, McNemar's p of that
     majority       the most frequent of --samples answers at a --temperature is right (Wang et al.
                    2023); best of k: one of k is right (Chen et al. 2021), no vote can do better
-    tok/s          tokens written a second; ms to the first one after half a context, of an answer
+    tok/s          tokens written a second, at batch 1 and 32
+    ms             to the first token after half a context; of a whole greedy answer, the median
 """
 import json
 import math
@@ -120,9 +121,8 @@ def judge(tokenizer, ids, reference, target):
         got = text.strip() if parse_number(wanted) is None else extract_answer(text)
     # The format has a column of its own; here only the answer and its end count.
     found = verdict(wanted, got, parsed["ended"], True) if ids else "prompt too long"
-    return dict(response=tokenizer.decode(ids, show_control=True), answer=got, verdict=found,
-                ended=parsed["ended"], format=parsed["well_formed"], answer_tokens=len(ids),
-                repeats=repetition(ids))
+    return parsed | dict(response=tokenizer.decode(ids, show_control=True), answer=got,
+                         verdict=found, answer_tokens=len(ids), repeats=repetition(ids))
 
 
 def vote(model, tokenizer, questions, target, cfg):
@@ -186,8 +186,9 @@ def evaluate(cfg, loaded, teacher, window, questions, suites):
     n, verdicts = len(replies), Counter(sorted(r["verdict"] for r in replies))
     if questions:
         result |= dict(n=n, exact=verdicts["ok"] / n, exact_interval=wilson(verdicts["ok"], n),
-                       limit=verdicts["truncated"] / n, verdicts=verdicts)
-        for key in ("format", "answer_tokens", "repeats"):
+                       limit=verdicts["truncated"] / n, verdicts=verdicts,
+                       format=sum(r["well_formed"] for r in replies) / n)
+        for key in ("answer_tokens", "repeats"):
             result[key] = sum(r[key] for r in replies) / n
     replies = [dict(response=r["response"], verdict=r["verdict"]) for r in replies]
     if questions and cfg.samples:
@@ -242,7 +243,7 @@ def tables(results):
         lines = [r | r["vote"] | dict(r["vote"]["best_of"]) for r in results]
         best_of = ((f"best of {k}:", figure(k)) for k, _ in first["vote"]["best_of"])
         found.append(table(lines, [MODEL, EXACT, ("majority:", figure("majority")), *best_of,
-                                   ("tokens:", figure("tokens", ".1f"))]))
+                                   ("tokens of all:", figure("tokens", ".1f"))]))
 
     def on(s):  # a suite; hostile texts have no right answer
         if "ended" in s:

@@ -1,6 +1,8 @@
 """Claims about eval.py: every figure of the table against a number made another way."""
 import json
 import math
+import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,27 +24,30 @@ def report(call, tiny_world, out_dir):
         done = call("eval", *checkpoints, f"--data={tiny_world.val}", f"--out={out_dir / 'report'}",
                     "--no-speed", "--questions=6", "--max-new-tokens=12", *flags)
         assert done.status == 0, done.err
-        text = (out_dir / "report.md").read_text(encoding="utf-8")
+        figures, text, rows = ((out_dir / f"report.{end}").read_text(encoding="utf-8")
+                               for end in ("json", "md", "answers.jsonl"))
         assert all(line in done.out for line in text.splitlines() if line.startswith("|"))
-        with (out_dir / "report.answers.jsonl").open(encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        return json.loads((out_dir / "report.json").read_text(encoding="utf-8"))["results"], text, rows
+        return json.loads(figures)["results"], text, [*map(json.loads, rows.splitlines())]
     return run
 
 
 @pytest.fixture
 def written(monkeypatch):
-    """A function: `written(ids)`: from here on every model writes these ids."""
-    return lambda ids: monkeypatch.setattr(evaluation, "generate",
-                                           lambda model, prompts, *_: [ids for _ in prompts])
+    """A function: `written(ids)`: from here on every model writes these ids -> a mock that was asked."""
+    def write(ids):
+        asked = Mock(side_effect=lambda model, prompts, *_: [ids for _ in prompts])
+        monkeypatch.setattr(evaluation, "generate", asked)
+        return asked
+    return write
 
 
 def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world, tiny_tokenizer):
     """Packing, masks, batches and sums must not reach the table; bits are per byte of counted text."""
-    results, _, _ = report([tiny_world.teacher, tiny_world.init])
-    teacher, model = (checkpoints.load_model(path)[0] for path in (tiny_world.teacher, tiny_world.init))
+    paths = [tiny_world.teacher, tiny_world.init]
+    [itself, found], _, _ = report(paths)
+    teacher, model = (checkpoints.load_model(path)[0] for path in paths)
     ce = kl = agree = tokens = size = 0
-    bins = [[0, 0.0, 0] for _ in range(15)]  # tokens, confidence, hits
+    bins = [0.0] * 15  # hits - confidence
     for _, document in read_documents(tiny_world.val):
         ids, mask = encode_document(tiny_tokenizer, document)
         keep, x = torch.tensor(mask[1:]) > 0, torch.tensor([ids[:-1]])
@@ -52,62 +57,64 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
         kl += F.kl_div(log_q, log_p, reduction="sum", log_target=True).item()
         agree += (logits.argmax(-1) == theirs.argmax(-1)).sum().item()
         for q, label in zip(log_q.exp().tolist(), labels.tolist()):
-            entry = bins[min(int(max(q) * 15), 14)]
-            entry[0], entry[1], entry[2] = (entry[0] + 1, entry[1] + max(q),
-                                            entry[2] + (q.index(max(q)) == label))
+            bins[min(int(max(q) * 15), 14)] += (q.index(max(q)) == label) - max(q)
         tokens += len(labels)
         size += len(tiny_tokenizer.decode(labels).encode())
-    assert results[1]["counted_tokens"] == tokens
-    assert results[1]["ce"] == pytest.approx(ce / tokens, rel=1e-5)
-    assert results[1]["kl"] == pytest.approx(kl / tokens, rel=1e-5)
-    assert results[1]["agreement"] == agree / tokens
-    assert results[1]["bits_per_byte"] == pytest.approx(ce / math.log(2) / size, rel=1e-5)
-    ece = sum(abs(hits - confidence) for _, confidence, hits in bins) / tokens
-    assert results[1]["ece"] == pytest.approx(ece, abs=1e-5)
-    assert results[0]["kl"] == 0 and results[0]["agreement"] == 1  # the teacher against itself
+    assert found["counted_tokens"] == tokens and found["agreement"] == agree / tokens
+    for key, value in dict(ce=ce / tokens, kl=kl / tokens, ece=sum(map(abs, bins)) / tokens,
+                           bits_per_byte=ce / math.log(2) / size).items():
+        assert found[key] == pytest.approx(value, rel=1e-5), key
+    assert itself["kl"] == 0 and itself["agreement"] == 1  # the teacher against itself
 
 
 def test_the_report_has_the_tables_and_the_answers(report, tiny_world):
     """One table for people, one file for programs, and what the models really answered."""
     results, text, rows = report([tiny_world.teacher, tiny_world.init])
-    assert [r["model"] for r in results] == ["teacher", "init"]
-    assert all(r["parameters"] == 63_744 and r["n"] == 6 for r in results)
-    assert text.count("### Question") == 5 and text.count("- teacher (") == 5
+    assert [(r["model"], r["parameters"], r["n"]) for r in results] == [
+        ("teacher", 63_744, 6), ("init", 63_744, 6)]
+    assert text.count("### Question") == text.count("- teacher (") == 5
     documents = [document for _, document in read_documents(tiny_world.val)]
     assert documents[0][0].content in text and "Right answer: **3**" in text
-    assert len(rows) == 6 and all(set(row["answers"]) == {"teacher", "init"} for row in rows)
     assert [row["right"] for row in rows] == [document[-1].answer for document in documents]
+    assert all(set(row["answers"]) == {"teacher", "init"} for row in rows)
 
 
 def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
     """A figure without its config, seed, data and machine cannot be made again. A majority of 4 at
-    temperature 1 and one of 32 at 0.5 are two figures."""
+    temperature 1 and one of 32 at 0.5 are two figures. Samples repeat, and follow their seed."""
     call("train_pretrain", *tiny_world.flags("pretrain", name="student", seed=5, steps=2))
     rows = out_dir / "rows.jsonl"
     report([out_dir / "student.pt"], f"--row={rows}", "--recipe=alone")
-    report([out_dir / "student.pt"], f"--row={rows}", "--samples=2", "--temperature=1", "--seed=3")
-    first, second = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
+    three, again, four = (report([out_dir / "student.pt"], f"--row={rows}", "--samples=2",
+                                 "--temperature=1", f"--seed={seed}")[2] for seed in (3, 3, 4))
+    assert three == again != four and len(three[0]["answers"]["student"]["samples"]) == 2
+    first, second, *_ = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
     assert first["recipe"] == "alone" and first["seed"] == 5 and first["config"]["steps"] == 2
     assert first["inputs"]["data_sha256"] and first["test_sha256"] and first["versions"]["torch"]
-    assert first["tokens"] > first["supervised"] and first["metrics"]["window"] == 143
-    assert first["metrics"]["ce"] == second["metrics"]["ce"] and first["val_ce"] > 0
+    assert first["tokens"] > first["supervised"] > 0 and first["metrics"]["window"] == 143
+    assert all(first[key] > 0 for key in ("val_ce", "train_seconds", "best_step"))
     assert second["recipe"] == "student" and second["metrics"]["vote"]["samples"] == 2
     assert second["evaluation"] == first["evaluation"] | dict(temperature=1, seed=3)
-    for key in ("supervised", "train_seconds", "best_step"):
-        assert first[key] > 0
 
 
 def test_the_tables_by_hand():
-    """A suite of 2 problems at 50 % says nothing; a model agrees with itself: no finding."""
-    result = dict(model="m", teacher="t", kl=0.5, suite_mean=0.5,
-                  suites=dict(clean=dict(n=2, exact=0.5, exact_interval=wilson(1, 2), drop=0.25, p=1.0),
-                              hostile=dict(n=9, ended=8, refused=1)))
-    assert evaluation.suite_table([result]).splitlines()[2:] == [
-        "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| **mean** | 50.0% |",
-        "| hostile texts: ended, refused as too long | 8 of 9, 1 |"]
+    """A suite of 2 problems at 50 % says nothing; a model agrees with itself: no finding. The line that
+    everybody quotes is of the first model, not of the last."""
+    first = dict(model="teacher", teacher="teacher", kl=0.0, exact=0.8, parameters=1000, decode1=100,
+                 decode32=500, suites=dict(clean=dict(n=2, exact=0.5, exact_interval=wilson(1, 2),
+                                                      drop=0.25, p=1.0),
+                                           hostile=dict(n=9, ended=8, refused=1)))
+    other = dict(model="student", teacher="teacher", kl=0.5, exact=0.6, parameters=250, decode1=250,
+                 decode32=2000)
+    assert evaluation.tables([first]).splitlines()[-2:] == [
+        "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| hostile | 8 of 9 ended, 1 too long |"]
     columns = [("KL:", evaluation.figure("kl", ".2f")), ("ce:", evaluation.figure("ce", ".2f"))]
-    assert table([result, result | dict(model="t", ce=1)], columns).splitlines() == [
+    assert table([other, first | dict(ce=1)], columns).splitlines() == [
         "| KL | ce |", "|---:|---:|", "| 0.50 | - |", "| - | 1.00 |"]
+    assert evaluation.keeps([first, other]) == (
+        "- student keeps 75.0% of teacher's accuracy at 25% of its parameters and 2.5 times its "
+        "speed at batch 1, 4.0 at batch 32")
+    assert evaluation.keeps([first | dict(exact=0.0), other]) == evaluation.keeps([first]) == ""
 
 
 def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
@@ -122,8 +129,7 @@ def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
     assert results[1]["bits_per_byte"] > 0
 
 
-def test_all_models_are_scored_at_the_smallest_window_that_one_was_trained_at(report, call, tiny_world,
-                                                                             out_dir):
+def test_all_models_are_scored_at_the_smallest_trained_window(report, call, tiny_world, out_dir):
     """Beyond its window a model has learned no position: the score would be of extrapolation."""
     for name, window in (("short", 100), ("long", 143)):
         call("train_pretrain", *tiny_world.flags("pretrain", name=name, window=window, steps=1))
@@ -132,82 +138,63 @@ def test_all_models_are_scored_at_the_smallest_window_that_one_was_trained_at(re
     assert report([out_dir / "long.pt"])[0][0]["window"] == 143
 
 
-def suite(name, sources, answers, question="2 + 3?"):
-    """Rows of a suite, made by hand."""
-    thought = {} if name == "hostile" else dict(reasoning_content="So.")
-    return [{"conversations": [dict(role="user", content=question),
-                               dict(role="assistant", content=answer, **thought)],
-             "source": source} for source, answer in zip(sources, answers)]
-
-
 def test_suites_are_paired_with_their_own_clean_problems(written, tiny_world, tiny_tokenizer):
     """Unpaired, a suite of fewer or easier problems would look like robustness."""
+    def suite(answers, *sources, question="2 + 3?"):
+        return [dict(question=question, answer=f"#### {answer}", source=source)
+                for answer, source in zip(answers, sources)]
     written(say(tiny_tokenizer, "<think>So.</think><answer>7</answer>"))
-    suites = {"clean": suite("clean", ["clean0", "clean1", "clean2"], "775"),
-              "typos": suite("typos", ["clean2", "clean0"], "75"),  # wrong -> right, right -> wrong
-              "names": suite("names", ["clean0", "clean1"], "59"),
-              "hostile": suite("hostile", ["", ""], "00", "Why? " * 99)}
+    suites = dict(clean=suite("775", "a", "b", "c"), names=suite("59", "a", "b"),
+                  typos=suite("75", "c", "a"),  # wrong -> right, right -> wrong
+                  hostile=suite("00", "", "", question="Why? " * 99))
     model = checkpoints.load_model(tiny_world.teacher)[0]
     found = evaluation.robustness(model, tiny_tokenizer, suites, "cot", evaluation.Config())
     assert found["suites"]["clean"]["exact"] == 2 / 3
     for name, drop, p in (("clean", 0, 1), ("typos", 0, 1), ("names", 1, 0.5)):
         assert (found["suites"][name]["drop"], found["suites"][name]["p"]) == (drop, p)
-    assert found["suites"]["hostile"] == dict(n=2, ended=0, refused=2)
-    assert found["suite_mean"] == 0.25
+    assert found["suites"]["hostile"] == dict(n=2, ended=0, refused=2) and found["suite_mean"] == 0.25
     assert found["suites_right"] == dict(clean="110", typos="0-1", names="00-")
 
 
 def test_the_copy_probe_knows_a_copier_from_a_parrot(tiny_world, tiny_tokenizer):
     """A probe that a model without any copying passes measures something else."""
     data = open_data(tiny_world.val, tiny_tokenizer, 143)
-
-    class Model:
-        config, embed_tokens = type("C", (), dict(max_seq_len=160)), torch.nn.Embedding(1, 1)
-
-        def __init__(self, back):
-            self.back = back
-
-        def __call__(self, ids):  # says what it heard so many tokens ago
-            return F.one_hot(ids.roll(self.back, 1), tiny_tokenizer.vocab_size)
-
-    assert evaluation.copy_probe(Model(23), data) == 1
-    assert evaluation.copy_probe(Model(0), data) < 0.2
+    for back, least, most in ((23, 1, 1), (0, 0, 0.2)):  # says what it heard so many tokens ago
+        model = Mock(side_effect=lambda ids: F.one_hot(ids.roll(back, 1), tiny_tokenizer.vocab_size))
+        model.config.max_seq_len, model.embed_tokens.weight.device = 160, "cpu"
+        assert least <= evaluation.copy_probe(model, data) <= most
 
 
 def say(tokenizer, text, end=True):
     """Ids of a response whose tags are control pieces."""
-    ids = []
-    for part in text.replace("<", "\n<").replace(">", ">\n").split("\n"):
-        tags = {"<think>": tokenizer.think, "</think>": tokenizer.end_think,
-                "<answer>": tokenizer.answer, "</answer>": tokenizer.end_answer}
-        ids += [tags[part]] if part in tags else tokenizer.encode(part)
-    return ids + [tokenizer.end] * end
+    t = tokenizer
+    tags = dict(zip("<think> </think> <answer> </answer>".split(),
+                    (t.think, t.end_think, t.answer, t.end_answer)))
+    parts = [[tags[part]] if part in tags else t.encode(part) for part in re.split("(<.*?>)", text)]
+    return sum(parts, []) + [t.end] * end
 
 
 def test_an_answer_is_judged_by_its_answer_and_its_end(tiny_tokenizer):
     """An answer that ran into the limit is wrong, even if the right number stands in it. A question
     of knowledge has no number in its answer: every model would score 0 %."""
+    t = tiny_tokenizer
     for said, wanted, verdict in (("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
                                   ("It is 14.", "So 14", "ok")):
-        ids = say(tiny_tokenizer, said)
-        assert judge(tiny_tokenizer, ids, Turn("assistant", wanted), "cot")["verdict"] == verdict
+        assert judge(t, say(t, said), Turn("assistant", wanted), "cot")["verdict"] == verdict
     for text, end, verdict, well_formed in (
             ("<think>3 + 4 = 7.</think><answer>7</answer>", True, "ok", True),
             ("<think>3 + 4 = 7.</think><answer>7</answer>", False, "truncated", False),
             ("<think>3 + 4 = 8.</think><answer>8</answer>", True, "wrong answer", True),
-            ("<answer>7</answer>", True, "ok", False),
-            ("3 + 4 = 7", True, "ok", False),
+            ("<answer>7</answer>", True, "ok", False), ("3 + 4 = 7", True, "ok", False),
             ("<think>3 + 4 = 7.</think><answer>7 or 8</answer>", True, "wrong answer", True),
             ("<think></think><answer></answer>", True, "no answer", True),
             ("<answer><answer><think></answer>", True, "no answer", False),
             ("", True, "no answer", False)):
-        ids = say(tiny_tokenizer, text, end)
-        found = judge(tiny_tokenizer, ids, Turn("assistant", "", None, "7"), "cot")
+        found = judge(t, say(t, text, end), Turn("assistant", "", None, "7"), "cot")
         assert (found["verdict"], found["well_formed"], found["ended"]) == (verdict, well_formed, end)
 
 
-def test_a_model_that_always_says_the_same_or_never_ends_scores_so(written, report, tiny_world,
-                                                                  tiny_tokenizer):
+def test_a_constant_or_endless_model_scores_so(written, report, tiny_world, tiny_tokenizer):
     """Constant models are where a score that is always good, or a loop that never ends, shows."""
     for end in (True, False):
         ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>", end)
@@ -219,32 +206,20 @@ def test_a_model_that_always_says_the_same_or_never_ends_scores_so(written, repo
         assert result["limit"] == 1 - end and result["answer_tokens"] == len(ids)
 
 
-def test_what_a_student_keeps_by_hand():
-    """The line that everybody quotes: of the first model, not of the last."""
-    first = dict(model="teacher", exact=0.8, parameters=1000, decode1=100, decode32=500)
-    other = dict(model="student", exact=0.6, parameters=250, decode1=250, decode32=2000)
-    assert evaluation.keeps([first, other]) == (
-        "- student keeps 75.0% of teacher's accuracy at 25% of its parameters and 2.5 times its "
-        "speed at batch 1, 4.0 at batch 32")
-    assert evaluation.keeps([first | dict(exact=0.0), other]) == evaluation.keeps([first]) == ""
-
-
 def test_speed_and_memory_are_a_models_own(tiny_world, tmp_path):
     """A child inherits its parent's ru_maxrss: every model would show what eval.py itself had used.
     FAULTS 11: a process that was killed for its memory took the figures of all models with it."""
     ballast = torch.ones(400 * 2**20 // 4)  # 400 MB in this process
     questions = [document for _, document in read_documents(tiny_world.val)][:3]
-    dead, one = speed.measure([tmp_path / "gone.pt", tiny_world.init], questions, rounds=1, new_tokens=8)
-    assert dead == {} and {head for head, cell in evaluation.SPEED if cell(one) == "-"} == {"model"}
-    assert all(value > 0 for value in one.values()) and one["p50_ms"] <= one["p95_ms"]
+    dead, one = speed.measure([tmp_path / "gone.pt", tiny_world.init], questions, rounds=1)
+    assert dead == {} and set(one) == {"decode1", "decode32", "first_ms", "p50_ms", "peak_mb"}
+    assert all(value > 0 for value in one.values())
     assert 50 < one["peak_mb"] < 1e-6 * speed.peak_memory() - 200 and len(ballast)
 
 
 def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir, monkeypatch):
     """FAULTS 11: half an hour of answers was lost when the last, optional step was killed."""
-    def killed(*_):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(speed, "measure", killed)
+    monkeypatch.setattr(speed, "measure", Mock(side_effect=KeyboardInterrupt))
     done = call("eval", tiny_world.init, f"--data={tiny_world.val}", f"--out={out_dir / 'report'}",
                 "--max-new-tokens=4")
     assert done.status == 130 and (out_dir / "report.answers.jsonl").exists()
@@ -254,7 +229,6 @@ def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir,
 
 def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatch):
     """Three questions, four samples each: right 2, 1 and 3 times; the second is lost by the vote.
-
     Cut-off answers do not vote, and every token of every sample is paid for."""
     right = "<think>So.</think><answer>7</answer>"
     wrong, other = right.replace("7", "8"), right.replace("7", "9")
@@ -272,20 +246,10 @@ def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatc
     vote, size = result["vote"], len(say(tiny_tokenizer, right))
     assert result["exact"] == 1 and result["answer_tokens"] == size  # greedy, as ever
     assert vote["majority"] == 2 / 3 and vote["majority_interval"] == pytest.approx(wilson(2, 3))
-    assert [k for k, _ in vote["best_of"]] == [1, 2, 4]
-    assert [share for _, share in vote["best_of"]] == pytest.approx(
-        [6 / 12, (5 / 6 + 3 / 6 + 1) / 3, 1])
+    assert dict(vote["best_of"]) == pytest.approx({1: 6 / 12, 2: (5 / 6 + 3 / 6 + 1) / 3, 4: 1})
     assert vote["tokens"] == pytest.approx((12 * size - 1) / 3)
     assert "| init | 100.0% (43.9-100.0) | 66.7% (20.8-93.9) | 50.0% | 77.8% | 100.0% | " in text
     assert rows[1]["answers"]["init"]["samples"] == ["8", "7", "8", "9"]
-
-
-def test_samples_repeat_and_follow_the_seed(report, tiny_world):
-    """A vote that no other run can reproduce is no evidence; what never changes is no sample."""
-    first, again, other = (
-        report([tiny_world.init], "--samples=2", "--temperature=1", f"--seed={seed}")[2]
-        for seed in (1, 1, 2))
-    assert first == again != other and len(first[0]["answers"]["init"]["samples"]) == 2
 
 
 def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_path, monkeypatch):
@@ -298,20 +262,16 @@ def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_
     assert (tmp_path / "rows.json").read_text() == '{"mine": 1}'
 
 
-def test_a_target_begins_the_response(report, tiny_world, tiny_tokenizer, monkeypatch):
+def test_a_target_begins_the_response(report, written, tiny_world, tiny_tokenizer):
     """How a model of two forms is told which is asked; its first token is counted as said."""
-    prompts = []
-
-    def generate(model, asked, *_):
-        prompts[:] = asked
-        return [tiny_tokenizer.encode("7") + [tiny_tokenizer.end] for _ in asked]
-    monkeypatch.setattr(evaluation, "generate", generate)
+    ids = tiny_tokenizer.encode("7") + [tiny_tokenizer.end]
+    asked = written(ids)
     for target, first in (("cot", "<think>"), ("answer", "<answer>"), ("full", "")):
         [result], _, rows = report([tiny_world.init], f"--target={target}")
-        texts = [tiny_tokenizer.decode(prompt, show_control=True) for prompt in prompts]
+        texts = [tiny_tokenizer.decode(prompt, show_control=True) for prompt in asked.call_args.args[1]]
         assert {text.rpartition("<assistant>")[2] for text in texts} == {first}
         assert all(row["answers"]["init"]["response"] == first + "7<end>" for row in rows)
-        assert result["answer_tokens"] == len(tiny_tokenizer.encode("7")) + 1 + bool(first)
+        assert result["answer_tokens"] == len(ids) + bool(first)
 
 
 def test_by_itself_a_model_is_scored_as_it_was_trained(report, call, tiny_world, out_dir):
