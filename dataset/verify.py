@@ -15,11 +15,9 @@ from fractions import Fraction
 from dataset.formats import BadRow, parse_row
 
 MAX_LENGTH = 1_000  # characters: a longer text is no number
-
 # Full width to half width and every minus to "-". Not NFKC: that turns 5² into 52 and 1½ into 11/2.
 NARROW = {0xFF01 + i: 0x21 + i for i in range(94)}
 NARROW.update(zip(map(ord, "−‐‑–﹣⁄￥½¼¾"), [*"-----/¥", " 1/2", " 1/4", " 3/4"]))
-
 # 14  1,234  12.5  .5  1e3  3/4  1 1/2  50%
 PLAIN = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 VALUE = rf"(?:(\d+) +(?=\d+ */))?({PLAIN})(?: */ *({PLAIN}))?( *%)?"
@@ -54,8 +52,7 @@ NO_UNIT = DOUBT | set(NO_UNIT_ZH) | set("""hundred thousand lakh million mil mln
     above below under zero negative except without about around almost nearly least most less short
     off was would should if say seem apparently presumably supposedly allegedly hardly barely exceed
     exceeded fail failed""".split())
-# Up to eight characters, but 千克, 千米 are units
-UNIT_ZH = re.compile(f" ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")
+UNIT_ZH = re.compile(f" ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")  # 千克: kg
 
 # The last number of a text: what takes it back before it, what may follow it
 SENTENCE_END = re.compile(r"[\n!;。]|\.(?=\s|$)|(?<=\?)")
@@ -64,7 +61,6 @@ BOUND = re.compile(r"(?:\b(?:than|over|under|above|below|about|around|almost|nea
                    r"minus|except|error(?: code)?:?)|[<>≤≥≠≈~±^√约]) *$|\d,$", re.I)
 ENDED = re.compile(rf" ?(?:{'|'.join(sorted(UNITS))})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])"
                    r"|\*(?!\w)|\.(?!\.)|[,:)'\"’”=—\u4e00-\u9fff]|$")  # not 14x, 14 + y, 14...
-# An equation that an answer comes from
 EQUATION = re.compile(r"(?:[A-Za-z] ?=)?(?:(?:[-+*/×÷·^().\d ]|,(?=\d)|\\(?:times|cdot|div))+=)*"
                       r" ?(?:\(([^=()]*)\)|([^=()]*))")  # x = 14, 5+9 = 14, x = 5+9 = 14, (14)
 
@@ -79,23 +75,18 @@ def clean(text):
     text = FRAC.sub(lambda m: f"${m[1] or m[3]}/{m[2] or m[4]} ", text)  # $ goes below, sign or not
     for _ in range(3):  # from the inside out: \boxed{\text{5}}
         text = WRAPPED.sub(r" \1 ", text)
-    text = SIGNED_CLOTHES.sub(r"\1", text)
-    text = re.sub(r"[^\S\n]+", " ", CLOTHES.sub(" ", text)).strip()
-    if text[1:] and text[0] == text[-1] and text[0] in "*_\"'":  # a pair only: f' is not f
-        text = text[1:-1]
+    text = CLOTHES.sub(" ", SIGNED_CLOTHES.sub(r"\1", text))
+    text = re.sub(r"[^\S\n]+", " ", text).strip()
+    text = re.sub(r"""(?s)^([*_"'])(.*)\1\Z""", r"\2", text)  # a pair only: f' is not f
     bare = text.rstrip("!")  # of "14 apples!"; 5! and n! keep it
     return bare if re.fullmatch(r"[^\W\d_]{2}|.?[\u4e00-\u9fff]", bare[-2:]) else text
 
 
 def parse_number(text):
-    """The number that a text is, exactly, as a Fraction; None if it is anything else.
-
-    "-$5" -5, "1 1/2" 3/2, "\\frac{3}{4} cups" 3/4, "12个" 12; but "14 or 15", "1 4", "5 million"
-    None. Units are dropped, not compared. 50% is 0.5 and 1/2, never 50.
-    """
-    if len(text) > MAX_LENGTH:
-        return None
-    text = re.sub(r"(?<![.。])[.。]$", "", clean(text)).rstrip()
+    """The number that a text is, exactly, as a Fraction; None if it is anything else: "14 or 15",
+    "1 4", "5 million". Units are dropped, not compared. 50% is 0.5 and 1/2, never 50."""
+    text = clean(text) if len(text) <= MAX_LENGTH else ""
+    text = re.sub(r"(?<![.。])[.。]$", "", text).rstrip()
     match = NUMBER.match(text)
     if not match or re.search(r"[eE][-+]?[0-9]{4}", text):  # 1e999999999 would fill the memory
         return None
@@ -126,19 +117,14 @@ def any_of(words, some):
 
 
 def same_answer(got, reference):
-    """Are both the same number, or, if neither is a number, the same text?
-
-    Texts may differ in case, spaces, LaTeX and the punctuation at the end. "14 or 15" and "not 14"
-    are not 14. An empty text is no answer.
-    """
+    """Are both the same number or, if neither is a number, the same text? Texts may differ in case,
+    spaces, LaTeX and the punctuation at the end. An empty text is no answer."""
     a, b = parse_number(got), parse_number(reference)
     if a is not None or b is not None:
         return a == b
     a, b = (" ".join(clean(text).casefold().split()).rstrip(" .。,;:?") for text in (got, reference))
     return a == b != ""
 
-
-# --- the answer inside a text ---------------------------------------------------------------------
 
 def mark_in(text):
     """The answer in the last \\boxed{14}, else in the last #### 14, else in the rest of the
@@ -170,10 +156,9 @@ def last_number(text):
     clause = re.split(r"[,:(]|(?<=\w) (?:and|then|but|over)\b", behind)[0]
     beside = WORD.findall(clause)[:3]
     sentence = re.sub(r"n['’]t\b", " not", before + "|" + behind)
-    if (any_of(WORD.findall(sentence), DOUBT) or "?" in behind or any_of(beside, NO_UNIT)
-            or BOUND.search(before) or not ENDED.match(behind)):
-        return None
-    return found[-1][0]
+    doubted = (any_of(WORD.findall(sentence), DOUBT) or "?" in behind or any_of(beside, NO_UNIT)
+               or BOUND.search(before) or not ENDED.match(behind))
+    return None if doubted else found[-1][0]
 
 
 def extract_answer(text):
@@ -243,33 +228,21 @@ def question_of(row):
     return turns, known
 
 
-# --- the answer in a generated response -----------------------------------------------------------
-
 def opening(tokenizer, target):
-    """The ids that a response of this form begins with. They tell a model that has learned two
-    forms (target multi or mixed) which one to give."""
+    """The ids that a response begins with: a model of two forms (multi, mixed) is told which."""
     return {"cot": [tokenizer.think], "answer": [tokenizer.answer]}.get(target, [])
 
 
 def parse_response(tokenizer, ids, target="cot"):
-    """Generated ids -> think, answer (None if not found), text, ended, well_formed.
-
-    Told by ids, so a spelled "<answer>" is text. What follows the first <end> is ignored.
-    """
-    t, ids = tokenizer, [int(i) for i in ids]
+    """Generated ids -> think, answer (None if not found), text, ended, well_formed. Told by ids, so a
+    spelled "<answer>" is text. What follows the first <end> is ignored."""
+    t, ids, found = tokenizer, [int(i) for i in ids], {}
     body = ids[:ids.index(t.end)] if t.end in ids else ids
-    return {"think": span(t, body, t.think, t.end_think),
-            "answer": span(t, body, t.answer, t.end_answer),
-            "text": t.decode(body), "ended": t.end in ids,
-            "well_formed": well_formed(t, ids, target)}
-
-
-def span(tokenizer, ids, first, last):
-    """Text between the first mark `first` and the next mark `last`, or None."""
-    if first not in ids:
-        return None
-    ids = ids[ids.index(first) + 1:]
-    return tokenizer.decode(ids[:ids.index(last)]) if last in ids else None
+    for name, first, last in (("think", t.think, t.end_think), ("answer", t.answer, t.end_answer)):
+        inside = body[body.index(first) + 1:] if first in body else []
+        found[name] = t.decode(inside[:inside.index(last)]) if last in inside else None
+    return dict(found, text=t.decode(body), ended=t.end in ids,
+                well_formed=well_formed(t, ids, target))
 
 
 # T think, t its end, A answer, a its end, x a token of text, - another mark, . the end
