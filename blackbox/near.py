@@ -12,9 +12,8 @@ are near copies if all of this holds:
    that is capitalised or stands there twice; two of its letters may be swapped.
 
 Chinese has no capitals: a row may be dropped that differs only in a name. Differences from the
-papers: pairs of words, not longer runs (Broder 1997), because texts are short. A row is compared
-with four others at most, not with its whole bucket (Leskovec, Rajaraman & Ullman 2014, section
-3.4), so the time is linear in the rows.
+papers: pairs of words, not longer runs (Broder 1997), because texts are short; at most four others
+to compare a row with, not its bucket (Leskovec, Rajaraman & Ullman 2014, 3.4): linear in the rows.
 """
 import functools
 import re
@@ -28,7 +27,7 @@ from dataset.verify import NARROW
 THRESHOLD = 0.55
 BANDS, ROWS = 20, 3  # rows with similarity 0.55 meet in 97 % of cases, with 0.65 in 99.8 %
 QUESTIONS = 4        # rows that a row is compared with, at most
-
+SLOPES, SHIFTS = np.random.default_rng(0).integers(1, 2**64, (2, BANDS * ROWS), dtype=np.uint64)
 # In a language that puts no spaces between words, a letter counts as one.
 UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
             "\U00020000-\U0003ffff")
@@ -72,20 +71,14 @@ def similar(a, b):
     return min(shared) >= THRESHOLD and not (names_a - words_b and names_b - words_a)
 
 
-SLOPES, SHIFTS = np.random.default_rng(0).integers(1, 2**64, (2, BANDS * ROWS), dtype=np.uint64)
-
-
 def bands(prompt, answer):
-    """MinHash: the least value of 60 hash functions over the word pairs, as 20 keys of 3 values.
-
-    Two rows agree in a value as often as their Jaccard similarity says, with prompt and answer as
-    one set. Not hash(), which differs from process to process.
-    """
+    """MinHash: the least value of 60 hash functions over the word pairs, as 20 keys of 3 values. Two
+    rows agree in a value as often as their Jaccard similarity says. Not hash(): each process has
+    its own."""
     codes = [blake2b(repr((side, pair)).encode(), digest_size=8).digest()
              for side in (0, 1) for pair in sketch(prompt, answer)[side]]
     codes = np.frombuffer(b"".join(codes), dtype=np.uint64)  # (n,)
-    least = [int((codes * (slope | np.uint64(1)) + shift).min())
-             for slope, shift in zip(SLOPES, SHIFTS)]
+    least = (np.outer(SLOPES | np.uint64(1), codes) + SHIFTS[:, None]).min(1).tolist()  # (60,)
     return [(band, *least[band::BANDS]) for band in range(BANDS)]
 
 
