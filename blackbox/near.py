@@ -72,9 +72,9 @@ def similar(a, b):
 
 
 def bands(prompt, answer):
-    """MinHash: the least value of 60 hash functions over the word pairs, as 20 keys of 3 values. Two
-    rows agree in a value as often as their Jaccard similarity says. Not hash(): each process has
-    its own."""
+    """MinHash: the least value of 60 hash functions over the word pairs, as 20 keys of 3 values.
+    Two rows agree in a value as often as their Jaccard similarity says. Not hash(): it differs from
+    process to process."""
     codes = [blake2b(repr((side, pair)).encode(), digest_size=8).digest()
              for side in (0, 1) for pair in sketch(prompt, answer)[side]]
     codes = np.frombuffer(b"".join(codes), dtype=np.uint64)  # (n,)

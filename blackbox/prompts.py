@@ -28,9 +28,8 @@ A row has its "operation" ("none": unchanged), its "source" (the seed's id, or F
 "label". kept, changed: the last turn is the known answer, without steps. teacher: nobody knows the
 answer, and the last turn is the user's.
 
-What dataset/suites.py tests stays unseen: no reserved sentence, name or object, at most 4
-operations, totals to 99, no row of a suite, val or test as a seed. But an operation that is used
-here is no surprise in the suite of its name.
+What the suites test stays unseen: no reserved sentence, name or object, at most 4 operations,
+totals to 99, no row of a suite, val or test as a seed. The operations are no surprise any more.
 """
 import json
 import random
@@ -46,14 +45,12 @@ from common import OUT, between, check, command, json_lines, lock, run, show, wr
 from dataset import stories, suites
 from dataset.formats import (BadRow, Turn, bad_lines_text, counted, is_text, read_documents,
                              turn_row)
-from dataset.stories import join, operands, running_totals, tell
+from dataset.stories import fields, join, operands, running_totals, tell
 from dataset.suites import kinds, reworded, sentences, text_of
 from dataset.verify import question_of
 
-with open(Path(__file__).parent / "texts" / "prompts.json", encoding="utf-8") as file:
-    TEXTS = json.load(file)  # its first entry says what the others are
-REAL = {word.lower() for items in (stories.NAMES["en"], stories.OBJECTS["en"])
-        for pair in items for word in pair}
+TEXTS = json.loads((Path(__file__).parent / "texts/prompts.json").read_text(encoding="utf-8"))
+REAL = {word.lower() for pair in stories.NAMES["en"] + stories.OBJECTS["en"] for word in pair}
 PATIENCE = 500  # draws until a question of the distill split (16 in 100) is given up
 # Code, LaTeX, links, tables: with a letter changed they are another prompt.
 FRAGILE = re.compile(r"[\\`{}<>|=@#_]|://|www\.")
@@ -85,15 +82,13 @@ def long(rng, row, story):
 def format_trap(rng, row, story):
     """Between marks that elsewhere begin or end an answer, a code block or a conversation."""
     frame, text = rng.choice(TEXTS["FORMATS"]), text_of(row)
-    if "{json}" in frame:
-        return reworded(row, frame.replace("{json}", json.dumps(text, ensure_ascii=False)))
-    return reworded(row, frame.replace("{text}", text))
+    forms = dict(text=text, json=json.dumps(text, ensure_ascii=False))
+    return reworded(row, re.sub(r"\{(text|json)\}", lambda match: forms[match[1]], frame))
 
 
 def injection(rng, row, story):
     """With somebody else's orders, which must not be followed."""
-    frame = rng.choice(TEXTS["INJECTIONS"][story["lang"]])
-    frame = frame.replace("{n}", str(rng.randint(2, 99)))
+    frame = rng.choice(TEXTS["INJECTIONS"][story["lang"]]).replace("{n}", str(rng.randint(2, 99)))
     return reworded(row, frame.replace("{text}", text_of(row)))
 
 
@@ -122,27 +117,18 @@ def with_sentences(row, told, answer):
     return dict(conversations=[new["conversations"][0], reply], id=new["id"], lang=row["lang"])
 
 
-def filled(story, text, kind, n):
-    """The text with the name, the thing and the number n in its fields."""
-    return text.format(**stories.fields(story["lang"], story["name"], story["thing"], kind, n))
-
-
-def retold(row, story, texts):
-    """The same numbers in other sentences, one for each template."""
-    told = [filled(story, *three) for three in zip(texts, kinds(story), [*story["numbers"], 0])]
+def paraphrase(rng, row, story, topic=None):
+    """Every sentence in words that the templates do not have, or in those of a topic."""
+    told, wordings = [], TEXTS["WORDINGS"][story["lang"]]
+    for kind, n in zip(kinds(story), [*story["numbers"], 0]):
+        text = topic[kind] if topic else rng.choice(wordings[kind])
+        told.append(text.format(**fields(story["lang"], story["name"], story["thing"], kind, n)))
     return with_sentences(row, told, row["conversations"][1]["content"])
-
-
-def paraphrase(rng, row, story):
-    """Every sentence in words that the templates do not have."""
-    wordings = TEXTS["WORDINGS"][story["lang"]]
-    return retold(row, story, [rng.choice(wordings[kind]) for kind in kinds(story)])
 
 
 def broader(rng, row, story):
     """The same numbers where nobody has things: passengers, points, liters, members."""
-    topic = rng.choice(TEXTS["TOPICS"][story["lang"]])
-    return retold(row, story, [topic[kind] for kind in kinds(story)])
+    return paraphrase(rng, row, story, topic=rng.choice(TEXTS["TOPICS"][story["lang"]]))
 
 
 def deeper(rng, row, story):
@@ -196,7 +182,8 @@ def unit(rng, row, story):
     fitting = [(op, n) for op in ("mul", "div") for n in operands(op, total, large=False)]
     if fitting and row["ops"] < stories.LONGEST_TRAINED:
         op, n = rng.choice(fitting)
-        question = filled(story, rng.choice(TEXTS["UNITS"][story["lang"]][op]), op, n)
+        question = rng.choice(TEXTS["UNITS"][story["lang"]][op])
+        question = question.format(**fields(story["lang"], story["name"], story["thing"], op, n))
         answer = running_totals([op], [total, n])[-1]
         return with_sentences(row, [*sentences(row)[:-1], question], answer)
 
@@ -212,13 +199,9 @@ LABEL = dict.fromkeys(["none", *OPERATIONS], "kept") | dict.fromkeys(
     ["negation", "unit", "boundary", "deeper"], "changed") | dict(empty="teacher")
 
 
-# --- seeds become prompts -------------------------------------------------------------------------
-
 def parse_seed(row):
-    """A row of any format -> (row, story, earlier turns, known answer or None); or BadRow.
-
-    The new row has the question and its reply. story: what `tell` takes, or only the language.
-    """
+    """A row of any format -> (row of the question and its reply, story, earlier turns, known answer
+    or None), or BadRow. story: what `tell` takes, or only the language."""
     (*before, question), answer = question_of(row)
     if row.get("suite") or row.get("skeleton") and row.get("numbers") and (
             row.get("ops") in (5, 6) or stories.split_of(row) in ("val", "test")):
@@ -233,10 +216,8 @@ def parse_seed(row):
 
 
 def change(rng, row, story, operations, seen, missed):
-    """(name, new row) after one of the operations, or ("none", row).
-
-    An operation that does not apply, or whose text was `seen`, is counted in `missed`.
-    """
+    """(name, new row) after one of the operations, or ("none", row). An operation that does not
+    apply, or whose text was `seen`, is counted in `missed`."""
     text = text_of(row)
     for name in rng.sample(operations, len(operations)):
         applies = "key" in story or name in OF_ANY_PROMPT and not (
@@ -262,16 +243,14 @@ def main(cfg):
         row, story, before, answer = found
         known = isinstance(row["id"], (str, int))
         source = row["id"] = str(row["id"]) if known else f"{Path(cfg.input).name}:{number}"
-        name = "none"
-        if rng.random() < cfg.share:
-            name, row = change(rng, row, story, operations, seen, missed)
+        drawn = operations if rng.random() < cfg.share else []
+        name, row = change(rng, row, story, drawn, seen, missed)
         label = LABEL[name] if answer else "teacher"
         question, reply = row["conversations"]
         turns = [*before, question]
         if label != "teacher":
             turns.append(dict(role="assistant", content=reply["content"]))  # without steps
-        rows.append({**row, "conversations": turns, "operation": name, "source": source,
-                     "label": label})
+        rows.append(dict(row, conversations=turns, operation=name, source=source, label=label))
     if report:
         print(f"left out: {bad_lines_text(report)}")
     if missed:
