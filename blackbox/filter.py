@@ -37,9 +37,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, check, command, run, show, write_file
-from blackbox import near
 from blackbox.client import finished
-from blackbox.near import UNSPACED, numbers, words
+from blackbox.near import UNSPACED, find_copies, numbers, words
 from dataset.formats import BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents, texts
 from dataset.verify import answer_in, verdict
 from metrics import markdown, repetition
@@ -66,8 +65,7 @@ HEADER = {"seed", "temperature", "max_new_tokens"}  # keys of the first line of 
 MAX_LENGTH = 20_000                          # characters of a row
 RUN, RUN_UNSPACED, INSTRUCTION = 13, 26, 20  # words; letters; questions that share a run
 NO_LANGUAGE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\\[A-Za-z]+|https?://\S+", re.DOTALL)
-# A loop is counted in words (of 16 letters at most: hahahaha is a loop, too) and in numbers with
-# what stands between them: the row of a matrix is one piece. Marks do not count: tables have many.
+# A loop is of words (hahahaha, too) or numbers; a row of a matrix is one piece, a mark is none.
 PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]{1,16}|\d(?:(?![^\W\d_])[^\n=]){0,15}")
 
 
@@ -111,10 +109,8 @@ def read_row(row, off):
         if not reason or reason in off:
             raise
         return Row(keys, [], reason)
-    text = isinstance(document, str)
-    found = Row(keys, [Turn("assistant", document)] if text else document)
-    found.reason = next((name for name, drops in RULES.items()
-                         if name not in off and drops(found)), "")
+    found = Row(keys, [Turn("assistant", document)] if isinstance(document, str) else document)
+    found.reason = next((name for name, bad in RULES.items() if name not in off and bad(found)), "")
     return found
 
 
@@ -155,9 +151,8 @@ def scripts(text):
 def foreign(row):
     """Is a text of the answer in a script that the prompt hardly has, and hardly in its own?"""
     prompt = scripts(row.sides()[0])
-    a = max(prompt, key=prompt.get, default="")
     for reply in map(scripts, row.replies()):
-        b = max(reply, key=reply.get, default="")
+        a, b = (max(found, key=found.get, default="") for found in (prompt, reply))
         if (prompt[a] >= 6 and reply[b] >= 12 and prompt[b] < 0.2 * prompt.total()
                 and reply[a] < 0.2 * reply.total()):
             return True
@@ -167,8 +162,6 @@ RULES = dict(truncation=lambda row: any(map(unfinished, row.replies())), answer=
              length=lambda row: sum(map(len, texts(row.turns))) > MAX_LENGTH,
              repetition=loops, language=foreign)
 
-
-# --- overlap with evaluation questions ------------------------------------------------------------
 
 def prompts_of(document):
     """What the user says, in all and turn by turn; a plain text is one question."""
@@ -185,10 +178,8 @@ def runs(found):
 
 
 def read_questions(paths):
-    """Evaluation files -> {a question, or a run of one: [(FILE:LINE, numbers of the question)]}.
-
-    A run that more than 20 questions share is an instruction ("Let us think step by step ...").
-    """
+    """Evaluation files -> {a question, or a run of one: [(FILE:LINE, numbers of the question)]}. A
+    run that more than 20 questions share is an instruction ("Let us think step by step ...")."""
     known = defaultdict(list)
     for path in paths:
         for line, document in read_documents(path):
@@ -209,8 +200,6 @@ def leak(known, row):
                 return place
 
 
-# --- the rows among themselves, the card, the command ---------------------------------------------
-
 def drop_copies(rows, off, name):
     """Give rows that repeat an earlier one a reason, and a place in the file of this name."""
     first = {}
@@ -223,35 +212,11 @@ def drop_copies(rows, off, name):
     for row in rows:  # another system turn, or a prompt that was changed on purpose, is no copy
         system = [turn.content for turn in row.turns if turn.role == "system"]
         gated.append((str([row.keys.get("operation"), system]), *row.sides()))
-    for copy, of in (near.find_copies(gated) if "near" not in off else {}).items():
+    for copy, of in (find_copies(gated) if "near" not in off else {}).items():
         rows[copy].reason, rows[copy].of = "near", f"{name}:{rows[of].number}"
 
 
-def card_text(cfg, counts, kept, against):
-    """The card, in Markdown: how many rows each rule dropped, and how long the kept ones are."""
-    total = len(kept) + sum(counts.values())
-    dropped = [(reason, f"{n:,}", f"{n / total:.1%}") for reason, n in counts.items()]
-    sizes = np.array([[len(side) for side in row.sides()] for row in kept]).T  # (2, N)
-    lengths = [(name, *(f"{value:,.0f}" for value in np.percentile(column, [0, 50, 95, 100])))
-               for name, column in zip(("prompt", "answer"), sizes)]
-    return "\n\n".join([
-        f"# {Path(cfg.out).name}: {len(kept):,} of {total:,} rows are kept",
-        markdown("dropped by | rows: | share:", dropped),
-        markdown("characters | least: | median: | 95 %: | most:", lengths),
-        f"Input: {show(cfg.input)}. Questions kept out: {', '.join(map(show, against)) or None}\n"])
-
-
-def next_command(cfg, kept):
-    """What to type after it; raw rows are there to be looked at, not to train on."""
-    if cfg.input.endswith(".all.jsonl"):
-        return command("blackbox/filter.py", input=cfg.input.removesuffix(".all.jsonl"))
-    script = "reason" if any(row.turns[-1].think for row in kept) else "responses"
-    val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
-    return command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",
-                   data=cfg.out, val=val)
-
-
-def write(cfg, rows, kept, card):
+def write(cfg, rows, kept, counts, asked):
     """OUT.dropped.jsonl, the card, and last OUT: if OUT is there, all three are."""
     lines, dropped = Path(cfg.input).read_bytes().split(b"\n"), []
     for row in (row for row in rows if row.reason):
@@ -259,12 +224,20 @@ def write(cfg, rows, kept, card):
         line = lines[row.number - 1].strip().removeprefix(b"\xef\xbb\xbf")
         dropped.append(line[:-1] + b", " + json.dumps(more).encode()[1:] + b"\n")
     body = b"".join(lines[row.number - 1] + b"\n" for row in kept)
+    sizes = np.array([[len(side) for side in row.sides()] for row in kept]).T  # (2, N)
+    lengths = [(name, *(f"{value:,.0f}" for value in np.percentile(column, [0, 50, 95, 100])))
+               for name, column in zip(("prompt", "answer"), sizes)]
+    shares = [(reason, f"{n:,}", f"{n / len(rows):.1%}") for reason, n in counts.items()]
     out = Path(cfg.out)
     made = out.exists() and not cfg.fresh
     check(not made or out.read_bytes() == body,
           f"{show(out)} is there with other rows; choose another --out, or --fresh")
     write_file(f"{out}.dropped.jsonl", b"".join(dropped))
-    write_file(f"{out}.card.md", card)
+    write_file(f"{out}.card.md", "\n\n".join([
+        f"# {out.name}: {len(kept):,} of {len(rows):,} rows are kept",
+        markdown("dropped by | rows: | share:", shares),
+        markdown("characters | least: | median: | 95 %: | most:", lengths),
+        f"Input: {show(cfg.input)}. Questions kept out: {asked or None}\n"]))
     write_file(out, body)
     print(f"{'already made' if made else 'made'}: {show(out)}, {len(kept):,} of {len(rows):,} rows")
 
@@ -297,8 +270,14 @@ def main(cfg):
         print(bad_lines_text(report))
     kept = [row for row in rows if not row.reason]
     check(kept, f"no row of {show(cfg.input)} is kept")
-    write(cfg, rows, kept, card_text(cfg, counts, kept, against))
-    print(f"next: {next_command(cfg, kept)}")
+    write(cfg, rows, kept, counts, ", ".join(map(show, against)))
+    script = "reason" if any(row.turns[-1].think for row in kept) else "responses"
+    val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
+    following = command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",
+                        data=cfg.out, val=val)
+    if cfg.input.endswith(".all.jsonl"):  # raw rows are to be looked at, not to train on
+        following = command("blackbox/filter.py", input=cfg.input.removesuffix(".all.jsonl"))
+    print("next:", following)
 
 
 if __name__ == "__main__":

@@ -234,8 +234,8 @@ def opening(tokenizer, target):
 
 
 def parse_response(tokenizer, ids, target="cot"):
-    """Generated ids -> think, answer (None if not found), text, ended, well_formed. Told by ids, so a
-    spelled "<answer>" is text. What follows the first <end> is ignored."""
+    """Generated ids -> think, answer (None if not found), text, ended, well_formed. Told by ids:
+    a spelled "<answer>" is text. What follows the first <end> is ignored."""
     t, ids, found = tokenizer, [int(i) for i in ids], {}
     body = ids[:ids.index(t.end)] if t.end in ids else ids
     for name, first, last in (("think", t.think, t.end_think), ("answer", t.answer, t.end_answer)):
