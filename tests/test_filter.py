@@ -1,12 +1,9 @@
-"""Claims about blackbox/filter.py: each row is kept as it was, or dropped for one reason.
-
-`sift(rows, *flags)` runs the script in this process on a file of these rows.
-"""
+"""Claims about blackbox/filter.py: each row is kept as it was, or dropped for one reason."""
 import json
 import os
 import random
 import re
-from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,43 +16,41 @@ from dataset.formats import read_documents
 
 ASKED = "Mia has 12 apples and buys 5 more. How many apples does she have now?"
 GOOD = {"question": ASKED, "answer": "She has 12+5=17 apples.\n#### 17"}
-PROMPT = [{"role": "user", "content": ASKED}]
 OWN = dict(operation="none", source="x:1", label="kept")  # keys of generate.py's rows
-RAW = dict(OWN, question=0, sample=1, conversations=PROMPT, reference="17", model="teacher-1",
-           parameters={}, seed=7, finish_reason="stop", verdict="ok", reasoning_content="12+5=17",
-           content="17")
+RAW = dict(OWN, conversations=[dict(role="user", content=ASKED)], reference="17", model="teacher-1",
+           finish_reason="stop", verdict="ok", seed=7, reasoning_content="12+5=17", content="17")
 
 
 def turns(question, answer, **keys):
-    """A row of `messages`."""
-    return {"messages": [{"role": "user", "content": question},
-                         {"role": "assistant", "content": answer}], **keys}
+    pair = zip(("user", "assistant"), (question, answer))
+    return {"messages": [dict(role=role, content=text) for role, text in pair], **keys}
+
+
+def write_rows(path, *rows):
+    path.write_bytes(b"".join(row if isinstance(row, bytes) else
+                              (json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows))
+    return path
 
 
 @pytest.fixture
 def sift(call, tmp_path):
     """A function: `sift(rows, *flags)` -> status, kept lines, dropped rows, reasons, card, words."""
-    (tmp_path / "none.jsonl").write_text(json.dumps(turns("Which?", "That.")) + "\n")
+    write_rows(tmp_path / "none.jsonl", turns("Which?", "That."))
 
     def run(rows, *flags, name="in.jsonl", out="out.jsonl", against=tmp_path / "none.jsonl"):
         path, out = tmp_path / name, tmp_path / out
         if rows is not None:
-            lines = [row if isinstance(row, bytes) else
-                     (json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows]
-            path.write_bytes(b"".join(lines))
+            write_rows(path, *rows)
         done = call("blackbox.filter", f"--input={path}", f"--out={out}", *flags,
                     *([f"--against={against}"] if against else []))
-        dropped, card = (tmp_path / f"{out}{end}" for end in (".dropped.jsonl", ".card.md"))
-        rows = [*map(json.loads, dropped.read_bytes().splitlines())] if dropped.exists() else []
+        files = [Path(f"{out}{end}") for end in ("", ".dropped.jsonl", ".card.md")]
+        kept, dropped, card = (file.read_bytes() if file.exists() else b"" for file in files)
+        dropped = [*map(json.loads, dropped.splitlines())]
         return SimpleNamespace(
-            status=done.status, words=done.out + done.err, path=path, out=out, dropped=rows,
-            kept=out.read_bytes().splitlines(keepends=True) if out.exists() else [],
-            reasons=[row.get("dropped") for row in rows],
-            card=card.read_text(encoding="utf-8") if card.exists() else "")
+            status=done.status, words=done.out + done.err, path=path, out=out, dropped=dropped,
+            kept=kept.splitlines(True), card=card.decode(), reasons=[row.get("dropped") for row in dropped])
     return run
 
-
-# --- one row --------------------------------------------------------------------------------------
 
 LOOP = "So the answer is 17, and so "
 PROSE = ("The sky is blue because the air scatters short waves of light far more than long ones, and "
@@ -66,72 +61,72 @@ MATRIX = "\n".join(" ".join("01"[i == j] for j in range(8)) for i in range(8))
 LATEX = "\\begin{pmatrix} 1 & 0 & 0 \\\\ 0 & 1 & 0 \\\\ 0 & 0 & 1 \\end{pmatrix}"
 SCRIPTS = ("Հայերեն գրված պատասխան", "ქართულად დაწერილი პასუხი", "আমি বাংলায় গান গাই, আমি বাংলার গান গাই",
            "나는 사과를 좋아합니다", "אני אוהב תפוחים מאוד")
-BAD = [
-    ("truncation", turns(ASKED, "She has 12+", finish_reason="length")),
-    ("truncation", turns(ASKED, "She has 12+", finish_reason="abort")),  # no list of bad ones
-    ("truncation", turns(ASKED, "She has 12+", verdict="truncated")),
-    ("truncation", turns(ASKED, "<think>She has 12+")),
-    ("truncation", turns(ASKED, "<think>She has 17</think><answer>1")),
-    ("truncation", {**RAW, "content": None, "verdict": "failed", "finish_reason": "length"}),
-    ("format", turns(ASKED, "17", verdict="format")),
-    ("format", turns(ASKED, "<think>a</think><answer>17</answer> and more")),
-    ("answer", turns(ASKED, "18", verdict="wrong answer")),
-    ("answer", {**RAW, "content": None, "verdict": "refused", "finish_reason": None}),
-    ("answer", turns(ASKED, "")), ("answer", turns(ASKED, " \n")),
-    ("answer", {"question": ASKED, "answer": ""}), ("answer", turns(ASKED, "It is 18.", reference="17", **OWN)),
-    ("answer", turns(ASKED, "<think>17</think><answer>17 or 18</answer>", reference="17", **OWN)),
-    ("answer", turns("Where?", "In Rome", reference="Paris", verdict="unverified", **OWN)),
-    ("answer", {**RAW, "content": "18", "verdict": None}),
-    ("length", turns(ASKED, " ".join(map(str, range(5000))))),
-    ("length", turns("y" * 20_001, "17")), ("length", {"text": " ".join(map(str, range(6000)))}),
-    ("repetition", turns(ASKED, LOOP * 20)), ("repetition", turns(ASKED, PROSE + " " + LOOP * 12)),
-    ("repetition", turns(ASKED, " ".join(map(str, range(500))) + LOOP * 12)),  # only its end
-    ("repetition", turns(ASKED, "<think>" + LOOP * 20 + "</think><answer>17</answer>")),
-    ("repetition", turns(ASKED, "12+5=17\n" * 30)), ("repetition", turns(ASKED, "17, " * 120)),
-    ("repetition", turns(ASKED, "ha" * 300)), ("repetition", turns("笑一笑吧，好吗", "哈" * 100)),
-    ("language", turns(ASKED, "她现在一共有十七个苹果")),
-    ("language", turns(ASKED, f"<think>{PROSE}</think><answer>她现在一共有十七个苹果</answer>")),
-    ("language", turns("小红有12个苹果，又买了5个，一共几个？", "She has 17 apples in all.")),
-    *[("language", turns(ASKED, text)) for text in SCRIPTS],
-    ("overlap", turns("which", "A stranger.")),
-    ("exact", {"question": " " + ASKED.upper(), "answer": "she has  12+5=17 APPLES.\n#### 17"}),
-    ("near", {"question": ASKED.replace("more", "moer"), "answer": "She has 12+5=17 apples\n#### 17"}),
-]
+BAD = {
+    "truncation": [
+        turns(ASKED, "She has 12+", finish_reason="length"), turns(ASKED, "<think>She has 12+"),
+        turns(ASKED, "She has 12+", finish_reason="abort"),  # no list of bad ones
+        turns(ASKED, "She has 12+", verdict="truncated"), turns(ASKED, "<think>She has 17</think><answer>1"),
+        {**RAW, "content": None, "verdict": "failed", "finish_reason": "length"}],
+    "format": [turns(ASKED, "17", verdict="format"),
+               turns(ASKED, "<think>a</think><answer>17</answer> and more")],
+    "answer": [
+        turns(ASKED, "18", verdict="wrong answer"), turns(ASKED, "It is 18.", reference="17", **OWN),
+        {**RAW, "content": None, "verdict": "refused", "finish_reason": None}, turns(ASKED, ""),
+        {**RAW, "content": "18", "verdict": None}, turns(ASKED, " \n"), {"question": ASKED, "answer": ""},
+        turns(ASKED, "<think>17</think><answer>17 or 18</answer>", reference="17", **OWN),
+        turns("Where?", "In Rome", reference="Paris", verdict="unverified", **OWN)],
+    "length": [turns(ASKED, " ".join(map(str, range(5000)))), turns("y" * 20_001, "17"),
+               {"text": " ".join(map(str, range(6000)))}],
+    "repetition": [
+        turns(ASKED, LOOP * 20), turns(ASKED, PROSE + " " + LOOP * 12), turns(ASKED, "ha" * 300),
+        turns(ASKED, " ".join(map(str, range(500))) + LOOP * 12),  # only its end
+        turns(ASKED, "<think>" + LOOP * 20 + "</think><answer>17</answer>"), turns(ASKED, "17, " * 120),
+        turns(ASKED, "12+5=17\n" * 30), turns("笑一笑吧，好吗", "哈" * 100)],
+    "language": [
+        turns(ASKED, "她现在一共有十七个苹果"), *[turns(ASKED, text) for text in SCRIPTS],
+        turns(ASKED, f"<think>{PROSE}</think><answer>她现在一共有十七个苹果</answer>"),
+        turns("小红有12个苹果，又买了5个，一共几个？", "She has 17 apples in all.")],
+    "overlap": [turns("which", "A stranger.")],
+    "exact": [{"question": " " + ASKED.upper(), "answer": "she has  12+5=17 APPLES.\n#### 17"}],
+    "near": [{"question": ASKED.replace("more", "moer"), "answer": "She has 12+5=17 apples\n#### 17"}],
+}
 FINE = [
-    turns(ASKED, "She has 17.", finish_reason="stop", verdict="ok"),
-    turns(ASKED, "17 of them", verdict="unverified", finish_reason="EOS"),
-    turns(ASKED, "So 17", verdict="a new word", finish_reason=None), turns(ASKED, "It is <b>17</b>."),
-    turns("What does a <think> tag do?", "It opens a thought."), turns("<answer>", "What is <br> for?"),
+    turns(ASKED, "She has 17.", finish_reason="stop", verdict="ok"), turns(ASKED, "It is <b>17</b>."),
+    turns(ASKED, "17 of them", verdict="unverified", finish_reason="EOS"), turns(ASKED, PROSE),
+    turns(ASKED, "So 17", verdict="a new word", finish_reason=None), turns("<answer>", "What is <br> for?"),
+    turns("What does a <think> tag do?", "It opens a thought."), turns(ASKED, "It is 17", reference="17.0", **OWN),
     turns(ASKED, "See there", reference="https://example.org"),  # anybody's column of that name
     turns("Where?", "Paris", reference="Paris", **OWN), turns("A?", "Yes.", reference="yes", **OWN),
-    turns(ASKED, "It is 17", reference="17.0", **OWN),
     turns(ASKED, "It is 18", reference="17", verdict="ok", **OWN),  # a verdict is believed
     turns("Count.", " ".join(map(str, range(1, 200)))), turns("Sing.", "la la la la"),
     turns("Show the table.", TABLE), turns("The unit matrix?", MATRIX), turns("In LaTeX?", LATEX * 2),
-    turns("A line?", "-" * 300 + "\n" + "- " * 99), turns(ASKED, PROSE),
+    turns("A line?", "-" * 300 + "\n" + "- " * 99), turns(ASKED, "十七"),
     turns("用Python写一个函数", "```python\ndef add(first, second):\n    return first + second\n```"),
     turns("求和", "\\frac{1}{2} + \\sqrt{x} = \\text{sum}"), turns("2+3=?", "五，因为二加三等于五"),
-    turns("Translate 你好 for me", "你好 means hello, or good day"), turns(ASKED, "十七"),
+    turns("Translate 你好 for me", "你好 means hello, or good day"), turns("In Greek", "ναι"),
     turns("我喜欢苹果: I like pears and apples?", "我喜欢吃梨，也喜欢吃苹果，谢谢你们"),
     turns("Explain machine learning to me", "机器学习 (machine learning) 是一种方法"),
-    turns("これは何ですか、教えてください", "本当 です。林檎 と 梨 があります"), turns("In Greek", "ναι"),
+    turns("これは何ですか、教えてください", "本当 です。林檎 と 梨 があります"),
     *[turns(text, text + " (English)") for text in SCRIPTS],
     {"text": PROSE}, {"text": "短文。"}, turns("😀", "😀😂"), turns("😀", "😂😂"), RAW,
+    # other people's data: a label that is a list, no letters in a text
+    *[turns(f"{key} {value}?", f"{i}.", **{key: value}) for i, value in enumerate((5, "", [], {"a": [1]}))
+      for key in ("operation", "verdict", "reference", "source")],
+    *[turns(text, text + "!") for text in ("\x00", "\u202eabc", "é" * 50, "1/0", "９" * 99)],
     {"question": "Who asked?", "answer": "I.", "seed": 5, "temperature": 36.6, "max_new_tokens": 1},
 ]
 
 
 def test_a_bad_row_is_dropped_for_its_reason_and_not_for_another(sift):
     """A reason that is wrong leads to the wrong cure."""
-    done = sift([GOOD, *(row for _, row in BAD)])
-    assert done.status == 0, done.words
-    assert list(zip(done.reasons, BAD)) == [(reason, (reason, row)) for reason, row in BAD]
+    done = sift([GOOD, *sum(BAD.values(), [])])
+    assert done.reasons == [reason for reason, rows in BAD.items() for _ in rows]
     assert done.kept == [(json.dumps(GOOD) + "\n").encode()]
 
 
 def test_good_rows_stay_and_a_rule_that_is_off_drops_nothing(sift):
     """A filter that is too eager costs the hard and the unusual rows; the first is taken for a header."""
-    off = [row for reason, row in BAD if reason in ("length", "repetition", "language")]
+    off = [*BAD["length"], *BAD["repetition"], *BAD["language"]]
     for rows, flags in ((FINE[::-1], ()), (off, ["--fresh", "--off=length,repetition,language"])):
         done = sift([*rows, GOOD], *flags)
         assert done.status == 0 and done.dropped == [], done.dropped
@@ -141,12 +136,10 @@ def test_good_rows_stay_and_a_rule_that_is_off_drops_nothing(sift):
 
 def test_a_row_has_only_the_first_reason(sift):
     """Counted twice, the reasons are more than the rows."""
-    rows = [turns("which", LOOP * 20, finish_reason="length", verdict="wrong answer", **OWN),
-            turns("which", LOOP * 20, verdict="format", reference="1", **OWN),
-            turns("which", LOOP * 20, reference="1", **OWN), turns("which", LOOP * 1000),
-            turns("which", LOOP * 20), turns("which", "她现在一共有十七个苹果" * 2),
-            turns("which", "A stranger."), turns("which", "A stranger.")]
-    assert sift([GOOD, *rows]).reasons == [*REASONS[:5], *["overlap"] * 3]  # "which" is too short
+    loop = turns("which", LOOP * 20, reference="1", **OWN)
+    rows = [dict(loop, finish_reason="length", verdict="wrong answer"), dict(loop, verdict="format"), loop,
+            turns("which", LOOP * 1000), turns("which", LOOP * 20), turns("which", "她现在一共有十七个苹果" * 2)]
+    assert sift([GOOD, *rows]).reasons == [*REASONS[:5], "overlap"]  # "which" is too short
 
 
 def test_the_first_good_row_is_kept_and_named(sift):
@@ -161,17 +154,12 @@ def test_the_first_good_row_is_kept_and_named(sift):
 
 def test_a_changed_prompt_or_system_turn_is_no_copy_of_its_seed(sift):
     """prompts.py makes typos on purpose; the filter would undo its work."""
-    typo = ASKED.replace("apples", "aplpes")
-    system = [{"role": "system", "content": "Be kind."}]
+    typo, system = ASKED.replace("apples", "aplpes"), [dict(role="system", content="Be kind.")]
     rows = [turns(ASKED, "It is 17.", operation="none"), turns(typo, "It is 17.", operation="typos"),
             {"messages": system + turns(typo, "It is 17.")["messages"], "operation": "none"},
             turns(ASKED.replace("buys", "bysu"), "It is 17.", operation="none")]
-    done = sift(rows)
-    assert done.reasons == ["near"] and done.dropped[0] == {
-        **rows[3], "dropped": "near", "of": "in.jsonl:1"}
+    assert sift(rows).dropped == [{**rows[3], "dropped": "near", "of": "in.jsonl:1"}]
 
-
-# --- files ----------------------------------------------------------------------------------------
 
 def test_every_format_is_read_and_its_lines_stay_as_they_were(sift):
     """A row that is parsed and written again has other spaces, escapes, key orders: another file."""
@@ -183,7 +171,6 @@ def test_every_format_is_read_and_its_lines_stay_as_they_were(sift):
              b'{"instruction": "Add 2 and 3", "input": "", "output": "5"}\n',
              b'{"question": "Two and two?", "answer": "2+2=<<2+2=4>>4\\n#### 4"}']
     done = sift(lines)
-    assert done.status == 0, done.words
     assert b"".join(done.kept) == b"".join(line for line in lines if line.strip()) + b"\n"
     assert len(list(read_documents(done.out))) == 5
     done = sift([lines[0], lines[2], *lines[:3]], "--fresh")
@@ -209,27 +196,22 @@ def test_a_bad_line_is_named_or_counted(sift):
     done = sift([GOOD, b"{}\n", turns("Other?", "Yes.")])
     assert done.status == 2 and f"{done.path}:2: " in done.words and not done.kept
     done = sift(None, "--skip-bad-lines")
-    assert done.status == 0 and len(done.kept) == 2 and done.dropped == []
-    assert ": 1 (" in done.words
+    assert done.status == 0 and len(done.kept) == 2 and done.dropped == [] and ": 1 (" in done.words
 
 
 def test_every_row_is_in_one_of_the_two_files_and_counted_on_the_card(sift):
     """A row that is lost, and counts that are not those of the files."""
-    rng = random.Random(0)
-    rows = [rng.choice([turns(f"Question {i % 40}?", f"Answer {i % 30}."), rng.choice(BAD)[1]])
-            for i in range(300)]
+    rng, bad = random.Random(0), sum(BAD.values(), [])
+    rows = [rng.choice([turns(f"Q {i % 40}?", f"A {i % 30}."), rng.choice(bad)]) for i in range(300)]
     done = sift(rows)
     back = [{k: v for k, v in row.items() if k not in ("dropped", "of")} for row in done.dropped]
     back += [json.loads(line) for line in done.kept]
-    assert Counter(map(json.dumps, rows)) == Counter(map(json.dumps, back))
+    assert sorted(map(json.dumps, rows)) == sorted(map(json.dumps, back))
     for reason in REASONS:
         assert re.search(rf"^\| {reason} \| {done.reasons.count(reason)} \|", done.card, re.M)
-    card = sift([turns("abc", "<think>t</think><answer>78</answer>"), turns("abcdefg", "One.")],
-                "--fresh").card
+    card = sift([turns("abc", "<think>t</think>78"), turns("abcdefg", "One.")], "--fresh").card
     assert "| prompt | 3 | 5 | 7 | 7 |" in card and "| answer | 4 | 4 | 4 | 4 |" in card
 
-
-# --- the command ----------------------------------------------------------------------------------
 
 def test_the_same_command_again_is_finished_and_another_is_refused(sift):
     """A file that was filtered otherwise under the name of this one."""
@@ -262,16 +244,14 @@ def test_a_run_that_was_killed_between_its_files_goes_on(end, sift, monkeypatch)
 
 def test_several_evaluation_files_count_and_by_default_those_of_the_stories(sift, out_dir, tmp_path):
     """A leak in the second file; no leak looked for if no flag was given."""
-    for name, asked in (("a", "Who was the first?"), ("b", "Who was the second?")):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(turns(asked, "Nobody.")) + "\n")
     rows = [GOOD, turns("Who was the first?", "I."), turns("Who was the second?", "You.")]
-    done = sift(rows, against=f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl")
+    a, b = (write_rows(tmp_path / f"{name}.jsonl", row) for name, row in zip("ab", rows[1:]))
+    done = sift(rows, against=f"{a},{b}")
     assert [row["of"].rpartition("/")[2] for row in done.dropped] == ["a.jsonl:1", "b.jsonl:1"]
     assert len(sift(rows, "--fresh", against=None).kept) == 3
     (out_dir / "data/stories").mkdir(parents=True)
-    (tmp_path / "b.jsonl").rename(out_dir / "data/stories/test.jsonl")
+    b.rename(out_dir / "data/stories/test.jsonl")
     assert sift(rows, "--fresh", against=None).reasons == ["overlap"]
-    assert sift(rows, against=f"{tmp_path}/gone.jsonl").status == 2
 
 
 def test_a_mistake_costs_no_file(sift, tmp_path):
@@ -283,20 +263,7 @@ def test_a_mistake_costs_no_file(sift, tmp_path):
     done = sift([turns(ASKED, "18", verdict="wrong answer")] * 3)
     assert done.status == 2 and "answer 3" in done.words and not done.out.exists()
     assert sift([PROSE.encode()], name="in.txt").status == 2
-    assert sift([GOOD], "my.jsonl").status == 2  # it would filter other rows than mine
 
-
-def test_keys_of_another_type_are_no_traceback(sift):
-    """Other people's data: a label that is a list, no letters in a text."""
-    odd, keys = (5, "", [], {"a": [1]}), ("operation", "verdict", "reference", "source")
-    rows = [turns(f"{key} {value}?", f"{i}.", **{key: value}) for key in keys
-            for i, value in enumerate(odd)]
-    rows += [turns(text, text + "!") for text in ("\x00", "\u202eabc", "é" * 50, "1/0", "９" * 99)]
-    done = sift([GOOD, *rows])
-    assert done.status == 0 and len(done.kept) == 1 + len(rows), done.words
-
-
-# --- overlap: what gives a question away is found, what shares a template is not ------------------
 
 CLIPS = ("Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in "
          "May. How many clips did Natalia sell in both months?")
@@ -309,36 +276,32 @@ def question(text, answer="#### 5"):
     return {"question": text, "answer": answer}
 
 
+def piece(text, first, count):
+    return " ".join(text.split()[first:first + count])
+
+
 @pytest.fixture
 def leaks(tmp_path):
     """A function: `leaks(questions, row)` -> the line of the question that a row gives away, or None."""
     def run(questions, row):
-        path = tmp_path / "test.jsonl"
-        path.write_text("".join(json.dumps(question(text)) + "\n" for text in questions))
+        path = write_rows(tmp_path / "test.jsonl", *map(question, questions))
+        row = question(row) if isinstance(row, str) else row
         place = leak(read_questions([path]), read_row(row, REASONS))
         return int(place.rpartition(":")[2]) if place else None
     return run
 
 
-def piece(text, first, count):
-    return " ".join(text.split()[first:first + count])
-
-
 @pytest.mark.parametrize("row, line", [
-    (question(CLIPS), 1), (question(CLIPS.upper().replace(",", "")), 1),
-    (question(f"Solve this. {CLIPS} Think!"), 1),
+    (CLIPS, 1), (CLIPS.upper().replace(",", ""), 1), (f"Solve this. {CLIPS} Think!", 1), ({"text": NILE}, 2),
     (question("What did she ask?", f"She asked: {CLIPS}\n#### 72"), 1),
-    (question("A rather different start, but then she " + piece(CLIPS, 9, 30)), 1),
-    (question("Well: " + piece(CLIPS, 1, 13)), 1),               # a piece with a part of the numbers
-    (question("Well: " + piece(CLIPS, 1, 12)), None),            # 12 words
-    (question(CLIPS.replace("48", "52")), None),                 # another problem of that template
-    (question("Well: " + piece(NILE, 3, 13)), 2), (question("Well: " + piece(NILE, 3, 12)), None),
-    (question("In 1902 somebody asked me: " + piece(NILE, 3, 13)), 2), ({"text": NILE}, 2),
-    (question("what is 2 + 3"), 3), (question(SHORT.replace("+", "-")), None),
-    (question("Please tell me, what is 2+3?"), None),            # short: only the whole question
+    ("A rather different start, but then she " + piece(CLIPS, 9, 30), 1),
+    ("Well: " + piece(CLIPS, 1, 13), 1), ("Well: " + piece(CLIPS, 1, 12), None),  # with a part of the numbers
+    (CLIPS.replace("48", "52"), None),                                # another problem of that template
+    ("Well: " + piece(NILE, 3, 13), 2), ("Well: " + piece(NILE, 3, 12), None),
+    ("In 1902 somebody asked me: " + piece(NILE, 3, 13), 2), ("what is 2 + 3", 3),
+    (SHORT.replace("+", "-"), None), ("Please tell me, what is 2+3?", None),  # short: only the whole question
     ({"messages": turns("Hello!", "Hi.")["messages"] + turns(SHORT, "5")["messages"]}, 3),
-    (turns(piece(NILE, 0, 7), piece(NILE, 7, 9)), None),  # across two turns
-])
+    (turns(piece(NILE, 0, 7), piece(NILE, 7, 9)), None)])              # across two turns
 def test_a_question_is_given_away_by_itself_or_by_13_words_of_it(row, line, leaks):
     """Twelve words are chance, a changed number is another problem, a prefix hides nothing."""
     assert leaks([CLIPS, NILE, SHORT], row) == line
@@ -346,36 +309,27 @@ def test_a_question_is_given_away_by_itself_or_by_13_words_of_it(row, line, leak
 
 def test_an_instruction_that_all_questions_share_is_no_leak(leaks):
     """"Please reason step by step ..." behind each question: everything would be dropped."""
-    rng = random.Random(0)
     how = "Please think about it step by step and write the final answer into a box at the end."
-    asked = [" ".join(rng.choices("abcdefgh", k=9)) + "? " + how for _ in range(21)]
-    row = question("Why is grass green? " + how)
-    assert leaks(asked[:20], row) and leaks(asked, row) is None
-    assert leaks(asked, question("So: " + asked[7])) == 8
+    asked = [" ".join(random.Random(i).choices("abcdefgh", k=9)) + "? " + how for i in range(21)]
+    row = "Why is grass green? " + how
+    assert leaks(asked[:20], row) and leaks(asked, row) is None and leaks(asked, "So: " + asked[7]) == 8
 
 
 def test_chinese_has_runs_of_26_letters(leaks):
     """13 letters are six or seven words: one sentence of a template."""
     letters = "".join(random.Random(0).sample([chr(0x4E00 + i) for i in range(3000)], 60))
-    assert leaks([letters], question("说" + letters[10:36])) == 1
-    assert leaks([letters], question("说" + letters[10:35])) is None
+    assert leaks([letters], "说" + letters[10:36]) == 1 and leaks([letters], "说" + letters[10:35]) is None
     assert len(runs(words(letters))) == 60 - 25 and len(runs(words("a " * 20))) == 8
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_stories_of_the_training_split_are_kept_and_leaked_ones_are_found(lang, sift, tmp_path):
     """13 words in a row are shared by one story in nine: a filter that eats the templates."""
-    rng, rows, seen = random.Random(1), {"train": [], "test": []}, set()
-    while len(rows["test"]) < 100:
-        row = stories.make_story(rng, lang, rng.randint(1, 4))
-        split = stories.split_of(row)
-        if split in rows and row["id"] not in seen:
-            rows[split].append(row)
-            seen.add(row["id"])
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows["test"]))
-    asked = [row["conversations"][0]["content"] for row in rows["test"]]
+    stories.main(stories.Config(train=800, val=1, test=100, distill=1, lang=lang, out=str(tmp_path)))
+    train, test = (list(map(json.loads, open(tmp_path / f"{name}.jsonl", "rb"))) for name in ("train", "test"))
+    asked = [row["conversations"][0]["content"] for row in test]
     leaked = [question(text.upper()) for text in asked]
     leaked += [question(f"Hm. {text} Well?") for text in asked if len(words(text)) >= 30]
-    done = sift([*rows["train"][:800], *leaked], against=tmp_path / "test.jsonl")
+    done = sift([*train, *leaked], against=tmp_path / "test.jsonl")
     clean = [row for row in done.dropped if "conversations" in row]
     assert len(done.dropped) - len(clean) == len(leaked) > 120 and len(clean) <= 0.02 * 800
