@@ -1,7 +1,4 @@
-"""Claims about blackbox/near.py: near copies are found, what is counted or named otherwise stays.
-
-The oracle is brute force: all pairs of rows with the same numbers.
-"""
+"""Claims about blackbox/near.py: near copies are found, what is counted or named otherwise stays."""
 import itertools
 import random
 import re
@@ -14,8 +11,6 @@ from dataset import stories
 
 STORY = "Mia has 12 apples. She buys 5 more. Then she gives away 3. How many apples has Mia now?"
 
-
-# --- words and numbers ----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text, found", [
     ("Mia's 12 apples!", "mia s 12 apples"), ("MIA  \n has", "mia has"), ("１２３，ａｂ", "123 ab"),
@@ -37,8 +32,6 @@ def test_numbers_keep_their_order_and_signs(text, expected):
     assert numbers(words(text)).split() == expected.split()
 
 
-# --- what a near copy is --------------------------------------------------------------------------
-
 COPIES = [
     STORY.upper(), STORY.replace(".", ""), STORY.replace("?", "!!"), "  " + STORY.replace(" ", "  "),
     STORY.replace("more", "moer"), STORY.replace("Then she", "She"), STORY.replace("buys", "gets"),
@@ -56,7 +49,6 @@ OTHERS = [
 
 
 def copies(*rows):
-    """What find_copies finds among rows (prompt, answer)."""
     return find_copies([("", *row) for row in rows])
 
 
@@ -89,28 +81,23 @@ def test_one_word_in_seven_may_be_another(every, found):
     assert similar(("", " ".join(text)), ("", " ".join(other))) is found
 
 
-# --- planted copies among thousands of stories ----------------------------------------------------
-
 def planted(text, rng):
     """A near copy of an English story, as a careless hand or a second crawl would make it."""
     parts = text.split(" ")
     i = rng.choice([i for i, word in enumerate(parts[:-1]) if word.isalpha() and word.islower()])
     other = rng.choice("really quickly old green today perhaps".split())
-    kind = rng.choice(["upper", "no punctuation", "typo", "word", "swap", "insert", "delete"])
-    if kind == "upper":
-        return text.upper()
-    if kind == "no punctuation":
-        return re.sub(r"[.,?!]", "", text)
-    if kind == "swap":
-        parts[i], parts[i + 1] = parts[i + 1], parts[i]
-    else:
-        parts[i:i + 1] = dict(typo=[parts[i][1:] + parts[i][0]], word=[other], insert=[parts[i], other],
-                              delete=[])[kind]
-    return " ".join(parts)
+    parts_for = dict(typo=[parts[i][1:] + parts[i][0]], word=[other], insert=[parts[i], other], delete=[],
+                     swap=[parts[i + 1], parts[i]])
+    kind = rng.choice(["upper", "no punctuation", *parts_for])
+    if kind in parts_for:
+        parts[i:i + 1 + (kind == "swap")] = parts_for[kind]
+        return " ".join(parts)
+    return text.upper() if kind == "upper" else re.sub(r"[.,?!]", "", text)
 
 
 def test_the_search_finds_planted_copies_and_what_brute_force_finds():
-    """Recall and precision of 95 %; a bucket that is looked at in part loses copies in silence."""
+    """Recall and precision of 95 %; a bucket that is looked at in part loses copies in silence. The
+    oracle is brute force: all pairs of rows with the same numbers."""
     rng, rows, originals = random.Random(3), [], {}
     while len(rows) < 2000:
         story, answer = stories.make_story(rng, "en", rng.randint(1, 4))["conversations"][:2]
@@ -121,8 +108,7 @@ def test_the_search_finds_planted_copies_and_what_brute_force_finds():
             originals[len(rows)] = i
             rows.append((text, rows[i][1]))
     found, groups = copies(*rows), {}
-    right = sum(row in found for row in originals)
-    assert len(originals) > 280 and right >= 0.95 * max(len(originals), len(found))
+    assert len(found.keys() & originals) >= 0.95 * max(len(originals), len(found)) > 0.95 * 280
     for i, row in enumerate(rows):
         groups.setdefault(numbers(words(row[0]) + words(row[1])), []).append(i)
     pairs = [(a, b) for group in groups.values() for a, b in itertools.combinations(group, 2)
@@ -130,8 +116,6 @@ def test_the_search_finds_planted_copies_and_what_brute_force_finds():
     assert len(pairs) > 280 and sum(b in found or a in found for a, b in pairs) >= 0.99 * len(pairs)
     assert all(a < b and similar(rows[a], rows[b]) and a not in found for b, a in found.items())
 
-
-# --- the cost -------------------------------------------------------------------------------------
 
 def test_the_number_of_exact_comparisons_is_bounded(monkeypatch):
     """A template with a digit changed, or without numbers, a hundred thousand times: hours."""

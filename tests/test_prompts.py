@@ -30,17 +30,17 @@ def distill(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Many rows of every operation: ({operation: rows}, {id: seed})."""
+    """{operation: [(row, seed)]}, many of each."""
     out = tmp_path_factory.mktemp("many")
     stories.main(stories.Config(train=1, val=1, test=1, distill=3200, lang="both", out=str(out)))
     found, source = defaultdict(list), out / "distill.jsonl"
-    for row in make(source, out / "p.jsonl", share=1, operations=",".join(OPERATIONS)):
-        found[row["operation"]].append(row)
-    return found, {row["id"]: row for row in lines_of(source)}
+    rows = make(source, out / "p.jsonl", share=1, operations=",".join(OPERATIONS))
+    for row, seed in zip(rows, lines_of(source), strict=True):
+        found[row["operation"]].append((row, seed))
+    return found
 
 
 def lines_of(path):
-    """The rows of a .jsonl file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -55,7 +55,6 @@ def write(path, *rows):
 
 
 def turns(*texts):
-    """A conversation: user, assistant, user, ..."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
@@ -67,9 +66,7 @@ def answer(row):
     return row["conversations"][-1]["content"]
 
 
-# --- an independent reader ------------------------------------------------------------------------
-
-# What a sentence does, in the order in which a reader would try. It knows no template, only verbs.
+# An independent reader: what a sentence does, in the order in which it tries. It knows only verbs.
 READER = {"en": dict(
     nothing="lives in house|has rained|feet high|^bus .* goes by|radio plays|would like|does not buy",
     undo="does not happen|is not true|never comes to this|is not so",
@@ -87,13 +84,11 @@ READER = {"en": dict(
     add="买了|捡到|送给[他她]|给了[他她]|又给|得|增加|礼物|又找|又赢|添了|又领|又拿|又发现|多了|又分|又做"
         "|上来|加进|新加入",
 )}
-NUMBERS = {"double": 2, "triple": 3, "quadruple": 4, "quintuple": 5, "half": 2, "a third": 3,
-           "a quarter": 4, "a fifth": 5, "两倍": 2, "三倍": 3, "四倍": 4, "五倍": 5, "一半": 2,
-           "三分之一": 3, "四分之一": 4, "五分之一": 5}
+NUMBERS = {word: n for n, words in enumerate(("double half 两倍 一半", "triple third 三倍 三分之一",
+           "quadruple quarter 四倍 四分之一", "quintuple fifth 五倍 五分之一"), 2) for word in words.split()}
 
 
 def told(row):
-    """The sentences of a row."""
     return [s.strip() for s in re.findall(r"[^.?。？]+[.?。？]", text(row))]
 
 
@@ -101,11 +96,9 @@ def solved(row):
     """(answer, operations that count) of a story, read from its text alone."""
     totals = []
     for sentence in map(str.lower, told(row)):
-        op = next((op for op, words in READER[row["lang"]].items()
-                   if re.search(words, sentence)), None)
-        number = re.search(r"\d+", sentence)
-        n = int(number[0]) if number else next(
-            (n for word, n in NUMBERS.items() if word in sentence), None)
+        op = next((op for op, verbs in READER[row["lang"]].items() if re.search(verbs, sentence)), None)
+        n = [int(digits) for digits in re.findall(r"\d+", sentence)]
+        n = (n or [n for word, n in NUMBERS.items() if word in sentence] or [None])[0]
         if op == "undo":
             totals.pop()
         elif op == "nothing" or n is None:
@@ -113,17 +106,16 @@ def solved(row):
         elif not totals:
             totals.append(n)
         else:
-            assert op, f"nothing that a reader would understand: {sentence}"
-            assert op != "div" or totals[-1] % n == 0, text(row)
-            totals.append({"add": totals[-1] + n, "sub": totals[-1] - n, "mul": totals[-1] * n,
-                           "div": totals[-1] // (n or 1)}[op])
+            total = totals[-1]
+            assert op != "div" or total % n == 0, text(row)  # a KeyError: no reader would understand it
+            totals.append(dict(add=total + n, sub=total - n, mul=total * n, div=total // (n or 1))[op])
     return str(totals[-1]), len(totals) - 1
 
 
 @pytest.mark.parametrize("operation", ["none", *OF_STORIES])
 def test_the_text_alone_gives_the_answer(many, operation, distill, tmp_path):
     """A label that the text does not say: the teacher's right answers are thrown away."""
-    rows = many[0][operation] or make(distill, tmp_path / "p.jsonl", share=0)
+    rows = [row for row, _ in many[operation]] or make(distill, tmp_path / "p.jsonl", share=0)
     assert len(rows) > 100
     for row in rows:
         if operation == "order":
@@ -135,25 +127,25 @@ def test_the_text_alone_gives_the_answer(many, operation, distill, tmp_path):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_does_to_the_answer_what_its_label_says(many, operation):
     """"kept" where the question is another one, or a surface that swallows a digit."""
-    found, seeds = many[0][operation], many[1]
-    for row in found:
-        seed = seeds[row["source"]]
-        assert row["label"] == LABEL[operation] and text(row) != text(seed)
-        roles = [turn["role"] for turn in row["conversations"]]
-        assert roles == ["user", "assistant"][:1 if row["label"] == "teacher" else 2]
-        if row["label"] == "kept":
-            assert answer(row) == answer(seed)
+    found = many[operation]
+    for row, seed in found:
+        assert row["label"] == LABEL[operation] and row["source"] == seed["id"] and text(row) != text(seed)
+        assert len(row["conversations"]) == (1 if row["label"] == "teacher" else 2)
+        assert row["label"] != "kept" or answer(row) == answer(seed)
         if operation in ("long", "format_trap", "injection"):
             assert text(seed) in text(row) or json.dumps(text(seed), ensure_ascii=False) in text(row)
         elif operation in ("order", "typos", "upper", "no_punctuation"):
             assert Counter(re.findall(r"\d+", text(row))) == Counter(re.findall(r"\d+", text(seed)))
     if LABEL[operation] == "changed":
-        assert sum(answer(row) != answer(seeds[row["source"]]) for row in found) > 0.7 * len(found)
+        assert sum(answer(row) != answer(seed) for row, seed in found) > 0.7 * len(found)
     assert len(found) > (5 if operation == "empty" else 80)
-    assert len({text(row) for row in found}) == len(found), "the teacher is paid for one answer twice"
+    assert len({text(row) for row, _ in found}) == len(found), "the teacher is paid for one answer twice"
 
 
-# --- nothing that is reserved ---------------------------------------------------------------------
+def totals_of(row):
+    ops = [kind_of(template) for template in row["skeleton"].split()[2:-1]]
+    return stories.running_totals(ops, row["numbers"])
+
 
 def words(lang, *texts):
     """English words; of Chinese, which has no spaces, the pairs of characters."""
@@ -163,31 +155,21 @@ def words(lang, *texts):
     return {a + b for part in re.findall("[\u4e00-\u9fff]+", text) for a, b in zip(part, part[1:])}
 
 
-def reserved_words(lang):
-    """What occurs only in reserved templates, names and objects."""
+@pytest.mark.parametrize("lang, known", [("en", {"thief", "hugo", "lemons"}), ("zh", {"仙女", "丝带"})])
+def test_no_prompt_has_a_word_that_the_suites_keep_for_themselves(many, lang, known):
+    """"Unseen sentences" that the student has seen; a suite of distractors that were in the training
+    data, each with other numbers."""
     found = {True: set(), False: set()}
     for items in (*TEMPLATES[lang].values(), NAMES[lang], OBJECTS[lang]):
         for reserved in (True, False):
             for item in [items[i] for i in stories.pool(items, reserved)]:
                 found[reserved] |= words(lang, *([item] if isinstance(item, str) else item))
-    return found[True] - found[False] - {"on", "that", "their", "was", "me"}  # no style of its own
-
-
-def test_no_prompt_has_a_word_that_the_suites_keep_for_themselves(many):
-    """A reserved sentence in the training data: "unseen sentences" that the student has seen."""
-    kept = {lang: reserved_words(lang) for lang in ("en", "zh")}
-    assert {"thief", "river", "hugo", "lemons"} <= kept["en"] and {"仙女", "丝带"} <= kept["zh"]
-    for rows in many[0].values():
-        for row in rows:
-            assert not words(row["lang"], text(row)) & kept[row["lang"]], text(row)
-            assert text(row) not in suites.HOSTILE.values()
-
-
-@pytest.mark.parametrize("lang", ["en", "zh"])
-def test_our_sentences_that_do_not_matter_are_not_those_of_the_suite(lang):
-    """A suite of distractors that were in the training data, each with other numbers."""
-    usual = words(lang, *sum(map(list, TEMPLATES[lang].values()), []))
-    theirs = words(lang, *DISTRACTORS[lang]) - usual
+    kept = found[True] - found[False] - {"on", "that", "their", "was", "me"}  # no style of its own
+    assert known <= kept
+    for row, _ in sum(many.values(), []):
+        assert row["lang"] != lang or not words(lang, text(row)) & kept, text(row)
+        assert text(row) not in suites.HOSTILE.values()
+    theirs = words(lang, *DISTRACTORS[lang]) - words(lang, *sum(map(list, TEMPLATES[lang].values()), []))
     ours = words(lang, *TEXTS["ASIDES"][lang], *TEXTS["TAKEN_BACK"][lang],
                  *sum(TEXTS["UNITS"][lang].values(), []))
     assert len(theirs) > 10 and not theirs & ours - {"for", "is", "it", "to", "s"}
@@ -196,20 +178,14 @@ def test_our_sentences_that_do_not_matter_are_not_those_of_the_suite(lang):
 def test_no_prompt_is_as_large_as_the_suites_or_of_another_split(many):
     """Chains of 5 and numbers of three digits are surprises of the suites; a test question under
     another name has been trained on."""
-    for operation, rows in many[0].items():
-        for row in rows:
-            assert all(int(n) <= 99 for n in re.findall(r"\d+", text(row))), text(row)
-            if row["label"] != "teacher":
-                assert 0 <= int(answer(row)) <= 99
-            if operation in OF_STORIES and operation != "order":
-                assert solved(row)[1] <= 4
-            if "skeleton" in row:
-                ops = [kind_of(template) for template in row["skeleton"].split()[2:-1]]
-                totals = stories.running_totals(ops, row["numbers"])
-                assert max(totals) <= 99 and max(row["numbers"][1:]) <= 20
-                assert row["ops"] == len(ops) <= 4 and stories.split_of(row) == "distill", operation
-    for operation in ("deeper", "boundary", "other_language"):
-        assert all("skeleton" in row for row in many[0][operation])
+    for row, _ in sum(many.values(), []):
+        assert all(int(n) <= 99 for n in re.findall(r"\d+", text(row))), text(row)
+        assert row["label"] == "teacher" or 0 <= int(answer(row)) <= 99
+        assert row["operation"] in (*OF_ANY_PROMPT, "order") or solved(row)[1] <= 4
+        if "skeleton" in row:
+            assert max(totals_of(row)) <= 99 and max(row["numbers"][1:]) <= 20
+            assert row["ops"] == len(row["numbers"]) - 1 <= 4 and stories.split_of(row) == "distill"
+        assert "skeleton" in row or row["operation"] not in ("deeper", "boundary", "other_language")
 
 
 @pytest.mark.parametrize("split", ["val", "test", "large", "hostile"])
@@ -217,9 +193,8 @@ def test_what_the_evaluation_asks_is_no_seed(distill, tmp_path, split):
     """A student that is robust on the suites because it was trained on them."""
     path = distill.with_name(f"{split}.jsonl")
     if not path.exists():
-        suites.main(suites.Config(problems=10, data=str(distill.with_name("test.jsonl")),
-                                  out=str(tmp_path / "suites")))
-        path = tmp_path / "suites" / f"{split}.jsonl"
+        suites.main(suites.Config(problems=10, data=str(path.with_name("test.jsonl")), out=str(tmp_path)))
+        path = tmp_path / f"{split}.jsonl"
     with pytest.raises(UserError, match=f"{split}.jsonl:1: "):
         make(path, tmp_path / "p.jsonl")
     mixed = tmp_path / "mixed.jsonl"
@@ -227,27 +202,21 @@ def test_what_the_evaluation_asks_is_no_seed(distill, tmp_path, split):
     assert len(make(mixed, tmp_path / "p.jsonl", skip_bad_lines=True)) == 400
 
 
-# --- single operations ----------------------------------------------------------------------------
-
 def test_the_operations_of_the_published_rows_do_what_they_did(distill, tmp_path):
     """results/ has rows that were made with these: another draw, and they cannot be repeated."""
-    for flags, digest in (
-            (dict(share=0.5), "2aa7963f5f276784ef5b943c4f5e6033d1226018aeb22064f0cc446cda8b7818"),
-            (dict(share=0.8, seed=3, operations=DEFAULT + ",upper"),
-             "f4cf06aaaef0432bd3620317e6f99abc298336b1e81bc867d6c97e028191a323"),
-            (dict(share=1, operations=",".join(sorted(OPERATIONS))),
-             "668aa9e29e237d837e94e4fb96bc15f7fd6d35d0cec756d209ef3a932e1cb436")):
+    for flags, digest in ((dict(share=0.5), "2aa7963f5f276784"),
+                          (dict(share=0.8, seed=3, operations=DEFAULT + ",upper"), "f4cf06aaaef0432b"),
+                          (dict(share=1, operations=",".join(sorted(OPERATIONS))), "668aa9e29e237d83")):
         rows = make(distill, tmp_path / "p.jsonl", fresh=True, **flags)
         kept = [[row["id"], row["operation"], row["conversations"]] for row in rows]
-        assert hashlib.sha256(json.dumps(kept, ensure_ascii=False).encode()).hexdigest() == digest
+        assert hashlib.sha256(json.dumps(kept, ensure_ascii=False).encode()).hexdigest()[:16] == digest
 
 
 def test_every_question_is_there_once_with_its_answer_and_no_steps(distill, tmp_path):
     """A lost question, a changed answer, steps that nobody may train on; a share that is a dead knob."""
     for source, share, low, high in ((distill, 0, 0, 0), (distill, 0.5, 160, 240), (distill, 1, 400, 400),
                                      (distill.with_name("train.jsonl"), 1, 10, 10)):  # it has steps
-        rows = make(source, tmp_path / "p.jsonl", share=share, operations=DEFAULT + ",upper,paraphrase",
-                    fresh=True)
+        rows = make(source, tmp_path / "p.jsonl", share=share, operations=DEFAULT + ",upper", fresh=True)
         for new, old in zip(rows, lines_of(source), strict=True):
             assert new["source"] == old["id"] and new["label"] == "kept" and answer(new) == answer(old)
             assert (text(new) == text(old)) == (new["operation"] == "none")
@@ -257,10 +226,9 @@ def test_every_question_is_there_once_with_its_answer_and_no_steps(distill, tmp_
 
 def test_an_invented_story_is_about_nobody_known(many, monkeypatch):
     """A reserved name among the invented ones; a handful of words, which would be learned by heart."""
-    known = {word.lower() for pair in (*NAMES["en"], *OBJECTS["en"]) for word in pair}
-    assert {row["lang"] for row in many[0]["invented"]} == {"en"}
-    for row in many[0]["invented"]:
-        assert not (known - {"he", "she"}) & set(re.findall("[a-z]+", text(row).lower()))
+    known = {word.lower() for pair in (*NAMES["en"], *OBJECTS["en"]) for word in pair} - {"he", "she"}
+    for row, _ in many["invented"]:
+        assert row["lang"] == "en" and not known & set(re.findall("[a-z]+", text(row).lower()))
     drawn = [invented_word(random.Random(seed)) for seed in range(1000)]
     assert len(set(drawn)) > 900
     monkeypatch.setattr(prompts, "REAL", {drawn[0], drawn[1] + "s"})
@@ -271,28 +239,24 @@ def test_an_invented_story_is_about_nobody_known(many, monkeypatch):
 def test_boundary_numbers_are_at_a_boundary(many):
     """Edge cases that are not: nobody learns what 0 more and all of them mean."""
     edges = Counter()
-    for row in many[0]["boundary"]:
+    for row, _ in many["boundary"]:
         start, *rest = row["numbers"]
-        ops = [kind_of(template) for template in row["skeleton"].split()[2:-1]]
-        totals = stories.running_totals(ops, row["numbers"])
-        equal = any(op in ("add", "sub") and n == total for op, n, total in zip(ops, rest, totals))
+        steps = zip(row["skeleton"].split()[2:-1], rest, totals_of(row))
+        equal = any(op[:3] in ("add", "sub") and n == total for op, n, total in steps)
         found = dict(one=start == 1, huge=start >= 50, zero=0 in rest, equal=equal)
         assert any(found.values()) and not re.search(r"\bare 1 ", text(row)), row
         edges.update(edge for edge in found if found[edge])
     assert len(edges) == 4 and min(edges.values()) > 20
-    assert any(answer(row) == "0" for row in many[0]["boundary"])
+    assert any(answer(row) == "0" for row, _ in many["boundary"])
 
 
 def test_what_is_added_to_a_story_stands_where_it_should(many):
     """The same problem again; a sentence that was taken back and counts all the same; "She would like
     3 pears" of the person herself, which could be meant to count; filler with a number."""
-    found, seeds = many
-    for row in found["deeper"]:
-        seed = seeds[row["source"]]
+    for row, seed in many["deeper"]:
         assert row["ops"] == seed["ops"] + 1 and row["numbers"][:-1] == seed["numbers"]
-        assert told(row)[:seed["ops"] + 1] == told(seed)[:-1] and told(row)[-1] == told(seed)[-1]
-    for row in found["negation"] + found["distractor"]:
-        seed = seeds[row["source"]]
+        assert told(row)[:-2] == told(seed)[:-1] and told(row)[-1] == told(seed)[-1]
+    for row, seed in many["negation"] + many["distractor"]:
         extra, = [s for s in told(row) if s not in told(seed)]
         assert [s for s in told(row) if s != extra] == told(seed) and told(row)[-1] == told(seed)[-1]
         if row["operation"] == "negation":
@@ -300,8 +264,8 @@ def test_what_is_added_to_a_story_stands_where_it_should(many):
         else:
             people = [name for name, _ in NAMES[row["lang"]] if name in extra]
             assert re.search(r"\d", extra) and not any(name in text(seed) for name in people)
-    for row in found["long"]:  # as long as the 512 tokens of a teacher of stories allow
-        filler = text(row).removesuffix(text(seeds[row["source"]])).strip()
+    for row, seed in many["long"]:  # as long as the 512 tokens of a teacher of stories allow
+        filler = text(row).removesuffix(text(seed)).strip()
         assert 300 <= len(filler) < 800 and not re.search(r"\d", filler)
 
 
@@ -314,25 +278,17 @@ def test_what_makes_no_sense_is_left_out_and_counted(distill, tmp_path, capsys):
     assert all(f"{name} {len(chinese)}" in printed for name in ("upper", "typos", "invented"))
 
 
-# --- free prompts ---------------------------------------------------------------------------------
-
-FREE = {
-    "GSM8K": ({"question": "What is 3 times 4?", "answer": "3*4=<<3*4=12>>12\n#### 12"}, "12"),
-    "Alpaca": ({"instruction": "Name a river.", "input": "In Egypt.", "output": "The Nile."}, None),
-    "an essay with a number": ({"instruction": "Tell of Rome.", "output": "In 753 it began."}, None),
-    "messages": ({"messages": [{"role": "system", "content": "Be short."}, *turns(
-        "Hello there.", "Hi.", "What is half of 14?", "\\boxed{7}")]}, "7"),
-    "conversations": ({"conversations": [*turns("Is water wet?"), {
-        "role": "assistant", "reasoning_content": "Well.", "content": "yes"}], "id": "w"}, "yes"),
-    "braces": ({"question": "Print {text}, {json}, {n}, {x} and {}.", "answer": ""}, None),
-    "the user's turn last": ({"messages": turns("Hello there.", "Hi.", "And now what?")}, None),
-}
-
-
-@pytest.mark.parametrize("name", FREE)
-def test_a_prompt_of_any_format_becomes_a_prompt_row(tmp_path, name):
+@pytest.mark.parametrize("row, known", [
+    ({"question": "What is 3 times 4?", "answer": "3*4=<<3*4=12>>12\n#### 12"}, "12"),
+    ({"instruction": "Name a river.", "input": "In Egypt.", "output": "The Nile."}, None),
+    ({"instruction": "Tell of Rome.", "output": "In 753 it began."}, None),  # an essay with a number
+    ({"messages": [dict(role="system", content="Short!"), *turns("Hi.", "So?", "3+4?", "\\boxed{7}")]}, "7"),
+    ({"id": "w", "conversations": [*turns("Is water wet?"), dict(
+        role="assistant", reasoning_content="Well.", content="yes")]}, "yes"),
+    ({"question": "Print {text}, {json}, {n}, {x} and {}.", "answer": ""}, None),
+    ({"messages": turns("Hello there.", "Hi.", "And now what?")}, None)])
+def test_a_prompt_of_any_format_becomes_a_prompt_row(tmp_path, row, known):
     """Another turn changed, an answer lost or invented, a row that nobody can trace."""
-    row, known = FREE[name]
     path = write(tmp_path / "mine.jsonl", *[row] * 40)
     asked = row.get("messages") or row.get("conversations") or turns(
         row.get("question") or "\n\n".join(filter(None, (row["instruction"], row.get("input")))))
@@ -380,11 +336,10 @@ def test_wrong_flags_are_refused_and_nothing_is_lost(distill, tmp_path):
     made = make(distill, out)
     assert made == make(distill, out)
     for source, target, flags in (
-            (tmp_path / "none.jsonl", out, {}), (tmp_path / "x.txt", out, dict(fresh=True)),
-            (distill, distill, dict(fresh=True)), (distill, out, dict(seed=1)),
-            *[(distill, out, dict(flags, fresh=True)) for flags in (
-                dict(operations="typos,tipos"), dict(operations=""), dict(share=float("nan")))]):
+            (tmp_path / "x.txt", out, {}), (distill, distill, {}), (distill, out, dict(share=float("nan"))),
+            (distill, out, dict(operations="")), (distill, out, dict(operations="typos,tipos")),
+            (distill, out, dict(seed=1, fresh=False))):
         with pytest.raises(UserError):
-            make(source, target, **flags)
+            make(source, target, **{"fresh": True, **flags})
     assert lines_of(out) == made and distill.read_bytes() == before
     assert make(distill, out, seed=1, fresh=True) != made
