@@ -94,7 +94,7 @@ FINE = [
     turns(ASKED, "She has 17.", finish_reason="stop", verdict="ok"), turns(ASKED, "It is <b>17</b>."),
     turns(ASKED, "17 of them", verdict="unverified", finish_reason="EOS"), turns(ASKED, PROSE),
     turns(ASKED, "So 17", verdict="a new word", finish_reason=None), turns("<answer>", "What is <br> for?"),
-    turns("What does a <think> tag do?", "It opens a thought."), turns(ASKED, "It is 17", reference="17.0", **OWN),
+    turns("What is <think>?", "It opens a thought."), turns(ASKED, "It is 17", reference="17.0", **OWN),
     turns(ASKED, "See there", reference="https://example.org"),  # anybody's column of that name
     turns("Where?", "Paris", reference="Paris", **OWN), turns("A?", "Yes.", reference="yes", **OWN),
     turns(ASKED, "It is 18", reference="17", verdict="ok", **OWN),  # a verdict is believed
@@ -295,11 +295,11 @@ def leaks(tmp_path):
     (CLIPS, 1), (CLIPS.upper().replace(",", ""), 1), (f"Solve this. {CLIPS} Think!", 1), ({"text": NILE}, 2),
     (question("What did she ask?", f"She asked: {CLIPS}\n#### 72"), 1),
     ("A rather different start, but then she " + piece(CLIPS, 9, 30), 1),
-    ("Well: " + piece(CLIPS, 1, 13), 1), ("Well: " + piece(CLIPS, 1, 12), None),  # with a part of the numbers
+    ("Well: " + piece(CLIPS, 1, 13), 1), ("Well: " + piece(CLIPS, 1, 12), None),  # a part of the numbers
     (CLIPS.replace("48", "52"), None),                                # another problem of that template
     ("Well: " + piece(NILE, 3, 13), 2), ("Well: " + piece(NILE, 3, 12), None),
     ("In 1902 somebody asked me: " + piece(NILE, 3, 13), 2), ("what is 2 + 3", 3),
-    (SHORT.replace("+", "-"), None), ("Please tell me, what is 2+3?", None),  # short: only the whole question
+    (SHORT.replace("+", "-"), None), ("Please tell me, what is 2+3?", None),  # only the whole question
     ({"messages": turns("Hello!", "Hi.")["messages"] + turns(SHORT, "5")["messages"]}, 3),
     (turns(piece(NILE, 0, 7), piece(NILE, 7, 9)), None)])              # across two turns
 def test_a_question_is_given_away_by_itself_or_by_13_words_of_it(row, line, leaks):
@@ -326,7 +326,7 @@ def test_chinese_has_runs_of_26_letters(leaks):
 def test_stories_of_the_training_split_are_kept_and_leaked_ones_are_found(lang, sift, tmp_path):
     """13 words in a row are shared by one story in nine: a filter that eats the templates."""
     stories.main(stories.Config(train=800, val=1, test=100, distill=1, lang=lang, out=str(tmp_path)))
-    train, test = (list(map(json.loads, open(tmp_path / f"{name}.jsonl", "rb"))) for name in ("train", "test"))
+    train, test = ([*map(json.loads, open(tmp_path / f"{name}.jsonl", "rb"))] for name in ("train", "test"))
     asked = [row["conversations"][0]["content"] for row in test]
     leaked = [question(text.upper()) for text in asked]
     leaked += [question(f"Hm. {text} Well?") for text in asked if len(words(text)) >= 30]
