@@ -1,18 +1,13 @@
 """The loss without its logits: output matrix and divergence in one, a few tokens at a time.
 
-    loss, ce, kd, teacher_ce = fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head,
-    ...) (loss / n_valid).backward()
-
 A (tokens, V) tensor of logits is the largest thing in a training step: 4,096 tokens of a vocabulary
-of 32,768 take 0.5 GB in float32, and the plain loss holds at least six of them. Here logits live
-for `CHUNK` elements at a time. For a few tokens, student's and teacher's logits are made, the plain
-loss of losses.py is taken, and its gradient by these logits becomes gradients of the hidden states
-and of the output matrix at once. The backward pass only scales them (Hsu et al. 2024, Liger, for
-cross-entropy; Wijmans et al. 2024 make the logits again in the backward pass). It works for every
-divergence, because it calls the plain one.
+of 32,768 take 0.5 GB in float32, and the plain loss holds at least six of them. Here a few tokens
+at a time get logits, the student's and the teacher's. The plain loss of losses.py is taken, with
+any divergence. Its gradient by these logits becomes gradients of the hidden states and of the
+output matrix at once, and the backward pass only scales them (Hsu et al. 2024, Liger, for
+cross-entropy; Wijmans et al. 2024 make the logits again in the backward pass).
 
-Matmuls are in the dtype of the hidden states, softmax and sums in float32. Uncounted tokens must be
-left out before (hidden[keep]).
+Matmuls are in the dtype of the hidden states, softmax and sums in float32.
 """
 import torch
 
@@ -25,21 +20,19 @@ def use_fused(cfg, env, vocab_size):
     """--fused on or off; auto: if a micro-batch has many logits (0.3 GB in float32). With a cache
     or torch.compile there are no hidden states to begin from."""
     logits = cfg.batch // (cfg.accumulate * env.world) * cfg.window * vocab_size
-    possible = not (cfg.cache or cfg.compile)
-    return cfg.fused == "on" or cfg.fused == "auto" and possible and logits >= 2**26
+    many = logits >= 2**26 and not (cfg.cache or cfg.compile)
+    return cfg.fused == "on" or cfg.fused == "auto" and many
 
 
 class FusedLoss(torch.autograd.Function):
-    """See fused_loss. Only the first of the four sums has a gradient."""
+    """See fused_loss. `forward` makes the gradients, too; only the first sum has one."""
 
     @staticmethod
     def forward(ctx, hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, tau, mix):
-        """The four sums; the gradients are made here, too, and kept."""
         grad_hidden = torch.empty_like(hidden)                                # (N, D)
         grad_head = torch.zeros_like(head, dtype=torch.float32)               # (V, D)
-        sums = [torch.zeros((), dtype=torch.float32, device=hidden.device) for _ in range(4)]
-        matrix, teacher_matrix = (w.to(h.dtype) for w, h in ((head, hidden),
-                                                             (teacher_head, teacher_hidden)))
+        sums = torch.zeros(4, device=hidden.device)
+        matrix, teacher_matrix = head.to(hidden.dtype), teacher_head.to(teacher_hidden.dtype)
         step = max(1, CHUNK // len(head))
         for at in range(0, len(hidden), step):
             part = slice(at, at + step)
@@ -52,17 +45,15 @@ class FusedLoss(torch.autograd.Function):
             [grad] = torch.autograd.grad(loss, logits)                        # (n, V)
             grad_hidden[part] = grad @ matrix
             grad_head += grad.T @ hidden[part]
-            teacher_ce = cross_entropy(teacher_logits, y[part])               # (n,)
-            sums[0] += loss.detach()
-            for i, values in enumerate((ce, kd, teacher_ce), 1):
-                sums[i] += total(values.detach(), weight[part])
+            others = ce.detach(), kd.detach(), cross_entropy(teacher_logits, y[part])
+            sums += torch.stack([loss.detach(), *(total(v, weight[part]) for v in others)])
         ctx.save_for_backward(grad_hidden, grad_head.to(head.dtype))
-        ctx.mark_non_differentiable(*sums[1:])  # or they would have a gradient, of zeros
-        return tuple(sums)
+        loss, *others = sums.unbind()
+        ctx.mark_non_differentiable(*others)  # or they would have a gradient, of zeros
+        return loss, *others
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        """The gradients of `forward`, scaled."""
         grad_hidden, grad_head = ctx.saved_tensors
         return grad_loss * grad_hidden, grad_loss * grad_head, *[None] * 8
 
@@ -70,11 +61,8 @@ class FusedLoss(torch.autograd.Function):
 def fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, alpha=1.0, name="forward_kl",
                temperature=1.0, mix=None):
     """hidden (N, D), head (V, D), y (N,), weight (N,), teacher's hidden (N, D') and head (V, D')
-    -> sums over tokens as scalars: loss (with gradient), ce, kd, teacher's ce.
-
-    The loss is (1 - alpha) ce + alpha kd, kd a divergence as in losses.py. ValueError if the
-    vocabularies differ.
-    """
+    -> sums over tokens as scalars: loss = (1 - alpha) ce + alpha kd, ce, kd, teacher's ce. kd: a
+    divergence of losses.py. ValueError if the vocabularies differ."""
     return FusedLoss.apply(hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name,
                            temperature, mix)
 

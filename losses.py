@@ -49,7 +49,13 @@ def cross_entropy(logits, targets):
     return -log_softmax(logits).gather(-1, targets[..., None])[..., 0]
 
 
-# --- divergences ----------------------------------------------------------------------------------
+def total(values, weights):
+    """Sum of values (...) times weights (...), over those whose weight is not 0.
+
+    An uncounted value may be inf or NaN: `where` keeps it out of the sum, and 0 * NaN would not.
+    """
+    return torch.where(weights != 0, values * weights, 0.0).sum()
+
 
 def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
     """tau^2 D(p, q) of two tensors of logits (..., V) -> (...), for any name in DIVERGENCES.
@@ -101,8 +107,7 @@ def kl(log_a, log_b):
 
 
 def mixture(log_a, log_b, share):
-    """ln(share a + (1 - share) b). If both are 0, logaddexp's gradient is NaN: so ln 0 is
-    -10,000."""
+    """ln(share a + (1 - share) b). ln 0 is cut to -1e4: logaddexp's gradient of two -inf is NaN."""
     if share == 0:
         return log_b
     log_a, log_b = log_a.clamp(min=-1e4), log_b.clamp(min=-1e4)
@@ -123,17 +128,13 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
     return divergence("forward_kl", student_logits, teacher_logits, temperature)
 
 
-# --- of what a cache keeps of the teacher (dataset/teacher_cache.py) ------------------------------
-
 def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None):
-    """A divergence on k + 1 outcomes: the teacher's k likeliest tokens, and all others as one
-    bucket.
+    """A divergence on what a cache keeps: the teacher's k likeliest tokens, the others as a bucket.
 
-    student_logits (N, V); ids (N, k); log_p (N, k + 1), the bucket last, or (N, k) if k = V and
-    there is no bucket -> (N,). It is at least 0 and at most the divergence on the whole vocabulary,
-    because merging outcomes cannot make two distributions easier to tell apart. log_p may have been
-    rounded to float16, so it is normalised again, bucket included; without the bucket the k tokens
-    would get its mass, and the student would learn to be too sure.
+    student_logits (N, V); ids (N, k); log_p (N, k + 1), the bucket last, or (N, k) if k = V ->
+    (N,). It is at least 0 and at most the divergence on the whole vocabulary, because merging
+    outcomes cannot make two distributions easier to tell apart. log_p may be rounded to float16, so
+    it is normalised again, bucket included: without it the student would learn to be too sure.
     """
     z = upcast(student_logits) / temperature                               # (N, V)
     merged = z.gather(-1, ids)                                             # (N, k)
@@ -155,8 +156,6 @@ def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
     return temperature ** 2 * (negentropy - log_q.gather(-1, ids).mean(-1))
 
 
-# --- hidden states (train_distill_features.py) ----------------------------------------------------
-
 def hidden_mse(student, teacher):
     """Mean over channels of (h_student - h_teacher)^2: two (..., D) -> (...).
 
@@ -171,11 +170,3 @@ def hidden_cosine(student, teacher):
     Source: Sanh et al. 2019 (DistilBERT), section 2.
     """
     return 1 - torch.cosine_similarity(upcast(student), upcast(teacher), dim=-1)
-
-
-def total(values, weights):
-    """Sum of values (...) times weights (...), over those whose weight is not 0.
-
-    An uncounted value may be inf or NaN: `where` keeps it out of the sum, and 0 * NaN would not.
-    """
-    return torch.where(weights != 0, values * weights, 0.0).sum()
