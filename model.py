@@ -10,8 +10,7 @@ attention, Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3
 pairing (channel i with i + C/2) are those of Hugging Face's Llama and Qwen3 classes, without the
 leading "model." (runs/bench.py maps a model into theirs and compares).
 """
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -76,8 +75,7 @@ def rope_table(max_seq_len, head_dim, theta):
 
 def rotate(x, cos, sin):
     """Turn each channel pair of x (B, heads, T, C) by its position's angle. q·k then depends only
-    on the distance of their positions, so documents packed into one window need none of their
-    own."""
+    on how far apart they are, so documents packed into one window share its positions."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -103,7 +101,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, C)
         q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))  # (B, ., T, C)
         if features is not None:  # before RoPE: relations of what was read, not of where
-            features.update(q=q, k=k, v=v)  # (B, H or G, T, C)
+            features.append(dict(q=q, k=k, v=v))  # (B, H or G, T, C)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, C)
@@ -147,8 +145,6 @@ class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         c = self.config = config
-        assert c.n_heads % c.n_kv_heads == 0, "n_kv_heads must divide n_heads"
-        assert c.head_dim % 2 == 0, "RoPE turns channels in pairs: head_dim must be even"
         self.embed_tokens = nn.Embedding(c.vocab_size, c.dim)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.n_layers))
         self.norm = RMSNorm(c.dim, c.norm_eps)
@@ -158,21 +154,14 @@ class Transformer(nn.Module):
         cos, sin = rope_table(c.max_seq_len, c.head_dim, c.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        """Small weights: the loss at init is ln V. Residual outputs shrink with depth (GPT-2)."""
-        for name, p in self.named_parameters():
-            if p.dim() == 1:
-                nn.init.ones_(p)  # norm weights
-            elif "embed_tokens" in name or "lm_head" in name:
-                # The final norm's output has length sqrt(D): logits start with std 0.2 at every
-                # width (a tied token's own is at most 0.2 * sqrt(D)).
-                nn.init.normal_(p, std=0.2 * self.config.dim ** -0.5)
-            else:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                shrink = (2 * self.config.n_layers) ** -0.5 if residual else 1.0
-                nn.init.normal_(p, std=0.02 * shrink)
+        for name, p in self.named_parameters():  # small weights: the loss at init is ln V
+            std = 0.02
+            if "layers" not in name:  # the final norm's output has length sqrt(D): logits, std 0.2
+                std = 0.2 * c.dim ** -0.5
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                std *= (2 * c.n_layers) ** -0.5  # residual outputs shrink with depth (GPT-2)
+            if p.dim() == 2:  # norm weights stay 1
+                nn.init.normal_(p, std=std)
 
     def num_parameters(self):
         """Parameters, embeddings included, tied ones once."""
@@ -181,29 +170,24 @@ class Transformer(nn.Module):
     def hidden_states(self, ids, document=None, cache=None, features=None):
         """ids (B, T) -> (B, T, D), the final norm's output.
 
-        features: a list that gets a dict a block: its output `hidden` (B, T, D), and q, k, v.
-
         document (B, T): a token sees the tokens before it with its own document number. None: it
         sees all before it (and in the cache, except the left padding that the cache knows of).
+        features: a list that gets a dict a block: its output `hidden` (B, T, D), and q, k, v.
         """
         B, T = ids.shape
         start = cache.length if cache else 0
         if start + T > self.config.max_seq_len:
             raise ValueError(f"{start + T} tokens, but the context holds {self.config.max_seq_len}")
-        mask = None
+        mask = cache.mask(T) if cache else None  # (B, 1, T, S) or None
         if document is not None:
             mask = document[:, None, :, None] == document[:, None, None, :]  # (B, 1, T, T)
             mask = mask.tril()  # causal; padding (document 0) sees padding: no row is empty
-        elif cache is not None:
-            mask = cache.mask(T)  # (B, 1, T, S) or None
         x = self.embed_tokens(ids)  # (B, T, D)
-        cos = self.cos[start:start + T].to(x.dtype)  # (T, C)
-        sin = self.sin[start:start + T].to(x.dtype)
+        cos, sin = (t[start:start + T].to(x.dtype) for t in (self.cos, self.sin))  # (T, C) each
         for i, layer in enumerate(self.layers):
-            seen = None if features is None else {}
-            x = layer(x, cos, sin, mask, cache.layers[i] if cache else None, seen)  # (B, T, D)
+            x = layer(x, cos, sin, mask, cache.layers[i] if cache else None, features)  # (B, T, D)
             if features is not None:
-                features.append({**seen, "hidden": x})
+                features[-1]["hidden"] = x
         if cache is not None:
             cache.length += T
         return self.norm(x)
@@ -223,7 +207,7 @@ def build(size, vocab_size, **changes):
 def with_layers(model, numbers):
     """A new Transformer with some of a model's blocks (counted from 1), embeddings, norm and head:
     a student that starts as half of its teacher (Sanh et al. 2019, section 3)."""
-    student = Transformer(dataclasses.replace(model.config, n_layers=len(numbers)))
+    student = Transformer(replace(model.config, n_layers=len(numbers)))
     student.load_state_dict(model.state_dict(), strict=False)  # all but the blocks are the same
     for own, number in zip(student.layers, numbers):
         own.load_state_dict(model.layers[number - 1].state_dict())
