@@ -5,6 +5,8 @@ a row, again and again.
 """
 import torch
 
+from fast_decode import Decoder
+
 
 class LayerCache:
     """Keys and values of one layer, (B, G, max, C) each, filled from the left."""
@@ -29,29 +31,22 @@ class KVCache:
         shape = (batch, c.n_kv_heads, max_tokens, c.head_dim)
         self.layers = [LayerCache(shape, weight.device, weight.dtype) for _ in range(c.n_layers)]
         self.length = 0
-        self.padding = padding if padding is not None and bool(padding.any()) else None
+        self.padding = padding if padding is not None and padding.any() else None
 
     def mask(self, T):
-        """(B, 1, T, S) True where a new token may look; None if that is plain causal."""
-        S = self.length + T
+        """True where a new token may look, (B, 1, T, S) or (T, S); None if that is plain causal."""
         if self.padding is None and (self.length == 0 or T == 1):
             return None
-        column = torch.arange(S, device=self.layers[0].k.device)
+        column = torch.arange(self.length + T, device=self.layers[0].k.device)  # (S,)
         row = column[self.length:, None]  # (T, 1)
-        mask = (column <= row)[None, None]  # (1, 1, T, S)
-        if self.padding is not None:
-            # A padding token sees itself: a row without any key is 0/0 in some kernels.
-            text = column >= self.padding[:, None]  # (B, S)
-            mask = mask & text[:, None, None, :] | (column == row)
-        return mask
+        padding = 0 if self.padding is None else self.padding[:, None, None, None]
+        # A padding token sees itself: a row without any key is 0/0 in some kernels.
+        return (column <= row) & (column >= padding) | (column == row)
 
 
 def sample(logits, temperature, top_p=1.0, generator=None):
-    """One token a row of logits (B, V) -> (B,). A temperature below 0.01 is greedy.
-
-    top_p keeps the smallest set of tokens with that mass (Holtzman et al. 2020), and always the
-    likeliest token.
-    """
+    """One token a row of logits (B, V) -> (B,). A temperature below 0.01 is greedy. top_p keeps the
+    smallest set of tokens with that mass (Holtzman et al. 2020), and always the likeliest token."""
     if temperature < 0.01:  # logits / 1e-40 would be infinite
         return logits.argmax(-1)
     logits = logits.float() / temperature
@@ -67,31 +62,28 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, gen
     """Yield (B,) new tokens a step, for prompts (lists of ids) of different lengths.
 
     Prompts are padded on the left, so that all end in the same column; the cache hides the padding.
-    Ends when the longest row fills the context. ValueError if a prompt is empty or fills it alone.
-    """
+    Ends when the longest row fills the context. ValueError if a prompt is empty or fills it."""
     weight, context = model.embed_tokens.weight, model.config.max_seq_len
-    lengths = [len(p) for p in prompts]
-    longest = max(lengths)
-    if min(lengths) == 0 or longest >= context:
-        raise ValueError(f"a prompt has {min(lengths)} to {longest} tokens; "
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+    if shortest == 0 or longest >= context:
+        raise ValueError(f"a prompt has {shortest} to {longest} tokens; "
                          f"1 to {context - 1} fit the context")
     max_new_tokens = min(max_new_tokens, context - longest)
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts],
-                       device=weight.device)  # (B, T)
-    padding = torch.tensor([longest - n for n in lengths], device=weight.device)  # (B,)
-    cache = KVCache(model, len(prompts), longest + max_new_tokens, padding)
-    logits = model.lm_head(model.hidden_states(ids, cache=cache)[:, -1])  # (B, V)
+    padding = [longest - len(p) for p in prompts]
+    unread = torch.tensor([[0] * n + list(p) for n, p in zip(padding, prompts)],
+                          device=weight.device)  # (B, T): first the prompts, then a token a row
+    cache = KVCache(model, len(prompts), longest + max_new_tokens, unread.new_tensor(padding))
     fast = len(prompts) == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32
     decoder = None
-    for left in range(max_new_tokens, 0, -1):
+    for _ in range(max_new_tokens):
+        if fast and cache.length:  # the prompt is read: the same layers, in less time
+            decoder = decoder or Decoder(model, cache)
+            logits = torch.from_numpy(decoder.step(unread.item())[None])  # (1, V)
+        else:
+            logits = model.lm_head(model.hidden_states(unread, cache=cache)[:, -1])  # (B, V)
         token = sample(logits, temperature, top_p, generator)  # (B,)
         yield token
-        if fast and left > 1:
-            from fast_decode import Decoder  # the same layers, in less time
-            decoder = decoder or Decoder(model, cache)
-            logits = torch.from_numpy(decoder.step(token.item())[None])
-        elif left > 1:
-            logits = model.lm_head(model.hidden_states(token[:, None], cache=cache)[:, -1])
+        unread = token[:, None]
 
 
 @torch.inference_mode()
@@ -104,16 +96,13 @@ def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     # Rows of a batch end where the longest has filled the context. An answer must not depend on
     # its neighbours, so only rows with the same room are written together.
     room = [min(max_new_tokens, model.config.max_seq_len - len(p)) for p in prompts]
-    for size in sorted(set(room)) if max_new_tokens > 0 else []:
+    for size in sorted(set(room)):
         chosen = [i for i, r in enumerate(room) if r == size]
-        running = set(chosen)
         for token in decode_steps(model, [prompts[i] for i in chosen], max_new_tokens, **sampling):
             for i, id in zip(chosen, token.tolist()):
-                if i in running:
+                if not rows[i] or rows[i][-1] not in stop_ids:  # what follows an end does not count
                     rows[i].append(id)
-                    if id in stop_ids:
-                        running.discard(i)  # whatever the model writes after its end does not count
-            if not running:
+            if all(rows[i][-1] in stop_ids for i in chosen):
                 break
     return rows
 

@@ -4,16 +4,14 @@
     logits = decoder.step(token)           # (V,)
 
 A small model does so little arithmetic for one token that half of the time is torch's own work in
-each call; numpy's is a third of it (runs/bench.py). Nothing else needs this file:
-decoding.py can do without it. A test compares it with the model. What is done differently:
+each call; numpy's is a third of it (runs/bench.py). Only decoding.py uses this file, and a test
+compares it with the model. Letters as in model.py. What is done differently:
 
 1. Matrices that read the same input are joined: those of q, k and v, and those of gate and up.
 2. A norm's weight is folded into the matrix behind it: W (x / rms(x) * weight) is
    (W * weight) (x / rms(x)). So is sqrt(D), the factor between rms(x) and the length of x.
 3. RoPE turns channel i with i + C/2. Here the two lie side by side, as the parts of a complex
    number. q·k is the same if both are reordered.
-
-Letters as in model.py.
 """
 import math
 
@@ -56,10 +54,8 @@ class Decoder:
             mixed = scores @ values                                     # (G, H/G, C)
             mixed /= np.add.reduce(scores, -1, keepdims=True)           # divided here, C < S
             x += mixed.reshape(-1).dot(out)
-            both = self.normed(x).dot(gate_up)                          # (2F,): gate/2 and up
-            half, up = both[:c.ffn_dim], both[c.ffn_dim:]
-            up *= half * (1 + np.tanh(half))         # silu(g) = g/2 (1 + tanh(g/2)): no overflow
-            x += up.dot(down)
+            half, up = self.normed(x).dot(gate_up).reshape(2, -1)       # (F,) each: gate/2 and up
+            x += (half * (1 + np.tanh(half)) * up).dot(down)   # silu(g) = g/2 (1 + tanh(g/2))
         self.length += 1
         return self.normed(x).dot(self.head)
 
@@ -70,15 +66,12 @@ class Decoder:
 
 @torch.no_grad()
 def joined_weights(model):
-    """(head, [(qkv, scale, out, gate_up, down) of each layer]); a matrix is an array (in, out).
-
-    It takes as long as writing ten tokens, so a frozen model keeps them until a weight changes
-    (torch counts that in `_version`, except for fused AdamW: a model in training keeps none).
-    """
-    weights = list(model.parameters())
-    changes = [0 if p.is_inference() else p._version for p in weights]
+    """(head, [(qkv, scale, out, gate_up, down) of each layer]), matrices as arrays (in, out). It
+    takes as long as writing ten tokens, so a frozen model keeps them until a weight changes (torch
+    counts that in `_version`, except for fused AdamW: a model in training keeps none)."""
+    changes = [0 if p.is_inference() else p._version for p in model.parameters()]
     kept = vars(model).get("joined")
-    if kept is None or kept[0] != changes or any(p.requires_grad for p in weights):
+    if not kept or kept[0] != changes or any(p.requires_grad for p in model.parameters()):
         size = model.config.dim ** 0.5
         head = by_input(model.lm_head.weight * model.norm.weight * size)
         kept = model.joined = changes, head, [joined_layer(layer, size) for layer in model.layers]
@@ -87,22 +80,21 @@ def joined_weights(model):
 
 def joined_layer(layer, size):
     """The five arrays of a layer; size: sqrt(D)."""
-    a, m = layer.self_attn, layer.mlp
+    before, a, between, m = layer.children()  # norm, attention, norm, SwiGLU
     order = channel_pairs(a.head_dim)
     q, k = (w.unflatten(0, (-1, a.head_dim))[:, order] for w in (a.q_proj.weight, a.k_proj.weight))
     # QK-norm's weights, the sqrt(C) between length and rms, and attention's C^-0.5
     scale = torch.ones(len(q) + len(k), a.head_dim)                         # (H + G, C)
     if isinstance(a.q_norm, torch.nn.Identity):
-        scale[:len(q)] *= a.head_dim ** -0.5
+        scale[:len(q)] = a.head_dim ** -0.5
     else:
         scale[:len(q)] = a.q_norm.weight[order]
         scale[len(q):] = a.k_norm.weight[order] * a.head_dim ** 0.5
     qkv = torch.cat([q.flatten(0, 1), k.flatten(0, 1), a.v_proj.weight])
     gate_up = torch.cat([m.gate_proj.weight / 2, m.up_proj.weight])
-    return (by_input(qkv * layer.input_layernorm.weight * size), scale.numpy(),
-            by_input(a.o_proj.weight),
-            by_input(gate_up * layer.post_attention_layernorm.weight * size),
-            by_input(m.down_proj.weight))
+    qkv, gate_up = qkv * before.weight * size, gate_up * between.weight * size
+    out, down = a.o_proj.weight, m.down_proj.weight
+    return by_input(qkv), scale.numpy(), by_input(out), by_input(gate_up), by_input(down)
 
 
 def by_input(weight):
@@ -111,5 +103,4 @@ def by_input(weight):
 
 
 def channel_pairs(head_dim):
-    """The order 0, C/2, 1, C/2 + 1, ... of a head's channels."""
-    return torch.arange(head_dim).view(2, -1).t().flatten()
+    return torch.arange(head_dim).view(2, -1).t().flatten()  # 0, C/2, 1, C/2 + 1, ...

@@ -178,7 +178,7 @@ class Transformer(nn.Module):
         start = cache.length if cache else 0
         if start + T > self.config.max_seq_len:
             raise ValueError(f"{start + T} tokens, but the context holds {self.config.max_seq_len}")
-        mask = cache.mask(T) if cache else None  # (B, 1, T, S) or None
+        mask = cache.mask(T) if cache else None  # (B, 1, T, S), (T, S) or None
         if document is not None:
             mask = document[:, None, :, None] == document[:, None, None, :]  # (B, 1, T, T)
             mask = mask.tril()  # causal; padding (document 0) sees padding: no row is empty
