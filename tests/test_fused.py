@@ -1,8 +1,11 @@
 """Claims about fused.py: the plain loss and its gradients, without ever holding all logits."""
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import checkpoints
 import fused
@@ -18,28 +21,27 @@ def inputs(dtype=torch.float32, n=N, v=V):
     draw = lambda *shape: torch.randn(*shape, generator=g)
     weight = torch.rand(n, generator=g) + 0.5
     weight[3:4] = 0  # an uncounted one that slipped through
-    return (draw(n, D).to(dtype), draw(v, D) * 0.5, torch.randint(v, (n,), generator=g), weight,
+    hidden, head = draw(n, D).to(dtype).requires_grad_(), (draw(v, D) * 0.5).requires_grad_()
+    return (hidden, head, torch.randint(v, (n,), generator=g), weight,
             draw(n, TEACHER_D).to(dtype), draw(v, TEACHER_D) * 0.5)
 
 
-def plain(hidden, head, y, weight, teacher_hidden, teacher_head, alpha=1.0, name="forward_kl",
-          temperature=1.0, mix=None):
+def plain(hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, tau, mix):
     logits = hidden @ head.to(hidden.dtype).T
     teacher_logits = teacher_hidden @ teacher_head.to(hidden.dtype).T
     ce = cross_entropy(logits, y)
-    kd = divergence(name, logits, teacher_logits, temperature, mix)
+    kd = divergence(name, logits, teacher_logits, tau, mix)
     return (total((1 - alpha) * ce + alpha * kd, weight), total(ce, weight), total(kd, weight),
             total(cross_entropy(teacher_logits, y), weight))
 
 
-def both(*how, dtype=torch.float32, scale=1 / 30):
+def both(*how, dtype=torch.float32):
     """(values, gradients of hidden and head) of the fused and of the plain way."""
     found = []
     for way in (fused_loss, plain):
         hidden, head, *rest = inputs(dtype)
-        hidden.requires_grad_(), head.requires_grad_()
         sums = way(hidden, head, *rest, *how)
-        (sums[0] * scale).backward()
+        (sums[0] / 30).backward()
         found.append((torch.stack([s.detach() for s in sums]), hidden.grad, head.grad))
     return found
 
@@ -47,12 +49,10 @@ def both(*how, dtype=torch.float32, scale=1 / 30):
 @pytest.mark.parametrize("name, mix", CASES)
 @pytest.mark.parametrize("chunk", [1, 7 * V, 10**9])
 def test_values_and_gradients_are_the_plain_ones(name, mix, chunk, monkeypatch):
-    """TRAPS 6: a fused path that differs from the plain one trains another objective silently. In bf16,
-    of two roundings of the same numbers, one that is ten times as large is a bug."""
+    """TRAPS 6: a fused path that differs from the plain one trains another objective silently."""
     monkeypatch.setattr(fused, "CHUNK", chunk)
     for dtype, tau, bound in ((torch.float32, 2.0, 1e-5), (torch.bfloat16, 1.0, 2e-2)):
-        ours, theirs = both(0.7, name, tau, mix, dtype=dtype)
-        for a, b in zip(ours, theirs):
+        for a, b in zip(*both(0.7, name, tau, mix, dtype=dtype)):
             assert (a.float() - b.float()).norm() <= bound * b.float().norm()
 
 
@@ -61,74 +61,60 @@ def test_the_matrix_gradients_of_a_thousand_chunks_are_summed_in_float32(monkeyp
     monkeypatch.setattr(fused, "CHUNK", V)  # one token at a time
     gradients = []
     for dtype, way in ((torch.bfloat16, fused_loss), (torch.float32, plain)):
-        tensors = [t.bfloat16().to(dtype) if t.is_floating_point() and t.dim() == 2 else t
+        tensors = [t.detach().bfloat16().to(dtype) if t.dim() == 2 else t
                    for t in inputs(torch.bfloat16, n=1000)]  # both read the same numbers
         head = tensors[1] = tensors[1].float().requires_grad_()
-        way(*tensors, 0.7)[0].backward()
+        way(*tensors, 0.7, "forward_kl", 1.0, None)[0].backward()
         gradients.append(head.grad)
     ours, exact = gradients
     assert (ours - exact).norm() <= 5e-3 * exact.norm()
 
 
-def test_the_loss_alone_has_a_gradient():
-    """A zero one, without a word, where somebody learns from ce or kd instead."""
-    hidden, head, *rest = inputs()
-    loss, *others = fused_loss(hidden.requires_grad_(), head.requires_grad_(), *rest, 0.7)
-    assert loss.requires_grad and not any(value.requires_grad for value in others)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        others[0].backward()
-
-
-def test_the_teacher_itself_costs_nothing():
-    """TRAPS 6: 0, and no pull, where the student is the teacher."""
+def test_the_teacher_itself_costs_nothing_and_the_loss_alone_has_a_gradient():
+    """TRAPS 6: 0, and no pull, where the student is the teacher. Who learns from ce or kd instead
+    of the loss would get gradients of zero, without a word."""
     hidden, head, y, weight, *_ = inputs()
-    hidden.requires_grad_(), head.requires_grad_()
-    loss, _, kd, _ = fused_loss(hidden, head, y, weight, hidden.detach(), head.detach())
+    loss, *others = fused_loss(hidden, head, y, weight, hidden.detach(), head.detach())
     loss.backward()
-    assert kd.abs() < 1e-6 and hidden.grad.abs().max() < 1e-6 and head.grad.abs().max() < 1e-5
+    assert others[1].abs() < 1e-6 and not any(value.requires_grad for value in others)
+    assert hidden.grad.abs().max() < 1e-6 and head.grad.abs().max() < 1e-5
 
 
 def test_no_tensor_of_all_logits_is_ever_made(monkeypatch):
     """The point of it; a profile of shapes sees what a memory meter might miss."""
     monkeypatch.setattr(fused, "CHUNK", 4 * V)
-    hidden, head, *rest = inputs()
-    largest = []
+    tensors, largest = inputs(), []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
-            largest.extend(t.numel() for t in (out if isinstance(out, tuple) else (out,))
-                           if isinstance(t, torch.Tensor))
+            largest.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
             return out
     with Watch():
-        loss = fused_loss(hidden.requires_grad_(), head.requires_grad_(), *rest)[0]
-        loss.backward()
+        fused_loss(*tensors)[0].backward()
     assert max(largest) <= V * TEACHER_D < N * V
 
 
-def test_no_token_gives_zero_and_zero_gradients_and_another_vocabulary_an_error():
-    """TRAPS 9: a step without a counted token. TRAPS 18: pieces of two tokenizers."""
-    hidden, head, y, weight, teacher_hidden, teacher_head = inputs(n=0)
-    loss = fused_loss(hidden.requires_grad_(), head.requires_grad_(), y, weight, teacher_hidden, teacher_head)[0]
+def test_no_token_gives_zero_and_zero_gradients():
+    """TRAPS 9: a step without a counted token."""
+    _, head, *_ = tensors = inputs(n=0)
+    loss = fused_loss(*tensors)[0]
     loss.backward()
     assert loss == 0 and (head.grad == 0).all()
-    with pytest.raises(ValueError, match="one tokenizer"):
-        fused_loss(*inputs()[:5], teacher_head[:-1])
 
 
-@pytest.mark.parametrize("flags", [dict(), dict(accumulate=2, divergence="jsd", beta=0.2),
-                                   dict(alpha=1, temperature=4)], ids=str)
+@pytest.mark.parametrize("flags", [
+    {}, dict(accumulate=2, divergence="jsd", beta=0.2), dict(alpha=1, temperature=4)], ids=str)
 def test_the_script_trains_the_same_student_either_way(flags, call, tiny_world, out_dir, monkeypatch):
     """TRAPS 6, in the script: another mask, normaliser or teacher on one of the two paths."""
     monkeypatch.setattr(fused, "CHUNK", 5 * 320)
-    states = []
     for name in ("on", "off"):
         done = call("train_distill_logits", *tiny_world.flags("distill_logits", name=name, fused=name,
                                                              **flags))
         assert done.status == 0, done.err
-        states.append(checkpoints.load(out_dir / f"{name}.pt"))
-    for name, weights in states[1]["model"].items():
-        assert (states[0]["model"][name] - weights).norm() <= 1e-4 * weights.norm(), name
+    on, off = (checkpoints.load(out_dir / f"{name}.pt")["model"] for name in ("on", "off"))
+    for name, weights in off.items():
+        assert (on[name] - weights).norm() <= 1e-4 * weights.norm(), name
     on, off = (np.loadtxt(out_dir / f"{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2, 3, 4))
                for name in ("on", "off"))
     assert on == pytest.approx(off, rel=1e-4)
@@ -138,10 +124,7 @@ def test_it_is_chosen_by_size_and_never_beside_a_cache(call, tiny_world):
     """A small vocabulary pays for the loop and gets nothing; a flag must not be without effect."""
     done = call("train_distill_logits", *tiny_world.flags("distill_logits", fused="on", compile=True))
     assert done.status == 2 and "--fused" in done.err
-
-    def cfg(**changes):
-        return type("C", (), dict(batch=8, window=256, accumulate=1, cache="", compile=False, fused="auto") | changes)
-    env = type("E", (), dict(world=1))
-    assert not fused.use_fused(cfg(), env, 1024) and fused.use_fused(cfg(), env, 151_936)
-    assert not fused.use_fused(cfg(accumulate=8), env, 32_768) and fused.use_fused(cfg(), env, 32_768)
-    assert not fused.use_fused(cfg(cache="x"), env, 151_936) and not fused.use_fused(cfg(compile=True), env, 151_936)
+    base = dict(batch=8, window=256, accumulate=1, cache="", compile=False, fused="auto")
+    chosen = lambda v, **changes: fused.use_fused(Mock(**base | changes), Mock(world=1), v)
+    assert chosen(151_936) and chosen(32_768) and not chosen(32_768, accumulate=8)
+    assert not (chosen(1024) or chosen(151_936, cache="x") or chosen(151_936, compile=True))

@@ -7,7 +7,10 @@ import torch
 
 from optim import Muon, get_lr, make_optimizers, orthogonalize
 
-# --- schedule -------------------------------------------------------------------------------------
+
+def random_matrix(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
 
 def test_learning_rate_equals_hand_computed_values():
     """An off-by-one in the warmup or a cosine that reaches its end too early or too late."""
@@ -19,17 +22,11 @@ def test_learning_rate_equals_hand_computed_values():
     assert get_lr(0, 10, 1.0, 0) == 1.0 == get_lr(0, 1, 1.0, 1)  # no warmup; nothing but warmup
 
 
-# --- Muon -----------------------------------------------------------------------------------------
-
-def random_matrix(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (32, 64), (5, 7), (1, 9)], ids=str)
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_orthogonalize_makes_every_singular_value_about_one_and_keeps_the_vectors(shape, scale):
-    """Near U V^T of the matrix's singular value decomposition, not some other orthogonal matrix. Without
-    the normalisation first, the quintic explodes; with too few iterations rare directions stay short."""
+    """Near U V^T of its singular value decomposition. Without the normalisation the quintic explodes;
+    with too few iterations rare directions stay short."""
     m = scale * random_matrix(*shape).double()
     u, _, vh = torch.linalg.svd(m, full_matrices=False)
     inner = u.T @ orthogonalize(m) @ vh.T  # diagonal, all about 1
@@ -69,8 +66,6 @@ def test_muon_equals_pytorchs_muon():
         moved = [p - b for p, b in zip(ours + theirs, before)]
         for a, b in zip(moved[:len(ours)], moved[len(ours):]):
             assert (a - b).norm() <= 3e-2 * b.norm()
-    for a, b in zip(ours, theirs):
-        assert (a - b).norm() <= 3e-2 * b.norm()
 
 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)], ids=str)
@@ -99,8 +94,7 @@ def test_muon_goes_on_exactly_after_a_checkpoint():
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # a file shares no memory
     steps(optimizer, one, range(3, 6))
     steps(resumed, other, range(3, 6))
-    for a, b in zip(one, other):
-        assert torch.equal(a, b)
+    assert all(map(torch.equal, one, other))
 
 
 def test_muon_leaves_out_what_has_no_gradient_and_does_not_move_what_has_a_zero_one():
@@ -111,8 +105,6 @@ def test_muon_leaves_out_what_has_no_gradient_and_does_not_move_what_has_a_zero_
     assert torch.equal(unused, torch.ones(4, 4)) and not torch.equal(used, torch.ones(4, 4))
     torch.testing.assert_close(still.detach(), torch.full((4, 4), 0.95))  # the decay only
 
-
-# --- who trains what ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 @pytest.mark.parametrize("tied", [True, False])
