@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 
-import model as model_module
 from decoding import generate
 from losses import cross_entropy
-from model import SIZES, build, rope_table, rotate
+from model import SIZES, build, rope_table, rotate, with_layers
 from optim import make_optimizers
 
 V = 300  # of tiny_model
@@ -89,8 +88,6 @@ def test_logits_equal_the_formulas(tiny_model, changes):
     assert_close(model(ids, document)[0], expected, atol=1e-6)
 
 
-# --- shape, names, size ---------------------------------------------------------------------------
-
 def test_parameter_names_are_those_of_hugging_face(tiny_model):
     """Llama and Qwen3 checkpoints are read by name; a renamed one is a missing one."""
     block = {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
@@ -122,7 +119,6 @@ def test_tied_embeddings_are_one_tensor_counted_once_and_stay_tied_after_loading
     tied.load_state_dict(tiny_model(seed=2).state_dict(), strict=True)
     assert tied.lm_head.weight is tied.embed_tokens.weight
     assert torch.equal(tied.lm_head.weight, tiny_model(seed=2).embed_tokens.weight)
-    assert untied.lm_head.weight.data_ptr() != untied.embed_tokens.weight.data_ptr()
     assert untied.num_parameters() - tied.num_parameters() == V * tied.config.dim
 
 
@@ -137,32 +133,15 @@ def test_loss_at_init_is_guessing(size):
     assert logits.softmax(-1).max() < 0.02
 
 
-# --- positions ------------------------------------------------------------------------------------
-
 def test_rope_turns_channel_i_with_i_plus_half():
     """The other pairing (2i with 2i + 1) has the same shapes and reads Llama's weights as noise."""
     cos, sin = rope_table(4, 8, 10_000.0)
-    x = torch.zeros(1, 1, 4, 8)
-    x[..., 0] = 1.0
-    turned = rotate(x, cos, sin)[0, 0]
+    first, last = (rotate(torch.eye(8)[channel], cos, sin) for channel in (0, 7))  # (T, C)
     for t in range(4):
-        assert_close(turned[t], torch.tensor([math.cos(t), 0, 0, 0, math.sin(t), 0, 0, 0]))
-    x = torch.zeros(1, 1, 4, 8)
-    x[..., 7] = 1.0  # pair 3 of 4: frequency 10,000^(-6/8) = 0.001
-    assert_close(rotate(x, cos, sin)[0, 0, 2],
-                 torch.tensor([0, 0, 0, -math.sin(0.002), 0, 0, 0, math.cos(0.002)]))
+        assert_close(first[t], torch.tensor([math.cos(t), 0, 0, 0, math.sin(t), 0, 0, 0]))
+    angle = 0.002  # pair 3 of 4: frequency 10,000^(-6/8) = 0.001
+    assert_close(last[2], torch.tensor([0, 0, 0, -math.sin(angle), 0, 0, 0, math.cos(angle)]))
 
-
-@torch.no_grad()
-def test_left_padding_shifts_nothing(tiny_model):
-    """The same text ten columns further right, behind another document, has the same logits."""
-    model, ids = tiny_model(), draw_ids(1, 9)
-    moved = torch.cat([draw_ids(1, 10, seed=1), ids], 1)
-    document = torch.tensor([[1] * 10 + [2] * 9])
-    assert_close(model(moved, document)[:, 10:], model(ids))
-
-
-# --- masks ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("packed", [False, True])
 @torch.no_grad()
@@ -184,7 +163,8 @@ def test_no_token_sees_a_later_one(tiny_model, packed):
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 @torch.no_grad()
 def test_packed_documents_equal_one_by_one(tiny_model, n_kv_heads):
-    """Attention across documents is context that is not there when the model is asked."""
+    """Attention across documents is context that is not there when the model is asked; and a
+    document's place in the window must not matter."""
     model = tiny_model(n_kv_heads=n_kv_heads)
     texts = [draw_ids(n, seed=n) for n in (5, 3, 8, 1)]
     ids = torch.cat([*texts, torch.zeros(4, dtype=torch.int64)])[None]  # (1, 21), four of padding
@@ -217,10 +197,8 @@ def test_keep_equals_selecting_afterwards(tiny_model):
     model, ids = tiny_model(), draw_ids(2, 6)
     document = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
     keep = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 1]]).bool()
-    assert_close(model(ids, document, keep), model(ids, document)[keep])
-    by_hand = [(0, 1), (0, 2), (0, 4), (1, 0), (1, 5)]  # reading order
-    everything = model(ids, document)
-    assert_close(model(ids, document, keep), torch.stack([everything[b, t] for b, t in by_hand]))
+    rows, columns = [0, 0, 0, 1, 1], [1, 2, 4, 0, 5]  # reading order, by hand
+    assert_close(model(ids, document, keep), model(ids, document)[rows, columns])
     assert model(ids, document, torch.zeros_like(keep)).shape == (0, V)
 
 
@@ -228,26 +206,20 @@ def test_a_window_longer_than_the_context_is_refused(tiny_model):
     """Positions beyond the table would be cut off or wrap around without a word."""
     model = tiny_model(max_seq_len=8)
     assert model(draw_ids(1, 8)).shape == (1, 8, V)
-    with pytest.raises(ValueError, match="9 tokens.*8"):
+    with pytest.raises(ValueError):
         model(draw_ids(1, 9))
 
-
-# --- a student out of its teacher's layers --------------------------------------------------------
 
 @torch.no_grad()
 def test_a_student_of_some_blocks_is_the_teacher_without_the_others(tiny_model):
     """TRAPS 26: loaded by wrong names, some weights stay random and nobody is told."""
     teacher, ids = tiny_model(n_layers=5, tie_embeddings=False), draw_ids(2, 9)
-    student = model_module.with_layers(teacher, [2, 5])
+    student = with_layers(teacher, [2, 5])
     assert student.config.n_layers == 2
     teacher.layers = torch.nn.ModuleList([teacher.layers[1], teacher.layers[4]])
     assert_close(student(ids), teacher(ids))
     assert all(a.data_ptr() != b.data_ptr() for a, b in zip(student.parameters(), teacher.parameters()))
-    whole = tiny_model(n_layers=3)
-    assert_close(model_module.with_layers(whole, [1, 2, 3])(ids), whole(ids))
 
-
-# --- it learns ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_one_batch_can_be_learned_by_heart(tiny_model, tied):
@@ -264,15 +236,10 @@ def test_one_batch_can_be_learned_by_heart(tiny_model, tied):
     assert generate(model, [ids[0, :1].tolist()], 8)[0] == ids[0, 1:].tolist()  # shift included
 
 
-def test_every_parameter_gets_a_gradient(tiny_model):
-    """A weight that is registered and not used counts as a parameter and never learns."""
-    model = tiny_model(tie_embeddings=False)
-    cross_entropy(model(draw_ids(2, 6)), draw_ids(2, 6, seed=1)).sum().backward()
+def test_every_parameter_gets_a_gradient_and_train_mode_is_eval_mode(tiny_model):
+    """A weight that is registered and not used counts as a parameter and never learns. TRAPS 19: no
+    dropout anywhere, so a teacher in train mode is not noisy."""
+    model, ids = tiny_model(tie_embeddings=False), draw_ids(2, 6)
+    cross_entropy(model(ids), draw_ids(2, 6, seed=1)).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or p.grad.norm() == 0] == []
-
-
-def test_train_and_eval_mode_are_the_same(tiny_model):
-    """TRAPS 19: no dropout anywhere, so a teacher in train mode is not noisy; keep it that way."""
-    model, ids = tiny_model(), draw_ids(2, 6)
     assert torch.equal(model.train()(ids), model.eval()(ids))
-    assert not [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
