@@ -75,7 +75,7 @@ def rope_table(max_seq_len, head_dim, theta):
 
 def rotate(x, cos, sin):
     """Turn each channel pair of x (B, heads, T, C) by its position's angle. q·k then depends only
-    on how far apart they are, so documents packed into one window share its positions."""
+    on the distance of two tokens, so packed documents need no positions of their own."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -156,7 +156,7 @@ class Transformer(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         for name, p in self.named_parameters():  # small weights: the loss at init is ln V
             std = 0.02
-            if "layers" not in name:  # the final norm's output has length sqrt(D): logits, std 0.2
+            if "layers" not in name:  # the final norm gives length sqrt(D), so logits get std 0.2
                 std = 0.2 * c.dim ** -0.5
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 std *= (2 * c.n_layers) ** -0.5  # residual outputs shrink with depth (GPT-2)
