@@ -33,7 +33,8 @@ import torch
 import checkpoints
 import common
 from common import OUT
-from dataset.windows import Packed, open_text, self_check, step_batches, tensors, validation_ce
+from dataset.windows import (NAMES, open_text, pack_documents, self_check, step_batches, tensors,
+                             validation_ce)
 from decoding import generate
 from losses import DIVERGENCES, cross_entropy, divergence, total
 from model import SIZES
@@ -93,10 +94,8 @@ def prompts_of(data, number, window):
 def pack(pairs, window, pad):
     """(prompt, response) pairs -> a dict as open_data has it, packed as windows.py packs; the
     response counts, the prompt and the padding do not."""
-    packed = Packed(window + 1)
-    for prompt, response in pairs:
-        packed.add(prompt + response, [0] * len(prompt) + [1] * len(response))
-    return dict(zip(("ids", "mask", "document"), packed.arrays(pad)))
+    documents = [(p + r, [0] * len(p) + [1] * len(r)) for p, r in pairs]
+    return dict(zip(NAMES, pack_documents(documents, window + 1, pad)))
 
 
 def chosen(place, share):

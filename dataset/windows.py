@@ -22,126 +22,26 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
-import sys
 import threading
 import time
 from bisect import bisect_left, insort
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 
-import common
-from common import OUT, check, show, write_file
-from dataset.formats import (CHUNK, bad_lines_text, chunks, documents_of, encode_document, forms,
-                             is_text, note, parse_row)
+from common import OUT, atomic_write, check, lock, sha256_file, show, sum_over_ranks, write_file
+from dataset.formats import (CHUNK, bad_lines_text, chunks, encode_document, forms, is_text, note,
+                             parse_row, read_documents)
 from losses import cross_entropy, forward_kl
-from tokenizer import Tokenizer
 
-VERSION = 3          # of the files below
-SORTED = 1024        # documents packed at a time, the longest first
-OPEN_WINDOWS = 1024  # windows that may still take a document
+VERSION = 3  # of the files below
+SORTED, OPEN_WINDOWS = 1024, 1024  # documents packed at a time; windows that may still take one
 NAMES = ("ids", "mask", "document")
 
-
-# --- one chunk of a file becomes windows ----------------------------------------------------------
-
-def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
-    """(first line, lines) of a file -> [ids, mask, document], each (windows, window + 1); numbers;
-    what was left out."""
-    first, lines = chunk
-    packed, stream, report = Packed(window + 1), [], {}
-    numbers = Counter(documents=0, too_long=0, longest=0, bytes=sum(map(len, lines)))
-    parse = functools.partial(parse_row, report=report)
-    for _, document in documents_of(path, first, lines, skip_bad_lines, report, parse):
-        for form in forms(document, target):
-            ids, mask = encode_document(tokenizer, document, form)
-            if isinstance(document, str):
-                stream += ids
-            elif len(ids) <= window + 1:
-                packed.add(ids, mask)
-            else:
-                numbers["too_long"] += 1
-                numbers["longest"] = max(numbers["longest"], len(ids))
-                continue
-            numbers["documents"] += 1
-    # text and conversations may be in one file
-    pairs = zip(packed.arrays(tokenizer.pad), stream_arrays(stream, window, tokenizer.pad))
-    ids, mask, document = arrays = [np.concatenate(pair).astype(dtype)
-                                    for pair, dtype in zip(pairs, dtypes(tokenizer))]
-    numbers.update(windows=len(ids), tokens=int((document > 0).sum()),
-                   supervised=int(mask[:, 1:].sum()))
-    return arrays, numbers, report
-
-
-class Packed:
-    """Documents packed whole into windows of `size` tokens, each where it leaves least room.
-
-    Padding of the stories at 256: 5.1 % in the order of the file, 3.3 % with the longest of 1,024
-    first.
-    """
-
-    def __init__(self, size):
-        self.size, self.waiting, self.windows = size, [], []
-        self.open = []  # sorted (room, number of the window)
-
-    def add(self, ids, mask):
-        """One document, its ids and mask; placed with others, the longest first."""
-        self.waiting.append((ids, mask))
-        if len(self.waiting) == SORTED:
-            self.place_all()
-
-    def place_all(self):
-        """Give every waiting document the fullest window that still has room for it, or a new
-        one."""
-        for ids, mask in sorted(self.waiting, key=lambda pair: -len(pair[0])):
-            place = bisect_left(self.open, (len(ids), 0))
-            if place < len(self.open):
-                room, number = self.open.pop(place)
-            else:
-                room, number = self.size, len(self.windows)
-                self.windows.append([])
-                if len(self.open) >= OPEN_WINDOWS:
-                    self.open.pop(0)
-            self.windows[number].append((ids, mask))
-            if room > len(ids):
-                insort(self.open, (room - len(ids), number))
-        self.waiting = []
-
-    def arrays(self, pad):
-        """ids, mask and document number, (windows, window + 1) each."""
-        self.place_all()
-        all_ids = np.full((len(self.windows), self.size), pad)  # (windows, window + 1)
-        all_mask, all_documents = np.zeros_like(all_ids), np.zeros_like(all_ids)
-        for number, content in enumerate(self.windows):
-            start = 0
-            for order, (ids, mask) in enumerate(content, 1):
-                here = slice(start, start + len(ids))
-                all_ids[number, here], all_mask[number, here] = ids, mask
-                all_documents[number, here] = order
-                start += len(ids)
-        return all_ids, all_mask, all_documents
-
-
-def stream_arrays(stream, window, pad):
-    """A stream of tokens in windows that share a border token: all but the first learned once."""
-    count = -(-(len(stream) - 1) // window) if stream else 0
-    padded = np.full(max(count, 1) * window + 1, pad)
-    padded[:len(stream)] = stream
-    real = (np.arange(len(padded)) < len(stream)).astype(np.uint8)
-    ids, real = (sliding_window_view(a, window + 1)[::window][:count] for a in (padded, real))
-    mask = real.copy()
-    mask[:, 0] = 0  # the last token of the window before: learned there
-    return ids, mask, real
-
-
-# --- a whole file, once ---------------------------------------------------------------------------
 
 def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines=False):
     """The windows of any file that formats.py reads, cut once and kept under a hash of all that
@@ -150,15 +50,15 @@ def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines
     documents: only the first so many rows; 0: all. UserError if nothing in the file can be learned.
     """
     next(chunks(path, documents))  # UserError for a file that cannot be read
-    source = common.sha256_file(path)
+    source = sha256_file(path)
     settings = (VERSION, source, is_text(path), tokenizer.fingerprint, window, target, documents,
                 skip_bad_lines)
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
     folder = OUT / "windows" / f"{Path(path).stem}-{key}"
-    with common.lock(folder, wait=True):  # several runs and ranks may start at once
-        if not folder.exists():
-            settings = window, target, skip_bad_lines
-            write_windows(path, folder, tokenizer, settings, documents, source)
+    with lock(folder, wait=True):  # several runs and ranks may start at once
+        if not (folder / "meta.json").exists():  # written last
+            job = functools.partial(cut, tokenizer, path, window, target, skip_bad_lines)
+            write_windows(path, folder, window, source, cut_all(job, path, documents))
     arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r").reshape(-1, window + 1)
               for name, dtype in zip(NAMES, dtypes(tokenizer))}
     return dict(arrays, meta=json.loads((folder / "meta.json").read_text(encoding="utf-8")))
@@ -169,83 +69,101 @@ def dtypes(tokenizer):
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32, np.uint8, np.uint16
 
 
-def write_windows(path, folder, tokenizer, settings, documents, source):
-    """Cut a file into windows on all cores, in a temporary folder, which is renamed at the end."""
-    temporary, window = folder.with_name(f".{folder.name}.tmp"), settings[0]
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed writer: the lock is ours
-    temporary.mkdir(parents=True)
-    total, report, size = Counter(), {}, os.path.getsize(path)
-    began = shown = time.time()
+def write_windows(path, folder, window, source, parts):
+    """What `cut` made of each chunk, one behind the other, as files."""
+    total, report, shown = Counter(), {}, time.time()
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, temporary, ignore_errors=True)  # after an error
-        files = [stack.enter_context(open(temporary / f"{name}.bin", "wb")) for name in NAMES]
-        for arrays, numbers, more in cut_all(tokenizer, path, settings, documents):
+        files = [stack.enter_context(atomic_write(folder / f"{name}.bin")) for name in NAMES]
+        for arrays, numbers, left_out in parts:
             for file, array in zip(files, arrays):
                 file.write(array.data)
             total["longest"] = max(total["longest"], numbers.pop("longest"))
             total.update(numbers)
-            for reason, (count, places) in more.items():
-                note(report, reason, count, places)
+            for reason, entry in left_out.items():
+                note(report, reason, *entry)
             if time.time() - shown > 5:
                 shown = time.time()
-                done, rate = total["bytes"], total["bytes"] / (shown - began)
-                print(f"{show(path)}: {done / 1e6:.1f}/{size / 1e6:.1f} MB | {rate / 1e6:.1f} MB/s "
-                      f"| eta {(size - done) / rate:.0f} s")
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-        why = f"nothing to learn from; {bad_lines_text(report) or 'no row'}"
-        if total["too_long"]:
-            why = f"all documents are longer than the window; --window {total['longest'] - 1} fits"
-        check(total["windows"], f"{show(path)}: {why}")
-        padding = 1 - total["tokens"] / (total["windows"] * (window + 1))
-        write_file(temporary / "meta.json", json.dumps(dict(
-            total, window=window, source_sha256=source, padding_share=padding, left_out=report)))
-        os.rename(temporary, folder)
+                print(f"{show(path)}: {total['bytes'] / os.path.getsize(path):.0%} is cut")
+    too_long = f"all is too long; --window {total['longest'] - 1} fits" if total["too_long"] else ""
+    why = too_long or bad_lines_text(report) or "no row"
+    check(total["windows"], f"{show(path)}: nothing to learn from: {why}")
+    padding = 1 - total["tokens"] / (total["windows"] * (window + 1))
+    write_file(folder / "meta.json", json.dumps(dict(
+        total, window=window, source_sha256=source, padding_share=padding, left_out=report)))
 
 
-def cut_all(tokenizer, path, settings, documents):
-    """Yield `cut` of every chunk of a file, in order; by several processes if there are several."""
-    jobs = chunks(path, documents)
+def cut_all(job, path, documents):
+    """Yield job(chunk) for every chunk of a file, in order; in several processes if it is large."""
+    jobs, workers = chunks(path, documents), os.cpu_count()
     if os.path.getsize(path) <= CHUNK:
-        for chunk in jobs:
-            yield cut(tokenizer, path, *settings, chunk)
+        yield from map(job, jobs)
         return
     # spawn: a fork of a process in which torch runs threads may hang
-    workers, waiting = os.cpu_count(), deque()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker,
-                             (tokenizer.model_bytes,)) as pool:
-        for chunk in jobs:
-            waiting.append(pool.submit(work, path, *settings, chunk))
-            if len(waiting) > 2 * workers:  # few results in memory at any time
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
+        while some := list(itertools.islice(jobs, 2 * workers)):  # few in memory at any time
+            yield from pool.map(job, some)
 
 
-def start_worker(model_bytes):
-    """What each process needs once. A killed parent leaves none behind; Ctrl-C is for the
-    parent."""
-    global worker_tokenizer
-    worker_tokenizer, parent = Tokenizer(model_bytes), multiprocessing.parent_process()
+def start_worker():
+    """A killed parent leaves no process behind; Ctrl-C is for the parent."""
+    parent = multiprocessing.parent_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def work(*job):
-    """One chunk, in a process of the pool."""
-    return cut(worker_tokenizer, *job)
+def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
+    """A chunk -> [ids, mask, document], (windows, window + 1) each; numbers; what was left out."""
+    texts, whole, too_long, report = [], [], [], {}
+    parse = functools.partial(parse_row, report=report)
+    for _, document in read_documents(path, skip_bad_lines, report, parse, [chunk]):
+        for form in forms(document, target):
+            ids, mask = encode_document(tokenizer, document, form)
+            fits = whole if len(ids) <= window + 1 else too_long
+            (texts if isinstance(document, str) else fits).append((ids, mask))
+    stream = [token for ids, _ in texts for token in ids]
+    parts = [stream[i:i + window + 1] for i in range(0, len(stream) - 1, window)]
+    parts = [(ids, [0] + [1] * (len(ids) - 1)) for ids in parts]  # each token is learned once
+    packed = [pack_documents(group, window + 1, tokenizer.pad) for group in (whole, parts)]
+    ids, mask, document = arrays = [np.concatenate(pair).astype(dtype)
+                                    for *pair, dtype in zip(*packed, dtypes(tokenizer))]
+    numbers = dict(documents=len(texts) + len(whole), too_long=len(too_long),
+                   longest=max((len(ids) for ids, _ in too_long), default=0),
+                   bytes=sum(map(len, chunk[1])), windows=len(ids), supervised=int(mask.sum()),
+                   tokens=int((document > 0).sum()))
+    return arrays, numbers, report
+
+
+def pack_documents(documents, size, pad):
+    """A list of (ids, mask) -> ids, mask and document number, (windows, size) each.
+
+    Every document goes whole into the window where it leaves least room, the longest of 1,024
+    first. Padding of the stories at 256: 5.1 % in the order of the file, 3.3 % like this.
+    """
+    windows, free = [], []  # free: sorted (room, number of the window, document number)
+    for start in range(0, len(documents), SORTED):
+        for ids, mask in sorted(documents[start:start + SORTED], key=lambda pair: -len(pair[0])):
+            place = bisect_left(free, (len(ids),))
+            if place == len(free):  # no window has room for it
+                free = [*free[1 - OPEN_WINDOWS:], (size, len(windows), 1)]
+                windows.append(np.array([[pad], [0], [0]]).repeat(size, 1))  # (3, size)
+                place = -1
+            room, number, order = free.pop(place)
+            here = slice(size - room, size - room + len(ids))
+            for row, values in zip(windows[number], (ids, mask, order)):
+                row[here] = values
+            if room > len(ids):
+                insort(free, (room - len(ids), number, order + 1))
+    return np.array(windows, int).reshape(-1, 3, size).swapaxes(0, 1)  # (3, windows, size)
 
 
 def summary(meta):
     """One line that says what a file became, and what was left out."""
-    parts = [f"{meta['windows']:,} windows of {meta['window']}", f"{meta['documents']:,} documents",
-             f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
-             f"padding {meta['padding_share']:.1%}"
-             + " (a larger --window pads less)" * (meta["padding_share"] > 0.1)]
-    if meta["too_long"]:
-        parts.append(f"{meta['too_long']:,} documents left out: too long, to {meta['longest']}")
-    return " | ".join([*parts, *filter(None, [bad_lines_text(meta["left_out"])])])
+    too_long = f"{meta['too_long']:,} documents left out: too long, to {meta['longest']}"
+    return " | ".join(filter(None, [
+        f"{meta['windows']:,} windows of {meta['window']}", f"{meta['documents']:,} documents",
+        f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
+        f"padding {meta['padding_share']:.1%}", too_long if meta["too_long"] else "",
+        bad_lines_text(meta["left_out"])]))
 
 
 # --- windows become tensors -----------------------------------------------------------------------
@@ -254,9 +172,8 @@ def open_text(cfg, tokenizer, inputs):
     """(train, val) windows of a training; `inputs` gets what the run must remember of them."""
     check("val" in cfg.given or "data" not in cfg.given,
           f"--data {cfg.data} needs --val, text of the same kind: hold back a tenth of it, say")
-    options = dict(window=cfg.window, target=cfg.target, skip_bad_lines=cfg.skip_bad_lines)
-    val = open_data(cfg.val, tokenizer, **options)
-    train = open_data(cfg.data, tokenizer, documents=cfg.documents, **options)
+    val, train = (open_data(path, tokenizer, cfg.window, cfg.target, rows, cfg.skip_bad_lines)
+                  for path, rows in ((cfg.val, 0), (cfg.data, cfg.documents)))
     inputs |= dict(data_sha256=train["meta"]["source_sha256"],
                    val_sha256=val["meta"]["source_sha256"],
                    tokenizer_fingerprint=tokenizer.fingerprint)
@@ -265,7 +182,6 @@ def open_text(cfg, tokenizer, inputs):
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(windows, epoch, seed):
-    """The permutation of one epoch."""
     return np.random.default_rng([seed, epoch]).permutation(windows)
 
 
@@ -276,11 +192,10 @@ def step_windows(windows, step, batch, seed):
 
 
 def tensors(data, numbers, device="cpu"):
-    """Windows -> x, y, document, weight, each (B, T): y is x shifted by one, weight is 1.0 where y
-    counts, else 0.0."""
-    ids = torch.from_numpy(data["ids"][numbers].astype(np.int64))  # (B, T + 1)
+    """Windows -> x, y, document, weight (B, T): y is x shifted by 1, weight 1.0 where y counts."""
+    ids, document = (torch.from_numpy(data[name][numbers].astype(np.int64))
+                     for name in ("ids", "document"))  # (B, T + 1)
     weight = torch.from_numpy(data["mask"][numbers].astype(np.float32))
-    document = torch.from_numpy(data["document"][numbers].astype(np.int64))
     batch = (ids[:, :-1], ids[:, 1:], document[:, :-1], weight[:, 1:])
     return [t.contiguous().to(device, non_blocking=True) for t in batch]
 
@@ -301,10 +216,9 @@ def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
         is_tag = torch.isin(y, torch.tensor(sorted(tag_ids)))
         weight = torch.where(is_tag & (weight > 0), tag_weight, weight)  # in the response, by id
     n_valid = max(weight.sum().item(), 1.0)  # nothing counts: loss 0, not 0/0
-    parts = cfg.accumulate * env.world
     if (document == document[0, 0]).all():
         document = None
-    batches = []
+    batches, parts = [], cfg.accumulate * env.world
     for i in range(env.rank, parts, env.world):
         rows = slice(i * cfg.batch // parts, (i + 1) * cfg.batch // parts)
         batches.append([None if t is None else t[rows].to(env.device, non_blocking=True)
@@ -313,10 +227,7 @@ def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
 
 
 def eval_batches(data, batch, limit=0, device="cpu"):
-    """All windows in order, for validation; or `limit` of them, evenly spread.
-
-    Not the first ones: packing puts the longest documents there.
-    """
+    """All windows in order, or `limit` of them, evenly spread: the longest documents come first."""
     windows = len(data["ids"])
     chosen = np.linspace(0, windows - 1, min(limit or windows, windows)).astype(int)
     for start in range(0, len(chosen), batch):
@@ -335,24 +246,20 @@ def validation_ce(model, val, cfg, env):
             logits = model(x, document, keep)  # (N, V)
         ce_sum += cross_entropy(logits, y[keep]).sum().item()
         count += keep.sum().item()
-    ce_sum, count = common.sum_over_ranks([ce_sum, count], env)
+    ce_sum, count = sum_over_ranks([ce_sum, count], env)
     check(count > 0, f"--val {cfg.val}: no token counts")
     return ce_sum / count
 
 
 @torch.no_grad()
 def self_check(cfg, env, model, train, val, teacher=None):
-    """Numbers that must be right before the first step, as lines for the log.
-
-    The mean KL between two passes of the teacher is 0, or it is not deterministic (train mode).
-    UserError if its logits are not finite.
-    """
-    vocab_size = model.config.vocab_size
+    """Numbers that must be right before the first step, as lines for the log. The KL between two
+    passes of the teacher is 0, or it is in train mode. UserError if its logits are not finite."""
     facts = {"data": f"{show(cfg.data)}: {summary(train['meta'])}",
              "validation": summary(val["meta"]),
              "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
              "ce at start": f"{validation_ce(model, val, cfg, env):.3f} nats; "
-                            f"ln V = {math.log(vocab_size):.3f} is guessing"}
+                            f"ln V = {math.log(model.config.vocab_size):.3f} is guessing"}
     if teacher is None:
         return facts
     x, _, document, weight = next(eval_batches(val, cfg.batch, cfg.batch, env.device))

@@ -13,7 +13,7 @@ import pytest
 from common import ROOT, UserError
 from dataset import formats, windows
 from dataset.formats import encode_document, read_documents
-from dataset.windows import OPEN_WINDOWS, Packed, open_data
+from dataset.windows import open_data, pack_documents
 from tokenizer import Tokenizer
 from tokenizer.train import train
 
@@ -50,8 +50,8 @@ def source(tmp_path, out_dir):
 def small_chunks(monkeypatch):
     for module in (formats, windows):
         monkeypatch.setattr(module, "CHUNK", 10_000)
-    monkeypatch.setattr(windows, "cut_all", lambda tokenizer, path, settings, documents: (
-        windows.cut(tokenizer, path, *settings, chunk) for chunk in formats.chunks(path, documents)))
+    monkeypatch.setattr(windows, "cut_all", lambda job, path, documents:
+                        map(job, formats.chunks(path, documents)))
 
 
 def documents_in(data):
@@ -139,12 +139,9 @@ def test_documents_takes_the_first_rows_of_the_file(tmp_path, tokenizer, source,
 
 def test_stories_are_packed_with_little_padding():
     """Padding is computed and thrown away: 3.1 % here; 4.6 % without the longest first."""
-    rng, packed = random.Random(5), Packed(257)
+    rng = random.Random(5)
     lengths = [round(rng.triangular(33, 107, 60)) for _ in range(5000)]
-    for n in lengths:
-        packed.add([1] * n, [1] * n)
-        assert len(packed.open) <= OPEN_WINDOWS
-    ids, _, document = packed.arrays(0)
+    _, _, document = pack_documents([([1] * n, [1] * n) for n in lengths], 257, 0)
     assert (document > 0).sum() == sum(lengths)
     assert (document == 0).mean() < 0.04
 
@@ -156,7 +153,7 @@ def test_documents_that_are_too_long_are_counted(tmp_path, tokenizer, out_dir):
     meta = open_data(path, tokenizer, 30)["meta"]
     assert (meta["documents"], meta["too_long"]) == (2, 1)
     assert "1 documents left out: too long" in windows.summary(meta)
-    with pytest.raises(UserError, match=f"longer than the window; --window {meta['longest'] - 1}"):
+    with pytest.raises(UserError, match=f"--window {meta['longest'] - 1}"):
         open_data(path, tokenizer, 3)
     assert open_data(path, tokenizer, meta["longest"] - 1)["meta"]["too_long"] == 0
 
@@ -186,7 +183,7 @@ def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir)
     source.write_text("".join(lines), encoding="utf-8")
     with pytest.raises(UserError, match="chats.jsonl:302: broken JSON"):
         open_data(source, tokenizer, 60)
-    assert not list((out_dir / "windows").glob("chats-*"))
+    assert not list((out_dir / "windows").glob("*/*"))
     meta = open_data(source, tokenizer, 60, skip_bad_lines=True)["meta"]
     [[count, places]] = meta["left_out"].values()
     assert count == 1 and places == [f"{source}:302"] and meta["documents"] == 400
@@ -250,7 +247,7 @@ def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, to
     command = [*prepare, path]
     for _ in range(5):
         process = subprocess.Popen(command)
-        while not list((out_dir / "windows").glob(".*.tmp/ids.bin")) and process.poll() is None:
+        while not list((out_dir / "windows").glob("*/.ids.bin.tmp")) and process.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 1))
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -260,12 +257,12 @@ def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, to
         while any(Path(f"/proc/{child}").exists() for child in children):
             assert time.time() - began < 60  # a worker that is still starting ends when it has started
             time.sleep(0.05)
-        assert not list((out_dir / "windows").glob("big-*"))
+        assert not list((out_dir / "windows").glob("*/meta.json"))
     both = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     data = open_data(path, tokenizer, 60)
     assert data["meta"]["bytes"] == path.stat().st_size
-    assert not list((out_dir / "windows").glob(".*.tmp"))
+    assert not list((out_dir / "windows").glob("*/.*.tmp"))
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ Marks of a conversation are single ids. `<end>` ends a turn and a text document;
     <user> 2 + 3 = ? <end> <assistant> <think> 2 + 3 = 5 </think> <answer> 5 </answer> <end>
 
 The wrapper hides four edges of the library: U+2581 would come back as a space, a lone surrogate
-raises a bare RuntimeError, decoding drops control pieces silently, and a long text takes too much
-time.
+raises a bare RuntimeError, decoding drops control pieces silently, and a long text takes long.
 """
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ CONTROL = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>",
 META_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 # No piece crosses the end of such a word (train.py): each is encoded by itself and remembered.
 WORDS = re.compile(f" *[^ \n{META_SPACE}]+| +|[\n{META_SPACE}]")
-MEMO_WORDS, MEMO_LENGTH = 200_000, 64  # entries, characters: at most about 60 MB
+MEMO_WORDS, MEMO_LENGTH = 200_000, 64  # entries, characters: at most about 80 MB
 
 
 class Tokenizer:
@@ -37,13 +37,18 @@ class Tokenizer:
         except (RuntimeError, OSError, ValueError):
             raise UserError("not a SentencePiece model") from None
         self.vocab_size = self._model.get_piece_size()
-        check([self._model.id_to_piece(i) for i in range(len(CONTROL))] == CONTROL,
+        pieces = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
+        check(pieces[:len(CONTROL)] == CONTROL,
               "a tokenizer of another project: tokenizer/train.py makes one")
         (self.pad, self.unk, self.end, self.system, self.user, self.assistant, self.think,
          self.end_think, self.answer, self.end_answer) = range(len(CONTROL))
         self.control_ids = set(range(len(CONTROL)))
         self.tag_ids = {self.think, self.end_think, self.answer, self.end_answer}
-        self._memo, self._bytes = {}, [self._piece_bytes(i) for i in range(self.vocab_size)]
+        self._encode_known = functools.lru_cache(MEMO_WORDS)(self._encode_word)
+        self._bytes = [bytes([int(piece[3:5], 16)]) if self._model.is_byte(i)  # "<0x0A>"
+                       else piece.replace(META_SPACE, " ").encode()
+                       for i, piece in enumerate(pieces)]
+        self._bytes[:len(CONTROL)] = [b""] * len(CONTROL)
         self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
 
     @classmethod
@@ -58,26 +63,14 @@ class Tokenizer:
     def save(self, path):
         write_file(path, self.model_bytes)
 
-    def _piece_bytes(self, token):
-        piece = self._model.id_to_piece(token)
-        if token in self.control_ids:
-            return b""
-        if self._model.is_byte(token):
-            return bytes([int(piece[3:5], 16)])  # "<0x0A>"
-        return piece.replace(META_SPACE, " ").encode()
+    def __reduce__(self):  # what another process gets
+        return Tokenizer, (self.model_bytes,)
 
     def encode(self, text):
         """Text -> ids, never a control id, whatever it spells; any valid unicode comes back."""
-        ids, memo = [], self._memo
+        ids = []
         for word in WORDS.findall(text):
-            known = memo.get(word)
-            if known is None:
-                known = self._encode_word(word)
-                if len(memo) >= MEMO_WORDS:
-                    memo.clear()
-                if len(word) <= MEMO_LENGTH:
-                    memo[word] = known
-            ids += known
+            ids += (self._encode_known if len(word) <= MEMO_LENGTH else self._encode_word)(word)
         return ids
 
     def _encode_word(self, word):

@@ -65,16 +65,13 @@ def train(found, vocab_size, coverage=0.9995):
             add_dummy_prefix=False, allow_whitespace_only_pieces=True,
             character_coverage=coverage, num_threads=1, minloglevel=2)
     except RuntimeError as error:  # the library says in its own words which sizes are possible
-        least = re.search(r"required_chars\D*\d+ vs (\d+)", str(error))
-        most = re.search(r"too high.*<= (\d+)", str(error))
-        raise UserError(f"--vocab-size {vocab_size}: for this text "
-                        + (f"at least {least[1]}" if least else f"at most {most[1]}" if most else
-                           str(error)[:120])) from None
+        bound = re.search(r"(vs|<=) (\d+)", str(error))
+        possible = f"at {'least' if bound[1] == 'vs' else 'most'} {bound[2]}" if bound else error
+        raise UserError(f"--vocab-size {vocab_size}: for this text {possible}") from None
     return model.getvalue()
 
 
 def main(cfg):
-    """Train, check, write."""
     paths, out = cfg.input or [str(OUT / "data" / "stories" / "train.jsonl")], Path(cfg.out)
     check(out.absolute() not in (Path(path).absolute() for path in paths), f"--out {out}: is read")
     found, left = [], CHARACTERS
@@ -85,10 +82,8 @@ def main(cfg):
             break
     check("".join(found).strip(), f"{', '.join(map(show, paths))}: no text to train on")
     made = train(found, cfg.vocab_size)
-    same = out.exists() and out.read_bytes() == made
-    check(same or cfg.fresh or not out.exists(), f"{show(out)} differs; --fresh replaces it")
-    if not same:
-        write_file(out, made)
+    check(cfg.fresh or not out.exists() or out.read_bytes() == made, f"{out} differs; use --fresh")
+    write_file(out, made)
     tokenizer, size = Tokenizer(made), sum(len(text.encode()) for text in found)
     tokens = sum(len(tokenizer.encode(text)) for text in found)
     own = dict(tokenizer=out, data=paths[0]) if cfg.input else {}
