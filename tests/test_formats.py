@@ -1,6 +1,7 @@
 """Every format becomes the same turns; every bad line is named; only the response is learned."""
 import json
 import random
+from itertools import groupby
 
 import pytest
 
@@ -28,15 +29,11 @@ def chat(content, **more):
                               {"role": "assistant", "content": content, **more}]}
 
 
-# --- formats --------------------------------------------------------------------------------------
-
 def test_minimind_and_openai_rows_are_the_same_turns():
-    """One reader: other keys are ignored, a leading system turn and many turns are kept."""
-    rows = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi", "id": 7},
-            {"role": "assistant", "content": "hello"}, {"role": "user", "content": "2+3?"},
+    """One reader: other keys are ignored, a leading system turn is kept."""
+    rows = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "2+3?", "id": 7},
             {"role": "assistant", "content": "5", "reasoning_content": "2+3=5", "tools": None}]
-    turns = [Turn("system", "Be kind."), Turn("user", "hi"), assistant(content="hello"),
-             Turn("user", "2+3?"), assistant("2+3=5", "5")]
+    turns = [Turn("system", "Be kind."), Turn("user", "2+3?"), assistant("2+3=5", "5")]
     assert parse_row({"conversations": rows, "id": 1}) == turns == parse_row({"messages": rows})
 
 
@@ -92,29 +89,26 @@ def test_a_turn_written_back_reads_as_the_same_turn():
     assert parse_row({"conversations": [turn_row(turn) for turn in turns]}) == turns
 
 
+ASK, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+AB = [Turn("user", "a"), assistant(content="b")]
+
+
 @pytest.mark.parametrize("row, turns", [
     ({"text": " a\n b ", "source": 1}, " a\n b "),
     ({"instruction": "Add.", "input": "2 3", "output": "5"}, [Turn("user", "Add.\n\n2 3"), assistant(content="5")]),
-    ({"instruction": "a", "input": "", "output": "b"}, [Turn("user", "a"), assistant(content="b")]),
-    ({"text": None, "conversations": None, "messages": [{"role": "user", "content": "a"},
-      {"role": "assistant", "content": "b"}]}, [Turn("user", "a"), assistant(content="b")]),
-    ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-     [Turn("user", "a"), assistant(content="b")]),
-    ({"prompt": "a", "completion": "b"}, [Turn("user", "a"), assistant(content="b")]),
-    ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
-     [Turn("user", "a"), assistant(content="b")]),
+    ({"instruction": "a", "input": "", "output": "b"}, AB), ({"instruction": "", "input": "a", "output": "b"}, AB),
+    ({"text": None, "conversations": None, "messages": [ASK, REPLY]}, AB),
+    ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, AB),
+    ({"prompt": "a", "completion": "b"}, AB), ({"prompt": [ASK], "completion": [REPLY]}, AB),
+    ({"messages": [{"role": "system", "content": ""}, ASK, REPLY]}, AB),
     ({"problem": "a", "solution": "b #### 2"}, [Turn("user", "a"), assistant("b", "2")]),
     ({"instruction": "a", "input": None, "output": "b", "system": "s", "history": [["c", "d"]]},
-     [Turn("system", "s"), Turn("user", "c"), assistant(content="d"), Turn("user", "a"),
-      assistant(content="b")]),
+     [Turn("system", "s"), Turn("user", "c"), assistant(content="d"), *AB]),
     ({"question": "a", "answer": "B", "context": "c", "options": ["x", "y"]},
      [Turn("user", "c\n\na\n\nA. x\nB. y"), assistant(None, "B")]),
     ({"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": [
         {"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b", "thinking": "t"}]},
-     [Turn("system", "s"), Turn("user", "a"), assistant("t", "b")]),
-    ({"instruction": "", "input": "a", "output": "b"}, [Turn("user", "a"), assistant(content="b")]),
-    ({"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "a"},
-                   {"role": "assistant", "content": "b"}]}, [Turn("user", "a"), assistant(content="b")])])
+     [Turn("system", "s"), Turn("user", "a"), assistant("t", "b")])])
 def test_rows_as_people_have_them(row, turns):
     """FAULTS 3, 8, 18, 19, 27: a key dropped in silence changes the question; a null hides the format."""
     assert parse_row(row) == turns
@@ -137,37 +131,31 @@ def test_a_prompt_needs_no_reply():
             parse_row(row)
 
 
-# --- bad lines ------------------------------------------------------------------------------------
-
-GOOD = '{"text": "fine"}'
+GOOD = b'{"text": "fine"}'
 BAD = [
-    b'{"text": "a"', b"[" * 100_000, b'["text"]', b"5", b"{}", b'{"text": 5}', b'{"text": ""}',
-    b'{"messages": [{"role": "assistant", "content": "<think>x"}]}', b'{"prompt": "a", "reply": "b"}',
-    b'{"messages": []}', b'{"messages": "hi"}', b'{"messages": ["hi"]}',
-    b'{"messages": [{"role": "narrator", "content": "a"}]}', b'{"messages": [{"content": "a"}]}',
-    b'{"messages": [{"role": "assistant", "content": null}]}', b'{"messages": [{"role": "assistant"}]}',
-    b'{"messages": [{"role": "user", "content": "a"}]}', b'{"question": "a", "answer": "b ####"}',
-    b'{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]}',
-    b'{"messages": [{"role": "assistant", "content": " "}]}', b'{"instruction": "", "output": "a"}',
-    b'{"messages": [{"role": "assistant", "content": "<think>a</think>"}]}',
-    b'{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
-    b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{}]}]}',
+    b'{"text": "a"', b"[" * 100_000, b'["text"]', b"5", b"{}", b'{"text": 5}', b'{"text": ""}', b'{"text": "caf\xe9"}',
+    b'{"text": "a\\ud83d"}', b'{"prompt": "a", "reply": "b"}', b'{"question": "a", "answer": "b ####"}',
+    b'{"instruction": "", "output": "a"}', b'{"question": "a", "answer": "b", "options": 5}',
+    b'{"prompt": "a", "completion": "b", "history": 5}',
+    *(json.dumps({"messages": turns}).encode() for turns in (
+        [], "hi", ["hi"], [{"role": "narrator", "content": "a"}], [{"content": "a"}], [{"role": "assistant"}],
+        [{"role": "assistant", "content": None}], [ASK], [REPLY, ASK], [{"role": "assistant", "content": " "}],
+        [{"role": "user", "content": ""}, REPLY], [ASK, {"role": "assistant", "tool_calls": [{}]}],
+        [{"role": ["user"], "content": "a"}], [{"role": "user", "content": [{"type": "image"}]}, REPLY],
+        [{"role": "user", "content": [{"type": "text"}]}, REPLY])),
     *(json.dumps(chat(content)).encode() for content in (
-        "<think>x</think> try <answer>1</answer>. No: <answer>2</answer>", "<answer>1", "<think>2+3",
-        "<think>a<think>b</think>c</think>5", "<think>a</think><answer>3</answer> Hope this helps!")),
-    b'{"text": "a\\ud83d"}', b'{"text": "caf\xe9"}', b'{"messages": [{"role": ["user"], "content": "a"}]}',
-    b'{"question": "a", "answer": "b", "options": 5}', b'{"prompt": "a", "completion": "b", "history": 5}']
+        "<think>x", "<think>a</think>", "<answer>1", "<think>x</think> try <answer>1</answer>. No: <answer>2</answer>",
+        "<think>a<think>b</think>c</think>5", "<think>a</think><answer>3</answer> Hope this helps!"))]
 
 
 @pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
 def test_a_bad_line_is_named_with_file_and_line(tmp_path, line):
     """A skipped row is silent data loss; a traceback is no help among a million rows."""
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\n".join([GOOD.encode(), b"", line, GOOD.encode()]) + b"\n")
+    path, report = tmp_path / "rows.jsonl", {}
+    path.write_bytes(b"\n".join([GOOD, b"", line, GOOD]) + b"\n")
     with pytest.raises(UserError, match="rows.jsonl:3: ") as error:
         list(read_documents(path))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
-    report = {}
     assert list(read_documents(path, True, report)) == [(1, "fine"), (4, "fine")]
     [(reason, entry)] = report.items()
     assert entry == [1, [f"{path}:3"]] and reason in str(error.value)
@@ -176,7 +164,7 @@ def test_a_bad_line_is_named_with_file_and_line(tmp_path, line):
 def test_skipped_lines_are_counted_by_reason(tmp_path):
     """The report says how many and where the first three stand."""
     path, report = tmp_path / "rows.jsonl", {}
-    path.write_text("\n".join(["{", GOOD, "{", "5", "{", "{"]), encoding="utf-8")
+    path.write_bytes(b"\n".join([b"{", GOOD, b"{", b"5", b"{", b"{"]))
     assert len(list(read_documents(path, True, report))) == 1
     assert sorted(report.values()) == [[1, [f"{path}:4"]], [4, [f"{path}:{i}" for i in (1, 3, 5)]]]
 
@@ -212,8 +200,6 @@ def test_a_text_file_is_one_document_cut_at_line_ends(tmp_path, monkeypatch):
     assert all(text.splitlines()[line - 1] == part.splitlines()[0] for line, part in parts)
 
 
-# --- tokens ---------------------------------------------------------------------------------------
-
 MANY = [Turn("system", "hello"), Turn("user", "how many"), assistant(content="two"),
         Turn("user", "plus three"), assistant("two plus three is five", "5")]
 
@@ -222,37 +208,26 @@ def learned(tokenizer, document, **options):
     """The learned spans as text, marks by name."""
     ids, mask = encode_document(tokenizer, document, **options)
     assert len(ids) == len(mask) and set(mask) <= {0, 1}
-    spans, previous = [], 0
-    for token, m in zip(ids, mask):
-        if m and not previous:
-            spans.append([])
-        if m:
-            spans[-1].append(token)
-        previous = m
-    return [tokenizer.decode(span, show_control=True) for span in spans]
+    spans = [list(span) for m, span in groupby(zip(ids, mask), key=lambda pair: pair[1]) if m]
+    return [tokenizer.decode([token for token, _ in span], show_control=True) for span in spans]
 
 
-def test_a_conversation_is_rendered_with_one_mark_a_turn(tokenizer):
-    """Training and generation must see the same template."""
+def test_a_conversation_is_rendered_with_one_mark_a_turn_and_its_texts_have_none(tokenizer):
+    """Training and generation must see the same template. filter.py counts and compares the texts."""
     ids, _ = encode_document(tokenizer, MANY)
     assert tokenizer.decode(ids, show_control=True) == (
         "<system>hello<end><user>how many<end><assistant>two<end><user>plus three<end>"
         "<assistant><think>two plus three is five</think><answer>5</answer><end>")
     assert set(tokenizer.tag_ids) <= set(ids)  # trap 24: the tags are single ids
+    assert texts(MANY) == ["hello", "how many", "two", "plus three", "two plus three is five", "5"]
 
 
 def test_the_learned_span_runs_from_the_first_response_token_to_the_end(tokenizer):
-    """Traps 9 and 25: a mask off by one leaves the first token or <end> untrained."""
-    assert learned(tokenizer, MANY) == [
-        "two<end>", "<think>two plus three is five</think><answer>5</answer><end>"]
+    """Traps 9, 25: a mask off by one leaves a first token or <end> untrained. FAULTS 3: weight 0 is read."""
+    assert learned(tokenizer, MANY) == ["two<end>", "<think>two plus three is five</think><answer>5</answer><end>"]
     assert learned(tokenizer, MANY, target="answer") == ["two<end>", "<answer>5</answer><end>"]
     assert tokenizer.think not in encode_document(tokenizer, MANY, target="answer")[0]
-
-
-def test_a_turn_of_weight_0_is_read_and_not_learned(tokenizer):
-    """FAULTS 3: OpenAI's way to show a bad answer without teaching it."""
-    turns = [dict(role="user", content="how many"), dict(role="assistant", content="two", weight=0),
-             dict(role="user", content="plus three"), dict(role="assistant", content="five", weight=1)]
+    turns = [ASK, dict(REPLY, weight=0), ASK, dict(REPLY, content="five", weight=1)]
     assert learned(tokenizer, parse_row(dict(messages=turns))) == ["five<end>"]
 
 
@@ -283,8 +258,7 @@ def test_a_response_is_parsed_back(tokenizer):
     assert not parse_response(tokenizer, response[:-1])["ended"]
     assert parse_response(tokenizer, [])["answer"] is None
     spelled = parse_response(tokenizer, tokenizer.encode("<answer>5</answer>") + [tokenizer.end])
-    assert (spelled["answer"], spelled["text"]) == (None, "<answer>5</answer>")
-    assert not spelled["well_formed"]
+    assert (spelled["answer"], spelled["text"], spelled["well_formed"]) == (None, "<answer>5</answer>", False)
 
 
 def test_well_formed_means_exactly_the_format(tokenizer):
@@ -299,15 +273,8 @@ def test_well_formed_means_exactly_the_format(tokenizer):
     assert not well_formed(tokenizer, ids(cot), "answer")
     for bad in ("", "<end>", "5 <end>", "<think> a </think> <answer> 5 </answer>", "x " + cot,
                 "<think> a </think> x <answer> 5 </answer> <end>", "<answer> 5 </answer> <end>",
-                "<think> a </think> <answer> 5 </answer> x <end>",
+                "<think> a </think> <answer> 5 </answer> x <end>", "<answer> 5 </answer> <think> a </think> <end>",
                 "<think> a <think> b </think> <answer> 5 </answer> <end>",
-                "<answer> 5 </answer> <think> a </think> <end>",
                 "<think> a </think> <answer> 5 </answer> <answer> 6 </answer> <end>",
                 "<think> a </think> <answer> <pad> 5 </answer> <end>"):
         assert not well_formed(tokenizer, ids(bad)), bad
-
-
-def test_texts_are_all_the_words_and_no_marks():
-    """The tokenizer is trained on these."""
-    assert texts("a") == ["a"]
-    assert texts(MANY) == ["hello", "how many", "two", "plus three", "two plus three is five", "5"]

@@ -47,27 +47,24 @@ def test_any_text_comes_back(tokenizer):
 
 def test_no_text_spells_a_mark(tokenizer):
     """Trap 24's cousin: a user who writes "<end>" or "</think>" must not steer the conversation."""
-    rng = random.Random(2)
-    for text in CONTROL + ["".join(CONTROL)] + [random_text(rng) for _ in range(1500)]:
+    for text in CONTROL + ["".join(CONTROL)] + [random_text(random.Random(i)) for i in range(1500)]:
         assert not tokenizer.control_ids & set(tokenizer.encode(text))
 
 
 def test_marks_are_one_id_each(tokenizer):
     """Trap 24: marks of several pieces are never learned, and boosting them hits ordinary text."""
-    marks = [tokenizer.pad, tokenizer.unk, tokenizer.end, tokenizer.system, tokenizer.user,
-             tokenizer.assistant, tokenizer.think, tokenizer.end_think, tokenizer.answer,
-             tokenizer.end_answer]
+    names = "pad unk end system user assistant think end_think answer end_answer".split()
+    marks = [getattr(tokenizer, name) for name in names]
     assert marks == list(range(10)) and tokenizer.control_ids == set(marks)
     assert [tokenizer.decode([i], show_control=True) for i in marks] == CONTROL
-    assert tokenizer.decode(marks) == ""
-    assert tokenizer.tag_ids == set(marks[6:])
+    assert tokenizer.decode(marks) == "" and tokenizer.tag_ids == set(marks[6:])
 
 
 def test_encoding_word_by_word_equals_the_library(tokenizer):
     """The memo of words is only allowed because it changes no id."""
     library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
-    rng = random.Random(3)
-    for text in [random_text(rng).replace("\u2581", "") for _ in range(1000)]:
+    for seed in range(1000):
+        text = random_text(random.Random(seed)).replace("\u2581", "")
         assert tokenizer.encode(text) == library.encode(text)
 
 
@@ -79,8 +76,7 @@ def test_a_lone_surrogate_is_named(tokenizer):
 
 
 def test_decoding_raises_only_for_ids_out_of_range(tokenizer):
-    """A half-trained model emits any ids: broken UTF-8 is U+FFFD, not a traceback. Python's ids[-1] is
-    silent."""
+    """A half-trained model emits any ids: broken UTF-8 is U+FFFD, not a traceback. ids[-1] is silent."""
     rng = random.Random(5)
     for _ in range(300):
         ids = [rng.randrange(tokenizer.vocab_size) for _ in range(rng.randint(0, 20))]
@@ -93,17 +89,9 @@ def test_decoding_raises_only_for_ids_out_of_range(tokenizer):
 
 def test_digits_stand_alone_and_pieces_hold_no_newline(tokenizer):
     """Arithmetic needs one token a digit; a newline inside a piece would break word by word."""
-    ids = tokenizer.encode("12345")
-    assert [tokenizer.decode([i]) for i in ids] == list("12345")
-    for i in range(10 + 256, tokenizer.vocab_size):
-        piece = tokenizer.decode([i])
-        assert "\n" not in piece and " " not in piece.lstrip(" ")
-
-
-def test_training_is_deterministic():
-    """Another tokenizer from the same data would refuse every checkpoint."""
-    texts = [some_text(random.Random(7))]
-    assert train(texts, 340) == train(texts, 340)
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("12345")] == list("12345")
+    pieces = [tokenizer.decode([i]) for i in range(10 + 256, tokenizer.vocab_size)]
+    assert not any("\n" in piece or " " in piece.lstrip(" ") for piece in pieces)
 
 
 def test_wrong_vocabulary_sizes_say_what_is_possible():
@@ -120,14 +108,13 @@ def test_wrong_vocabulary_sizes_say_what_is_possible():
 def test_what_is_no_model_is_refused(tmp_path):
     """A truncated or foreign file is a line, not the library's traceback."""
     (tmp_path / "bad.model").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="not a SentencePiece model"):
-        Tokenizer.load(tmp_path / "bad.model")
-    with pytest.raises(UserError, match="does not exist; tokenizer/train.py"):
-        Tokenizer.load(tmp_path / "none.model")
+    for name, words in (("bad", "not a SentencePiece model"), ("none", "tokenizer/train.py")):
+        with pytest.raises(UserError, match=words):
+            Tokenizer.load(tmp_path / f"{name}.model")
 
 
 def test_the_command_makes_once_and_refuses_other_content(tmp_path, capsys):
-    """A tokenizer replaced under a checkpoint is the worst of silent errors."""
+    """A tokenizer replaced under a checkpoint is the worst of silent errors. The same data make the same."""
     source, out = tmp_path / "a.txt", tmp_path / "t.model"
     source.write_text(some_text(random.Random(9)), encoding="utf-8")
     main(Config([str(source)], 340, out))
@@ -135,7 +122,6 @@ def test_the_command_makes_once_and_refuses_other_content(tmp_path, capsys):
     assert "pieces" in printed and printed.splitlines()[-1].startswith("next: python ")
     made = out.read_bytes()
     main(Config([str(source)], 340, out))
-    assert out.read_bytes() == made
     with pytest.raises(UserError, match="differs.*--fresh"):
         main(Config([str(source)], 350, out))
     assert out.read_bytes() == made

@@ -48,26 +48,21 @@ def source(tmp_path, out_dir):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    for module in (formats, windows):
-        monkeypatch.setattr(module, "CHUNK", 10_000)
-    monkeypatch.setattr(windows, "cut_all", lambda job, path, documents:
-                        map(job, formats.chunks(path, documents)))
+    monkeypatch.setattr(formats, "CHUNK", 10_000)
 
 
 def documents_in(data):
     """The documents of all windows, as (ids, mask) tuples."""
-    found = []
-    for ids, mask, document in zip(data["ids"], data["mask"], data["document"]):
-        for number in range(1, document.max() + 1):
-            here = document == number
-            found.append((tuple(ids[here]), tuple(mask[here])))
-    return found
+    return [(tuple(ids[document == number]), tuple(mask[document == number]))
+            for ids, mask, document in zip(data["ids"], data["mask"], data["document"])
+            for number in range(1, document.max() + 1)]
 
 
 @pytest.mark.parametrize("target", ["cot", "answer"])
 @pytest.mark.usefixtures("small_chunks")
-def test_every_document_stands_whole_and_once(tokenizer, source, target):
-    """A packer that splits, drops or repeats documents changes the data silently."""
+def test_every_document_stands_whole_and_once_and_its_first_token_is_never_learned(tokenizer, source, target):
+    """A packer that splits, drops or repeats documents changes the data silently. Packed, the
+    predecessor of a first token is the <end> of a stranger."""
     data = open_data(source, tokenizer, 60, target)
     ids, mask, document, meta = (data[name] for name in ("ids", "mask", "document", "meta"))
     assert meta["documents"] == 400 and not meta["too_long"]
@@ -79,12 +74,6 @@ def test_every_document_stands_whole_and_once(tokenizer, source, target):
     assert (ids[document == 0] == tokenizer.pad).all() and not mask[document == 0].any()
     assert [data[n].dtype for n in windows.NAMES] == [np.uint16, np.uint8, np.uint16]
     assert not ids.flags.writeable
-
-
-def test_the_first_token_of_a_document_is_never_learned(tokenizer, source):
-    """Packed, its predecessor is the <end> of a stranger."""
-    data = open_data(source, tokenizer, 60)
-    mask, document, meta = data["mask"], data["document"], data["meta"]
     first = np.diff(document.astype(int), axis=1, prepend=0) != 0
     assert not mask[first].any()
     assert meta["supervised"] == mask[:, 1:].sum() == mask.sum()  # the shift loses none
@@ -104,17 +93,15 @@ def test_the_learned_span_of_a_window_is_the_response(tmp_path, tokenizer, out_d
 
 def test_a_stream_of_text_loses_no_token(tmp_path, tokenizer, out_dir):
     """Every token but the first is a target exactly once; documents stand apart by <end>."""
-    rng = random.Random(2)
-    rows = [{"text": words(rng, 1, 50)} for _ in range(60)]
+    rows = [{"text": words(random.Random(i), 1, 50)} for i in range(60)]
     data = open_data(write(tmp_path / "a.jsonl", rows), tokenizer, 32)
     ids, mask, document = data["ids"], data["mask"], data["document"]
     stream = [token for row in rows for token in encode_document(tokenizer, row["text"])[0]]
-    targets = ids[:, 1:][mask[:, 1:] == 1]
-    assert [ids[0, 0], *targets] == stream and data["meta"]["supervised"] == len(stream) - 1
+    assert [ids[0, 0], *ids[:, 1:][mask[:, 1:] == 1]] == stream
+    assert data["meta"]["supervised"] == len(stream) - 1 and len(ids) == -(-(len(stream) - 1) // 32)
     assert (ids[1:, 0] == ids[:-1, -1]).all()  # windows overlap by one token
     assert set(np.unique(document)) <= {0, 1} and (document[:-1] == 1).all()
     assert not mask[:, 0].any()  # the shared token is learned in the window before
-    assert len(ids) == -(-(len(stream) - 1) // 32)
 
 
 def test_a_book_is_cut_in_chunks_and_loses_no_character(tmp_path, tokenizer, small_chunks, out_dir):
@@ -124,8 +111,7 @@ def test_a_book_is_cut_in_chunks_and_loses_no_character(tmp_path, tokenizer, sma
     data = open_data(tmp_path / "book.txt", tokenizer, 32)
     assert data["meta"]["documents"] > 3
     kept = data["mask"].astype(bool)
-    kept[0, 0] = True
-    kept[1:, 0] = data["document"][:-1, -1] == 0  # after a padded end a new stream begins
+    kept[:, 0] = [True, *(data["document"][:-1, -1] == 0)]  # after a padded end a new stream begins
     assert tokenizer.decode(data["ids"][kept]) == text
 
 
@@ -139,11 +125,9 @@ def test_documents_takes_the_first_rows_of_the_file(tmp_path, tokenizer, source,
 
 def test_stories_are_packed_with_little_padding():
     """Padding is computed and thrown away: 3.1 % here; 4.6 % without the longest first."""
-    rng = random.Random(5)
-    lengths = [round(rng.triangular(33, 107, 60)) for _ in range(5000)]
+    lengths = [round(random.Random(i).triangular(33, 107, 60)) for i in range(5000)]
     _, _, document = pack_documents([([1] * n, [1] * n) for n in lengths], 257, 0)
-    assert (document > 0).sum() == sum(lengths)
-    assert (document == 0).mean() < 0.04
+    assert (document > 0).sum() == sum(lengths) and (document == 0).mean() < 0.04
 
 
 def test_documents_that_are_too_long_are_counted(tmp_path, tokenizer, out_dir):
@@ -175,8 +159,7 @@ def test_windows_are_cut_once_and_anew_for_anything_that_changes_them(tmp_path, 
     assert open_data(text, tokenizer, 60)["meta"]["documents"] == 1 and len(cuts) == 8
 
 
-@pytest.mark.usefixtures("small_chunks")
-def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir):
+def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir, small_chunks):
     """Chunks are read apart, yet the line number must be the file's."""
     lines = source.read_text(encoding="utf-8").splitlines(True)
     lines.insert(300, "\n{broken\n")
@@ -187,10 +170,9 @@ def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir)
     meta = open_data(source, tokenizer, 60, skip_bad_lines=True)["meta"]
     [[count, places]] = meta["left_out"].values()
     assert count == 1 and places == [f"{source}:302"] and meta["documents"] == 400
-    for text in ("{\n[]\n", "\n\n"):
-        source.write_text(text, encoding="utf-8")
-        with pytest.raises(UserError, match="nothing to learn from"):
-            open_data(source, tokenizer, 60, skip_bad_lines=True)
+    source.write_text("{\n[]\n", encoding="utf-8")
+    with pytest.raises(UserError, match="nothing to learn from"):
+        open_data(source, tokenizer, 60, skip_bad_lines=True)
 
 
 def test_a_conversation_is_cut_at_a_tool_turn_and_the_cut_is_counted(tmp_path, tokenizer, out_dir):
@@ -204,13 +186,10 @@ def test_a_conversation_is_cut_at_a_tool_turn_and_the_cut_is_counted(tmp_path, t
     assert "conversations cut at a turn that uses tools: 1" in windows.summary(data["meta"])
 
 
-# --- several processes, kills ---------------------------------------------------------------------
-
 def many_rows(path, megabytes):
     """A file of some MB, more than one chunk."""
     text = write(path, chats(random.Random(5), 3000)).read_bytes()
-    with open(path, "wb") as file:
-        file.writelines(text for _ in range(megabytes * 10**6 // len(text) + 1))
+    path.write_bytes(text * (megabytes * 10**6 // len(text) + 1))
     return path
 
 
@@ -219,37 +198,31 @@ def test_the_bytes_do_not_depend_on_the_workers(tmp_path, tokenizer, out_dir):
     """Another machine, another core count: the same data, or a teacher's cache no longer fits."""
     path = many_rows(tmp_path / "big.jsonl", 9)
     found = open_data(path, tokenizer, 60)
-    alone = [windows.cut(tokenizer, path, 60, "cot", False, chunk) for chunk in formats.chunks(path)]
+    alone = [windows.cut(tokenizer, path, 60, "cot", False, chunk)[0] for chunk in formats.chunks(path)]
     assert len(alone) == 3
-    for i, name in enumerate(windows.NAMES):
-        assert (found[name] == np.concatenate([arrays[i] for arrays, *_ in alone])).all()
+    assert all((found[n] == np.concatenate(parts)).all() for n, *parts in zip(windows.NAMES, *alone))
 
 
 @pytest.fixture
 def prepare(tmp_path, tokenizer):
     """The words of a command that cuts the file named behind them and prints the kilobytes it took."""
     tokenizer.save(tmp_path / "t.model")
-    script = tmp_path / "prepare.py"
-    script.write_text(f"""import resource, sys; sys.path.insert(0, {str(ROOT)!r})
+    return [sys.executable, "-c", f"""import resource, sys; sys.path.insert(0, {str(ROOT)!r})
 from dataset.windows import open_data
 from tokenizer import Tokenizer
-if __name__ == "__main__":
-    open_data(sys.argv[1], Tokenizer.load({str(tmp_path / "t.model")!r}), 60)
-    print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
-""", encoding="utf-8")
-    return [sys.executable, script]
+open_data(sys.argv[1], Tokenizer.load({str(tmp_path / "t.model")!r}), 60)
+print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))"""]
 
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, tokenizer, prepare, out_dir):
     """FAULTS 31, 34: a leftover that blocks for ever, workers that live on, two writers that race."""
-    path, rng = many_rows(tmp_path / "big.jsonl", 40), random.Random(3)
-    command = [*prepare, path]
-    for _ in range(5):
-        process = subprocess.Popen(command)
+    path = many_rows(tmp_path / "big.jsonl", 40)
+    for wait in (0, 0.2, 0.4, 0.7, 1):
+        process = subprocess.Popen([*prepare, path])
         while not list((out_dir / "windows").glob("*/.ids.bin.tmp")) and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 1))
+        time.sleep(wait)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -258,10 +231,9 @@ def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, to
             assert time.time() - began < 60  # a worker that is still starting ends when it has started
             time.sleep(0.05)
         assert not list((out_dir / "windows").glob("*/meta.json"))
-    both = [subprocess.Popen(command) for _ in range(2)]
+    both = [subprocess.Popen([*prepare, path]) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    data = open_data(path, tokenizer, 60)
-    assert data["meta"]["bytes"] == path.stat().st_size
+    assert open_data(path, tokenizer, 60)["meta"]["bytes"] == path.stat().st_size
     assert not list((out_dir / "windows").glob("*/.*.tmp"))
 
 
