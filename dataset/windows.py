@@ -83,10 +83,11 @@ def write_windows(path, folder, window, source, parts):
                 note(report, reason, *entry)
             if time.time() - shown > 5:
                 shown = time.time()
-                print(f"{show(path)}: {total['bytes'] / os.path.getsize(path):.0%} is cut")
-    too_long = f"all is too long; --window {total['longest'] - 1} fits" if total["too_long"] else ""
-    why = too_long or bad_lines_text(report) or "no row"
-    check(total["windows"], f"{show(path)}: nothing to learn from: {why}")
+                print(f"{show(path)}: {total['bytes'] / os.path.getsize(path):.0%} cut into windows")
+    why = bad_lines_text(report) or "no row"
+    if total["too_long"]:
+        why = f"all documents are longer than the window; --window {total['longest'] - 1} fits"
+    check(total["windows"], f"{show(path)}: nothing to learn from; {why}")
     padding = 1 - total["tokens"] / (total["windows"] * (window + 1))
     write_file(folder / "meta.json", json.dumps(dict(
         total, window=window, source_sha256=source, padding_share=padding, left_out=report)))
@@ -158,12 +159,12 @@ def pack_documents(documents, size, pad):
 
 def summary(meta):
     """One line that says what a file became, and what was left out."""
-    too_long = f"{meta['too_long']:,} documents left out: too long, to {meta['longest']}"
-    return " | ".join(filter(None, [
-        f"{meta['windows']:,} windows of {meta['window']}", f"{meta['documents']:,} documents",
-        f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
-        f"padding {meta['padding_share']:.1%}", too_long if meta["too_long"] else "",
-        bad_lines_text(meta["left_out"])]))
+    parts = [f"{meta['windows']:,} windows of {meta['window']}", f"{meta['documents']:,} documents",
+             f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
+             f"padding {meta['padding_share']:.1%}", bad_lines_text(meta["left_out"])]
+    if meta["too_long"]:
+        parts.append(f"{meta['too_long']:,} documents left out: too long, to {meta['longest']}")
+    return " | ".join(filter(None, parts))
 
 
 # --- windows become tensors -----------------------------------------------------------------------
