@@ -211,7 +211,7 @@ def read_documents(path, skip_bad_lines=False, report=None, parse=parse_row, par
                     yield number, parse(json.loads(text))
             except (BadRow, ValueError, TypeError, AttributeError, RecursionError) as error:
                 if not isinstance(error, BadRow):
-                    error = BadRow("broken JSON, or a wrong type (is it a .txt file?)", error)
+                    error = BadRow("broken JSON or a wrong type (plain text goes into .txt)", error)
                 where = f"{show(path)}:{number}"
                 check(skip_bad_lines, f"{where}: {error}; mend the line, or --skip-bad-lines")
                 note(report, error.reason, 1, [where])

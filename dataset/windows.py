@@ -83,7 +83,7 @@ def write_windows(path, folder, window, source, parts):
                 note(report, reason, *entry)
             if time.time() - shown > 5:
                 shown = time.time()
-                print(f"{show(path)}: {total['bytes'] / os.path.getsize(path):.0%} cut into windows")
+                print(f"{show(path)}: {total['bytes'] / os.path.getsize(path):.0%} of it is cut")
     why = bad_lines_text(report) or "no row"
     if total["too_long"]:
         why = f"all documents are longer than the window; --window {total['longest'] - 1} fits"
