@@ -101,8 +101,8 @@ def cut_all(job, path, documents):
         return
     # spawn: a fork of a process in which torch runs threads may hang
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
-        while some := list(itertools.islice(jobs, 2 * workers)):  # few in memory at any time
-            yield from pool.map(job, some)
+        while some := [pool.submit(job, chunk) for chunk in itertools.islice(jobs, 2 * workers)]:
+            yield from (future.result() for future in some)  # few in memory at any time
 
 
 def start_worker():
