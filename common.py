@@ -3,18 +3,13 @@
     @dataclass
     class Config:
         steps: int = 1000        # optimizer steps (300 to 5,000)
+    common.run(main, Config)     # python script.py --steps 500
 
-    if __name__ == "__main__":
-        common.run(main, Config)        # python script.py --steps 500
-
-One knob a line: its name is the flag, its type is checked, its comment is the help. A mistake of
-the user raises UserError: one line, status 2. A bug keeps its traceback. Only functions import
-torch: it takes two seconds, and half of the scripts need none.
+One knob a line: its name is the flag, its comment the help. A user's mistake raises UserError: one
+line, status 2. A bug keeps its traceback. Only functions import torch: that takes two seconds.
 """
 import argparse
 import contextlib
-import dataclasses
-import difflib
 import errno
 import fcntl
 import functools
@@ -36,18 +31,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent
-# Everything that a run writes, from any working directory.
-OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()
+OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()  # all that a run writes
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # of Linux only
 
-
-# --- errors and flags -----------------------------------------------------------------------------
 
 class UserError(Exception):
     """A mistake that the user can mend: one sentence, exit status 2."""
 
 
 def check(ok, message):
-    """UserError(message) unless ok."""
     if not ok:
         raise UserError(message)
 
@@ -55,61 +47,43 @@ def check(ok, message):
 def between(cfg, least, most, *names):
     """UserError unless every named flag is from least to most. NaN is not."""
     for name in names:
-        value = getattr(cfg, name)
-        check(least <= value <= most,
-              f"--{name.replace('_', '-')} {value}: must be {least:,} to {most:,}")
+        value, flag = getattr(cfg, name), name.replace("_", "-")
+        check(least <= value <= most, f"--{flag} {value}: must be {least:,} to {most:,}")
 
 
 def positive(cfg, *names):
     """UserError unless every named flag is above 0. NaN is not."""
     for name in names:
-        value = getattr(cfg, name)
-        check(value > 0, f"--{name.replace('_', '-')} {value}: must be above 0")
+        check(getattr(cfg, name) > 0, f"--{name.replace('_', '-')} must be above 0")
 
 
 def parse(Config, argv=None):
     """argv (None: the command line) -> a Config. `cfg.given` is the set of flags that were typed.
-
-    A field of type list takes the words without a flag; a bool is --name or --no-name.
-    """
+    A field of type list takes the words without a flag; a bool is --name or --no-name."""
     kinds, comments = typing.get_type_hints(Config), {}
     for parent in reversed(Config.__mro__[:-1]):  # a Config may inherit from another script's
         comments |= re.findall(r"^ +(\w+) *:[^#\n]+# *(.+)", inspect.getsource(parent), re.M)
-    text = inspect.getmodule(Config).__doc__
-    parser = argparse.ArgumentParser(description=text, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=inspect.getmodule(Config).__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.error = lambda message: check(False, f"{message}; see --help")
-    for field in dataclasses.fields(Config):
-        name, kind, choices = field.name, kinds[field.name], typing.get_args(kinds[field.name])
-        flag, default = f"--{name.replace('_', '-')}", field.default
+    for name, kind in kinds.items():
+        default, choices = getattr(Config, name), typing.get_args(kind)
         shown = show(default) if isinstance(default, Path) else default
-        more = dict(default=argparse.SUPPRESS,
-                    help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"))
-        if kind is list:
-            parser.add_argument(name, nargs="*", **more)
-        elif kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
-        elif choices:
-            parser.add_argument(flag, choices=choices, **more)
-        else:
-            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **more)
-    values, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        flags = [f"--{name.replace('_', '-')}" for name in kinds]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1)
-        raise UserError(f"unknown argument {unknown[0]}; did you mean {near[0]}?" if near else
-                        f"unknown argument {unknown[0]}; see --help")
-    values = {name: value for name, value in vars(values).items() if value != []}
-    cfg = Config(**values)
-    for name, value in vars(cfg).items():  # a default may be a Path, a typed value is a string
-        setattr(cfg, name, str(value) if isinstance(value, Path) else value)
-    cfg.given = frozenset(values)
+        how = dict(choices=choices) if choices else dict(type=kind, metavar=kind.__name__.upper())
+        special = {list: dict(nargs="*"), bool: dict(action=argparse.BooleanOptionalAction)}
+        parser.add_argument(name if kind is list else f"--{name.replace('_', '-')}",
+                            **special.get(kind, how),
+                            help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"))
+    typed = {k: v for k, v in vars(parser.parse_intermixed_args(argv)).items() if v != []}
+    paths = {k: str(getattr(Config, k)) for k in kinds if isinstance(getattr(Config, k), Path)}
+    cfg = Config(**paths | typed)
+    cfg.given = frozenset(typed)
     return cfg
 
 
 def run(main, Config):
-    """main(parse(Config)). A user's mistake, a full disk and a full memory are one line and status
-    2; Ctrl-C is status 130."""
+    """main(parse(Config)). What a user can mend is one line and status 2; Ctrl-C is status 130."""
     for stream in (sys.stdout, sys.stderr):  # logs are followed live, in UTF-8, on every platform
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
@@ -117,30 +91,25 @@ def run(main, Config):
     except UserError as error:
         stop(" ".join(str(error).split()))
     except BrokenPipeError:  # `script.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        if error.errno is None:  # a bug, or a library's own error
+        os._exit(1)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocat" in str(error):  # torch says RuntimeError
+            stop("not enough memory: lower --batch, --window or --size, or raise --accumulate")
+        if not getattr(error, "errno", None):  # a bug, or a library's own error
             raise
         stop(f"{error.filename or 'a file'}: {error.strerror}; what was there is as before")
-    except (MemoryError, RuntimeError) as error:  # torch says RuntimeError
-        if not isinstance(error, MemoryError) and "allocat" not in str(error):
-            raise
-        stop("not enough memory; try a smaller --batch, --window or --size, or more --accumulate")
     except KeyboardInterrupt:
         stop("stopped; the same command goes on where it was", 130)
 
 
 def stop(message, status=2):
-    """Print the message as an error and leave."""
     print(f"error: {message}" if status == 2 else message, file=sys.stderr)
     sys.exit(status)
 
 
 def show(path):
     """A path as a user would type it here."""
-    path = Path(path).absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return str(Path(path).absolute()).removeprefix(f"{Path.cwd()}/")
 
 
 def command(script, *words, **flags):
@@ -152,76 +121,55 @@ def command(script, *words, **flags):
                                            for w in words)])
 
 
-# --- files ----------------------------------------------------------------------------------------
-
 @contextlib.contextmanager
-def atomic_write(path, mode="wb"):
+def atomic_write(path):
     """Open a temporary file beside `path`; rename it at the end. `path` is whole, or as it was."""
     path = Path(path).resolve()  # a link stays a link
     check(path.is_file() or not path.exists(), f"{path} is no regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:  # a failed write() does not name its file, numpy's not even the reason
-        error.filename, error.errno = str(path), error.errno or errno.ENOSPC
-        error.strerror = error.strerror or str(error)
-        raise
+        raise OSError(error.errno or errno.ENOSPC, error.strerror or str(error), path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_file(path, data):
-    """Text or bytes as a file that is whole, or as it was before."""
     with atomic_write(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 def json_lines(rows):
-    """Rows as the text of a .jsonl file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def append(path, lines):
-    """Add whole lines to a text file. First cut off what a killed writer left of a line."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(path, "a+b") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(lines.encode())
-    except OSError as error:
-        error.filename = str(path)  # a failed write() does not name its file
-        raise
-
-
 def append_rows(path, rows):
-    """Add rows to a .jsonl file."""
-    append(path, json_lines(rows))
+    """Add rows to a .jsonl file. First cut off what a killed writer left of a line."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        if file.read(1) not in b"\n":  # an empty file is whole, too
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json_lines(rows).encode())
 
 
 def refuse_others(path, old, new):
     """UserError with what differs between the settings that made a file and those asked now."""
     differing = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in sorted({*old, *new})
                  if old.get(k) != new.get(k)]
-    check(not differing, f"{show(path)} was made with other settings ({', '.join(differing)}); "
-                         "choose another name, or replace it with --fresh")
+    check(not differing, f"{show(path)}: {', '.join(differing)}; choose another name or --fresh")
 
 
 def lock(path, wait=False):
-    """Hold .NAME.lock beside `path` as long as the returned file is open: one writer at a time.
-
-    UserError if another process holds it, unless `wait`. Without locks (some file systems) it goes
-    on.
-    """
+    """Hold .NAME.lock beside `path` while the returned file is open: one writer at a time.
+    UserError if another process holds it, unless `wait`. Some file systems have no locks."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path.with_name(f".{path.name}.lock"), "w")
@@ -229,14 +177,12 @@ def lock(path, wait=False):
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise UserError(f"another process is writing {show(path)}; wait for it") from None
-    except OSError as error:
-        print(f"note: no locks in {path.parent} ({error.strerror}): start no second writer",
-              file=sys.stderr)
+    except OSError:
+        print("note: no locks on this file system: start no second writer", file=sys.stderr)
     return file
 
 
 def sha256_file(path):
-    """Hex SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -244,19 +190,12 @@ def sha256_file(path):
     return digest.hexdigest()
 
 
-# --- device, precision, ranks ---------------------------------------------------------------------
-
 def start(cfg):
     """Check the flags that all training scripts share, seed, join the ranks, find the device.
-
-    -> env: device, dtype (its name), autocast (makes a context manager), rank, world, stop,
-    versions.
-    """
+    -> env: device, dtype (its name), autocast (makes a context), rank, world, stop, versions."""
     import torch
     positive(cfg, "steps", "batch", "accumulate", "window", "lr", "clip", "eval_every")
     between(cfg, 0, 2**32 - 1, "warmup", "weight_decay", "documents", "eval_windows", "seed")
-    check(cfg.name == Path(cfg.name).name and cfg.name.strip("."),
-          f"--name {cfg.name}: must be a plain file name")
     env = device_and_dtype(cfg)
     env.world, env.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
@@ -269,24 +208,18 @@ def start(cfg):
 
 
 def device_and_dtype(cfg):
-    """CUDA, MPS or the CPU, in --dtype; auto is bf16 if the hardware multiplies in it, because
-    emulated bf16 is far slower than float32."""
+    """CUDA, MPS or the CPU; auto is bf16 if the hardware multiplies in it: emulated, it is slow."""
     import torch
-    device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    fast = device.type == "cpu" and re.search("avx512_bf16|amx_bf16", cpu_info())
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        fast = device.type == "cpu" and re.search("avx512_bf16|amx_bf16", CPU)
     dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if fast else "float32"
-    autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if dtype == "bf16" \
-        else contextlib.nullcontext
+    autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, dtype == "bf16")
     return SimpleNamespace(device=device, dtype=dtype, autocast=autocast)
-
-
-def cpu_info():
-    """What Linux says about the processor; elsewhere nothing."""
-    return Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 
 
 def check_loss_flags(cfg):
@@ -302,11 +235,8 @@ def check_loss_flags(cfg):
 
 
 def sum_gradients(parameters, env):
-    """Add up the gradients of all ranks, in one all-reduce.
-
-    Each rank's loss is already divided by the n_valid of all ranks, so the plain sum is the
-    gradient of one process. Averaging local means, as DDP does, would weigh short batches more.
-    """
+    """Add up the gradients of all ranks. Each loss is already divided by the n_valid of all ranks,
+    so the sum is the gradient of one process. DDP's mean of means weighs short batches more."""
     if env.world == 1:
         return
     import torch
@@ -340,8 +270,6 @@ def finish(env):
         torch.distributed.destroy_process_group()
 
 
-# --- log ------------------------------------------------------------------------------------------
-
 @functools.cache
 def versions():
     """What a result depends on: Python, torch, numpy, threads, commit, machine."""
@@ -352,7 +280,7 @@ def versions():
         git = [subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
                for words in (["describe", "--always"], ["diff", "HEAD", "--quiet", "--", "*.py"])]
         commit = git[0].stdout.strip() + "-dirty" * (git[1].returncode == 1)
-    name = re.search(r"model name\s*: (.*)", cpu_info())
+    name = re.search(r"model name\s*: (.*)", CPU)
     machine = name[1].strip() if name else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return dict(python=platform.python_version(), torch=str(torch.__version__),
@@ -362,56 +290,46 @@ def versions():
 
 def begin(cfg, env, progress, facts):
     """Print the self-check: what runs, on what, numbers that must be right. Cut out/NAME.csv back
-    to the checkpoint's step. From here on a signal to stop is obeyed after a step, once all is
-    saved."""
+    to the checkpoint's step. From now on a signal stops the run after a step, once all is saved."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda *_: setattr(env, "stop", True))
     if env.rank != 0:
         return
-    v, path, rows = env.versions, OUT / f"{cfg.name}.csv", []
+    v, path = env.versions, OUT / f"{cfg.name}.csv"
     old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     check(not old or old.startswith("step,"), f"--name {cfg.name}: {show(path)} is another's file")
     print(f"{cfg.name}: {env.device}, {env.dtype}, {env.world} process(es), "
           f"{v['threads']} threads, torch {v['torch']}, commit {v['commit']}")
-    for name, value in facts.items():
-        print(f"  {name:<20} {value}")
+    print(*(f"  {name:<20} {value}" for name, value in facts.items()), sep="\n")
     if progress.step:
         print(f"resuming after step {progress.step}")
-        rows = old.splitlines(keepends=True)  # a row cut off by a kill comes after the checkpoint
-        rows = rows[:1] + [row for row in rows[1:] if row.endswith("\n")
-                           and int(row.split(",")[0]) <= progress.step]
+    rows = old.splitlines(keepends=True)[:progress.step + 1] if progress.step else []
     write_file(path, "".join(rows))
 
 
 def log(cfg, env, step, numbers, val_ce, seconds, counts):
-    """A row of out/NAME.csv, and every 20 steps an aligned line on the screen (rank 0).
-
-    numbers: the terms of this step, in nats; val_ce: after it, None if it was not measured;
-    seconds, counts (of tokens): of this step.
-    """
+    """A row of out/NAME.csv, every 20 steps a line on the screen; val_ce: None if not measured."""
     if env.rank != 0:
         return
     row = dict(step=step, **numbers, val_ce="" if val_ce is None else val_ce,
                seconds=round(seconds, 4), **counts)
-    path = OUT / f"{cfg.name}.csv"
-    head = "" if path.stat().st_size else ",".join(row) + "\n"
-    append(path, head + ",".join(map(str, row.values())) + "\n")
+    with open(OUT / f"{cfg.name}.csv", "a") as file:
+        if not file.tell():
+            print(*row, sep=",", file=file)
+        print(*row.values(), sep=",", file=file)
     if step % 20 == 0 or step in (1, cfg.steps) or val_ce is not None:
         left = int((cfg.steps - step) * seconds)
-        terms = " | ".join(f"{k} {v:.1e}" if k == "lr" else f"{k} {v:.3f}"
-                           for k, v in numbers.items())
-        terms += f" | val ce {val_ce:.4f}" if val_ce is not None else ""
-        print(f"step {step:>6}/{cfg.steps} | {terms} | {1000 * seconds:.0f} ms | "
+        terms = [f"{k} {v:{'.1e' if k == 'lr' else '.3f'}}" for k, v in numbers.items()]
+        terms += [f"val ce {val_ce:.4f}"] if val_ce is not None else []
+        print(f"step {step:>6}/{cfg.steps} | {' | '.join(terms)} | {1000 * seconds:.0f} ms | "
               f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | eta {left // 60}m{left % 60:02d}s")
 
 
 def check_finite(loss, norm, step, cfg):
-    """UserError at the first loss or gradient that is NaN or infinite: nothing after it can be
-    right."""
-    check(math.isfinite(loss) and math.isfinite(norm),
-          f"{cfg.name}: the loss is not finite at step {step + 1} (loss {loss}, norm {norm}); "
-          "try a lower --lr; the last checkpoint is as before")
+    """UserError at the first loss or gradient that is not finite: nothing after it can be right."""
+    check(math.isfinite(loss + norm), f"{cfg.name}: the loss is not finite at step {step + 1} "
+          f"(loss {loss}, norm {norm}); try a lower --lr; the last checkpoint is as before")
 
 
 def end(cfg, env, progress):
@@ -421,7 +339,7 @@ def end(cfg, env, progress):
     if progress.step < cfg.steps:
         stop(f"stopped; {show(path)} is saved: the same command goes on from there", 130)
     elif env.rank == 0:
-        own = dict(data=cfg.val) if "val" in cfg.given else {}
         print(f"{show(path)}: validation ce {progress.best_ce:.4f} nats a token at step "
               f"{progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-              "next: " + command("eval.py", path, **own, teacher=getattr(cfg, "teacher", "")))
+              "next: " + command("eval.py", path, data=cfg.val if "val" in cfg.given else "",
+                                 teacher=getattr(cfg, "teacher", "")))

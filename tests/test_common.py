@@ -32,30 +32,26 @@ class Other(Config):
     steps: int = 5           # fewer steps
 
 
-# --- flags ----------------------------------------------------------------------------------------
-
 @pytest.mark.parametrize("words, name, value", [
-    (["--steps", "3"], "steps", 3), (["--steps=3"], "steps", 3), (["--lr", "1e-2"], "lr", 0.01),
-    (["--lr", "-1"], "lr", -1.0), (["--kind=b"], "kind", "b"), (["--long-name", "a b"], "long_name", "a b"),
-    (["--fast"], "fast", True), (["--fast", "--no-fast"], "fast", False), (["--long-name="], "long_name", ""),
-    (["--path=y"], "path", "y"),
-    (["a", "b"], "words", ["a", "b"]), (["a", "--steps", "1", "b"], "words", ["a", "b"]),
-    (["--steps", "1", "a"], "words", ["a"])])
+    ("--steps 3", "steps", 3), ("--steps=3", "steps", 3), ("--lr 1e-2", "lr", 0.01), ("--lr -1", "lr", -1.0),
+    ("--kind=b", "kind", "b"), ("--long-name a", "long_name", "a"), ("--long-name=", "long_name", ""),
+    ("--fast", "fast", True), ("--fast --no-fast", "fast", False), ("--path=y", "path", "y"),
+    ("a b", "words", ["a", "b"]), ("a --steps 1 b", "words", ["a", "b"]), ("--steps 1 a", "words", ["a"])])
 def test_a_flag_becomes_a_value_of_its_type(words, name, value):
     """"0.001" as a string compares wrongly with numbers, hours later. The others keep their defaults."""
-    cfg = parse(Config, words)
+    cfg = parse(Config, words.split())
     assert getattr(cfg, name) == value and type(getattr(cfg, name)) is type(value) and name in cfg.given
     expected = vars(Config()) | dict(path=str(ROOT / "x"), given=cfg.given) | {n: vars(cfg)[n] for n in cfg.given}
     assert vars(cfg) == expected
 
 
 @pytest.mark.parametrize("words, part", [
-    (["--stesp", "3"], "--steps"), (["--step", "3"], "--steps"), (["--steps", "1.5"], "--steps"),
-    (["--steps"], "--steps"), (["--steps", "--lr", "1"], "--steps"), (["--kind", "c"], "'a', 'b'")])
+    ("--stesp 3", "--stesp"), ("--step 3", "--step"), ("--steps 1.5", "--steps"), ("--steps", "--steps"),
+    ("--steps --lr 1", "--steps"), ("--kind c", "--kind")])
 def test_a_wrong_flag_or_value_is_one_sentence_with_its_name(words, part):
     """A misspelt knob that is ignored is a run with other settings than its log says."""
     with pytest.raises(UserError, match=re.escape(part)):
-        parse(Config, words)
+        parse(Config, words.split())
 
 
 def test_help_shows_every_knob_with_its_comment_and_default(capsys):
@@ -86,13 +82,12 @@ def test_ranges_are_checked_and_nan_is_in_none():
     """A comparison with NaN is False: `value < 0` lets it pass."""
     common.positive(Config(), "steps", "lr")
     common.between(Config(), 0, 1000, "steps", "lr")
-    for lr in (0.0, -1.0, float("nan")):
-        with pytest.raises(UserError, match="--lr"):
-            common.positive(Config(lr=lr), "lr")
+    for lr in (0.0, -1.0, float("nan"), 1.1):
         with pytest.raises(UserError, match="--lr"):
             common.between(Config(lr=lr), 0.1, 1, "lr")
-    with pytest.raises(UserError, match="--lr"):
-        common.between(Config(lr=1.1), 0.1, 1, "lr")
+        if not lr > 0:
+            with pytest.raises(UserError, match="--lr"):
+                common.positive(Config(lr=lr), "lr")
 
 
 def test_a_printed_command_can_be_pasted(tmp_path, monkeypatch):
@@ -103,10 +98,7 @@ def test_a_printed_command_can_be_pasted(tmp_path, monkeypatch):
     assert text == """python eval.py 'my data.jsonl' --data 'a'"'"'b' --batch-size 3 --fast"""
 
 
-# --- errors ---------------------------------------------------------------------------------------
-
 SCRIPT = '''"""What this script does."""
-import os
 import sys
 sys.path.insert(0, {root!r})
 from dataclasses import dataclass
@@ -115,9 +107,9 @@ import common
 
 @dataclass
 class Config:
-    steps: int = 3     # how many steps
-    how: str = "fine"  # what happens
-    out: str = ""      # a file to write
+    steps: int = 3
+    how: str = "fine"
+    out: str = ""
 
 
 def main(cfg):
@@ -130,12 +122,9 @@ def main(cfg):
     if cfg.how == "interrupt":
         raise KeyboardInterrupt
     if cfg.how == "many":
-        for i in range(100_000):
-            print(i)
-    if cfg.how == "killed":
-        with common.atomic_write(cfg.out) as file:
-            file.write(b"new")
-            os._exit(9)
+        print(*range(100_000), sep="\\n")
+    if cfg.out:
+        common.write_file(cfg.out, "x")
     print("steps", cfg.steps, "out", common.OUT, "\\u4f60\\u597d", "\\ud800")
 
 
@@ -152,11 +141,11 @@ def script(tmp_path):
 
 
 @pytest.mark.parametrize("words, status", [
-    (["--stesp", "3"], 2), (["5"], 2), (["--how", "user"], 2), (["--how", "memory"], 2),
-    (["--how", "killed", "--out", "/proc/no/x"], 2), (["--how", "interrupt"], 130), (["--how", "bug"], 1)])
+    ("--stesp 3", 2), ("5", 2), ("--how user", 2), ("--how memory", 2), ("--out /proc/no/x", 2),
+    ("--how interrupt", 130), ("--how bug", 1)])
 def test_a_users_mistake_is_one_line_and_a_bug_a_traceback(script, run_script, words, status):
     """A traceback hides the line that helps; an error of ours, dressed as the user's, is never found."""
-    done = run_script(script, *words, check=False)
+    done = run_script(script, *words.split(), check=False)
     assert (done.returncode, done.stdout) == (status, "")
     assert (done.stderr.count("\n") > 3) == ("ZeroDivisionError" in done.stderr) == (status == 1)
     assert done.stderr.startswith("error: ") == (status == 2)
@@ -171,23 +160,18 @@ def test_a_script_runs_from_anywhere_and_prints_utf8(script, run_script, out_dir
 def test_a_closed_pipe_is_no_error(script):
     """`script.py | head -1`: BrokenPipeError is an OSError; caught as one it is a traceback."""
     done = subprocess.run(f"'{sys.executable}' '{script}' --how many | head -1", shell=True,
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
-# --- files that are whole or not there ------------------------------------------------------------
-
 @pytest.fixture
 def old(tmp_path):
-    """A folder of its own with one file in it."""
-    path = tmp_path / "folder" / "model.pt"
-    write_file(path, b"old")
-    return path
+    write_file(tmp_path / "folder" / "model.pt", b"old")
+    return tmp_path / "folder" / "model.pt"
 
 
 def test_a_file_is_replaced_whole(old, monkeypatch):
-    """Until the last byte is on the disk, a reader sees the old file. A rename may reach the disk before
-    the data: after a power cut the file is empty."""
+    """Until the last byte is on the disk, a reader sees the old file: a rename may reach it first."""
     order, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
@@ -202,21 +186,11 @@ def test_a_file_is_replaced_whole(old, monkeypatch):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_error_leaves_the_old_file_and_no_other(old, error):
     """Ctrl-C in the middle of a save: the checkpoint of an hour is half a file."""
-    with pytest.raises(type(error)) as raised:
-        with atomic_write(old) as file:
-            file.write(b"new")
-            raise error
+    with pytest.raises(type(error)) as raised, atomic_write(old) as file:
+        file.write(b"new")
+        raise error
     assert old.read_bytes() == b"old" and os.listdir(old.parent) == ["model.pt"]
-    if isinstance(error, OSError):  # a failed write() does not say which file
-        assert raised.value.filename == str(old)
-
-
-def test_a_killed_process_leaves_the_old_file_and_the_next_write_no_leftover(script, run_script, old):
-    """kill -9 runs no clean-up: only the order of the steps protects the file."""
-    done = run_script(script, "--how", "killed", "--out", old, check=False)
-    assert done.returncode == 9 and old.read_bytes() == b"old" and len(os.listdir(old.parent)) == 2
-    write_file(old, b"new")
-    assert old.read_bytes() == b"new" and os.listdir(old.parent) == ["model.pt"]
+    assert getattr(raised.value, "filename", old) == old  # a failed write() does not say which file
 
 
 def test_a_link_is_followed_and_a_device_refused(old, tmp_path):
@@ -240,20 +214,12 @@ def test_rows_are_whole_lines_after_a_kill(tmp_path):
     assert path.read_bytes().decode() == '{"a": 1}\n{"a": "é"}\n{"a": 4}\n'
 
 
-def test_what_was_made_with_other_settings_is_refused_with_the_differences(tmp_path):
-    """A file replaced unasked is lost; one that is taken for another is worse."""
-    common.refuse_others(tmp_path, dict(seed=1), dict(seed=1))
-    with pytest.raises(UserError, match="new was None, is 3, seed was 1, is 2"):
-        common.refuse_others(tmp_path, dict(seed=1, size=0), dict(seed=2, size=0, new=3))
-
-
 def test_one_writer_at_a_time(tmp_path, monkeypatch, capsys):
     """Two runs of one name mix their checkpoints; a file system without locks is no traceback (FAULTS 13)."""
     with common.lock(tmp_path / "x.pt"):
         with pytest.raises(UserError, match="another process"):
             common.lock(tmp_path / "x.pt")
     common.lock(tmp_path / "x.pt").close()
-    no_locks = Mock(side_effect=OSError(38, "Function not implemented"))
-    monkeypatch.setattr(common.fcntl, "flock", no_locks)
+    monkeypatch.setattr(common.fcntl, "flock", Mock(side_effect=OSError(38, "Function not implemented")))
     common.lock(tmp_path / "x.pt").close()
     assert "no locks" in capsys.readouterr().err
