@@ -304,8 +304,8 @@ def begin(cfg, env, progress, facts):
     print(*(f"  {name:<20} {value}" for name, value in facts.items()), sep="\n")
     if progress.step:
         print(f"resuming after step {progress.step}")
-    rows = old.splitlines(keepends=True)[:progress.step + 1] if progress.step else []
-    write_file(path, "".join(rows))
+    rows = re.split(rf"(?m)^{progress.step + 1},", old)[0] if progress.step else ""
+    write_file(path, rows[:rows.rfind("\n") + 1])  # without a row that a kill cut off
 
 
 def log(cfg, env, step, numbers, val_ce, seconds, counts):

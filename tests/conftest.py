@@ -1,12 +1,8 @@
 """What every test may use: the project on sys.path, tiny models, a tokenizer, scripts as processes.
-
-Nothing here or in a subprocess can touch the user's out/: MINIDISTILL_OUT points to a temporary
-folder from before `common` is imported until the last test.
-"""
+Nothing here or in a subprocess can touch the user's out/: MINIDISTILL_OUT is a temporary folder."""
 import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +12,8 @@ from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-SESSION_OUT = tempfile.mkdtemp(prefix="minidistill-tests-")
-os.environ["MINIDISTILL_OUT"] = SESSION_OUT  # read once, when common is imported
+SESSION_OUT = tempfile.TemporaryDirectory(prefix="minidistill-tests-")
+os.environ["MINIDISTILL_OUT"] = SESSION_OUT.name  # read once, when common is imported
 
 import pytest
 import torch
@@ -46,23 +42,16 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--all"):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    slow = [] if config.getoption("--all") else [i for i in items if i.get_closest_marker("slow")]
+    items[:] = [item for item in items if item not in slow]
     config.hook.pytest_deselected(items=slow)
-
-
-def pytest_unconfigure(config):
-    shutil.rmtree(SESSION_OUT, ignore_errors=True)
 
 
 @pytest.fixture
 def tiny_model():
-    """A function: `tiny_model(vocab_size=300, n_layers=2, seed=0, fresh=False)` -> Transformer, float32.
-
-    Its weights are as large as a trained model's, so that a wrong mask, position or norm shows in
-    the logits; `fresh=True` leaves the small weights that training starts from."""
+    """A function: `tiny_model(vocab_size=300, n_layers=2, seed=0, fresh=False)` -> Transformer, float32,
+    with weights as large as a trained model's: a wrong mask, position or norm shows in the logits;
+    `fresh=True` leaves the small weights that training starts from."""
     def make(seed=0, fresh=False, **changes):
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):  # a test's own random numbers stay as they were
@@ -99,40 +88,33 @@ def out_dir(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_script():
-    """A function: `run_script("eval.py", "--steps", 2, cwd=..., check=True)` -> CompletedProcess.
-
-    One thread, text output; a script's path is relative to the project. check: status 0 or the test fails."""
+    """A function: `run_script("eval.py", "--steps", 2, cwd=..., check=True)` -> CompletedProcess. A script's
+    path is relative to the project. check: status 0 or the test fails."""
     def run(script, *flags, cwd=ROOT, check=True, timeout=300, **env):
         done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **env},
-                              capture_output=True, text=True, encoding="utf-8", timeout=timeout,
-                              stdin=subprocess.DEVNULL)
+                              env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True,
+                              encoding="utf-8", timeout=timeout, stdin=subprocess.DEVNULL)
         assert done.returncode == 0 or not check, f"{script} {flags}\n{done.stdout}\n{done.stderr}"
         return done
     return run
 
 
-# --- a tiny world to train in ---------------------------------------------------------------------
-
 def tiny_stories(count):
     """Rows with a question, a thought and an answer: 40 to 70 tokens of the tiny tokenizer each."""
     rows = []
-    for i in range(count):
-        have, more = 2 + i % 7, 1 + i % 5
+    for have, more, i in ((2 + i % 7, 1 + i % 5, i) for i in range(count)):
         asked = f"Mia has {have} pears. She buys {more} more. How many pears has she now?"
         thought = f"Mia has {have} + {more} = {have + more} pears." if i % 3 else f"{have + more}."
-        said = f"<think>{thought}</think><answer>{have + more}</answer>"
-        rows.append({"conversations": [{"role": "user", "content": asked},
-                                       {"role": "assistant", "content": said}]})
+        rows.append(dict(conversations=[dict(role="user", content=asked), dict(
+            role="assistant", content=f"<think>{thought}</think><answer>{have + more}</answer>")]))
     return rows
 
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory, tiny_tokenizer):
     """What a training script needs, as paths: train and val (.jsonl), tokenizer, teacher and init (two
-    models); `flags(script, **changes)` are those of a run of a second, alike for every script.
-
-    Train is 16 windows of 143 tokens with two or three stories each: `batch=16` is the whole of it."""
+    models); `flags(script, **changes)` are those of a run of a second, alike for every script. Train is
+    16 windows of 143 tokens with two or three stories each: `batch=16` is the whole of it."""
     import checkpoints
     from model import build
     folder = tmp_path_factory.mktemp("world")
@@ -159,8 +141,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
         values |= {"distill_features": dict(hidden_weight=0.5, relation_weight=2, relation_heads=2),
                    "distill_onpolicy": dict(max_new_tokens=20)}.get(script, {})
         black_box = script in ("pretrain", "distill_reason", "distill_responses")
-        values |= dict(tokenizer=world.tokenizer) if black_box else dict(teacher=world.teacher)
-        values |= changes
+        values |= (dict(tokenizer=world.tokenizer) if black_box else dict(teacher=world.teacher)) | changes
         if values.get("init"):  # a start has a shape of its own
             values.pop("size", None)
         return [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in values.items()]
@@ -171,14 +152,13 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture
 def call(monkeypatch, capsys, out_dir):
-    """A function: `call("train_pretrain", *flags)` runs a script inside this process, in three seconds
-    less than a fresh one -> status, out, err. A bug raises here as anywhere."""
+    """A function: `call("train_pretrain", *flags)` runs a script inside this process -> status, out, err,
+    three seconds faster than a fresh one. A bug raises here as anywhere."""
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(name, *flags):
-        module = importlib.import_module(name)
+        module, status = importlib.import_module(name), 0
         monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
-        status = 0
         with torch.random.fork_rng(devices=[]):
             try:
                 common.run(module.main, module.Config)
