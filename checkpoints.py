@@ -43,7 +43,7 @@ def load(path):
         check(zipfile.ZipFile(path).testzip() is None, "wrong checksum")  # torch looks at none
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
-        raise UserError(f"{show(path)}: no checkpoint that train_*.py of this project has written "
+        raise UserError(f"{show(path)}: damaged, or no checkpoint that train_*.py here has written "
                         f"({type(error).__name__}: {str(error).splitlines()[0][:100]})") from None
 
 
@@ -57,7 +57,7 @@ def load_model(path, device="cpu"):
         tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
         check(tokenizer.vocab_size == model.config.vocab_size, "a tokenizer of another size")
     except (RuntimeError, KeyError, TypeError, AssertionError, UserError) as error:
-        raise UserError(f"{show(path)}: its weights do not fit its own config "
+        raise UserError(f"{show(path)}: of another project, or its weights do not fit its config "
                         f"({str(error).splitlines()[-1].strip()[:200]})") from None
     return model.to(device).eval().requires_grad_(False), tokenizer, state
 
