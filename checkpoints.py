@@ -90,7 +90,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     elif blocks:
         numbers = [int(word) if word.isdecimal() else 0 for word in blocks.split(",")]
         check(numbers == sorted({*numbers} & {*range(1, teacher.config.n_layers + 1)}),
-              f"--init-from-teacher {blocks}: in order, such as 1,3, to {teacher.config.n_layers}")
+              f"--init-from-teacher {blocks}: in order, as 1,3, of 1 to {teacher.config.n_layers}")
         model = with_layers(teacher, numbers)
     else:
         tokenizer = tokenizer or Tokenizer.load(cfg.tokenizer)
