@@ -3,8 +3,7 @@
     Mia has 12 apples. She buys 5 more. Then she gives away 3. How many apples does Mia have now?
     reasoning 12+5=17, 17-3=14      answer 14
 
-    python dataset/stories.py                    # 50,000 English stories, CPU, about 7 s
-    python dataset/stories.py --lang both --seed 1 --out out/data/stories_both
+    python dataset/stories.py        # 50,000 English stories, CPU, about 7 s
 
 Last line: next: python tokenizer/train.py
 
@@ -13,6 +12,7 @@ whatever the seed. Only dataset/suites.py uses the last quarter of all templates
 objects, totals above 99, operands above 20, and more than 4 operations.
 """
 import contextlib
+import functools
 import hashlib
 import json
 import random
@@ -26,9 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import (OUT, atomic_write, check, json_lines, lock, positive,  # noqa: E402
                     refuse_others, run, sha256_file, show, write_file)
 
-TEXTS = json.loads((Path(__file__).parent / "texts/stories.json").read_text(encoding="utf-8"))
-NAMES, OBJECTS, WORDS = TEXTS["NAMES"], TEXTS["OBJECTS"], TEXTS["WORDS"]  # "ABOUT": what each is
-TEMPLATES, DISTRACTORS = TEXTS["TEMPLATES"], TEXTS["DISTRACTORS"]
+ABOUT, NAMES, OBJECTS, WORDS, TEMPLATES, DISTRACTORS = json.loads(
+    (Path(__file__).parent / "texts/stories.json").read_text(encoding="utf-8")).values()
 SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 OPS = tuple(SIGN)
 SHARES = {"train": 76, "val": 4, "test": 4, "distill": 16}  # of 100 hash buckets: never change
@@ -56,32 +55,28 @@ def pool(items, reserved):
     return range(cut, len(items)) if reserved else range(cut)
 
 
+@functools.cache
 def operands(op, total, large):
-    """Every operand that keeps the total a whole number from 1 to 99 (large: to 999)."""
-    highest = 999 if large else 99
-    if op == "mul":
-        return [n for n in range(2, 6) if total * n <= highest]
-    if op == "div":
-        return [n for n in range(2, 6) if total % n == 0]
-    room = highest - total if op == "add" else total - 1
-    return range(21, min(200, room) + 1) if large else range(1, min(20, room) + 1)
+    """Every operand that keeps the total a whole number from 1 (or as 0) to 99 (large: to 999)."""
+    some = range(2, 6) if op in ("mul", "div") else range(21, 201) if large else range(1, 21)
+    return [n for n in some if (op != "div" or total % n == 0)
+            and min(1, total) <= running_totals([op], [total, n])[1] <= (999 if large else 99)]
 
 
 def running_totals(ops, numbers):
     """The total after the start and after each operation."""
     totals = [numbers[0]]
     for op, n in zip(ops, numbers[1:]):
-        total = totals[-1]
-        totals.append({"add": total + n, "sub": total - n,
-                       "mul": total * n, "div": total // (n or 1)}[op])  # add may add 0
+        total = totals[-1]  # n or 1: all four are computed, and add may add 0
+        totals.append(dict(add=total + n, sub=total - n, mul=total * n, div=total // (n or 1))[op])
     return totals
 
 
 def draw_numbers(rng, ops, large=False):
     """A start (2 to 20, large: 100 to 500) and an operand for each operation; None: try again."""
     numbers = [rng.randint(100, 500) if large else rng.randint(2, 20)]
-    for i, op in enumerate(ops):
-        choices = operands(op, running_totals(ops[:i], numbers)[-1], large)
+    for op in ops:
+        choices = operands(op, running_totals(ops, numbers)[-1], large)
         if not choices:
             return None
         numbers.append(rng.choice(choices))
@@ -94,9 +89,8 @@ def draw_templates(rng, lang, kinds, reserved=False, before=()):
     """`before` and a template of each kind, as "add3"; none twice while there are others."""
     key = list(before)
     for kind in kinds:
-        candidates = pool(TEMPLATES[lang][kind], reserved)
-        i = rng.choice([i for i in candidates if f"{kind}{i}" not in key] or candidates)
-        key.append(f"{kind}{i}")
+        some = [f"{kind}{i}" for i in pool(TEMPLATES[lang][kind], reserved)]
+        key.append(rng.choice([template for template in some if template not in key] or some))
     return key
 
 
@@ -142,16 +136,12 @@ def tell(lang, key, numbers, name, thing):
     totals = running_totals(ops, numbers)
     steps = [f"{a}{SIGN[op]}{n}={b}" for a, op, n, b in zip(totals, ops, numbers[1:], totals[1:])]
     text = join(lang, sentences)
-    return {"conversations": [
-                {"role": "user", "content": text},
-                {"role": "assistant", "reasoning_content": "\n".join(steps),
-                 "content": str(totals[-1])}],
-            "id": text_id(lang, text),
+    reply = {"role": "assistant", "reasoning_content": "\n".join(steps), "content": str(totals[-1])}
+    return {"conversations": [{"role": "user", "content": text}, reply], "id": text_id(lang, text),
             "ops": len(ops), "skeleton": " ".join([lang, *key]), "numbers": numbers, "lang": lang}
 
 
 def join(lang, sentences):
-    """Sentences as one text; Chinese has no spaces."""
     return ("" if lang == "zh" else " ").join(sentences)
 
 
@@ -175,8 +165,7 @@ def generate(cfg, low, high):
         row = make_story(rng, rng.choice(langs), rng.randint(low, high))
         split = split_of(row) if row["ops"] <= LONGEST_TRAINED else "test"
         idle += 1
-        check(idle <= PATIENCE, f"no new story in {PATIENCE} draws, still missing {left}; ask for "
-              "fewer stories or a wider --ops")
+        check(idle <= PATIENCE, f"no new story in {PATIENCE} draws, {left} missing; widen --ops")
         if left[split] and row["id"] not in seen:  # the id is a hash of the text: no text twice
             seen.add(row["id"])
             left[split], idle = left[split] - 1, 0
@@ -186,21 +175,17 @@ def generate(cfg, low, high):
 
 
 def write_set(out, names, rows, settings, fresh=False):
-    """Stream (name, row) pairs into OUT/NAME.jsonl, then their SHA-256 into about.json.
-
-    A set that these settings made is left as it is. Any other is a UserError, unless `fresh`.
-    """
-    out, about = Path(out), Path(out) / "about.json"
-    paths = {name: out / f"{name}.jsonl" for name in names}
+    """Stream (name, row) pairs into OUT/NAME.jsonl, then their SHA-256 into about.json. A set that
+    these settings made is left as it is. Any other is a UserError, unless `fresh`."""
+    about = Path(out) / "about.json"
+    paths = {name: Path(out) / f"{name}.jsonl" for name in names}
     with lock(about):
-        there = [path.exists() for path in paths.values()]
-        if about.exists() and not fresh:
-            made = json.loads(about.read_text(encoding="utf-8"))
+        there = [path for path in (about, *paths.values()) if path.exists()]
+        if there and not fresh:  # files without about.json are somebody else's
+            made = json.loads(about.read_text(encoding="utf-8")) if about in there else {}
             refuse_others(out, made.get("settings", {}), settings)
-            if "sha256" in made and all(there):
+            if "sha256" in made and len(there) > len(paths):
                 return print(f"already made: {show(out)} (--fresh makes it again)")
-        check(fresh or about.exists() or not any(there),
-              f"{show(out)} has such files, but no about.json; choose another --out, or --fresh")
         with contextlib.ExitStack() as stack:
             files = {n: stack.enter_context(atomic_write(path)) for n, path in paths.items()}
             for name, row in rows:  # "replace": a docstring of prose.py may have half a letter
@@ -209,19 +194,16 @@ def write_set(out, names, rows, settings, fresh=False):
         hashes = {name: sha256_file(path) for name, path in paths.items()}
         write_file(about, json.dumps(dict(settings=settings, sha256=hashes), indent=2) + "\n")
     for name, path in paths.items():
-        size = path.stat().st_size
-        print(f"{name:<14} {size:>12,} bytes | sha256 {hashes[name][:12]} | {show(path)}")
+        print(f"{path.stat().st_size:>14,} bytes | sha256 {hashes[name][:12]} | {show(path)}")
 
 
 def main(cfg):
     """Make the four splits."""
     positive(cfg, *SHARES)
-    match = re.fullmatch(r"([1-4])(?:-([1-6]))?", cfg.ops)
-    check(match and match[1] <= (match[2] or match[1]),
-          f"--ops {cfg.ops}: must be lowest-highest, such as 1-4 (at most 4-6)")
+    match = re.fullmatch("([1-4])-([1-6])", cfg.ops)
+    check(match and match[1] <= match[2], f"--ops {cfg.ops}: must be such as 1-4, at most 4-6")
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("out", "fresh")}
-    rows = generate(cfg, int(match[1]), int(match[2] or match[1]))
-    write_set(cfg.out, SHARES, rows, settings, cfg.fresh)
+    write_set(cfg.out, SHARES, generate(cfg, *map(int, match.groups())), settings, cfg.fresh)
     print("next: python tokenizer/train.py")
 
 

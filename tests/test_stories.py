@@ -143,7 +143,7 @@ def test_finished_files_are_not_overwritten_unasked(tmp_path, capsys, monkeypatc
     make(tmp_path / "whole", seed=7, **SMALL)
     assert files(tmp_path / "whole") == files(tmp_path) != before
     (tmp_path / "about.json").unlink()
-    with pytest.raises(UserError, match="no about.json"):
+    with pytest.raises(UserError, match="other settings"):
         make(tmp_path, **SMALL)
 
 
