@@ -4,11 +4,11 @@
 
 Last line: next: python tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model
 
-Arithmetic has one right next token, prose has many: here soft targets have something to say. The
-text is that of pydoc's topics and of docstrings. It depends on the Python version: its SHA-256
-belongs into every result. A hash of the module or topic is its split (90/5/5).
+Arithmetic has one right next token, prose has many: soft targets have something to say. A module's
+hash is its split (90/5/5). The text depends on the Python version: a result needs its SHA-256.
 """
 import ast
+import contextlib
 import hashlib
 import inspect
 import platform
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, check, command, run  # noqa: E402
-from dataset.stories import write_set  # noqa: E402
+from common import OUT, command, run
+from dataset.stories import write_set
 
 SPLITS = ("train", "val", "test")
 SKIP = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 MIN_CHARS = 200  # shorter texts are left out
-PARAGRAPH = 80  # characters from which a repeated paragraph is dropped; shorter ones are idioms
 
 
 @dataclass
@@ -42,20 +42,14 @@ def sources(stdlib):
         parts = path.relative_to(stdlib).with_suffix("").parts
         if SKIP & set(parts):
             continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # templates, Python 2
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                yield parts[0], ast.get_docstring(node, clean=False) or ""
+        with contextlib.suppress(SyntaxError, ValueError):  # templates, Python 2
+            nodes = [n for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, DOCUMENTED)]
+            yield from ((parts[0], ast.get_docstring(n, clean=False) or "") for n in nodes)
 
 
 def collect(found):
-    """(name, text) pairs -> (split, row) pairs, shuffled: the first N are a sample.
-
-    A repeated long paragraph is dropped. The topic "compound" contains all of "if": it would leak.
-    """
+    """(name, text) pairs -> (split, row) pairs, shuffled: the first N are a sample. A repeated long
+    paragraph is dropped: the topic "compound" contains all of "if"."""
     rows, seen = {split: [] for split in SPLITS}, set()
     for module, text in found:
         kept = []
@@ -63,26 +57,23 @@ def collect(found):
             plain = " ".join(paragraph.split())  # topics indent what they quote
             if plain not in seen:
                 kept.append(paragraph)
-            if len(plain) >= PARAGRAPH:
+            if len(plain) >= 80:  # shorter ones are idioms
                 seen.add(plain)
         text = "\n\n".join(kept).strip()
         if len(text) >= MIN_CHARS:
             bucket = int(hashlib.sha256(f"prose {module}".encode()).hexdigest()[:8], 16) % 100
             split = "train" if bucket < 90 else "val" if bucket < 95 else "test"
             rows[split].append({"text": text, "module": module})
-    check(all(rows.values()), "too little prose; use a Python that has its library as .py files")
     for split in SPLITS:
         random.Random(0).shuffle(rows[split])
         yield from ((split, row) for row in rows[split])
 
 
 def main(cfg):
-    """Collect, split, write."""
     settings = dict(min_chars=MIN_CHARS, order="shuffled", python=platform.python_version())
     rows = collect(sources(Path(sysconfig.get_paths()["stdlib"])))
     write_set(cfg.out, SPLITS, rows, settings, cfg.fresh)
-    train = Path(cfg.out) / "train.jsonl"
-    print("next:", command("tokenizer/train.py", train, out="out/prose.model"))
+    print("next:", command("tokenizer/train.py", f"{cfg.out}/train.jsonl", out="out/prose.model"))
 
 
 if __name__ == "__main__":

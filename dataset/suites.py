@@ -23,12 +23,11 @@ from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, check, run, sha256_file, show  # noqa: E402
-from dataset import stories  # noqa: E402
-from dataset.formats import read_documents  # noqa: E402
-from dataset.stories import (DISTRACTORS, NAMES, OBJECTS, PATIENCE, TEMPLATES, WORDS,  # noqa: E402
-                             draw_templates, join, kind_of, person_and_thing, pool, split_of,
-                             tell, write_set)
+from common import OUT, check, run, sha256_file
+from dataset import stories
+from dataset.formats import read_documents
+from dataset.stories import (DISTRACTORS, NAMES, OBJECTS, PATIENCE, TEMPLATES, WORDS,
+                             draw_templates, join, kind_of, person_and_thing, pool, split_of, tell)
 
 
 @dataclass
@@ -41,52 +40,41 @@ class Config:
 
 
 def drawn(row):
-    """What `tell` makes this row of: dict(lang, key, numbers, name, thing); None for other rows.
-    Name and object are not stored, but nothing else in the text looks like them."""
+    """What `tell` makes this row of: dict(lang, key, numbers, name, thing); None for other rows."""
     try:
-        lang, *key = row["skeleton"].split()
-        numbers, text = row["numbers"], text_of(row)
-        name = next(name for name in NAMES[lang] if name[0] in text)
+        (lang, *key), numbers, text = row["skeleton"].split(), row["numbers"], text_of(row)
+        name = next(name for name in NAMES[lang] if name[0] in text)  # and no other word
         thing = next(thing for thing in OBJECTS[lang]
                      if stories.fields(lang, name, thing, "opening", numbers[0])["k"] in text)
         story = dict(lang=lang, key=key, numbers=numbers, name=name, thing=thing)
-        told = tell(**story)
-        if "reasoning_content" not in row["conversations"][1]:  # a row of distill
-            del told["conversations"][1]["reasoning_content"]
+        told, (user, reply) = tell(**story), row["conversations"]
+        whole = {**told["conversations"][1], **reply}  # a row of distill has no thought
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StopIteration):
         return None
-    return story if told == row else None
+    return story if told == {**row, "conversations": [user, whole]} else None
 
 
 def kinds(story):
-    """The kind of each template of a story, from the opening to the question."""
     return [kind_of(template) for template in story["key"]]
 
 
 def text_of(row):
-    """The question."""
     return row["conversations"][0]["content"]
 
 
 def sentences(row):
-    """The sentences of the question."""
     return [s.strip() for s in re.findall("[^.?。？]+[.?。？]", text_of(row))]
 
 
 def reworded(row, text):
-    """The same problem in another text."""
-    user, assistant = row["conversations"]
-    return {**row, "conversations": [{**user, "content": text}, assistant],
-            "id": stories.text_id(row["lang"], text)}
+    turns = [{**row["conversations"][0], "content": text}, row["conversations"][1]]
+    return {**row, "conversations": turns, "id": stories.text_id(row["lang"], text)}
 
-
-# --- the suites: (rng, clean row, what it was drawn from) -> row; None or as it was: left out -----
 
 # What a mistake must not make: another word of the stories or of English ("ten" of "then")
-OTHER_WORDS = set("""ten three plus ads bad bed bother bus cad cads cars con cons ears fiend fist
-    loss may net pat peer pie pies rigs seals self sell stars ties""".split())
-VOCABULARY = json.dumps([NAMES["en"], OBJECTS["en"], TEMPLATES["en"]])
-OTHER_WORDS.update(re.findall("[a-z]+", VOCABULARY.lower()))
+OTHER_WORDS = {*"""ten three plus ads bad bed bother bus cad cads cars con cons ears fiend fist loss
+    may net pat peer pie pies rigs seals self sell stars ties""".split(), *re.findall(
+        "[a-z]+", json.dumps([NAMES["en"], OBJECTS["en"], TEMPLATES["en"]]).lower())}
 OPERANDS = set(re.findall("[a-z]+", json.dumps(WORDS["en"])))
 
 
@@ -94,16 +82,14 @@ def misspelled(word):
     """Every way to swap, drop or double letters between the first and the last one."""
     inside = range(1, len(word) - 1)
     ways = [word[:i] + word[i + 1] + word[i] + word[i + 2:] for i in inside[:-1]]
-    ways += [word[:i] + word[i + 1:] for i in inside]
-    ways += [word[:i] + word[i] + word[i:] for i in inside]
+    ways += [word[:i] + word[i] * times + word[i + 1:] for times in (0, 2) for i in inside]
     return [way for way in ways if way.lower() not in OTHER_WORDS]
 
 
 def typos(rng, row, story):
     """One word in ten, at least one; never the name, a digit, or a word that is an operand."""
-    text = text_of(row)
-    words = [m for m in re.finditer("[A-Za-z]{4,}", text)
-             if m[0] not in OPERANDS and m[0] != story["name"][0]]
+    text, kept = text_of(row), {*OPERANDS, story["name"][0]}
+    words = [m for m in re.finditer("[A-Za-z]{4,}", text) if m[0] not in kept]
     count = min(max(1, round(len(text.split()) / 10)), len(words))
     for m in sorted(rng.sample(words, count), key=re.Match.start, reverse=True):  # from the end:
         text = text[:m.start()] + rng.choice(misspelled(m[0])) + text[m.end():]   # places stay
@@ -112,10 +98,9 @@ def typos(rng, row, story):
 
 def distractor(rng, row, story, texts=DISTRACTORS):
     """Before the question, but not where "the number" that follows could be the distractor's."""
-    lang, told = story["lang"], sentences(row)
+    lang, he, told = story["lang"], story["name"][1], sentences(row)
     text = rng.choice(texts[lang])
-    others = [NAMES[lang][i] for i in pool(NAMES[lang], False)
-              if NAMES[lang][i][1] != story["name"][1]]
+    others = [NAMES[lang][i] for i in pool(NAMES[lang], False) if NAMES[lang][i][1] != he]
     values = stories.fields(lang, rng.choice(others), story["thing"], "opening", rng.randint(2, 12))
     places = [i for i, s in enumerate(told) if not re.search("the (number|total)|数", s.lower())]
     place = rng.choice([0, len(told) - 1] if "{k}" in text else places)
@@ -130,7 +115,6 @@ def order(rng, row, story):
 
 
 def upper(rng, row, story):
-    """UPPER CASE."""
     return reworded(row, text_of(row).upper())
 
 
@@ -140,12 +124,10 @@ def no_punctuation(rng, row, story):
 
 
 def paraphrase(rng, row, story):
-    """The same numbers in reserved sentences."""
     return tell(**{**story, "key": draw_templates(rng, story["lang"], kinds(story), reserved=True)})
 
 
 def names(rng, row, story):
-    """The same sentences with a reserved name and object."""
     return tell(**{**story, **person_and_thing(rng, story["lang"], reserved=True)})
 
 
@@ -172,10 +154,9 @@ def longer(rng, row, story, count=None):
 def other_language(rng, row, story, split="test"):
     """Of the other language's test split: a bilingual model was not trained on it either."""
     lang = {"en": "zh", "zh": "en"}[story["lang"]]
-    who = person_and_thing(rng, lang)
+    story = {**story, **person_and_thing(rng, lang), "lang": lang}
     for _ in range(PATIENCE):
-        key = draw_templates(rng, lang, kinds(story))
-        told = tell(**{**story, **who, "lang": lang, "key": key})
+        told = tell(**{**story, "key": draw_templates(rng, lang, kinds(story))})
         if split_of(told) == split:
             return told
 
@@ -190,20 +171,16 @@ HOSTILE = {  # nobody compares answers to these
     "below zero": "Mia has 3 pears. She gives away 5. How many pears does Mia have now?",
     "by zero": "Mia has 3 pears. The number is divided by 0. How many pears does Mia have now?",
     "huge number": f"Mia has {'9' * 400} pears. She buys 1 more. How many pears has she now?",
-    # over ten contexts of 512 tokens: a word is at least one token
-    "ten contexts": "Mia has 3 pears. She buys 4 more. " * 1500 + "How many pears has she now?",
-}
-CHANGES = {change.__name__: change for change in (
-    typos, paraphrase, distractor, names, large, longer, order, upper, no_punctuation,
-    other_language)}
+    "ten contexts": "Mia has 3 pears. She buys 4 more. " * 1500 + "How many pears has she now?"}
+# (rng, clean row, what it was drawn from) -> the changed row; None or as it was: left out
+CHANGES = {change.__name__: change for change in (typos, paraphrase, distractor, names, large,
+           longer, order, upper, no_punctuation, other_language)}
 SUITES = ("clean", *CHANGES, "hostile")
-# Those that count in a mean. A language that nobody taught is no disturbance.
-IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")
+IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")  # nobody taught that one
 
 
 def make_suites(clean, seed):
-    """[(clean row, what it was drawn from)] -> (suite, row) pairs. A suite has random numbers of
-    its own: a new suite leaves the others as they are."""
+    """[(clean row, what it was drawn from)] -> (suite, row) pairs; no suite changes another."""
     for row, _ in clean:
         yield "clean", {**row, "suite": "clean", "source": row["id"]}
     for suite, change in CHANGES.items():
@@ -213,10 +190,9 @@ def make_suites(clean, seed):
             if changed and text_of(changed) != text_of(row):
                 yield suite, {**changed, "suite": suite, "source": row["id"]}
     for kind, text in HOSTILE.items():
-        yield "hostile", {"conversations": [{"role": "user", "content": text},
-                                            {"role": "assistant", "content": "none"}],
-                          "id": f"hostile-{kind.replace(' ', '-')}", "suite": "hostile",
-                          "hostile": kind}
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "none"}]
+        yield "hostile", {"conversations": turns, "id": f"hostile-{kind.replace(' ', '-')}",
+                          "suite": "hostile", "hostile": kind}
 
 
 def read_suites(folder):
@@ -225,23 +201,20 @@ def read_suites(folder):
     suites = {}
     for suite in SUITES:
         path = Path(folder) / f"{suite}.jsonl"
-        check(sha256_file(path) == hashes.get(suite),
-              f"{show(path)} is not as it was made; python dataset/suites.py --fresh makes it")
+        check(sha256_file(path) == hashes.get(suite), f"{path} is not as dataset/suites.py made it")
         suites[suite] = [row for _, row in read_documents(path, parse=dict)]
     return suites
 
 
 def main(cfg):
-    """Make the suites."""
     clean, rows = [], read_documents(cfg.data, parse=lambda row: row)
     for number, row in islice(rows, max(0, cfg.problems)):
         clean.append((row, drawn(row)))
         check(clean[-1][1] and row["ops"] <= 4 and split_of(row) == "test",
-              f"{show(cfg.data)}:{number}: not a test problem of dataset/stories.py")
-    check(0 < len(clean) == cfg.problems,
-          f"--problems {cfg.problems}: {show(cfg.data)} has {len(clean):,}")
-    settings = dict(problems=cfg.problems, seed=cfg.seed, data_sha256=sha256_file(cfg.data))
-    write_set(cfg.out, SUITES, make_suites(clean, cfg.seed), settings, cfg.fresh)
+              f"{cfg.data}:{number}: not a test problem of dataset/stories.py")
+    check(0 < len(clean) == cfg.problems, f"--problems {cfg.problems}: {cfg.data} has {len(clean)}")
+    settings = dict(problems=len(clean), seed=cfg.seed, data_sha256=sha256_file(cfg.data))
+    stories.write_set(cfg.out, SUITES, make_suites(clean, cfg.seed), settings, cfg.fresh)
     print("next: python eval.py --suites out/data/suites")
 
 

@@ -3,7 +3,6 @@ import json
 
 import pytest
 
-from common import UserError
 from dataset import prose
 from dataset.prose import SPLITS, Config, collect, main, sources
 
@@ -57,12 +56,3 @@ def test_a_long_paragraph_is_kept_once_short_texts_never_and_margins_go():
             if row["module"] == "a"}
     assert kept == {f"One. {LONG}\n\n{LONG * 2}".strip(), f"Two. {LONG}\n\n{LONG * 3} end",
                     f"Title.\n\n{LONG * 3}".strip()}
-
-
-def test_an_empty_library_leaves_the_old_corpus(tmp_path, monkeypatch):
-    """A Python without .py files gives an almost empty corpus, silently."""
-    (tmp_path / "train.jsonl").write_text("mine")
-    monkeypatch.setattr(prose, "sources", lambda _: [])
-    with pytest.raises(UserError, match="too little prose"):
-        main(Config(out=str(tmp_path), fresh=True))
-    assert (tmp_path / "train.jsonl").read_text() == "mine"
