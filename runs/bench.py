@@ -5,21 +5,16 @@
     python runs/bench.py fused      2 minutes and 10 GB; kept as results/fused.md
     python runs/bench.py decode     1 minute, needs requirements-dev.txt; kept as results/decode.md
 
-step: the training scripts, 60 steps each on the speedrun's stories, in turns, so that drift hits
-all. First the share of peak: the peak is the best of square matmuls of 1,024 to 4,096. FLOPs,
-forward and backward, are 6 * (matmul parameters of the blocks) + 12 * layers * heads * channels *
-window for a token of a window, and 6 * width * vocabulary for a counted token (Chowdhery et al.
-2022, appendix B). Then train_distill_logits.py with one thing changed at a time.
-fused: fused.py against the plain loss, each in a process of its own. Memory is counted above the
-inputs, which are hidden states and output matrices of student and teacher.
+step: training scripts, 60 steps each on the speedrun's stories, in turns. First the share of peak,
+the best of square matmuls. FLOPs, forward and backward, are 6 * (matmul parameters of the blocks)
++ 12 * layers * heads * channels * window for a token of a window, and 6 * width * vocabulary for a
+counted token (Chowdhery et al. 2022, appendix B). Then the logits script, one thing changed a line.
+fused: fused.py against the plain loss, each in its own process; memory is that above the inputs.
 decode: our weights as transformers' Qwen3ForCausalLM. Both must say the same; then both write.
 """
-import csv
-import json
 import multiprocessing
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -29,12 +24,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
-import common
-from common import OUT, ROOT, check
+from common import OUT, ROOT, check, device_and_dtype, json_lines, run, versions
 from decoding import generate
 from fused import fused_loss
 from losses import cross_entropy, divergence, total
@@ -57,29 +52,23 @@ def take_turns(commands, cfg):
     """{name: a training script and its flags} -> {name: [seconds, text tokens, counted tokens] of a
     step, medians}. A run that fails is left out, such as torch.compile without a compiler."""
     found = {name: [] for name in commands}
-    for _ in range(cfg.turns):
-        for name, command in commands.items():
-            words = (f"{command} --steps {cfg.steps} --eval-every {cfg.steps} --eval-windows 1 "
-                     "--name bench --fresh").split()
-            if subprocess.run([sys.executable, *words], cwd=ROOT,
-                              stdout=subprocess.DEVNULL).returncode == 0:
-                with open(OUT / "bench.csv", newline="") as file:
-                    found[name] += [[float(row[key]) for key in ("seconds", "tokens", "supervised")]
-                                    for row in csv.DictReader(file) if int(row["step"]) > 10]
-    return {name: [statistics.median(column) for column in zip(*rows)]
-            for name, rows in found.items() if rows}
+    for _, (name, command) in product(range(cfg.turns), commands.items()):
+        words = (f"{command} --steps {cfg.steps} --eval-every {cfg.steps} --eval-windows 1 "
+                 "--name bench --fresh").split()
+        if subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL).returncode == 0:
+            log = np.genfromtxt(OUT / "bench.csv", delimiter=",", names=True)[10:]
+            found[name] += zip(log["seconds"], log["tokens"], log["supervised"])
+    return {name: np.median(rows, axis=0).tolist() for name, rows in found.items() if rows}
 
 
-def share_of_peak(cfg, env):
+def peak_share(cfg, env):
     """Plain training of two sizes, in each dtype that is fast here, eager and compiled: a table."""
     peaks, dtypes = {}, {"float32": torch.float32, "bf16": torch.bfloat16}
-    for dtype, n in product(dict.fromkeys(["float32", env.dtype]), (1024, 2048, 4096)):
+    for dtype, n, _ in product(sorted({env.dtype, "float32"}), (1024, 2048, 4096), range(5)):
         a = torch.randn(n, n, device=env.device, dtype=dtypes[dtype])
-        for _ in range(5):
-            began = time.perf_counter()
-            (a @ a)[0, 0].item()  # waits for the device
-            rate = 2 * n**3 / (time.perf_counter() - began)
-            peaks[dtype] = max(peaks.get(dtype, 0), rate)
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        peaks[dtype] = max(peaks.get(dtype, 0), 2 * n**3 / (time.perf_counter() - began))
     runs = {(size, dtype, way): f"train_pretrain.py --size {size} --dtype {dtype} {flag}"
             for size, dtype, (way, flag) in product(
                 ("2m", "0.4m"), peaks, (("eager", ""), ("compiled", "--compile")))}
@@ -90,12 +79,10 @@ def share_of_peak(cfg, env):
         matmul = sum(p.numel() for p in model.layers.parameters() if p.dim() == 2)
         attention = 12 * c.n_layers * c.n_heads * c.head_dim * window
         flops = (6 * matmul + attention) * window * windows + 6 * c.dim * c.vocab_size * counted
-        rate = flops / seconds
+        rate, peak = flops / seconds / 1e9, peaks[dtype] / 1e9
         lines.append([size, dtype, way, f"{1000 * seconds:.0f}", f"{tokens / seconds:,.0f}",
-                      f"{rate / 1e9:.0f}", f"{peaks[dtype] / 1e9:.0f}",
-                      f"{rate / peaks[dtype]:.0%}"])
-    return markdown("model | dtype | run | ms a step: | text tokens/s: | GFLOP/s: | peak GFLOP/s: "
-                    "| of peak:", lines)
+                      f"{rate:.0f}", f"{peak:.0f}", f"{rate / peak:.0%}"])
+    return markdown("model | dtype | run | ms: | tokens/s: | GFLOP/s: | peak: | of peak:", lines)
 
 
 def ablation(cfg, env):
@@ -103,10 +90,9 @@ def ablation(cfg, env):
     script, caches = "train_distill_logits.py --size 0.4m", {}
     live, other = f"{script} --teacher {cfg.teacher}", "float32" if env.dtype == "bf16" else "bf16"
     for kind in ("topk", "sampled"):
-        folder = OUT / f"data/bench-{kind}"
-        subprocess.run([sys.executable, "dataset/teacher_cache.py", "--teacher", cfg.teacher,
-                        "--kind", kind, "--out", folder], cwd=ROOT, check=True)
-        caches[f"teacher: a cache, {kind}, k = 32"] = f"{script} --cache {folder}"
+        flags = f"--teacher {cfg.teacher} --kind {kind} --out {OUT}/data/bench-{kind}"
+        recipes.run(f"dataset/teacher_cache.py {flags}", {})
+        caches[f"teacher: a cache, {kind}, k = 32"] = f"{script} --cache {OUT}/data/bench-{kind}"
     taken = take_turns({
         f"plain: {env.dtype}, eager, Muon": live,
         f"precision: {other}": f"{live} --dtype {other}",
@@ -115,7 +101,7 @@ def ablation(cfg, env):
         "optimizer: AdamW for all": f"{live} --optimizer adamw", **caches,
         "compile: torch.compile of the student": f"{live} --compile"}, cfg)
     first = next(iter(taken.values()))[0]
-    return markdown("logits step, one thing changed | ms: | text tokens/s: | speed:", [
+    return markdown("logits step, one thing changed | ms: | tokens/s: | speed:", [
         [name, f"{1000 * seconds:.0f}", f"{tokens / seconds:,.0f}", f"{first / seconds:.2f}"]
         for name, (seconds, tokens, _) in taken.items()])
 
@@ -125,26 +111,23 @@ TIMED = {recipe.name: recipe.commands[0].replace("SEED", "0") for recipe in reci
 
 
 def whitebox(cfg, env):
-    """A row for each white-box recipe: the median of a step in ms, and the seconds that its cache
-    takes, or the documents that the teacher writes for it."""
-    os.chdir(ROOT)
+    """A row for each white-box recipe: the ms of a step, and the seconds to make what it reads."""
     todo, making = dict(recipes.MAKE), {}
-    for word in {word: None for command in TIMED.values() for word in command.split()}:
+    for word in dict.fromkeys(" ".join(TIMED.values()).split()):
         recipes.make(word, todo)
         if word.startswith("out/data/white-"):
             how = recipes.MAKE[recipes.WRITTEN if word == recipes.MIXED else word]
             began = time.perf_counter()
             recipes.run(f"{how} --fresh", todo)
             making[word] = round(time.perf_counter() - began)
-    return "\n".join(json.dumps(dict(
-        recipe=name, seed=0, versions=common.versions(), metrics=dict(
-            ms=round(1000 * seconds, 1),
-            making=sum(making.get(word, 0) for word in TIMED[name].split()))))
+    return json_lines(dict(
+        recipe=name, seed=0, versions=versions(), metrics=dict(
+            ms=round(1000 * seconds, 1), making=sum(making.get(w, 0) for w in TIMED[name].split())))
         for name, (seconds, *_) in take_turns(TIMED, cfg).items())
 
 
 def one_loss(way, vocab_size, tokens, width=256):
-    """A process: loss and gradients in one way -> bytes above the inputs, seconds, loss a token."""
+    """A process: loss and gradients in one way -> MB above the inputs, seconds, loss a token."""
     torch.manual_seed(0)
     hidden, teacher_hidden = (torch.randn(tokens, width) for _ in range(2))
     head, teacher_head = (torch.randn(vocab_size, width) * 0.05 for _ in range(2))
@@ -159,7 +142,7 @@ def one_loss(way, vocab_size, tokens, width=256):
         kd = divergence("forward_kl", logits, teacher_logits, 2.0)                 # (N,)
         loss = total(0.1 * cross_entropy(logits, y) + 0.9 * kd, weight)
     (loss / tokens).backward()
-    return peak_memory() - before, time.perf_counter() - began, loss.item() / tokens
+    return (peak_memory() - before) / 1e6, time.perf_counter() - began, loss.item() / tokens
 
 
 def fused(cfg, env):
@@ -170,59 +153,48 @@ def fused(cfg, env):
             (memory, seconds, loss), (less, shorter, other) = pool.starmap(
                 one_loss, [(way, vocab_size, tokens) for way in ("plain", "fused")], chunksize=1)
         assert abs(loss - other) < 1e-2 * abs(loss), (loss, other)
-        lines.append([f"{vocab_size:,}", f"{tokens:,}", f"{memory / 1e6:,.0f}",
-                      f"{less / 1e6:,.0f}", f"{memory / less:.1f}", f"{seconds:.1f}",
-                      f"{shorter:.1f}"])
-    return markdown("V: | tokens: | plain MB: | fused MB: | times less: | plain s: | fused s:",
-                    lines)
-
-
-def as_qwen3(model):
-    """The same model as transformers' Qwen3ForCausalLM, in float32. Our names are theirs without a
-    leading "model."."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-    c = model.config
-    theirs = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.ffn_dim,
-        num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-        num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
-        max_position_embeddings=c.max_seq_len, tie_word_embeddings=c.tie_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-        bos_token_id=None, eos_token_id=None, pad_token_id=0, attention_dropout=0.0)).eval()
-    theirs.load_state_dict({name if name.startswith("lm_head") else f"model.{name}": value
-                            for name, value in model.state_dict().items()}, strict=True)
-    return theirs
+        lines.append([f"{vocab_size:,}", f"{tokens:,}", f"{memory:,.0f}", f"{less:,.0f}",
+                      f"{memory / less:.1f}", f"{seconds:.1f}", f"{shorter:.1f}"])
+    return markdown("V: | tokens: | plain MB: | fused MB: | times: | plain s: | fused s:", lines)
 
 
 @torch.inference_mode()
 def decode(cfg, env, count=128):
     """Both write `count` tokens greedily, one row, in turns -> do they agree, and their speeds."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
     torch.manual_seed(0)
     model = build(cfg.size, 1024).eval() if cfg.size else checkpoints.load_model(cfg.teacher)[0]
-    theirs, prompt = as_qwen3(model), torch.randint(10, model.config.vocab_size, (1, 8))
+    c = model.config
+    theirs = Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.ffn_dim, pad_token_id=0,
+        num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, bos_token_id=None,
+        num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
+        max_position_embeddings=c.max_seq_len, tie_word_embeddings=c.tie_embeddings,
+        rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta), eos_token_id=None))
+    theirs.load_state_dict({name if name.startswith("lm_head") else f"model.{name}": value
+                            for name, value in model.state_dict().items()}, strict=True)
+    prompt = torch.randint(10, c.vocab_size, (1, 8))
     difference = (model(prompt) - theirs(prompt).logits).abs().max().item()
-    write = {"ours": lambda: generate(model, prompt.tolist(), count)[0],
-             "theirs": lambda: theirs.generate(prompt, max_new_tokens=count, min_new_tokens=count,
-                                               do_sample=False)[0, 8:].tolist()}
-    same = sum(a == b for a, b in zip(*(function() for function in write.values())))  # and warm up
-    times = {name: [] for name in write}
-    for _ in range(cfg.turns):
-        for name, function in write.items():
-            time.sleep(0.1)  # until the other's threads no longer spin while they wait for work
-            began = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - began)
-    ours, other = (count / statistics.median(seconds) for seconds in times.values())
+    long = dict(max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    writers = (lambda: generate(model, prompt.tolist(), count)[0],
+               lambda: theirs.generate(prompt, **long)[0, 8:].tolist())
+    same = sum(a == b for a, b in zip(*(write() for write in writers)))  # and warm up
+    times = [], []
+    for _, (write, seconds) in product(range(cfg.turns), zip(writers, times)):
+        time.sleep(0.1)  # until the other's threads no longer spin while they wait for work
+        began = time.perf_counter()
+        write()
+        seconds.append(time.perf_counter() - began)
+    ours, other = count / np.median(times, axis=1)
     return (f"largest difference of the logits {difference:.1e}; {same} of {count} greedy tokens "
             f"alike\n{model.num_parameters():,} parameters, {torch.get_num_threads()} threads: "
             f"ours {ours:,.0f} tok/s, transformers {other:,.0f} tok/s, {ours / other:.2f} times")
 
 
 def main(cfg):
-    """Measure and print each part."""
-    env, v = common.device_and_dtype(SimpleNamespace(dtype="auto")), common.versions()
-    parts = dict(step=(share_of_peak, ablation), whitebox=(whitebox,), fused=(fused,),
-                 decode=(decode,))
+    os.chdir(ROOT)
+    env, v = device_and_dtype(SimpleNamespace(dtype="auto")), versions()
+    parts = dict(step=[peak_share, ablation], whitebox=[whitebox], fused=[fused], decode=[decode])
     check(cfg.parts and set(cfg.parts) <= set(parts), "which part? " + " or ".join(parts))
     print(f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; device {env.device}")
     for measure in (measure for name in cfg.parts for measure in parts[name]):
@@ -230,4 +202,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    common.run(main, Config)
+    run(main, Config)

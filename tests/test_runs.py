@@ -89,8 +89,9 @@ def test_renormalised_lists_sum_to_one_and_have_an_empty_bucket(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_benchmarks_run(call, tiny_world, out_dir):
+def test_the_benchmarks_run(call, tiny_world, out_dir, monkeypatch):
     """They call functions and scripts whose parameters have changed."""
+    monkeypatch.chdir(ROOT)
     done = call("runs.bench", "decode", "--size=0.1m", "--turns=1")
     assert "128 of 128 greedy tokens" in done.out
     command = (f"train_pretrain.py --data {tiny_world.train} --val {tiny_world.val} --window 143 "
