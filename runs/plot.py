@@ -4,21 +4,19 @@
     python runs/plot.py out/student-*.csv     the learning curves of these runs, into out/figures/
     python runs/plot.py --report out/eval.json --out out/figures    your own models
 """
-import csv
 import json
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
-import common
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checkpoints import load_model
-from common import OUT, ROOT, UserError, check, show
+from common import OUT, ROOT, UserError, check, run, show
 from dataset.formats import Turn, prompt_ids
 from decoding import generate
 from runs.render import mode, models, read_rows
@@ -35,12 +33,9 @@ class Config:
 
 def pyplot():
     """matplotlib, large enough for a projector, without a screen."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("pip install -r requirements-dev.txt installs matplotlib") from None
-    matplotlib.use("Agg")
+    check(find_spec("matplotlib"), "pip install -r requirements-dev.txt installs matplotlib")
     from matplotlib import pyplot as plt
+    plt.switch_backend("Agg")
     plt.rcParams.update({"font.size": 15, "figure.figsize": (9, 5.5), "lines.linewidth": 2.5,
                          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
                          "axes.spines.right": False, "figure.constrained_layout.use": True})
@@ -49,10 +44,10 @@ def pyplot():
 
 def curves(cfg, plt):
     """Validation cross-entropy against step; logarithmic, since losses fall by factors."""
-    for path in map(Path, cfg.logs):
-        rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-        points = [(int(row["step"]), float(row["val_ce"])) for row in rows if row["val_ce"]]
-        plt.plot(*zip(*points), "o-", label=path.stem)
+    for path in cfg.logs:
+        rows = np.genfromtxt(path, delimiter=",", names=True)
+        rows = rows[rows["val_ce"] > 0]  # where it was measured
+        plt.plot(rows["step"], rows["val_ce"], "o-", label=Path(path).stem)
     plt.gca().set(yscale="log", xlabel="step", ylabel="validation ce, nats a token")
 
 
@@ -64,13 +59,12 @@ def soft_targets(cfg, plt):
     new = generate(model, [ids], 100, {tokenizer.end})[0]
     logits = model(torch.tensor([ids + new]))[0, len(ids) - 1:-1]  # (new, V)
     place = int(torch.distributions.Categorical(logits=logits).entropy().argmax())
-    best = logits[place].topk(10).indices  # (10,)
-    for shift, temperature in enumerate((1, 2, 4)):
-        height = (logits[place] / temperature).softmax(-1)[best]  # (10,)
-        plt.bar([i + 0.27 * (shift - 1) for i in range(10)], height.tolist(), 0.27,
-                label=f"temperature {temperature}")
+    best, x = logits[place].topk(10).indices, np.arange(10)  # (10,)
+    for shift, tau in ((-0.27, 1), (0, 2), (0.27, 4)):
+        height = (logits[place] / tau).softmax(-1)[best]  # (10,)
+        plt.bar(x + shift, height.tolist(), 0.27, label=f"temperature {tau}")
     names = [repr(tokenizer.decode([i], show_control=True)) for i in best.tolist()]
-    plt.xticks(range(10), names, rotation=35, ha="right")
+    plt.xticks(x, names, rotation=35, ha="right")
     plt.gca().set(yscale="log", ylabel="probability (logarithmic)")
     before = tokenizer.decode(new[:place], show_control=True).replace("\n", " ")
     plt.title(f"... {before[-50:]} ?", fontsize=13)
@@ -79,8 +73,7 @@ def soft_targets(cfg, plt):
 def evaluated(cfg):
     """{model: its runs} of a report of eval.py, or of the scoreboard's rows at equal tokens."""
     if cfg.report:
-        results = json.loads(Path(cfg.report).read_text(encoding="utf-8"))["results"]
-        return {result["model"]: [result] for result in results}
+        return {r["model"]: [r] for r in json.loads(Path(cfg.report).read_text("utf-8"))["results"]}
     return {mode(runs): runs for runs in models(read_rows("scoreboard"), "few")}
 
 
@@ -102,12 +95,11 @@ def robustness(cfg, plt):
     results = {name: runs for name, runs in evaluated(cfg).items() if "suites" in runs[0]}
     check(results, "no model was asked the suites (eval.py --suites)")
     suites = [name for name in next(iter(results.values()))[0]["suites"] if name != "hostile"]
-    width = 0.8 / len(results)
+    x, width = np.arange(len(suites)), 0.8 / len(results)
     for k, (name, runs) in enumerate(results.items()):
-        shift = (k - (len(results) - 1) / 2) * width
         heights = [fmean(run["suites"][suite]["exact"] for run in runs) for suite in suites]
-        plt.bar([i + shift for i in range(len(suites))], heights, width, label=name)
-    plt.xticks(range(len(suites)), [s.replace("_", " ") for s in suites], rotation=35, ha="right")
+        plt.bar(x + (k - (len(results) - 1) / 2) * width, heights, width, label=name)
+    plt.xticks(x, [suite.replace("_", " ") for suite in suites], rotation=35, ha="right")
     plt.gca().set(ylabel="exact match", ylim=(0, 1))
 
 
@@ -115,8 +107,7 @@ def pareto(_, plt):
     """Accuracy against decode speed; a dot a model. The front: none beats these in both."""
     rows = sorted(sum(read_rows("students").values(), []), key=lambda run: run["decode1"])
     points = [(run["decode1"], run["exact"]) for run in rows]
-    front = [point for i, point in enumerate(points)
-             if all(point[1] > accuracy for _, accuracy in points[i + 1:])]
+    front = [(x, y) for x, y in points if all(y > other for faster, other in points if faster > x)]
     plt.plot(*zip(*front), color="gray", linestyle="--", label="Pareto front")
     for i, (run, point) in enumerate(zip(rows, points)):
         plt.scatter(*point, 90)
@@ -128,43 +119,36 @@ def pareto(_, plt):
 
 
 def topk(_, plt):
-    """Mean confidence minus accuracy of students of top-k lists, with a bucket for all other tokens
-    and with the list renormalised (TRAPS 13)."""
+    """Confidence minus accuracy of students of top-k lists, with a bucket or not (TRAPS 13)."""
     sure = {"renormalised": [], "bucket": []}
     for recipe, [run] in read_rows("topk").items():
         tokens, confidence, accuracy = np.array(run["reliability"]).T
         kind, k = recipe.split("/")
         sure[kind].append((int(k), 100 * np.average(confidence - accuracy, weights=tokens)))
-    plt.plot(*zip(*sorted(sure["renormalised"])), "s-", label="renormalised")
-    plt.plot(*zip(*sorted(sure["bucket"])), "o-", label="one bucket for all others")
+    plt.semilogx(*zip(*sorted(sure["renormalised"])), "s-", base=2, label="renormalised")
+    plt.semilogx(*zip(*sorted(sure["bucket"])), "o-", base=2, label="one bucket for all others")
     plt.axhline(0, color="gray", linestyle="--", label="as sure as right")
-    plt.xscale("log", base=2)
     plt.gca().set(xlabel="k, tokens that the cache keeps", ylabel="confidence - accuracy, points")
 
 
 def amount(_, plt):
     """Accuracy against the share of the teacher's rows, a dot a seed; bare answers of all rows."""
     rows = {mode(runs): [run["exact"] for run in runs] for runs in read_rows("blackbox").values()}
-    shares = [1, 3, 10, 30, 100]
-    found = [rows["cot" if share == 100 else f"rows-{share}"] for share in shares]
-    [line] = plt.plot(shares, [fmean(exact) for exact in found], label="chains of thought")
-    for share, exact in zip(shares, found):
+    found = {n: rows["cot" if n == 100 else f"rows-{n}"] for n in (1, 3, 10, 30, 100)}
+    [line] = plt.plot([*found], list(map(fmean, found.values())), label="chains of thought")
+    for share, exact in found.items():
         plt.scatter([share] * len(exact), exact, 50, color=line.get_color())
     plt.axhline(fmean(rows["bare"]), color="gray", linestyle="--", label="bare answers of all rows")
-    plt.xscale("log")
-    plt.xticks(shares, [f"{share} %" for share in shares])
-    plt.gca().set(xlabel="share of the teacher's rows (logarithmic)", ylabel="exact match",
-                  ylim=(0, 1))
+    plt.gca().set(xscale="log", xlabel="share of the teacher's rows (logarithmic)",
+                  ylabel="exact match", ylim=(0, 1))
+    plt.xticks([*found], [f"{share} %" for share in found])
 
 
 def main(cfg):
-    """Draw every figure whose data are there."""
-    for path in [*(cfg.logs or []), *([cfg.report] if cfg.report else [])]:
-        check(Path(path).is_file(), f"{path} does not exist")
     plt = pyplot()
     out = Path(cfg.out or (OUT / "figures" if cfg.logs else ROOT / "docs/figures"))
     out.mkdir(parents=True, exist_ok=True)
-    figures = (soft_targets, reliability, robustness, pareto, topk, amount)
+    figures = soft_targets, reliability, robustness, pareto, topk, amount
     for draw in [curves] if cfg.logs else figures:
         path = out / f"{draw.__name__.replace('_', '-')}.png"
         try:
@@ -178,4 +162,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    common.run(main, Config)
+    run(main, Config)

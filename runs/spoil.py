@@ -31,19 +31,15 @@ class Config:
     fresh: bool = False            # replace what is there
 
 
-def shuffled(rng, turn):
-    """The turn with its steps in another order, or None if there is no other one."""
-    steps = turn.think.split("\n")
-    others = steps[:]
-    while others == steps and len(set(steps)) > 1:
-        rng.shuffle(others)
-    return replace(turn, think="\n".join(others)) if others != steps else None
-
-
-def wrong(rng, turn):
-    """The turn with another answer from 1 to 99; None if its chain ends with no number."""
-    if turn.think.endswith(f"={turn.answer}") and parse_number(turn.answer) is not None:
-        other = turn.answer
+def spoiled(rng, turn, how):
+    """The turn with another order of its steps, or another answer from 1 to 99; None if there is no
+    other order, or no number at the end of its chain."""
+    others, other = turn.think.split("\n"), turn.answer
+    if how == "shuffled" and len(set(others)) > 1:
+        while "\n".join(others) == turn.think:
+            rng.shuffle(others)
+        return replace(turn, think="\n".join(others))
+    if how == "wrong" and turn.think.endswith(f"={other}") and parse_number(other) is not None:
         while other == turn.answer:
             other = str(rng.randint(1, 99))
         return replace(turn, think=turn.think.removesuffix(turn.answer) + other, answer=other)
@@ -59,20 +55,17 @@ def unjudged(row):
 
 
 def main(cfg):
-    """Read all rows, change some, write them in their order."""
     between(cfg, 0, 1, "share")
     rng, out, rows, count = random.Random(cfg.seed), Path(cfg.out), [], 0
     check(cfg.fresh or not out.exists(), f"{show(out)} is there already; --fresh replaces it")
-    raw = cfg.how == "unjudged"
-    for _, turns in read_documents(cfg.input, parse=unjudged if raw else parse_row):
-        changed = None
-        if not raw and turns[-1].think and turns[-1].answer:
-            changed = dict(shuffled=shuffled, wrong=wrong)[cfg.how](rng, turns[-1])
-        if changed and rng.random() < cfg.share:
-            turns, count = [*turns[:-1], changed], count + 1
-        if turns:
-            rows.append(dict(conversations=[turn_row(turn) for turn in turns]))
-    count = len(rows) if raw else count
+    read = unjudged if cfg.how == "unjudged" else parse_row
+    for turns in (turns for _, turns in read_documents(cfg.input, parse=read) if turns):
+        last = turns[-1]
+        other = spoiled(rng, last, cfg.how) if last.think and last.answer else None
+        if other and rng.random() < cfg.share:
+            turns, count = [*turns[:-1], other], count + 1
+        rows.append(dict(conversations=[turn_row(turn) for turn in turns]))
+    count = count if read is parse_row else len(rows)
     check(count, f"{show(cfg.input)} has no row with a thought that can be {cfg.how}")
     write_file(out, json_lines(rows))
     print(f"{show(out)}: {count:,} of {len(rows):,} rows {cfg.how}\nnext:",
