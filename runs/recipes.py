@@ -4,9 +4,8 @@
     python runs/recipes.py "white/c*" --seeds 1,2     the recipes of a pattern, only these seeds
     python runs/recipes.py "white/c*" --dry-run       the commands, without running them
 
-A finished run is a row of results/*.jsonl. A recipe and seed with a row is skipped, so stop this
-script and start it again as you like. Every file that a command names and MAKE knows is made first.
-GSM8K=FILE is the training file of GSM8K.
+A finished run is a row of results/*.jsonl. A recipe and seed with a row is skipped: stop and start
+as you like. Files that a command names and MAKE knows are made first. GSM8K=FILE: its training set.
 """
 import atexit
 import fnmatch
@@ -59,8 +58,7 @@ class Group:
                     f"{self.data}/{self.test}.jsonl --out {out} --no-speed --row "
                     f"results/{self.rows}.jsonl --recipe {name} {self.flags}")
         train = [f"{train} --name {Path(checkpoint).stem} --seed SEED"] if train else []
-        seeds = self.seeds if train else (0,)
-        RECIPES.append(Recipe(name, seeds, self.rows, [*train, evaluate]))
+        RECIPES.append(Recipe(name, self.seeds if train else (0,), self.rows, [*train, evaluate]))
 
     def both(self, name, train, steps, wall):
         """At equal tokens, and with the steps that take the time of as many without a teacher."""
@@ -87,8 +85,7 @@ def made_by(*commands):
 
 
 RECIPES = []
-# {file, folder or server: a command; or a function and files: it gets a list of lines for each of
-# the files, and returns the lines of this one}
+# {file, folder or server: a command; or a function of files' lines that returns lines, and files}
 MAKE = {}
 
 # --- scoreboard: stories, labels for 3 % of what the teacher learned from, and 8,000 more questions
@@ -175,29 +172,24 @@ tried.run("teacher/decay-1")  # it became the teacher
 tried.run("init/1,8,14", f"{LOGITS} {INIT} --weight-decay 0.3")
 tried.run("init-hidden/pairs", f"{FEATURES} {INIT} --hidden-layers 1:1,2:8,3:14")
 WAYS = {  # the divergences read the cache of hidden states: the same loss in less time
-    "alone": ALONE,
-    "init": f"{LOGITS} {INIT}",
+    "alone": ALONE, "init": f"{LOGITS} {INIT}",
     **{f"cached-{kind}": f"{CACHED}-{kind}" for kind in ("hidden", "topk", "two", "sampled")},
-    "init-hidden": LAST,
-    "written": f"{LOGITS} --data {MIXED} --documents 0",
+    "init-hidden": LAST, "written": f"{LOGITS} --data {MIXED} --documents 0",
     "init-hidden-written": f"{LAST} --data {MIXED} --documents 0",
-    "jsd": f"{CACHED}-hidden --divergence jsd",
-    "hidden": f"{FEATURES} --hidden-layers last",
+    "jsd": f"{CACHED}-hidden --divergence jsd", "hidden": f"{FEATURES} --hidden-layers last",
     "skewed": f"{CACHED}-hidden --divergence skew_forward_kl",
     "reverse": f"{CACHED}-hidden --divergence reverse_kl",
     "total-variation": f"{CACHED}-hidden --divergence total_variation",
-    "forward": LOGITS,
-    "relations": f"{FEATURES} --hidden-weight 0 --relation-weight 1",
+    "forward": LOGITS, "relations": f"{FEATURES} --hidden-weight 0 --relation-weight 1",
     # as many steps as fit into the time of a recipe
     **{f"alone-{steps}": f"{ALONE} --steps {steps}" for steps in (1400, 4000)},
     "init-on-policy": f"{ONPOLICY} --teacher {WHITE} {SOFT} {INIT}"}
 for name, train in WAYS.items():
     white.run(name, train)
 best = replace(white, name="best", seeds=(5, 6, 7, 8))
-for name in ("alone", "alone-1400", "alone-4000"):
-    best.run(name, WAYS[name])
-for name in ("init", "cached-hidden", "init-hidden", "written", "init-hidden-written", "hidden"):
-    best.run(name, f"{WAYS[name]} --temperature 1.5")
+for name in ("alone alone-1400 alone-4000 init cached-hidden init-hidden written "
+             "init-hidden-written hidden").split():
+    best.run(name, WAYS[name] + ("" if name.startswith("alone") else " --temperature 1.5"))
 
 # the same on the stories, beside few/alone and few/logits
 story = Group("few-white", "whitebox", TEACHER, STORIES, (1, 2), "--suites out/data/suites")
@@ -208,8 +200,7 @@ story.both("on-policy", f"{ONPOLICY} {SOFT_FEW}", 1600, 450)
 
 
 def renormalised(source, cache):
-    """A copy of a cache of top-k lists whose k sum to 1 and whose bucket for all other tokens is
-    empty, which is what public code has done (TRAPS 13)."""
+    """A copy of a cache of top-k lists whose k sum to 1 and whose bucket is empty (TRAPS 13)."""
     shutil.copytree(source, cache, dirs_exist_ok=True)
     for path in Path(cache).glob("*log_p*.npy"):
         log_p = np.load(path)                                            # (tokens, k + 1)
@@ -292,9 +283,8 @@ stories.run("all/alone", f"train_pretrain.py --size 0.4m {ALL}")
 stories.both("all/logits", f"train_distill_logits.py {ALL} --alpha 1 --temperature 2", 800, 516)
 stories.run("reason/cot", "train_distill_reason.py")
 stories.run("reason/answer", "train_distill_reason.py --target answer")
-# the generator's own steps, as many documents
 stories.run("reason/gold", f"train_distill_reason.py --data {STORIES}/train.jsonl "
-            f"--val {STORIES}/val.jsonl --documents 7756")
+            f"--val {STORIES}/val.jsonl --documents 7756")  # the generator's own steps
 
 # Chinese stories: a teacher, its answers, a student
 ZH = "--val out/data/stories-zh/val.jsonl --tokenizer out/zh.model"
@@ -309,14 +299,12 @@ for kind in ("cot", "answer"):
     zh.run(kind, f"train_distill_reason.py --data out/data/traces-zh.jsonl {ZH} --target {kind}")
 
 # temperature times alpha, on validation data
-for alpha in ("0.5", "0.9", "1"):
-    for tau in (1, 2, 4, 8):
-        Group("", "sweep", "out/teacher.pt", STORIES, (9,), test="val").run(
-            f"sweep-alpha-{alpha}-tau-{tau}",
-            f"train_distill_logits.py {LABELS} --alpha {alpha} --temperature {tau}")
+for alpha, tau in ((alpha, tau) for alpha in ("0.5", "0.9", "1") for tau in (1, 2, 4, 8)):
+    Group("", "sweep", "out/teacher.pt", STORIES, (9,), test="val").run(
+        f"sweep-alpha-{alpha}-tau-{tau}",
+        f"train_distill_logits.py {LABELS} --alpha {alpha} --temperature {tau}")
 
-# seven shapes for one teacher's traces, and three teachers for one student; one call scores all
-# models of a table, so that their speeds are measured side by side
+# seven students of one teacher, three teachers of one; a call scores a table: speeds side by side
 SHAPES = ("0.1m", "0.2m", "0.4m", "0.4m-deep", "0.4m-wide", "0.9m", "2m")
 TAUGHT = {"0.9m": "out/teacher-0.9m.pt", "2m": "out/teacher.pt", "5m": "out/teacher-5m.pt"}
 made_by(*(f"train_distill_reason.py --size {size} --name size-{size}" for size in SHAPES),
@@ -324,12 +312,12 @@ made_by(*(f"train_distill_reason.py --size {size} --name size-{size}" for size i
         *(f"train_distill_logits.py --teacher {teacher} --documents 1200 --alpha 1 --temperature 2 "
           f"--steps 800 --name taught-by-{size}" for size, teacher in TAUGHT.items()))
 students = " ".join(f"out/size-{size}.pt" for size in SHAPES)
-RECIPES.append(Recipe("size-0.1m", (0,), "students", [
-    f"eval.py out/teacher.pt {students} --out out/students --row results/students.jsonl"]))
 teachers = " ".join(f"{teacher} out/taught-by-{size}.pt" for size, teacher in TAUGHT.items())
-RECIPES.append(Recipe("taught-by-0.9m", (0,), "teachers", [
-    f"eval.py {teachers} --teacher out/teacher-5m.pt --no-speed --out out/teachers --row "
-    "results/teachers.jsonl"]))
+for name, rows, scored in (
+        ("size-0.1m", "students", f"out/teacher.pt {students}"),
+        ("taught-by-0.9m", "teachers", f"{teachers} --teacher out/teacher-5m.pt --no-speed")):
+    RECIPES.append(Recipe(name, (0,), rows, [
+        f"eval.py {scored} --out out/{rows} --row results/{rows}.jsonl"]))
 
 # GSM8K: worked solutions; a tenth validates, a tenth is held out
 MATH, PARTS = "out/data/gsm8k", dict(val={0}, train=set(range(1, 9)), heldout={9})
@@ -346,7 +334,6 @@ if "GSM8K" in os.environ:
               "heldout").run(kind, f"{solve} {kind}")
 
 
-# --- the runner -----------------------------------------------------------------------------------
 def make(word, todo, dry_run=False):
     """Make the file or folder that a word of a command names, once. todo: the rest of MAKE."""
     name = word if word in todo else os.path.dirname(word)
@@ -377,15 +364,13 @@ def run(command, todo, dry_run=False):
     if dry_run:
         return
     if not command.endswith("&"):
-        done = subprocess.run([sys.executable, *words])
-        return check(done.returncode == 0, f"{words[0]} stopped; see above")
+        return check(subprocess.call([sys.executable, *words]) == 0, f"{words[0]} has stopped")
     server = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
     atexit.register(server.terminate)
     check(server.stdout.readline().startswith("ready:"), "serve.py did not start")
 
 
 def main(cfg):
-    """Run what is missing, or print it."""
     os.chdir(ROOT)
     os.environ["MINIDISTILL_OUT"] = "out"  # of the scripts that run
     signal.signal(signal.SIGINT, lambda *_: None)  # such a script saves and stops, then this one

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 from common import ROOT, check
 from eval import SCOREBOARD, figure, keeps
-from metrics import table
+from metrics import markdown, table
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md")
 
@@ -29,8 +29,6 @@ FILES = ("RESULTS.md", "README.md", "README.zh.md")
 class Config:
     check: bool = False            # compare instead of writing; status 2 if they differ
 
-
-# --- rows -----------------------------------------------------------------------------------------
 
 def read_rows(*names):
     """{recipe: its runs by seed} of results/NAME.jsonl. A run has the keys of its row, of its flags
@@ -49,8 +47,7 @@ def read_rows(*names):
         flags = [run.get("config", {}) for run in runs]
         shared = set.intersection(*map(set, flags)) - {"name", "seed", "fresh"}
         differing = {flag for flag in shared for run in runs if run[flag] != runs[0][flag]}
-        check(not differing,
-              f"the runs of {recipe} differ in {sorted(differing)}; delete the old ones")
+        check(not differing, f"the runs of {recipe} differ in {sorted(differing)}")
     return rows
 
 
@@ -72,12 +69,9 @@ def models(rows, group, axes=("",)):
     names = dict.fromkeys(name.removesuffix("-wall") for side, _, name in recipes if side == group)
     modes = [name for name in names if name not in ("teacher", "alone")]
     for recipe in (f"{group}/{name}{axis}" for name in modes for axis in ("", "-wall")):
-        check(recipe in rows, "a comparison needs both axes, equal tokens and equal wall-clock, "
-                              f"and there is no row of {recipe}")
+        check(recipe in rows, f"a comparison needs both axes, and there is no row of {recipe}")
     return of(rows, group, "teacher", "alone", *(name + axis for name in modes for axis in axes))
 
-
-# --- statistics -----------------------------------------------------------------------------------
 
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -116,16 +110,11 @@ def suite_values(runs, suites=()):
 
 # --- columns: (head, function of a line) ----------------------------------------------------------
 
-def average(key):
-    """A column's function: the mean over the seeds."""
-    return lambda runs: f"{fmean(run[key] for run in runs):,.0f}"
-
-
-def over(key, form):
-    """A column's function: mean ± standard deviation over the seeds, or a dash."""
+def over(key, form=",.0f", spread=True):
+    """A column's function: the mean over the seeds, ± standard deviation (spread); or a dash."""
     def cell(runs):
         values = [run[key] for run in runs if key in run]
-        around = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+        around = f" ± {stdev(values):{form}}" if spread and len(values) > 1 else ""
         return f"{fmean(values):{form}}{around}" if values else "-"
     return cell
 
@@ -163,8 +152,7 @@ def judged(base, runs, key):
 
 
 def against(head, key, base):
-    """Two columns: the difference to the runs base(runs), and the verdict. Dashes for those runs
-    themselves and for a teacher."""
+    """Two columns: the difference to base(runs) and its verdict; dashes for a base or a teacher."""
     def pair(runs):
         itself = mode(runs) == "teacher" or base(runs) is runs
         return ["-", "-"] if itself else judged(base(runs), runs, key)
@@ -180,14 +168,15 @@ WORDS = {"cot": "chains of thought", "bare": "bare answers",
          "wrong": "half of the chains end with a wrong number"}
 LEARNED = ("learned", lambda runs: WORDS.get(mode(runs), mode(runs)))
 STUDENT = ("student", lambda runs: mode(runs).replace("-wall", ", equal wall-clock"))
-MODEL, PARAMETERS = ("model", mode), ("parameters:", average("parameters"))
-STEPS, BEST = ("steps:", average("steps")), ("best step:", average("best_step"))
-TOKENS, COUNTED = ("tokens:", average("tokens")), ("of them count:", average("supervised"))
+MODEL, PARAMETERS = ("model", mode), ("parameters:", over("parameters", spread=False))
+STEPS = [("steps:", over("steps", spread=False)), ("best step:", over("best_step", spread=False))]
+TOKENS = [("tokens:", over("tokens", spread=False)),
+          ("of them count:", over("supervised", spread=False))]
 CE, EXACT = ("test ce:", over("ce", ".4f")), ("exact:", exact)
 SUITES = ("mean of the suites:", over("suite_mean", ".1%"))
 FORM = ("format:", over("format", ".1%"))
 LENGTH = ("tokens an answer:", over("answer_tokens", ".1f"))
-DECODE = [("decode 1:", over("decode1", ",.0f")), ("decode 32:", over("decode32", ",.0f"))]
+DECODE = [("decode 1:", over("decode1")), ("decode 32:", over("decode32"))]
 # Suites of the kinds of the disturbed prompts (blackbox/prompts.py), and of other kinds.
 SEEN = ["typos", "names", "order", "no_punctuation"]
 HELD = ["paraphrase", "distractor", "large", "upper"]
@@ -203,7 +192,7 @@ def modes_table(rows, group):
     if "exact" in alone[0]:
         columns = [EXACT, kept(teacher),
                    *against("points against alone:", "exact", lambda _: alone)]
-    return table(lines, [STUDENT, STEPS, BEST, CE, *columns])
+    return table(lines, [STUDENT, *STEPS, CE, *columns])
 
 
 def stories_table(rows):
@@ -222,12 +211,11 @@ def robust_table(rows, group):
     def difference(runs):
         found = bootstrap(100 * (suite_values(runs) - suite_values(teacher)))
         return "-" if runs is teacher else "{:+.1f} ({:+.1f} to {:+.1f})".format(*found)
-
-    def unseen(runs):  # longer has a cousin among the disturbed prompts
-        return f"{suite_values(runs, [*HELD, 'longer']).mean():.1%}"
+    unseen = [*HELD, "longer"]  # longer has a cousin among the disturbed prompts
     return table([teacher, *students], [
         MODEL, ("clean:", over("on clean", ".1%")), SUITES,
-        ("against the teacher (95 %):", difference), ("of the five unseen:", unseen)])
+        ("against the teacher (95 %):", difference),
+        ("of the five unseen:", lambda runs: f"{suite_values(runs, unseen).mean():.1%}")])
 
 
 def as_long(budgets, runs, needed):
@@ -268,26 +256,22 @@ def white_table(rows, group):
 
 def enriched_table(rows):
     """Disturbed questions among those that the teacher was asked, against none, as many rows."""
-    plain, rich = of(rows, "blackbox", "plain-2000", "cot-2000")
     suites = {"mean of those in training": SEEN, "mean of those held out": HELD,
-              **{name: [name] for name in ("clean", *SEEN, *HELD, "longer")}}
-
-    def on(runs, line):
-        return [{**run, "exact": fmean(run[f"on {s}"] for s in suites[line])} for run in runs]
-    return table(suites, [
-        ("suites", lambda line: line.replace("_", " ")),
-        ("plain questions:", lambda line: exact(on(plain, line))),
-        ("disturbed ones, too:", lambda line: exact(on(rich, line))),
-        ("points:", lambda line: judged(on(plain, line), on(rich, line), "exact")[0]),
-        ("verdict", lambda line: judged(on(plain, line), on(rich, line), "exact")[1])])
+              **{name.replace("_", " "): [name] for name in ("clean", *SEEN, *HELD, "longer")}}
+    lines = []
+    for line, names in suites.items():
+        plain, rich = ([{**run, "exact": fmean(run[f"on {name}"] for name in names)}
+                        for run in runs] for runs in of(rows, "blackbox", "plain-2000", "cot-2000"))
+        lines.append([line, exact(plain), exact(rich), *judged(plain, rich, "exact")])
+    return markdown("suites | plain questions: | disturbed ones, too: | points: | verdict", lines)
 
 
 def sweep_table(_):
     """Accuracy: a line a temperature, a column an alpha."""
     rows = read_rows("sweep")
-    def column(alpha):
-        return f"alpha {alpha}:", lambda tau: exact(rows[f"sweep-alpha-{alpha}-tau-{tau}"])
-    return table((1, 2, 4, 8), [("temperature:", str), *map(column, (0.5, 0.9, 1))])
+    lines = [[tau, *(exact(rows[f"sweep-alpha-{alpha}-tau-{tau}"]) for alpha in (0.5, 0.9, 1))]
+             for tau in (1, 2, 4, 8)]
+    return markdown("temperature: | alpha 0.5: | alpha 0.9: | alpha 1:", lines)
 
 
 def scoreboard(_):
@@ -309,12 +293,12 @@ TABLES = {
     "real": lambda rows: table([rows[recipe] for recipe in (
         "stories/teacher", "stories-zh/teacher", "stories-zh/cot", "stories-zh/answer", "gsm8k/cot",
         "gsm8k/answer")], [
-        ("recipe", lambda runs: runs[0]["recipe"]), PARAMETERS, STEPS, CE,
+        ("recipe", lambda runs: runs[0]["recipe"]), PARAMETERS, STEPS[0], CE,
         ("bits/byte:", over("bits_per_byte", ".3f")), EXACT, FORM]),
     "lessons": lambda rows: table(of(
         rows, "blackbox", "teacher", "bare", "full", "cot", "mixed", "mixed-cot", "multi",
         "multi-bare"), [
-        LEARNED, TOKENS, COUNTED, EXACT, kept(rows["blackbox/teacher"]), SUITES, FORM, LENGTH,
+        LEARNED, *TOKENS, EXACT, kept(rows["blackbox/teacher"]), SUITES, FORM, LENGTH,
         *against("against bare answers:", "exact", lambda _: rows["blackbox/bare"])]),
     "enriched": enriched_table,
     "spoiled": lambda rows: table(of(rows, "blackbox", "cot", "unjudged", "shuffled", "wrong"), [
@@ -328,13 +312,11 @@ TABLES = {
 
 def rendered(document, rows):
     """The document with every `<!-- NAME -->...<!-- end -->` filled from the rows."""
-    def fill(match):
-        return f"<!-- {match[1]} -->\n{TABLES[match[1]](rows)}\n<!-- end -->"
-    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, document, flags=re.S)
+    return re.sub(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", lambda found:
+                  f"{found[1]}{TABLES[found[2]](rows)}\n{found[3]}", document, flags=re.S)
 
 
 def main(cfg):
-    """Write the tables, or compare them."""
     rows = read_rows("spine", "scoreboard", "whitebox", "blackbox")
     for name in FILES:
         old = (ROOT / name).read_text(encoding="utf-8")
