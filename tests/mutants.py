@@ -7,24 +7,19 @@
 A mutant is (trap, file, old text, new text, test). It is applied to a copy of the tree. There the named
 test must turn red, by an assertion or an error of its own; in an untouched copy it must be green. A test
 that cannot see its bug is worse than none. test_mutants.py runs this file.
-
-Each run is a fork of this process, which has imported torch and pytest and nothing of the project: that
-saves three seconds a run. Two run side by side.
 """
 import os
 import shutil
-import signal
+import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", ".pytest_cache", "*.pt")
-SIDE_BY_SIDE = 2
 LIMIT = 300  # seconds for one mutant: a test that hangs has not turned red
-VERDICTS = {0: "green", 1: "red", 2: "could not run"}
 
 FORMULA = "test_train.py::test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula"
 RANKS = "test_ranks.py::test_two_processes_give_the_gradient_of_one_and_stay_equal"
@@ -124,87 +119,40 @@ def names():
     return found
 
 
-def mutated(text, old, new, file):
-    """The text with `old`, which must occur exactly once, replaced."""
+def mutated(mutant):
+    """The text of the mutant's file with its old text, which must occur exactly once, replaced."""
+    _, file, old, new, _ = mutant
+    text = (ROOT / file).read_text(encoding="utf-8")
     if text.count(old) != 1:
         raise ValueError(f"{file}: the old text occurs {text.count(old)} times, not once: {old!r}")
     return text.replace(old, new)
 
 
-def make_tree(folder, mutant=None):
+def make_tree(folder, mutant):
     """A copy of the tree, broken in one place."""
     shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
     if mutant:
-        _, file, old, new, _ = mutant
-        text = (folder / file).read_text(encoding="utf-8")
-        (folder / file).write_text(mutated(text, old, new, file), encoding="utf-8")
+        (folder / mutant[1]).write_text(mutated(mutant), encoding="utf-8")
 
 
-class Watch:
-    """A pytest plugin. status: 0 if all tests passed, 1 if one turned red, 2 if one could not run."""
-    status = 2
-
-    def pytest_runtest_logreport(self, report):
-        if report.failed:
-            self.status = 1 if report.when == "call" else 2
-        elif report.when == "call":
-            self.status = 0
-
-
-def run_tests(tree, tests):
-    """Start a fork that runs the tests in a tree and ends with Watch's status -> its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        signal.alarm(LIMIT)
-        import pytest
-        os.chdir(tree)
-        sys.dont_write_bytecode = True
-        sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT / "tests"]
-        with open("log.txt", "wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        watch = Watch()
-        pytest.main(["-q", "-x", "--all", "-p", "no:cacheprovider", f"--rootdir={tree}",
-                     *[f"tests/{test}" for test in tests]], plugins=[watch])
-        sys.stdout.flush()
-        os._exit(watch.status)
-    finally:
-        os._exit(2)  # whatever happens: a fork must not go on as the runner
-
-
-def run_all(mutants):
-    """Run {name: mutant} and an untouched tree, print a line for each -> how many are not as they should be."""
-    tests = list(dict.fromkeys(mutant[4] for mutant in mutants.values()))
-    jobs = [(f"untouched-{i}", None, tests[i::2]) for i in range(min(2, len(tests)))]
-    jobs += [(name, mutant, [mutant[4]]) for name, mutant in mutants.items()]
-    running, bad = {}, 0
+def run(name, mutant, tests):
+    """Run the tests in a copy of the tree, print a line -> did they turn red (no mutant: stay green)?"""
+    words = [sys.executable, "-m", "pytest", "-qx", "--all", "-p", "no:cacheprovider",
+             *[f"tests/{test}" for test in tests]]
     with tempfile.TemporaryDirectory(prefix="minidistill-mutants-") as folder:
-        while jobs or running:
-            while jobs and len(running) < SIDE_BY_SIDE:
-                name, mutant, its_tests = jobs.pop(0)
-                tree = Path(folder, name)
-                make_tree(tree, mutant)
-                running[run_tests(tree, its_tests)] = name, mutant, tree, time.time()
-            pid, status = os.wait()
-            name, mutant, tree, began = running.pop(pid)
-            status = os.waitstatus_to_exitcode(status)
-            ok = status == (1 if mutant else 0)
-            bad += not ok
-            log = (tree / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-            why = [line for line in log if line.startswith("E  ")] or log[-1:] or ["no log"]
-            print(f"{'ok ' if ok else 'BAD'} {name:<26} {time.time() - began:4.0f} s  "
-                  f"{VERDICTS.get(status, 'no verdict')}: {why[0][:130]}", flush=True)
-            shutil.rmtree(tree)
-    return bad
-
-
-def warm_up():
-    """Import what every test needs, before the forks: torch's optimizers alone take two seconds."""
-    import numpy, pytest, sentencepiece, torch  # noqa: E401, F401
-    torch.set_num_threads(1)
-    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+        tree = Path(folder, "tree")
+        make_tree(tree, mutant)
+        try:
+            log = subprocess.run(words, cwd=tree, capture_output=True, text=True, timeout=LIMIT,
+                                 env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}).stdout.splitlines()
+        except subprocess.TimeoutExpired:
+            log = []
+    end = log[-1] if log else "error: it hung or died"  # or "1 failed in 2.1s", "1 error in ..."
+    right = " failed" in end if mutant else " passed" in end and " failed" not in end
+    ok = right and "error" not in end
+    why = next((line for line in log if line.startswith("E  ")), "")
+    print(f"{'ok ' if ok else 'BAD'} {name:<26} {end}: {why[:130]}", flush=True)
+    return ok
 
 
 def main(words):
@@ -220,10 +168,12 @@ def main(words):
         make_tree(Path(words[2]), mutant)
         print(f"{words[2]}: a copy with one bug; the test that sees it: tests/{mutant[4]}")
         return 0
-    warm_up()
-    began = time.time()
-    bad = run_all(chosen)
-    print(f"{len(chosen)} mutants, {bad} not as they should be, {time.time() - began:.0f} s")
+    tests = list(dict.fromkeys(mutant[4] for mutant in chosen.values()))
+    jobs = [(f"untouched-{i}", None, tests[i::2]) for i in range(min(2, len(tests)))]
+    jobs += [(name, mutant, [mutant[4]]) for name, mutant in chosen.items()]
+    with ThreadPoolExecutor(2) as pool:
+        bad = list(pool.map(run, *zip(*jobs))).count(False)
+    print(f"{len(chosen)} mutants, {bad} not as they should be")
     return 0 if chosen and not bad else 1
 
 
