@@ -19,8 +19,7 @@ from dataset.suites import (CHANGES, IN_MEAN, SUITES, Config, drawn, main, read_
 def data(tmp_path_factory):
     """Stories in both languages, as a user would have made them."""
     out = tmp_path_factory.mktemp("stories")
-    stories.main(stories.Config(train=1_500, val=50, test=240, distill=50, lang="both",
-                                out=str(out)))
+    stories.main(stories.Config(train=1_500, val=50, test=240, distill=50, lang="both", out=str(out)))
     return out
 
 
@@ -44,13 +43,11 @@ def answer(row):
 
 
 def by_source(made, suite):
-    """(row, its clean row) of a suite."""
     clean = {row["id"]: row for row in made["clean"]}
     return [(row, clean[row["source"]]) for row in made[suite]]
 
 
-def templates(row):
-    """[(kind, number)] of its sentences."""
+def templates(row):  # [(kind, number)] of its sentences
     return re.findall(r"\b([a-z]+)(\d+)", row["skeleton"])
 
 
@@ -65,9 +62,10 @@ def pattern(template):
 
 def spoken(text, lang):
     """(operation, operand) of each sentence after the opening, read from the text alone."""
-    words = {"doubles": 2, "triples": 3, "quadruples": 4, "quintuples": 5, "to half": 2,
-             "only half": 2, "a third": 3, "a quarter": 4, "a fifth": 5, "两倍": 2, "三倍": 3,
-             "四倍": 4, "五倍": 5, "一半": 2, "三分之一": 3, "四分之一": 4, "五分之一": 5}
+    words = {word: n for n, some in enumerate((
+        ["doubles", "to half", "only half", "两倍", "一半"], ["triples", "a third", "三倍", "三分之一"],
+        ["quadruples", "a quarter", "四倍", "四分之一"], ["quintuples", "a fifth", "五倍", "五分之一"]), 2)
+        for word in some}
     found = []
     for sentence in re.split(r"(?<=[.。])", text)[1:]:
         for op in OPS:
@@ -83,23 +81,19 @@ def test_the_text_alone_gives_the_answer(made):
     for suite in set(SUITES) - {"typos", "upper", "no_punctuation", "hostile"}:
         for row, clean in by_source(made, suite):
             told = sentences(row)
-            if suite == "order":
-                told = [*told[1:], told[0]]
-            if suite == "distractor":
-                told = [s for s in told if s in sentences(clean)]
+            if suite in ("order", "distractor"):
+                told = [s for s in sentences(clean) if s in told]
             whole = stories.join(row["lang"], told)
             steps, total = spoken(whole, row["lang"]), int(re.search(r"\d+", whole)[0])
             for op, n in steps:
                 assert op != "div" or total % n == 0
-                changed = {"add": total + n, "sub": total - n, "mul": total * n, "div": total // n}
-                total = changed[op]
+                total = dict(add=total + n, sub=total - n, mul=total * n, div=total // n)[op]
                 assert total >= 1
             assert (str(total), len(steps)) == (answer(row), row["ops"]), text_of(row)
 
 
 def test_every_row_has_its_clean_one_and_none_is_missing(data, made):
-    """Lost pairs: a suite's score and the clean one's are of other problems. Scores on `clean` and
-    on test.jsonl that differ."""
+    """A suite's score and the clean one's would be of other problems."""
     for row, test in zip(made["clean"], rows_of(data, "test"), strict=True):
         assert row == {**test, "suite": "clean", "source": row["id"]}
     languages = Counter(row["lang"] for row in made["clean"])
@@ -141,8 +135,7 @@ def test_reserved_material_is_where_it_was_promised_and_nowhere_else(made):
             for kind, i in templates(row):
                 reserved = int(i) in stories.pool(TEMPLATES[row["lang"]][kind], True)
                 assert reserved == (suite == "paraphrase"), row
-            lang, lower = row["lang"], text_of(row).lower()
-            edge = r"\b" if lang == "en" else ""
+            lang, lower, edge = row["lang"], text_of(row).lower(), r"\b" * (row["lang"] == "en")
             for items, column in ((NAMES, 0), (OBJECTS, 1)):
                 words = "|".join(item[column].lower() for item in items[lang][-8:])
                 found = re.search(f"{edge}({words}){edge}", lower) is not None
@@ -151,9 +144,9 @@ def test_reserved_material_is_where_it_was_promised_and_nowhere_else(made):
 
 def test_typos_leave_digits_name_and_operands_alone(made):
     """A misspelled "half" or "then" -> "ten" changes the sum; a misspelled name, the person."""
-    kept = set("half third quarter fifth doubles triples quadruples quintuples".split())
-    forbidden = set("""one two three four five six seven eight nine ten zero plus minus times half
-        double triple sell give lose add""".split())
+    kept = "half third quarter fifth doubles triples quadruples quintuples".split()
+    forbidden = """one two three four five six seven eight nine ten zero plus minus times half double
+        triple sell give lose add""".split()
     shares = []
     for row, clean in by_source(made, "typos"):
         pairs = list(zip(text_of(clean).split(), text_of(row).split(), strict=True))
@@ -168,8 +161,7 @@ def test_typos_leave_digits_name_and_operands_alone(made):
             assert letters[0] == typed[0] and letters[-1] == typed[-1]
             assert abs(len(letters) - len(typed)) <= 1
     assert 0.08 < sum(shares) / len(shares) < 0.13
-    assert not {"ten", "then"} & set(suites.misspelled("then"))
-    assert "pies" not in suites.misspelled("piles") and "cars" not in suites.misspelled("cards")
+    assert not {"ten", "then", "pies", "cars"} & {*sum(map(suites.misspelled, ["then", "piles", "cards"]), [])}
     assert {"appels", "aples", "appples"} <= set(suites.misspelled("apples"))
 
 
@@ -178,8 +170,7 @@ def test_a_distractor_is_one_sentence_that_changes_nothing(made):
     places = Counter()
     for row, clean in by_source(made, "distractor"):
         told, before, gender = sentences(row), sentences(clean), dict(NAMES[row["lang"]])
-        extra, = [s for s in told if s not in before]
-        place = told.index(extra)
+        [(place, extra)] = [(i, s) for i, s in enumerate(told) if s not in before]
         places[place == 0] += 1
         assert [*told[:place], *told[place + 1:]] == before
         assert place < len(told) - 1 and len(re.findall(r"\d+", extra)) == 1
@@ -204,8 +195,8 @@ def test_upper_order_and_no_punctuation_change_only_that(made):
 
 
 def test_large_longer_and_other_language_keep_what_they_promise(data, made):
-    """A "large" problem with small numbers flatters; a chain of 5 that is another problem shows
-    no step at which a model gives up; a Chinese twin may have been trained on. So may any row."""
+    """A "large" problem with small numbers flatters; a chain of 5 that is another problem shows no step
+    at which a model gives up; a Chinese twin, or any row, may have been trained on."""
     for row, clean in by_source(made, "large"):
         assert row["skeleton"] == clean["skeleton"] and 100 <= row["numbers"][0] <= 500
         ops = [kind for kind, _ in templates(row)[1:-1]]
@@ -224,12 +215,10 @@ def test_large_longer_and_other_language_keep_what_they_promise(data, made):
 
 def test_hostile_rows_are_read_and_stay_text(made, tiny_tokenizer):
     """An evaluation that dies of the very input that it was to survive, or takes it for marks."""
-    marks = [tiny_tokenizer.user, tiny_tokenizer.end, tiny_tokenizer.assistant]
-    lengths = {}
+    marks, lengths = [tiny_tokenizer.user, tiny_tokenizer.end, tiny_tokenizer.assistant], {}
     for row in made["hostile"]:
         turns = [Turn("user", text_of(row)), Turn("assistant", "none")]
-        if text_of(row).strip():  # an empty question is only asked, never learned from
-            assert parse_row(row) == turns
+        assert not text_of(row).strip() or parse_row(row) == turns  # an empty one is only asked
         ids = prompt_ids(tiny_tokenizer, turns)
         assert [i for i in ids if i in tiny_tokenizer.control_ids] == marks, row["hostile"]
         lengths[row["hostile"]] = len(ids)
@@ -242,8 +231,7 @@ def test_a_story_is_known_by_its_row_and_nothing_else_is_a_story():
     for i in range(400):
         lang = ("en", "zh")[i % 2]
         key = stories.draw_templates(rng, lang, ["opening", "add", "div", "question"], i % 3 == 0)
-        who = stories.person_and_thing(rng, lang, i % 5 == 0)
-        story = dict(lang=lang, key=key, numbers=[6, 2, 4], **who)
+        story = dict(stories.person_and_thing(rng, lang, i % 5 == 0), lang=lang, key=key, numbers=[6, 2, 4])
         assert drawn(stories.tell(**story)) == story
     row = stories.tell(**story)
     for other in ({}, [1], "x", {**row, "numbers": [6, 2, 2]}, {**row, "skeleton": "en"},
