@@ -11,13 +11,11 @@ from common import UserError, sha256_file
 from dataset import stories, suites
 from dataset.formats import Turn, parse_row, prompt_ids
 from dataset.stories import NAMES, OBJECTS, OPS, TEMPLATES, make_story, split_of
-from dataset.suites import (CHANGES, IN_MEAN, SUITES, Config, drawn, main, read_suites,
-                            sentences, text_of)
+from dataset.suites import CHANGES, SUITES, Config, drawn, main, read_suites, sentences, text_of
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Stories in both languages, as a user would have made them."""
     out = tmp_path_factory.mktemp("stories")
     stories.main(stories.Config(train=1_500, val=50, test=240, distill=50, lang="both", out=str(out)))
     return out
@@ -36,10 +34,6 @@ def made(data, tmp_path_factory):
 def rows_of(data, *splits):
     return [json.loads(line) for split in splits
             for line in (data / f"{split}.jsonl").open(encoding="utf-8")]
-
-
-def answer(row):
-    return row["conversations"][1]["content"]
 
 
 def by_source(made, suite):
@@ -63,16 +57,14 @@ def pattern(template):
 def spoken(text, lang):
     """(operation, operand) of each sentence after the opening, read from the text alone."""
     words = {word: n for n, some in enumerate((
-        ["doubles", "to half", "only half", "两倍", "一半"], ["triples", "a third", "三倍", "三分之一"],
-        ["quadruples", "a quarter", "四倍", "四分之一"], ["quintuples", "a fifth", "五倍", "五分之一"]), 2)
-        for word in some}
+        "doubles,to half,only half,两倍,一半", "triples,a third,三倍,三分之一", "quadruples,a quarter,四倍,四分之一",
+        "quintuples,a fifth,五倍,五分之一"), 2) for word in some.split(",")}
     found = []
     for sentence in re.split(r"(?<=[.。])", text)[1:]:
         for op in OPS:
             if any(pattern(t).fullmatch(sentence.strip()) for t in TEMPLATES[lang][op]):
-                number = re.search(r"\d+", sentence)
-                word = next((n for w, n in words.items() if w in sentence), None)
-                found.append((op, int(number[0]) if number else word))
+                numbers = [int(number) for number in re.findall(r"\d+", sentence)]
+                found.append((op, [*numbers, *(n for word, n in words.items() if word in sentence)][0]))
     return found
 
 
@@ -89,7 +81,7 @@ def test_the_text_alone_gives_the_answer(made):
                 assert op != "div" or total % n == 0
                 total = dict(add=total + n, sub=total - n, mul=total * n, div=total // n)[op]
                 assert total >= 1
-            assert (str(total), len(steps)) == (answer(row), row["ops"]), text_of(row)
+            assert (str(total), len(steps)) == (row["conversations"][1]["content"], row["ops"]), row
 
 
 def test_every_row_has_its_clean_one_and_none_is_missing(data, made):
@@ -103,10 +95,9 @@ def test_every_row_has_its_clean_one_and_none_is_missing(data, made):
         for row, clean in by_source(made, suite):
             assert row["suite"] == suite and text_of(row) != text_of(clean)
             if suite not in ("large", "longer"):  # a change that touches the label is no pair
-                assert [answer(row), row["numbers"], row["ops"]] == [
-                    answer(clean), clean["numbers"], clean["ops"]]
-    # neither a language that nobody taught, nor hostile text, nor clean
-    assert set(SUITES) - set(IN_MEAN) == {"clean", "other_language", "hostile"}
+                assert row["conversations"][1] == clean["conversations"][1]
+                assert (row["numbers"], row["ops"]) == (clean["numbers"], clean["ops"])
+    assert set(SUITES) - set(suites.IN_MEAN) == {"clean", "other_language", "hostile"}
     count = {suite: len(made[suite]) for suite in CHANGES}
     assert count.pop("typos") == count.pop("upper") == languages["en"]
     assert count.pop("large") >= 235 and count.pop("order") > 120 and set(count.values()) == {240}
@@ -123,8 +114,7 @@ def test_same_seed_same_bytes_other_seed_other_rows(data, made, tmp_path, monkey
     for suite in set(CHANGES) - {"order", "upper", "no_punctuation"}:
         assert other[suite] != made[suite][:len(other[suite])], suite
     monkeypatch.delitem(CHANGES, "typos")
-    clean = [(row, drawn(row)) for row in rows_of(data, "test")]
-    for suite, row in suites.make_suites(clean, 0):
+    for suite, row in suites.make_suites([(row, drawn(row)) for row in rows_of(data, "test")], 0):
         assert row in made[suite]
 
 
@@ -138,8 +128,7 @@ def test_reserved_material_is_where_it_was_promised_and_nowhere_else(made):
             lang, lower, edge = row["lang"], text_of(row).lower(), r"\b" * (row["lang"] == "en")
             for items, column in ((NAMES, 0), (OBJECTS, 1)):
                 words = "|".join(item[column].lower() for item in items[lang][-8:])
-                found = re.search(f"{edge}({words}){edge}", lower) is not None
-                assert found == (suite == "names"), row
+                assert bool(re.search(f"{edge}({words}){edge}", lower)) == (suite == "names"), row
 
 
 def test_typos_leave_digits_name_and_operands_alone(made):
@@ -158,8 +147,7 @@ def test_typos_leave_digits_name_and_operands_alone(made):
             assert a.removeprefix(letters) == b.removeprefix(typed)  # marks are as they were
             assert letters.lower() not in kept and letters not in dict(NAMES["en"])
             assert typed.lower() not in forbidden and set(typed) <= set(letters)
-            assert letters[0] == typed[0] and letters[-1] == typed[-1]
-            assert abs(len(letters) - len(typed)) <= 1
+            assert letters[0] + letters[-1] == typed[0] + typed[-1] and abs(len(a) - len(b)) <= 1
     assert 0.08 < sum(shares) / len(shares) < 0.13
     assert not {"ten", "then", "pies", "cars"} & {*sum(map(suites.misspelled, ["then", "piles", "cards"]), [])}
     assert {"appels", "aples", "appples"} <= set(suites.misspelled("apples"))
@@ -176,15 +164,15 @@ def test_a_distractor_is_one_sentence_that_changes_nothing(made):
         assert place < len(told) - 1 and len(re.findall(r"\d+", extra)) == 1
         people = {gender[name] for name in gender if name in text_of(clean)}
         assert len(people) == 1 and not people & {gender[n] for n in gender if n in extra}
-        if any(noun in extra for _, noun in OBJECTS[row["lang"]]):
-            assert place in (0, len(told) - 2)
-        else:
-            assert not re.search("the number|the total|数", told[place + 1].lower())
+        counts = any(noun in extra for _, noun in OBJECTS[row["lang"]])
+        assert (place in (0, len(told) - 2) if counts else
+                not re.search("the number|the total|数", told[place + 1].lower()))
     assert min(places.values()) > 20
 
 
-def test_upper_order_and_no_punctuation_change_only_that(made):
-    """A suite of two changes, a lost sentence, or 乘以3。5个人 that becomes 乘以35个人."""
+def test_every_other_change_keeps_what_it_promises(data, made):
+    """A lost sentence, or 乘以3。5个人 that becomes 乘以35个人; a "large" problem with small numbers; a chain
+    of 5 that is another problem; a Chinese twin, or any row, that may have been trained on."""
     for row, clean in by_source(made, "upper"):
         assert text_of(row) == text_of(clean).upper()
     for row, clean in by_source(made, "no_punctuation"):
@@ -192,19 +180,14 @@ def test_upper_order_and_no_punctuation_change_only_that(made):
     for row, clean in by_source(made, "order"):
         assert sentences(row) == [sentences(clean)[-1], *sentences(clean)[:-1]]
         assert any(name in sentences(row)[0] for name, _ in NAMES[row["lang"]])
-
-
-def test_large_longer_and_other_language_keep_what_they_promise(data, made):
-    """A "large" problem with small numbers flatters; a chain of 5 that is another problem shows no step
-    at which a model gives up; a Chinese twin, or any row, may have been trained on."""
     for row, clean in by_source(made, "large"):
         assert row["skeleton"] == clean["skeleton"] and 100 <= row["numbers"][0] <= 500
-        ops = [kind for kind, _ in templates(row)[1:-1]]
-        assert all(n > 20 for op, n in zip(ops, row["numbers"][1:]) if op in ("add", "sub"))
+        steps = zip(templates(row)[1:-1], row["numbers"][1:])
+        assert all(n > 20 for (op, _), n in steps if op in ("add", "sub"))
     for row, clean in by_source(made, "longer"):
         (*told, question), (*before, last) = sentences(row), sentences(clean)
-        assert row["ops"] in (5, 6) and row["numbers"][:len(before)] == clean["numbers"]
-        assert told[:len(before)] == before and question == last
+        assert (told[:len(before)], question) == (before, last)
+        assert row["numbers"][:len(before)] == clean["numbers"]
     assert {row["ops"] for row in made["longer"]} == {5, 6}
     for row, clean in by_source(made, "other_language"):
         assert {row["lang"], clean["lang"]} == {"en", "zh"} and split_of(row) == "test"
@@ -228,8 +211,7 @@ def test_hostile_rows_are_read_and_stay_text(made, tiny_tokenizer):
 def test_a_story_is_known_by_its_row_and_nothing_else_is_a_story():
     """A story that is told with another name or object, or an edited row, has another answer."""
     rng = random.Random(5)
-    for i in range(400):
-        lang = ("en", "zh")[i % 2]
+    for i, lang in enumerate(["en", "zh"] * 200):
         key = stories.draw_templates(rng, lang, ["opening", "add", "div", "question"], i % 3 == 0)
         story = dict(stories.person_and_thing(rng, lang, i % 5 == 0), lang=lang, key=key, numbers=[6, 2, 4])
         assert drawn(stories.tell(**story)) == story
