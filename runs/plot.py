@@ -45,7 +45,7 @@ def pyplot():
 def curves(cfg, plt):
     """Validation cross-entropy against step; logarithmic, since losses fall by factors."""
     for path in cfg.logs:
-        rows = np.genfromtxt(path, delimiter=",", names=True)
+        rows = np.genfromtxt(Path(path).read_text().splitlines(), delimiter=",", names=True)
         rows = rows[rows["val_ce"] > 0]  # where it was measured
         plt.plot(rows["step"], rows["val_ce"], "o-", label=Path(path).stem)
     plt.gca().set(yscale="log", xlabel="step", ylabel="validation ce, nats a token")
