@@ -7,8 +7,8 @@ Prints one line when it is ready, and goes on until Ctrl-C or SIGTERM (status 0)
     ready: http://127.0.0.1:8000/v1 serves teacher; next: python blackbox/generate.py --base-url ...
 
 This is the wall of the black-box lesson: a client gets text and counts, never probabilities. It
-listens on loopback, where it refuses a foreign Host or Origin, or any page in a browser could ask
-it. If MINIDISTILL_API_KEY is set, clients must send it as a bearer token. Other servers differ:
+listens on loopback, and refuses a foreign Host or Origin there: any page in a browser could ask. If
+MINIDISTILL_API_KEY is set, clients must send it as a bearer token. Other servers differ:
 
 1. Requests are answered one after the other, the n answers of a request in one batch.
 2. Text between <think> and </think> is reasoning_content, all other text is content.
@@ -28,13 +28,11 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import unquote
 
 import torch
 
-import checkpoints
-import common
-from common import OUT, UserError, between, check
+from checkpoints import load_model
+from common import OUT, UserError, check, command, run
 from dataset.formats import ROLES, Turn, prompt_ids
 from decoding import decode_steps
 
@@ -43,10 +41,9 @@ MAX_BODY = 2**20  # bytes of a request
 MAX_WAITING = 64  # chat requests under way; one more gets status 429
 MANY = 2**63 - 1
 FIELDS = dict(    # of a chat request: default, types, least, most
-    n=(1, (int,), 1, 16), max_tokens=(MANY, (int,), 1, MANY),
-    max_completion_tokens=(MANY, (int,), 1, MANY), seed=(0, (int,), -MANY, MANY),
-    temperature=(1, (int, float), 0, 2), top_p=(1, (int, float), 0, 1),
-    stream=(False, (bool,), False, True))
+    n=(1, (int,), 1, 16), max_tokens=(MANY, (int,), 1, MANY), seed=(0, (int,), -MANY, MANY),
+    max_completion_tokens=(MANY, (int,), 1, MANY), stream=(False, (bool,), False, True),
+    temperature=(1, (int, float), 0, 2), top_p=(1, (int, float), 0, 1))
 # These would change the answer, and are not done here. Other unknown fields are ignored.
 NOT_HERE = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "response_format",
             "frequency_penalty", "presence_penalty")
@@ -61,20 +58,14 @@ class Config:
 
 class Refusal(Exception):
     """A request that gets an error: HTTP status, and the fields of OpenAI's error object."""
-
     def __init__(self, status, message, param=None, code=None):
         kind = "server_error" if status >= 500 else "invalid_request_error"
         self.status = status
         self.body = dict(error=dict(message=message, type=kind, param=param, code=code))
 
 
-# --- the request ----------------------------------------------------------------------------------
-
 def read_request(data, server):
-    """The body of a chat request -> FIELDS, stop, usage, ids of the prompt, limit (tokens).
-
-    Refusal names a field with a wrong value. Another error means that it is no chat request.
-    """
+    """The body of a chat request -> FIELDS, stop, usage, ids of the prompt, limit; or Refusal."""
     body = {key: value for key, value in json.loads(data).items() if value is not None}
     if body.get("model") != server.name:
         raise Refusal(404, f"the model here is {server.name}", "model", "model_not_found")
@@ -94,8 +85,8 @@ def read_request(data, server):
     request.ids = read_prompt(body, server.tokenizer)
     size, context = len(request.ids), server.model.config.max_seq_len
     if size >= context:
-        raise Refusal(400, f"the prompt has {size} tokens, and the context, with the answer, "
-                           f"{context}", "messages", "context_length_exceeded")
+        raise Refusal(400, f"the prompt has {size} tokens, the context with the answer {context}",
+                      "messages", "context_length_exceeded")
     request.limit = min(request.max_tokens, request.max_completion_tokens, context - size)
     return request
 
@@ -109,19 +100,16 @@ def read_prompt(body, tokenizer):
             if role == "assistant":
                 content = "" if content is None else content
                 thought = message.get("reasoning_content")
-            if isinstance(content, list):
+            if not isinstance(content, str):
                 content = "".join({part["type"]: part["text"]}["text"] for part in content)
-            turns.append(Turn(role, content + "") if thought is None else
-                         Turn(role, "", thought + "", content + ""))
-        if turns[-1].role == "assistant":  # prompt_ids would leave it out
-            raise ValueError("the last one is the assistant's")
+            turn = Turn(role, content) if thought is None else Turn(role, "", thought + "", content)
+            turns.append(turn)
+        check(turns[-1].role != "assistant", "the last is the assistant's, and would be left out")
         return prompt_ids(tokenizer, turns)
     except (LookupError, TypeError, ValueError, AttributeError, UserError) as error:
         raise Refusal(400, "messages: must be a list of {role, content}, the content a string or a "
                            f"list of text parts ({str(error)[:100]})", "messages") from None
 
-
-# --- the answer -----------------------------------------------------------------------------------
 
 @dataclass
 class Answer:
@@ -132,8 +120,7 @@ class Answer:
     reason: str = None    # why it ended
 
     def add(self, token, tokenizer, stop):
-        """One more token (None: no more may come) -> what can be sent now: whole characters,
-        up to a stop string, without what may be the beginning of one."""
+        """One more token (None: no more may come) -> what can be sent now: whole characters."""
         border = token in (None, tokenizer.end, tokenizer.think, tokenizer.end_think)
         self.ids += () if border else (token,)
         text = self.held + tokenizer.decode(self.ids)
@@ -156,19 +143,16 @@ def pieces(server, request):
     """Write n answers in one batch. Yields OpenAI's chunks, objects; the last one has the usage."""
     head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", object="chat.completion.chunk",
                 created=int(time.time()), model=server.name, usage=None)
-
     def chunk(i, reason=None, **delta):
-        """A piece of answer i."""
         return dict(head, choices=[dict(index=i, delta=delta, logprobs=None, finish_reason=reason)])
     yield from (chunk(i, role="assistant") for i in range(request.n))
     answers, written = [Answer() for _ in range(request.n)], 0
     generator = torch.Generator(server.model.embed_tokens.weight.device).manual_seed(request.seed)
     steps = decode_steps(server.model, [request.ids] * request.n, request.limit,
-                         request.temperature, request.top_p, generator)  # each (n,)
+                         request.temperature, request.top_p, generator)
+    steps = (tokens.tolist() for tokens in steps)  # each n ids
     while any(answer.reason is None for answer in answers):
-        tokens = next(steps, None)
-        tokens = [None] * request.n if tokens is None else tokens.tolist()
-        for i, (answer, token) in enumerate(zip(answers, tokens)):
+        for i, (answer, token) in enumerate(zip(answers, next(steps, [None] * request.n))):
             if answer.reason is None:
                 written += token is not None
                 key, text = answer.key, answer.add(token, server.tokenizer, request.stop)
@@ -176,66 +160,57 @@ def pieces(server, request):
                     yield chunk(i, **{key: text})
                 if answer.reason:
                     yield chunk(i, answer.reason)
-    read = len(request.ids)
-    yield dict(head, choices=[], usage=dict(prompt_tokens=read, completion_tokens=written,
-                                            total_tokens=read + written))
+    usage = dict(prompt_tokens=len(request.ids), completion_tokens=written)
+    yield dict(head, choices=[], usage=usage | dict(total_tokens=sum(usage.values())))
 
 
-def completion(chunks):
-    """All chunks -> the completion as one object."""
-    messages, reasons = {}, {}
-    for chunk in chunks:
-        for choice in chunk["choices"]:
-            message = messages.setdefault(choice["index"], dict(content="", reasoning_content=None))
-            for key, text in choice["delta"].items():
-                message[key] = (message.get(key) or "") + text
-            reasons[choice["index"]] = choice["finish_reason"]
-    choices = [dict(index=i, message=message, logprobs=None, finish_reason=reasons[i])
-               for i, message in messages.items()]
+def completion(server, request):
+    """All n answers as one object."""
+    choices = [dict(index=i, message=dict(content="", reasoning_content=None), logprobs=None)
+               for i in range(request.n)]
+    for chunk in pieces(server, request):
+        for piece in chunk["choices"]:
+            whole = choices[piece["index"]]
+            whole["finish_reason"] = piece["finish_reason"]
+            for key, text in piece["delta"].items():
+                whole["message"][key] = (whole["message"].get(key) or "") + text
     return dict(chunk, object="chat.completion", choices=choices)
 
-
-# --- HTTP -----------------------------------------------------------------------------------------
 
 class Handler(BaseHTTPRequestHandler):
     """One connection: one request, one answer, one line of log (stderr)."""
     protocol_version = default_request_version = "HTTP/1.1"
     timeout = 10                    # seconds that a client may be silent, or not take its answer
     disable_nagle_algorithm = True  # no token waits for the next one
-    streaming = False
+    begun, kind, frame = False, "application/json", b"%s"  # of the answer
 
     def do_GET(self):
         """Answer a request. The body is read first: closing on unread bytes resets a connection."""
-        server = self.server
         try:
-            data, path = self.body(), unquote(self.path.partition("?")[0])
+            data, asked = self.body(), (self.command, self.path.partition("?")[0])
             self.check_client()
-            if (self.command, path) == ("POST", CHAT):
+            if asked == ("POST", CHAT):
                 return self.chat(data)
-            if self.command != "GET" or path not in (MODELS, f"{MODELS}/{server.name}"):
-                code = "model_not_found" if path.startswith(f"{MODELS}/") else None
-                raise Refusal(404, f"this server has GET {MODELS} and POST {CHAT}", code=code)
-            model = dict(id=server.name, object="model", created=server.created, owned_by="")
-            self.reply(200, dict(object="list", data=[model]) if path == MODELS else model)
+            if asked != ("GET", MODELS):
+                raise Refusal(404, f"this server has GET {MODELS} and POST {CHAT}")
+            model = dict(id=self.server.name, object="model", created=self.server.created)
+            self.reply(200, dict(object="list", data=[dict(model, owned_by="")]))
         except Refusal as refusal:
             self.reply(refusal.status, refusal.body)
-        except OSError:
-            raise  # the client hung up, or does not take its answer
-        except Exception:
-            self.reply(500, Refusal(500, "a mistake of this server; its log says more").body)
+        except Exception as error:
+            if not isinstance(error, OSError):  # else the client hung up, or takes no answer
+                self.reply(500, Refusal(500, "a mistake of this server; its log says more").body)
             raise
 
     do_POST = do_GET
 
     def body(self):
         """The body of the request: as many bytes as Content-Length says, or in chunks."""
-        data, size = b"", self.headers.get("Content-Length", "0")
-        chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
+        data, chunked = b"", "chunked" in self.headers.get("Transfer-Encoding", "").lower()
         try:
             while True:
-                if chunked:
-                    size = self.rfile.readline(100).split(b";")[0]
-                size = int(size, 16 if chunked else 10)
+                size = int(self.rfile.readline(100).split(b";")[0], 16) if chunked else \
+                    int(self.headers.get("Content-Length", 0))
                 if not 0 <= size <= MAX_BODY - len(data):
                     raise Refusal(413, f"a body may have 0 to {MAX_BODY} bytes")
                 data += self.rfile.read(size)
@@ -243,8 +218,6 @@ class Handler(BaseHTTPRequestHandler):
                     return data
         except ValueError:
             raise Refusal(400, "the length of the body must be a number") from None
-        except TimeoutError:
-            raise Refusal(408, "the request did not arrive in time") from None
 
     def check_client(self):
         """Refusal without the right key, and on loopback for a foreign Host or Origin."""
@@ -269,28 +242,24 @@ class Handler(BaseHTTPRequestHandler):
         try:
             with self.server.lock:
                 if not request.stream:
-                    return self.reply(200, completion(pieces(self.server, request)))
-                self.start(200, "text/event-stream")
-                self.streaming = True
+                    return self.reply(200, completion(self.server, request))
+                self.kind, self.frame = "text/event-stream", b"data: %s\n\n"
                 for piece in pieces(self.server, request):
                     if piece["choices"] or request.usage:
                         self.reply(200, piece)
-                self.wfile.write(b"data: [DONE]\n\n")
+                self.wfile.write(self.frame % b"[DONE]")
         finally:
             self.server.room.release()
 
-    def start(self, status, kind):
-        """Send the status line and the headers. The end of the connection is that of the answer."""
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Connection", "close")
-        self.end_headers()
-
     def reply(self, status, body):
-        """Send an object; in a stream as an event: there it is too late for a status."""
-        if not self.streaming:
-            self.start(status, "application/json")
-        self.wfile.write((b"data: %s\n\n" if self.streaming else b"%s") % json.dumps(body).encode())
+        """Send an object, in a stream as an event. Only the first one brings a status."""
+        if not self.begun:
+            self.begun = True
+            self.send_response(status)
+            self.send_header("Content-Type", self.kind)
+            self.send_header("Connection", "close")  # the end of the answer
+            self.end_headers()
+        self.wfile.write(self.frame % json.dumps(body).encode())
 
     def send_error(self, code, message=None, explain=None):
         """What the standard library finds wrong with a request."""
@@ -308,9 +277,8 @@ class Server(ThreadingHTTPServer):
         self.lock, self.room = threading.Lock(), threading.Semaphore(MAX_WAITING)
         try:
             super().__init__((cfg.host, cfg.port), Handler)
-        except (OSError, UnicodeError) as error:
-            raise UserError(f"cannot listen on {cfg.host} port {cfg.port} ({error}); try another "
-                            "--port (0: any free one), or --host 127.0.0.1") from None
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise UserError(f"cannot listen on {cfg.host} port {cfg.port}: {error}") from None
 
     def handle_error(self, request, client_address):
         """A client that hung up is no bug of this server."""
@@ -320,24 +288,21 @@ class Server(ThreadingHTTPServer):
 
 def main(cfg):
     """Load the checkpoint, listen, answer until a signal comes."""
-    between(cfg, 0, 65_535, "port")
     key = os.environ.get("MINIDISTILL_API_KEY")
     check(key is None or re.fullmatch("[!-~]+", key), "MINIDISTILL_API_KEY must be printable ASCII "
           "without spaces; unset it to serve without a key")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer, _ = checkpoints.load_model(cfg.checkpoint, device)
+    model, tokenizer, _ = load_model(cfg.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
     server = Server(cfg, model, tokenizer, key or "")
     for stop in (signal.SIGINT, signal.SIGTERM):  # at once: threads may be in the middle of torch
         signal.signal(stop, lambda *_: os._exit(0))
     host, port = server.server_address
     if not host.startswith("127."):
-        print(f"warning: {host} lets other machines in, unencrypted, "
-              f"{'with' if key else 'without'} a key (MINIDISTILL_API_KEY)", file=sys.stderr)
+        print(f"warning: {host} lets others in, unencrypted (MINIDISTILL_API_KEY)", file=sys.stderr)
     url = f"http://{host}:{port}/v1"
     print(f"ready: {url} serves {server.name}; next:",
-          common.command("blackbox/generate.py", base_url=url, model=server.name), flush=True)
+          command("blackbox/generate.py", base_url=url, model=server.name), flush=True)
     server.serve_forever()
 
 
 if __name__ == "__main__":
-    common.run(main, Config)
+    run(main, Config)

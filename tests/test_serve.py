@@ -308,9 +308,7 @@ def test_a_wrong_request_is_a_400_that_names_the_field(start, capsys):
         assert answer["error"]["param"] == param and len(answer["error"]["message"]) < 300
     fits = ask(client, messages=[{"role": "user", "content": "a" * 156}])
     assert fits.usage.completion_tokens == 1
-    assert client.models.retrieve("teacher").id == client.models.list().data[0].id == "teacher"
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("gpt-5")
+    assert client.models.list().data[0].id == "teacher"
     assert "Traceback" not in capsys.readouterr().err
 
 
