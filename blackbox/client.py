@@ -4,14 +4,12 @@
 Retry-After holds back every request. 400, 413 and 422 refuse one prompt, which may be too long.
 Anything else, such as 401 or a redirect, stops the run.
 
-Each try is a row, also one that failed, and the budgets count the rows. So a kill -9 forgets at
-most --concurrency requests. http.client follows no redirect and asks no proxy: they would see the
-key. Without TLS it goes to this machine only.
+Each try is a row, and the budgets count rows: a kill -9 forgets at most --concurrency requests.
+No redirect is followed, no proxy asked: they would see the key. Without TLS it stays here.
 """
 import hashlib
 import http.client
 import json
-import math
 import os
 import random
 import re
@@ -31,7 +29,7 @@ GIVE_UP = 10        # as many faults in a row as these answers have tries end it
 NO_USAGE = dict(prompt_tokens=None, completion_tokens=None)
 
 
-def finished(reason, tokens=0, limit=math.inf):
+def finished(reason, tokens=0, limit=float("inf")):
     """Is an answer whole? Only these finish_reasons say so, or none at all below the limit."""
     return tokens < limit if reason is None else str(reason).lower() in FINISHED
 
@@ -61,8 +59,7 @@ def post(url, key, body, timeout):
     headers = {"Content-Type": "application/json", "User-Agent": "minidistill"}
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     parts = urlsplit(url)
-    https = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=timeout)
     try:
         connection.request("POST", f"{parts.path}/chat/completions", body, headers)
@@ -72,8 +69,7 @@ def post(url, key, body, timeout):
         raise Fault(type(error).__name__, str(error)) from None
     finally:
         connection.close()
-    if len(key) >= 8:  # a server may repeat it; "EMPTY" or "test" is no secret
-        data = data.replace(key, "[key]")
+    data = data.replace(key, "[key]") if len(key) >= 8 else data  # a server may repeat it
     try:
         found = json.loads(data)
         json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
@@ -81,22 +77,15 @@ def post(url, key, body, timeout):
         found = data
     if reply.status == 200 and not (isinstance(found, dict) and found.get("error")):
         return parse_answer(found)
-    raise parse_error(reply.status, reply.headers.get("Retry-After", ""), found)
-
-
-def parse_error(status, wait, found):
-    """A reply that is no answer -> Fault. An error inside a 200 counts as its code."""
-    error = found.get("error", found) if isinstance(found, dict) else found
+    error = found.get("error", found) if isinstance(found, dict) else found  # also in a 200
     error = error if isinstance(error, dict) else dict(message=error)
     code, words = error.get("code"), str(error.get("message") or error.get("detail") or error)
     words = "".join(c if c.isprintable() else " " for c in words[:300])
-    status = code if status == 200 and code in range(400, 600) else status
-    then = "refused" if status in (400, 413, 422) else "stop"
-    if status in (200, 408, 429) or status >= 500:
-        empty = "insufficient_quota" in (code, error.get("type"))  # no retry fills the account
-        then = "stop" if empty else "again"
-    wait = float(wait) if re.fullmatch(r"\d{1,9}(\.\d+)?", wait) else 0.0
-    return Fault(str(status), words, then, wait)
+    status = code if reply.status == 200 and code in range(400, 600) else reply.status
+    then = "again" if status in (200, 408, 429) or status >= 500 else "stop"
+    wait = reply.headers.get("Retry-After", "")
+    raise Fault(str(status), words, "refused" if status in (400, 413, 422) else then,
+                float(wait) if re.fullmatch(r"\d{1,9}(\.\d+)?", wait) else 0.0)
 
 
 def parse_answer(found):
@@ -109,8 +98,7 @@ def parse_answer(found):
         own = message.get("reasoning_content") or message.get("reasoning")
         thought, refusal = thought or join_parts(own)[0], message.get("refusal")
     except (LookupError, TypeError, AttributeError):
-        kind = "invalid JSON" if isinstance(found, str) else "no choices"
-        raise Fault(kind, str(found)[:100]) from None
+        raise Fault("invalid JSON" if isinstance(found, str) else "no choices", str(found)[:100])
     if choice.get("error") or reason in ("error", "abort"):  # the server's own trouble
         raise Fault(f"finish_reason {reason}", str(choice.get("error") or "")[:300])
     usage = found["usage"] if isinstance(found.get("usage"), dict) else {}
@@ -142,39 +130,32 @@ def seed_of(seed, question, sample):
 class Client:
     """An endpoint, its budgets, and what the threads that ask it share. rows: of earlier runs, for
     the budgets. write(job, found) is called for each try, one at a time."""
-
     def __init__(self, cfg, rows, write):
-        self.cfg, self.write = cfg, write
+        self.cfg, self.write, self.changed = cfg, write, threading.Condition()
         self.url, self.key = read_endpoint(cfg.base_url)
         self.limit = "max_tokens"       # OpenAI's newer models ask for "max_completion_tokens"
-        self.changed = threading.Condition()
-        self.requests, self.held_until = len(rows), 0.0
-        self.tokens = sum(row.get("tokens", 0) for row in rows)
+        self.requests, self.tokens = len(rows), sum(row.get("tokens", 0) for row in rows)
         self.answered = any(row["verdict"] not in ("failed", "refused") for row in rows)
-        self.in_a_row, self.faults = 0, Counter()  # faults since the last answer; all, by words
+        self.held_until, self.in_a_row, self.faults = 0.0, 0, Counter()  # since an answer; by words
         self.why = self.error = ""      # why no more is sent; what the user has to mend
 
     def ask_all(self, jobs, messages):
-        """Ask for every job, (question, sample), with messages[question]. Returns when all have
-        come or no more is sent. What is under way is paid for, so it is waited for."""
-        pool = ThreadPoolExecutor(self.cfg.concurrency)
-        try:
-            for done in as_completed([pool.submit(self.ask, job, messages) for job in jobs]):
-                done.result()
-        finally:
-            with self.changed:
-                self.stop(f"none of {1 + self.cfg.retries} tries brought them")
-            pool.shutdown(cancel_futures=True)
+        """Ask for every job, (question, sample). What is under way at a stop is waited for."""
+        with ThreadPoolExecutor(self.cfg.concurrency) as pool:
+            try:
+                for done in as_completed([pool.submit(self.ask, job, messages) for job in jobs]):
+                    done.result()
+            finally:
+                with self.changed:
+                    self.stop(f"none of {1 + self.cfg.retries} tries brought them")
 
     def ask(self, job, messages):
         """A thread: one answer, in at most 1 + --retries tries."""
         cfg, wait = self.cfg, 0.0
         body = dict(model=cfg.model, messages=messages[job[0]], temperature=cfg.temperature)
-        if cfg.seed >= 0:
-            body["seed"] = seed_of(cfg.seed, *job)
+        body |= dict(seed=seed_of(cfg.seed, *job)) if cfg.seed >= 0 else {}
         for tried in range(cfg.retries + 1):
-            data = body | {self.limit: cfg.max_new_tokens}
-            data = json.dumps(data, ensure_ascii=False).encode()
+            data = json.dumps(body | {self.limit: cfg.max_new_tokens}, ensure_ascii=False).encode()
             most = len(data) + cfg.max_new_tokens  # tokens: one of the prompt is a byte or more
             if not self.begin(most, wait):
                 return
@@ -196,7 +177,7 @@ class Client:
             wait = min(LONGEST_PAUSE, 2 ** tried) * random.uniform(0.5, 1)  # no crowd comes back
 
     def begin(self, most, wait):
-        """Wait until a request of at most so many tokens may be sent; False if none is any more."""
+        """Wait until a request of at most so many tokens may be sent; None if none is any more."""
         due, cfg = time.monotonic() + wait, self.cfg
         with self.changed:
             while not self.why:
@@ -210,7 +191,6 @@ class Client:
                 else:
                     self.requests, self.tokens = self.requests + 1, self.tokens + most
                     return True
-        return False
 
     def end(self, job, found, most, fault):
         """Write the row of a try, set free what it did not take, decide how to go on."""
