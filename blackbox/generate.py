@@ -68,20 +68,18 @@ ENDPOINT = {"model", "concurrency", "timeout", "retries", "max_requests", "max_t
 CHECKPOINT = {"teacher", "batch", "dtype", "documents"}
 PROMPTS = {"input", "questions", "samples", "system", "skip_bad_lines"}
 PARAMETERS = ("temperature", "max_new_tokens", "system")
-KEPT = ("ok", "unverified")
 KEPT_KEYS = ("conversations", "operation", "source", "label", "sample", "verdict", "model",
              "finish_reason", "usage")
 MIN_CHARS = 100  # of a document
 
 
 def read_prompts(cfg):
-    """The prompts of --input: [(turns as they are sent, what is known about them)]. Only in rows
-    of blackbox/prompts.py, told by their "operation", "source" and "label" are ours."""
+    """The prompts of --input: [(turns as they are sent, what is known about them)]."""
     check(not is_text(cfg.input), f"{show(cfg.input)}: plain text has no rows; name a .jsonl file")
     prompts, report = [], {}
     for line, (row, turns, known) in read_documents(
             cfg.input, cfg.skip_bad_lines, report, parse=lambda row: (row, *question_of(row))):
-        own = row if "operation" in row else dict(source=row.get("id"))
+        own = row if "operation" in row else dict(source=row.get("id"))  # a row of prompts.py?
         source = own.get("source") or f"{Path(cfg.input).name}:{line}"
         label = own.get("label", "teacher" if known is None else "kept")
         about = dict(conversations=list(map(turn_row, turns)), source=str(source),
@@ -114,34 +112,33 @@ def judge_ids(tokenizer, about, ids):
     return dict(verdict=mark, reasoning_content=thought, content=content)
 
 
-def judge_text(reference, content, thought=None, ended=True):
-    """The verdict on an endpoint's answer. It needs no tags: without <answer>, what answer_in finds
-    counts. A text with a tag elsewhere cannot be made thought and answer."""
+def judge_text(reference, found, limit):
+    """The verdict on an endpoint's answer. Without <answer>, what answer_in finds counts."""
+    ended = finished(found["finish_reason"], found["usage"]["completion_tokens"] or 0, limit)
     try:
-        turn = parse_response_text(content, thought)
+        turn = parse_response_text(found["content"], found["reasoning_content"])
     except BadRow:  # a tag that stands alone
         return judge(reference, None, ended, False)
     answer = turn.content if turn.answer is None else turn.answer
-    if reference is not None and "<answer>" not in content:
+    if reference is not None and "<answer>" not in found["content"]:
         answer = answer_in(answer, reference)
     tagged = reference is not None and any(tag in turn.content for tag in TAGS)
     return judge(reference, answer, ended, not tagged)
 
 
 def keep(rows):
-    """Rows of OUT.all.jsonl -> counts by verdict, and the rows of OUT: whole, right and new. A free
-    text that has the known answer becomes thought and answer."""
+    """Rows of OUT.all.jsonl -> counts by verdict, and the rows of OUT: whole, right and new."""
     counts, seen, kept = Counter(), set(), []
     for row in sorted(rows, key=lambda row: (row["question"], row["sample"])):
         found = row["verdict"]
         key = row["question"], row.get("reasoning_content"), row.get("content")
         if "text" in row:  # a document
             kept += [dict(text=row["text"])] * (found == "ok")
-        elif found in KEPT and key in seen:
+        elif found in ("ok", "unverified") and key in seen:
             found = "said before"
-        elif found in KEPT:
+        elif found in ("ok", "unverified"):
             turn = parse_response_text(row["content"], row["reasoning_content"])
-            if turn.answer is None and found == "ok":
+            if turn.answer is None and found == "ok":  # free text becomes thought and answer
                 text = turn.content.strip()
                 answer = answer_in(turn.content, row["reference"]).strip()
                 turn = Turn("assistant", "", None if answer == text else text, answer)
@@ -153,22 +150,18 @@ def keep(rows):
 
 
 class Answers:
-    """OUT.all.jsonl: a header, then all rows in the order in which they came."""
-
+    """OUT.all.jsonl: a header, then all rows as they came; UserError if it is another command's."""
     def __init__(self, cfg, header, prompts):
-        """Read what is there; UserError if another command made it, or of other prompts."""
         self.cfg, self.path, self.prompts = cfg, Path(cfg.out + ".all.jsonl"), prompts
         self.shown = time.monotonic()
         if cfg.fresh or not self.path.exists():
             common.write_file(self.path, common.json_lines([header]))
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # without a torn last line
-        try:
-            old, *self.rows = map(json.loads, lines)
+        try:  # without a torn last line
+            old, *self.rows = map(json.loads, self.path.read_bytes().split(b"\n")[:-1])
             old = {name: old.get(name) for name in header}
         except (ValueError, AttributeError):
             raise UserError(f"{show(self.path)} is there and not of this script") from None
-        # with a higher limit, the truncated ones are asked again
-        old["max_new_tokens"] = max(old["max_new_tokens"] or 0, cfg.max_new_tokens)
+        old["max_new_tokens"] = max(old["max_new_tokens"] or 0, cfg.max_new_tokens)  # it may grow
         common.refuse_others(self.path, old, header)
         for row in self.rows:
             for _, about in prompts[row["question"]:][:1]:
@@ -178,8 +171,7 @@ class Answers:
         self.before = len(self.rows)
 
     def settled(self):
-        """{(question, sample): row} of what need not be asked again. A refusal counts only if other
-        prompts were answered, a truncated answer only if its limit was as high."""
+        """{(question, sample): row} of what need not be asked again."""
         answered = any(row["verdict"] not in ("failed", "refused") for row in self.rows)
         missing = ("failed",) if answered else ("failed", "refused")
         return {(row["question"], row["sample"]): row for row in self.rows
@@ -188,37 +180,21 @@ class Answers:
 
     def add(self, job, found):
         """Append what came for (question, sample); every ten seconds print how it goes."""
-        question, sample = job
-        row = dict(question=question, sample=sample,
-                   **(self.prompts[question][1] if self.prompts else {}),
+        about = self.prompts[job[0]][1] if self.prompts else {}
+        row = dict(question=job[0], sample=job[1], **about,
                    parameters={name: getattr(self.cfg, name) for name in PARAMETERS},
                    time=datetime.now(timezone.utc).isoformat(timespec="seconds"), **found)
         common.append_rows(self.path, [row])
         self.rows.append(row)
         if time.monotonic() - self.shown > 10:
             self.shown = time.monotonic()
-            verdicts = Counter(row["verdict"] for row in self.rows)
-            print(f"{len(self.rows):>6,} rows | {counted(verdicts)}")
-
-
-def open_checkpoint(cfg, prompts):
-    """--teacher -> ((model, tokenizer, env, fingerprint), the prompts that fit its context as
-    [(ids, what is known about them)])."""
-    env = common.device_and_dtype(cfg)
-    model, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device)
-    context = model.config.max_seq_len
-    fit = [(prompt_ids(tokenizer, turns), about) for turns, about in prompts]
-    fit = [one for one in fit if len(one[0]) < context]
-    if len(fit) < len(prompts):
-        print(f"left out: {len(prompts) - len(fit):,} questions longer than {context} tokens")
-    check(fit or not prompts, f"no question fits into the {context} tokens of {show(cfg.teacher)}")
-    return (model, tokenizer, env, checkpoints.weights_fingerprint(model)), fit
+            verdicts = counted(Counter(row["verdict"] for row in self.rows))
+            print(f"{len(self.rows):>6,} rows | {verdicts}")
 
 
 def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
-    """Append the missing rows, a batch at a time. The random numbers of a batch depend on --seed
-    and its number. So all of it is written again if a row is missing: the answers are those of a
-    run that nobody stopped."""
+    """Append the missing rows. The random numbers of a batch depend on --seed and its number, so a
+    batch with a missing row is written again whole: the answers are those of a run without stop."""
     model, tokenizer, env, fingerprint = teacher
     jobs = sorted(jobs, key=lambda job: len(prompts[job[0]][0]))  # of about equal length together
     batches = (jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch))
@@ -253,12 +229,10 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
 def ask_endpoint(cfg, answers, prompts, jobs):
     """Append a row for each try until all answers have come -> the Client."""
     def write(job, found):
-        used = found["usage"]["completion_tokens"] or 0
         found["model"] = found["model"] or cfg.model
         if "verdict" not in found:
-            ended = finished(found["finish_reason"], used, cfg.max_new_tokens)
-            found["verdict"] = judge_text(prompts[job[0]][1]["reference"], found["content"],
-                                          found["reasoning_content"], ended)
+            reference = prompts[job[0]][1]["reference"]
+            found["verdict"] = judge_text(reference, found, cfg.max_new_tokens)
         answers.add(job, found)
     client, done = Client(cfg, answers.rows, write), answers.settled()
     # of an earlier answer no thought: some servers refuse it
@@ -270,10 +244,9 @@ def ask_endpoint(cfg, answers, prompts, jobs):
 
 def check_flags(cfg):
     """UserError for a wrong value, for a flag without effect, for a file that would be replaced."""
-    positive(cfg, "samples", "max_new_tokens", "batch", "timeout")
+    positive(cfg, "samples", "max_new_tokens", "batch", "timeout", "concurrency")
     between(cfg, 0, 10**12, "questions", "documents", "retries", "max_requests", "max_total_tokens")
     between(cfg, 0, 100, "temperature")
-    between(cfg, 1, 256, "concurrency")
     between(cfg, -1 if cfg.base_url else 0, 2**32 - 1, "seed")
     check(cfg.model or not cfg.base_url, "--base-url needs --model, the teacher's name there")
     idle = cfg.given & (CHECKPOINT if cfg.base_url else ENDPOINT)
@@ -319,19 +292,24 @@ def main(cfg):
     """Ask what is missing, keep what is right."""
     check_flags(cfg)
     held = common.lock(cfg.out + ".all.jsonl")  # until this function ends  # noqa: F841
-    prompts, client = [] if cfg.documents else read_prompts(cfg), None
+    prompts = [] if cfg.documents else read_prompts(cfg)
     header = {k: getattr(cfg, k) for k in ("model", "seed", *PARAMETERS)} | dict(teacher="")
     if not cfg.base_url:
-        teacher, prompts = open_checkpoint(cfg, prompts)
-        header |= {k: getattr(cfg, k) for k in ("batch", "samples", "questions")}
-        header |= dict(teacher=teacher[-1],
-                       input="" if cfg.documents else common.sha256_file(cfg.input))
+        env = common.device_and_dtype(cfg)
+        model, tokenizer, _ = checkpoints.load_model(cfg.teacher, env.device)
+        teacher = model, tokenizer, env, checkpoints.weights_fingerprint(model)
+        count, context = len(prompts), model.config.max_seq_len
+        prompts = [(prompt_ids(tokenizer, turns), about) for turns, about in prompts]
+        prompts = [(ids, about) for ids, about in prompts if len(ids) < context]
+        if len(prompts) < count:
+            print(f"left out: {count - len(prompts):,} questions longer than {context} tokens")
+        source = "" if cfg.documents else common.sha256_file(cfg.input)
+        header |= dict(batch=cfg.batch, samples=cfg.samples, questions=cfg.questions,
+                       teacher=teacher[-1], input=source)
     prompts = prompts[:cfg.questions or None]
     jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
     answers = Answers(cfg, header, prompts)
-    if cfg.base_url:
-        client = ask_endpoint(cfg, answers, prompts, jobs)
-    else:
+    client = ask_endpoint(cfg, answers, prompts, jobs) if cfg.base_url else \
         ask_checkpoint(cfg, teacher, answers, prompts, jobs)
     finish(cfg, answers, jobs, client)
 

@@ -17,9 +17,9 @@ import pytest
 import blackbox.generate as generation
 import checkpoints
 from blackbox import client
-from blackbox.generate import question_of
 from common import ROOT, UserError
 from dataset.formats import TAGS, encode_document, prompt_ids, read_documents
+from dataset.verify import question_of
 from mock_endpoint import drawn, said, serving
 
 KEY = "sk-quite-a-secret-0123456789"
