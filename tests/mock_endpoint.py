@@ -1,7 +1,6 @@
 """An OpenAI-compatible server that fails on purpose, by plan, and counts what it is asked.
 
-    with serving(faults=0.2) as mock:          # a fifth of the requests, drawn by seed
-        ... mock.url, mock.asked ...
+    with serving(faults=0.2) as mock:          # a fifth of the requests, drawn by seed; mock.url ...
     with serving(plan=lambda number, asked: "429" if number < 3 else "") as mock:
 
 Its answers add up the numbers of the question, as tiny_stories in conftest.py demands.
@@ -14,7 +13,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = ("429", "500", "timeout", "dropped", "cut", "invalid", "empty")  # what may pass
-HANG = 60.0  # seconds: longer than any client here waits, shorter than a test may take
 
 
 def said(content, finish_reason="stop", **message):
@@ -32,7 +30,6 @@ def worked(asked):
 
 class Handler(BaseHTTPRequestHandler):
     """One request: counted, then answered or failed as the plan says."""
-
     def do_POST(self):
         mock = self.server
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -51,29 +48,23 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, fault, asked):
         usage = dict(prompt_tokens=len(json.dumps(asked["messages"])) // 4, completion_tokens=20)
         body = dict(model="mock-1", usage=usage) | self.server.reply(asked)
-        text = json.dumps(body)
+        text, (status, _, more) = json.dumps(body), fault.partition(" ")
         texts = {"": text, "cut": text, "half": text[:-30], "invalid": "<html>busy</html>",
                  "empty": json.dumps(dict(body, choices=[]))}
         if fault == "timeout":
-            self.server.closing.wait(HANG)
-        elif fault in texts:
-            self.send(200, texts[fault], cut=30 * (fault == "cut"))
-        elif fault != "dropped":  # "429 Retry-After: 1", "400 it is too long"
-            status, _, more = fault.partition(" ")
+            self.server.closing.wait(60)  # seconds: longer than any client here waits
+        if fault in ("timeout", "dropped"):
+            return
+        if fault not in texts:  # "429 Retry-After: 1", "400 it is too long"
             words = more or f"no, {self.headers.get('Authorization')} at {status}\n\x1b[2J"
-            self.send(int(status), json.dumps(dict(error=dict(message=words))),
-                      header=more if ": " in more else "")
-
-    def send(self, status, text, cut=0, header=""):
-        """A reply whose last `cut` bytes are promised and not sent."""
-        data = text.encode()
-        self.send_response(status)
+            texts[fault] = json.dumps(dict(error=dict(message=words)))
+        data = texts[fault].encode()
+        self.send_response(int(status) if status.isdigit() else 200)
         self.send_header("Content-Length", str(len(data)))
-        if header:
-            self.send_header(*header.split(": ", 1))
+        if ": " in more:
+            self.send_header(*more.split(": ", 1))
         self.end_headers()
-        self.wfile.write(data[:len(data) - cut])
-        self.close_connection = True
+        self.wfile.write(data[:len(data) - 30 * (fault == "cut")])  # the others are only promised
 
     def log_message(self, *_):
         """Nothing: the tests read what the script prints."""
@@ -92,8 +83,7 @@ def serving(faults=0.0, seed=0, plan=None, reply=worked):
     """Serve on loopback while the block runs; .url, .asked, .headers, .most_open tell about it."""
     mock = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     mock.daemon_threads, mock.request_queue_size = True, 128
-    mock.asked, mock.headers = [], []
-    mock.open_now, mock.most_open = 0, 0
+    mock.asked, mock.headers, mock.open_now, mock.most_open = [], [], 0, 0
     mock.lock, mock.closing = threading.Lock(), threading.Event()
     mock.plan, mock.reply = plan or drawn(faults, seed), reply
     mock.url = f"http://127.0.0.1:{mock.server_address[1]}/v1"
