@@ -35,8 +35,7 @@ def finished(reason, tokens=0, limit=float("inf")):
 
 
 class Fault(Exception):
-    """No answer. kind: its name; words: the server's; then: what to do, "again", "refused" (only
-    this prompt) or "stop"; wait: seconds that the server asks for."""
+    """No answer. then: "again", "refused" (only this prompt) or "stop"; wait: seconds to wait."""
     def __init__(self, kind, words="", then="again", wait=0.0):
         super().__init__(f"{kind}: {words}" if words else kind)
         self.kind, self.words, self.then, self.wait = kind, words, then, wait
@@ -82,7 +81,8 @@ def post(url, key, body, timeout):
     code, words = error.get("code"), str(error.get("message") or error.get("detail") or error)
     words = "".join(c if c.isprintable() else " " for c in words[:300])
     status = code if reply.status == 200 and code in range(400, 600) else reply.status
-    then = "again" if status in (200, 408, 429) or status >= 500 else "stop"
+    empty = "insufficient_quota" in (code, error.get("type"))  # no retry fills the account
+    then = "again" if status in (200, 408, 429) and not empty or status >= 500 else "stop"
     wait = reply.headers.get("Retry-After", "")
     raise Fault(str(status), words, "refused" if status in (400, 413, 422) else then,
                 float(wait) if re.fullmatch(r"\d{1,9}(\.\d+)?", wait) else 0.0)

@@ -57,7 +57,7 @@ def test_a_key_leaves_this_machine_only_under_tls(monkeypatch):
     ("dropped", "RemoteDisconnected", "again"), ("cut", "IncompleteRead", "again"), ("half", "invalid JSON", "again"),
     ("invalid", "invalid JSON", "again"), ("empty", "no choices", "again"), ("timeout", "TimeoutError", "again"),
     (dict(code=402, message="no credits"), "402", "stop"), (dict(code=429, message="slower"), "429", "again"),
-    (dict(message="Model not loaded"), "200", "again")])
+    (dict(message="Model off"), "200", "again"), (dict(message="0", type="insufficient_quota", code=429), "429", "stop")])
 def test_what_may_pass_is_asked_again_and_the_servers_words_are_kept(fault, kind, then):
     """Seven requests with a wrong key are six too many; "failed" helps nobody; nor does the key in a
     log. Routers send an error (here a dict) inside a 200."""
