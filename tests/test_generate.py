@@ -1,7 +1,6 @@
 """Claims about asking a teacher: what is kept is right, whole, new and in the teacher's words.
 
-The checkpoint here is a script of replies (`says`), the endpoint is tests/mock_endpoint.py; what they
-are asked, and what becomes of their answers, is the real blackbox/generate.py.
+The checkpoint here is a script of replies (`says`), the endpoint is tests/mock_endpoint.py; the rest is real.
 """
 import json
 import os
@@ -15,7 +14,6 @@ from collections import Counter
 import pytest
 
 import blackbox.generate as generation
-import checkpoints
 from blackbox import client
 from common import ROOT, UserError
 from dataset.formats import TAGS, encode_document, prompt_ids, read_documents
@@ -36,14 +34,13 @@ def say(tokenizer, text, end=True):
 
 
 def read(path):
-    """The rows of a file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.exists() else []
 
 
 def timeless(rows):
     """Rows without what differs between two equal runs, in an order of their own."""
-    rows = [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in rows]
-    return sorted(rows, key=lambda row: (row["question"], row["sample"]))
+    return sorted(({k: v for k, v in row.items() if k not in ("time", "seconds")} for row in rows),
+                  key=lambda row: (row["question"], row["sample"]))
 
 
 @pytest.fixture
@@ -51,7 +48,6 @@ def ask(call, tiny_world, out_dir, monkeypatch):
     """A function: `ask(*flags)` runs generate.py -> (kept rows, all rows, printed). A mock asks that one."""
     monkeypatch.setattr(client, "LONGEST_PAUSE", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
     def run(*flags, mock=None, status=0, out="kept.jsonl", input=tiny_world.val):
         teacher = [f"--base-url={mock.url}", "--model=m"] if mock else [f"--teacher={tiny_world.teacher}", "--batch=4"]
         done = call("blackbox.generate", *teacher, *([f"--input={input}"] if input else []), f"--out={out_dir / out}", *flags)
@@ -65,14 +61,9 @@ def says(monkeypatch, tiny_tokenizer):
     """A function: `says(reply)` makes the teacher say reply(number of the answer) -> (text, ended)."""
     def plan(reply):
         told = []
-
         def generate(model, prompts, limit, stop_ids, generator, **sampling):
-            rows = []
-            for prompt in prompts:
-                text, ended = reply(len(told))
-                rows.append(say(tiny_tokenizer, text, ended))
-                told.append((prompt, sampling))
-            return rows
+            told.extend((prompt, sampling) for prompt in prompts)
+            return [say(tiny_tokenizer, *reply(n)) for n in range(len(told) - len(prompts), len(told))]
         monkeypatch.setattr(generation, "generate", generate)
         return told
     return plan
@@ -82,7 +73,6 @@ def says(monkeypatch, tiny_tokenizer):
 def heard(monkeypatch):
     """The ids that the real, untrained teacher said, answer after answer."""
     ids, generate = [], generation.generate
-
     def listen(*asked, **named):
         rows = generate(*asked, **named)
         ids.extend(map(tuple, rows))
@@ -91,24 +81,17 @@ def heard(monkeypatch):
     return ids
 
 
-# --- a checkpoint ---------------------------------------------------------------------------------
-
-def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says, tiny_world):
+def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says, tiny_world, tiny_tokenizer):
     """A wrong answer that is kept teaches the error; a reason that is not counted hides a bad teacher."""
-    replies = [("<think>I count {0}.</think><answer>{0}</answer>", True),   # right
-               ("<think>I count {0}.</think><answer>{0}</answer>", True),   # the same again
-               ("<think>Fingers: {0}.</think><answer>{0}</answer>", True),  # another way
-               ("<think>I count {0}.</think><answer>99</answer>", True),
-               ("<think>I count {0}.</think><answer>{0}</answer>", False),  # the limit
-               ("<answer>{0}</answer>", True),
+    right = "<think>I count {0}.</think><answer>{0}</answer>"  # below: twice the same, another way, the limit
+    replies = [(right, True), (right, True), ("<think>Fingers: {0}.</think><answer>{0}</answer>", True), (right, False),
+               ("<think>I count {0}.</think><answer>99</answer>", True), ("<answer>{0}</answer>", True),
                ("<think>I count {0}.</think><answer> </answer>", True)]
     documents = [document for _, document in read_documents(tiny_world.val)]
     order = sorted(range(len(documents)), key=lambda q: len(documents[q][0].content))
-    told = says(lambda number: (lambda text, ended: (
-        text.format(documents[order[number // 7]][-1].answer), ended))(*replies[number % 7]))
+    told = says(lambda n: (replies[n % 7][0].format(documents[order[n // 7]][-1].answer), replies[n % 7][1]))
     kept, everything, printed = ask("--samples=7", "--batch=42", "--temperature=0.6")
-    tokenizer = checkpoints.load_model(tiny_world.teacher)[1]
-    assert [prompt for prompt, _ in told] == [prompt_ids(tokenizer, documents[q]) for q in order for _ in range(7)]
+    assert [prompt for prompt, _ in told] == [prompt_ids(tiny_tokenizer, documents[q]) for q in order for _ in range(7)]
     assert all(sampling == dict(temperature=0.6) for _, sampling in told)
     assert Counter(row["verdict"] for row in everything) == {
         "ok": 18, "wrong answer": 6, "truncated": 6, "format": 6, "no answer": 6}
@@ -117,10 +100,9 @@ def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says,
         name, _, line = row["source"].partition(":")
         question, answer = documents[int(line) - 1]
         assert (name, row["operation"], row["label"]) == ("val.jsonl", "none", "kept")
-        assert row["conversations"][0] == dict(role="user", content=question.content)
         thought = row["conversations"][1].pop("reasoning_content")
-        assert row["conversations"][1] == dict(role="assistant", content=answer.answer)
-        assert thought in (f"I count {answer.answer}.", f"Fingers: {answer.answer}.")
+        turns = [dict(role="user", content=question.content), dict(role="assistant", content=answer.answer)]
+        assert row["conversations"] == turns and thought in (f"I count {answer.answer}.", f"Fingers: {answer.answer}.")
 
 
 def test_the_kept_rows_train_as_the_teacher_said_them(ask, says, tiny_tokenizer, out_dir):
@@ -134,13 +116,11 @@ def test_the_kept_rows_train_as_the_teacher_said_them(ask, says, tiny_tokenizer,
 
 
 def test_exactly_the_missing_answers_are_written_again_with_the_same_random_numbers(ask, heard, out_dir):
-    """A kill in the middle of a batch, or a line taken out: an answer that stands there twice, or another
-    one than in a run without a stop."""
+    """A kill in the middle of a batch: an answer twice, or another one than in a run without a stop."""
     path, flags = out_dir / "kept.jsonl.all.jsonl", ("--samples=2", "--max-new-tokens=6")
     ask(*flags, status=2)  # untrained: nothing to keep
-    whole, rows, first = path.read_bytes(), timeless(read(path)[1:]), heard[:]
+    lines, rows, first = path.read_bytes().split(b"\n")[:-1], timeless(read(path)[1:]), heard[:]
     assert all(one != other for one, other in zip(first[::2], first[1::2]))  # two samples
-    lines = whole.split(b"\n")[:-1]
     kept = [lines[:1], lines[:7], lines[:12], lines[:3] + lines[4:9] + lines[10:], lines]
     for some, batches in zip(kept, ([0, 1, 2], [1, 2], [2], [0, 2], [])):
         path.write_bytes(b"\n".join(some) + b'\n{"question": 1, "samp')
@@ -151,15 +131,13 @@ def test_exactly_the_missing_answers_are_written_again_with_the_same_random_numb
 
 
 def test_another_command_on_the_same_file_is_refused(ask, call, out_dir, tiny_world):
-    """Half of the answers at one temperature or of one teacher, half of another, under one name; or
-    the user's own text under the name of the output."""
+    """Answers at two temperatures or of two teachers in one file; or a user's own text that is replaced."""
     path = out_dir / "kept.jsonl.all.jsonl"
     ask("--max-new-tokens=6", status=2)
     before = path.read_bytes()
     for flag in ("--temperature=0.5", "--samples=3", "--seed=4", "--max-new-tokens=5", "--system=x",
                  f"--teacher={tiny_world.init}", f"--input={tiny_world.train}"):
-        assert "--fresh" in ask("--max-new-tokens=6", flag, status=2)[2]
-        assert path.read_bytes() == before
+        assert "--fresh" in ask("--max-new-tokens=6", flag, status=2)[2] and path.read_bytes() == before
     for text in ("my notes", "my notes\nof last year\n", '{"a": 1}\n{"b": 2}\n', ""):
         path.write_text(text)
         teacher, input = f"--teacher={tiny_world.teacher}", f"--input={tiny_world.val}"
@@ -169,31 +147,24 @@ def test_another_command_on_the_same_file_is_refused(ask, call, out_dir, tiny_wo
     assert "is there already" in ask(status=2, out="mine.jsonl")[2]
 
 
-# --- prompts --------------------------------------------------------------------------------------
-
 def test_a_row_of_any_format_is_a_prompt_if_it_asks_something():
-    """A row that ends with the user asks for what nobody knows; its earlier turns are no answers to
-    it. An empty request ends the run at an endpoint, with the endpoint's words."""
-    tagged = dict(role="assistant", content="<answer>5 pears</answer>")
-    alpaca = dict(instruction="Add!", input="2 and 3?")
+    """A row that ends with the user asks for what nobody knows; its earlier turns are no answers to it."""
+    tagged, alpaca = dict(role="assistant", content="<answer>5 pears</answer>"), dict(instruction="Add!", input="2 and 3?")
     for row, reference in (
             (dict(messages=[QUESTION]), None), (dict(text=None, messages=[QUESTION]), None),
             (dict(conversations=[dict(role="system", content="Add!"), QUESTION]), None),
             (dict(conversations=[QUESTION, dict(role="assistant", content="5")]), "5"),
-            (dict(messages=[QUESTION, tagged, QUESTION]), None),
-            (dict(question="2 and 3?", answer="2+3=5\n#### 5"), "5"),
+            (dict(messages=[QUESTION, tagged, QUESTION]), None), (dict(question="2 and 3?", answer="2+3=5\n#### 5"), "5"),
             (dict(alpaca, output="so the answer is 5."), "5"), (dict(alpaca, output="I sing 3."), None)):
         turns, known = question_of(row)
-        assert known == reference and turns[-1].role == "user"
-        assert turns[-1].content.endswith("2 and 3?")
+        assert known == reference and turns[-1].role == "user" and turns[-1].content.endswith("2 and 3?")
     for row in (dict(messages=[tagged]), dict(text="2 and 3?"), [QUESTION], dict(messages=[])):
         with pytest.raises(UserError):
             question_of(row)
 
 
 def test_what_is_known_about_a_prompt_is_kept_and_the_system_turn_is_not(ask, says, tiny_tokenizer, tmp_path):
-    """The student is to do without --system; a prompt's own system turn is part of the prompt. Half of
-    the public files have a "label" or a "source" of another kind."""
+    """The student does without --system. Many public files have a "label" or a "source" of another kind."""
     own = [dict(role="system", content="Be sad."), QUESTION]
     grown = dict(operation="typos", source="seed-3", label="changed")
     rows = [dict(messages=[QUESTION], id=7, source="forum", label=1), dict(messages=own, **grown)]
@@ -208,43 +179,35 @@ def test_what_is_known_about_a_prompt_is_kept_and_the_system_turn_is_not(ask, sa
     assert all(row["parameters"]["system"] == "Be glad." for row in rows)
 
 
-# --- an endpoint ----------------------------------------------------------------------------------
-
 WORDS = "Mia has 2 + 1 = 3 pears, so the answer is 3."
 CUT = dict(finish_reason="length")
 
 
 @pytest.mark.parametrize("content, more, verdict, turn", [
     ("<think>2+1</think><answer>3</answer>", {}, "ok", ("2+1", "3")), (WORDS, {}, "ok", (WORDS, "3")),
-    ("3 pears", dict(reasoning_content="2+1"), "ok", ("2+1", "3 pears")),
-    ("3", {}, "ok", (None, "<answer>3</answer>")),
-    ("<answer>3</answer><end>", {}, "ok", (None, "<answer>3</answer>")),
+    ("3 pears", dict(reasoning_content="2+1"), "ok", ("2+1", "3 pears")), ("3", {}, "ok", (None, "<answer>3</answer>")),
+    ("<answer>3</answer><end>", {}, "ok", (None, "<answer>3</answer>")), (None, {}, "no answer", None),
     ("<answer>3</answer>", dict(reasoning_content="Use <answer>."), "ok", ("Use <answer>.", "3")),
-    ("<answer>2 or 3</answer>", {}, "wrong answer", None),
-    ("So the answer is 4, not 3.", {}, "wrong answer", None), (None, {}, "no answer", None),
-    ("We use the <think> tag here: the answer is 3", {}, "format", None),
+    ("<answer>2 or 3</answer>", {}, "wrong answer", None), ("So the answer is 4, not 3.", {}, "wrong answer", None),
+    ("We use the <think> tag here: the answer is 3", {}, "format", None), (WORDS, CUT, "truncated", None),
     ("2+1=3 <answer>3</answer> Hope this helps!", {}, "format", None),
-    (WORDS, CUT, "truncated", None), (None, dict(CUT, reasoning_content="2"), "truncated", None),
-    (WORDS, dict(finish_reason="content_filter"), "truncated", None),
-    (WORDS, dict(finish_reason=None), "ok", (WORDS, "3"))])
+    (None, dict(CUT, reasoning_content="2"), "truncated", None), (WORDS, dict(finish_reason=None), "ok", (WORDS, "3")),
+    (WORDS, dict(finish_reason="content_filter"), "truncated", None)])
 def test_an_endpoints_answer_needs_no_tags_but_the_right_end(content, more, verdict, turn, ask):
-    """A commercial model answers in prose: demanding tags keeps nothing, believing the last number whatever
-    stands around it keeps errors. What was said stays whole in the raw row."""
+    """A commercial model answers in prose: demanding tags keeps nothing, believing any last number keeps errors."""
     with serving(reply=lambda _: said(content, **more)) as mock:
         kept, [row], printed = ask("--questions=1", mock=mock, status=0 if turn else 2)
-    assert row["verdict"] == verdict and row["content"] == (content or "")
-    assert row["reasoning_content"] == more.get("reasoning_content")
+    said_so = row["verdict"], row["content"], row["reasoning_content"]
+    assert said_so == (verdict, content or "", more.get("reasoning_content"))
     last = [(k["conversations"][-1].get("reasoning_content"), k["conversations"][-1]["content"]) for k in kept]
     assert last == ([turn] if turn else []) and (verdict != "format" or content in printed)
 
 
 def test_a_row_keeps_all_that_is_known_about_an_answer(ask, tiny_world):
-    """What is not written down when it happens cannot be put on a data card later. And a teacher that
-    reads the answer gives it, with reasons."""
+    """What is not written down when it happens cannot be put on a data card later."""
     with serving(reply=lambda _: said("3", reasoning_content="So.")) as mock:
         kept, [row], _ = ask("--questions=1", "--temperature=0.5", "--max-new-tokens=40", "--system=Add.", mock=mock)
-    asked = [json.loads(line) for line in tiny_world.val.read_text().splitlines()][0]["conversations"][:1]
-    seed = client.seed_of(0, 0, 0)
+    asked, seed = read(tiny_world.val)[0]["conversations"][:1], client.seed_of(0, 0, 0)
     assert mock.headers[0]["path"] == "/v1/chat/completions" and "Authorization" not in mock.headers[0]
     assert mock.asked == [dict(model="m", temperature=0.5, max_tokens=40, seed=seed,
                                messages=[dict(role="system", content="Add."), *asked])]
@@ -282,10 +245,8 @@ def test_the_same_seed_gives_the_same_rows_in_any_order_with_any_faults(ask, out
 
 def test_more_can_be_asked_later_and_only_what_is_new_or_was_truncated_is(ask, tmp_path, tiny_world):
     """Whole answers were paid for twice when the limit was raised, or a line added to the prompts."""
-    path = tmp_path / "q.jsonl"
-    lines = tiny_world.val.read_text().splitlines(keepends=True)
+    path, lines = tmp_path / "q.jsonl", tiny_world.val.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:4]))
-
     def reply(asked):
         return said(WORDS, "length" if asked["max_tokens"] == 10 and "has 2" in str(asked) else "stop")
     with serving(reply=reply) as mock:
@@ -334,8 +295,6 @@ def test_a_flag_without_effect_or_sense_is_refused(ask):
             assert flag[:6] in ask(flag, mock=mock, status=2)[2] and not mock.asked
 
 
-# --- documents ------------------------------------------------------------------------------------
-
 def test_documents_that_are_cut_off_are_left_out_and_a_killed_writer_goes_on(ask, monkeypatch, out_dir):
     """The cut ones were stored as whole, and a student learned to end in the middle of a sentence."""
     monkeypatch.setattr(generation, "MIN_CHARS", 1)
@@ -353,8 +312,6 @@ def test_documents_that_are_cut_off_are_left_out_and_a_killed_writer_goes_on(ask
     assert ask("--documents=6", *flags[1:], input=None)[0][:4] == texts
 
 
-# --- kills ----------------------------------------------------------------------------------------
-
 DRIVER = """import sys; sys.path.insert(0, sys.argv.pop(1)); import common; from blackbox import client, generate
 client.LONGEST_PAUSE = 0.01; common.run(generate.main, generate.Config)"""
 
@@ -366,13 +323,11 @@ def test_killed_at_random_moments_exactly_the_rows_asked_for_come_and_the_budget
     print(f"random moments of seed {seed}")  # shown when the test fails
     rng, faults, kills, out = random.Random(seed), drawn(0.2, seed), 0, out_dir / "kept.jsonl"
     raw = out_dir / "kept.jsonl.all.jsonl"
-
     def start(mock, out, *flags):
         return subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(ROOT), f"--base-url={mock.url}", "--model=m", f"--out={out}",
              f"--input={tiny_world.train}", "--samples=4", "--timeout=1", "--concurrency=4", *flags],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
     def plan(number, asked):
         time.sleep(0.02)
         return faults(number, asked)
