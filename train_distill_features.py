@@ -3,21 +3,19 @@
     loss = logits_weight * ((1 - alpha) * CE + alpha * tau^2 * KL)    as in train_distill_logits.py
          + hidden_weight   * mean over layer pairs of d(P h_student, h_teacher)
          + relation_weight * mean over layer pairs and q, k, v of KL(R_teacher || R_student)
-    d is MSE or 1 - cosine; P a learned projection where the widths differ; R = softmax(a a^T/c^.5)
-    says how similar the tokens are to each other, by their queries, keys or values (MiniLMv2)
+    d: MSE or 1 - cosine; P: learned if widths differ; R: similarity of tokens, softmax(a a^T/c^.5)
 
 One CPU command (2 minutes):        python train_distill_features.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_features.py --size 2m
 The last line but one:              out/student-features.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
-1. TinyBERT (Jiao et al. 2020) and MiniLMv2 (Wang et al. 2021) distil encoders: here a token sees
-   only the tokens before it, in its own document, and only the counted tokens add to the loss.
+1. TinyBERT (Jiao et al. 2020), MiniLMv2 (Wang et al. 2021): encoders. Here only the past is seen.
 2. MiniLMv2 takes one layer and no logits; here any pairs of layers, and logits beside them.
 3. Queries and keys are taken after QK-norm, before RoPE.
 4. The projections are trained with AdamW, kept for a resume, and dropped in the end.
 """
-import math
+import re
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +25,6 @@ from torch import nn
 
 import checkpoints
 import common
-from common import OUT, check
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import (DIVERGENCES, cross_entropy, divergence, hidden_cosine, hidden_mse, kl, total,
                     upcast)
@@ -38,7 +35,7 @@ from optim import get_lr, make_optimizers
 @dataclass
 class Config:
     name: str = "student-features"  # the run: writes out/NAME.pt and out/NAME.csv
-    teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher; its tokenizer is the student's
+    teacher: str = common.OUT / "teacher.pt"  # its checkpoint; the student shares its tokenizer
     hidden_weight: float = 1.0     # weight of the hidden states (0: none; 0.1 to 10)
     hidden_loss: Literal["mse", "cosine"] = "mse"  # how two hidden states are compared
     hidden_layers: str = "uniform"  # last, uniform, or pairs of block outputs, such as 1:2,3:4
@@ -51,8 +48,8 @@ class Config:
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
     skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
-    data: str = OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
+    data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
+    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: fresh, of --size
     init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
@@ -75,71 +72,51 @@ class Config:
     fresh: bool = False            # start again and replace out/NAME.pt
 
 
-def layer_pairs(rule, student_layers, teacher_layers, flag):
-    """[(student's block, teacher's block)], counted from 1: a block's output, never the embedding.
-
-    last: the two last ones. uniform: the student's i of n is the teacher's i/n of the way.
-    """
+def layer_pairs(rule, ours, theirs):
+    """[(student's block, teacher's block)] of `ours` and `theirs` blocks, counted from 1: a block's
+    output, never the embedding. uniform: the student's i of n is the teacher's i/n of the way."""
     if rule == "last":
-        return [(student_layers, teacher_layers)]
+        return [(ours, theirs)]
     if rule == "uniform":
-        return [(i, max(1, round(i * teacher_layers / student_layers)))
-                for i in range(1, student_layers + 1)]
-    try:
-        pairs = [tuple(map(int, pair.split(":"))) for pair in rule.split(",")]
-        ok = all(1 <= s <= student_layers and 1 <= t <= teacher_layers for s, t in pairs)
-    except ValueError:
-        ok = False
-    check(ok, f"{flag} {rule}: must be last, uniform, or pairs such as 1:2, student's block 1 to "
-              f"{student_layers}, teacher's 1 to {teacher_layers}")
+        return [(i, max(1, round(i * theirs / ours))) for i in range(1, ours + 1)]
+    pairs = [(int(s), int(t)) for s, t in re.findall(r"(\d+):(\d+)", rule)]
+    common.check(re.fullmatch(r"\d+:\d+(,\d+:\d+)*", rule)
+                 and all(1 <= s <= ours and 1 <= t <= theirs for s, t in pairs),
+                 f"layers {rule}: must be last, uniform, or pairs from 1:1 to {ours}:{theirs}")
     return pairs
 
 
 def hidden_term(cfg, pairs, projections, student, teacher, keep):
     """Mean over the pairs of the distance of the hidden states -> (N,)."""
-    compare, values = dict(mse=hidden_mse, cosine=hidden_cosine)[cfg.hidden_loss], []
-    for i, (s, t) in enumerate(pairs):
-        hidden = student[s - 1]["hidden"][keep]                         # (N, D_student)
-        hidden = projections[i](hidden) if len(projections) else hidden  # (N, D_teacher)
-        values.append(compare(hidden, teacher[t - 1]["hidden"][keep]))  # (N,)
+    compare = dict(mse=hidden_mse, cosine=hidden_cosine)[cfg.hidden_loss]
+    values = [compare(project(student[s - 1]["hidden"][keep]), teacher[t - 1]["hidden"][keep])
+              for project, (s, t) in zip(projections, pairs)]  # of each pair (N, D_teacher) -> (N,)
     return sum(values) / len(values)
 
 
-def relations(vectors, heads, mask):
-    """(B, T, W) -> (B, R, T, S) log-probabilities: how similar token t is to each token s, in R
-    heads.
-
-    softmax over s of a_t·a_s / sqrt(W/R), both from the same vectors (queries, keys or values),
-    where mask (B, 1, T, S) is True.
-    """
-    a = upcast(vectors).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, R, T, W/R)
-    scores = a @ a.mT * a.shape[-1] ** -0.5                         # (B, R, T, S)
-    return torch.log_softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
-
-
 def relation_kl(student, teacher, heads, document=None):
-    """KL(teacher's relations || student's), mean over heads: (B, T, W), (B, T, W') -> (B, T) nats.
+    """KL(teacher's relations || student's), mean over R = `heads` parts of all channels: queries,
+    keys or values of both, (B, H, T, C), whose H and C may differ -> (B, T) nats.
 
-    The widths and the numbers of attention heads may differ: both are split into `heads` parts. A
-    token looks at itself and at the tokens before it in its own document (B, T); padding is
-    document 0.   Source: Wang et al. 2021 (MiniLMv2), section 3.
+    A relation is softmax over s of a_t·a_s / sqrt(HC/R): how similar token t is to itself and to
+    the tokens s before it in its document (B, T).  Source: Wang et al. 2021 (MiniLMv2), section 3.
     """
-    B, T, _ = student.shape
-    mask = torch.ones(B, 1, T, T, dtype=torch.bool, device=student.device).tril()
+    B, _, T, _ = student.shape
+    mask, found = torch.ones(B, 1, T, T, dtype=torch.bool, device=student.device).tril(), []
     if document is not None:
         mask &= document[:, None, :, None] == document[:, None, None, :]
-    return kl(relations(teacher, heads, mask), relations(student, heads, mask)).mean(1)
+    for vectors in map(upcast, (teacher, student)):
+        a = vectors.transpose(1, 2).reshape(B, T, heads, -1).transpose(1, 2)  # (B, R, T, HC/R)
+        scores = a @ a.mT * a.shape[-1] ** -0.5                               # (B, R, T, S)
+        found.append(torch.log_softmax(scores.masked_fill(~mask, -torch.inf), dim=-1))
+    return kl(*found).mean(1)
 
 
 def relation_term(cfg, pairs, student, teacher, document, keep):
     """Mean over the pairs and over q, k, v of the KL of the relations -> (N,)."""
-    values = []
-    for s, t in pairs:
-        for which in "qkv":
-            a, b = (f[which].transpose(1, 2).flatten(2)  # (B, T, heads * C)
-                    for f in (student[s - 1], teacher[t - 1]))
-            values.append(relation_kl(a, b, cfg.relation_heads, document)[keep])  # (B, T) -> (N,)
-    return sum(values) / len(values)
+    values = [relation_kl(student[s - 1][part], teacher[t - 1][part], cfg.relation_heads, document)
+              for s, t in pairs for part in "qkv"]  # (B, T) each
+    return sum(value[keep] for value in values) / len(values)
 
 
 def main(cfg):
@@ -147,37 +124,32 @@ def main(cfg):
     mix = common.check_loss_flags(cfg)
     common.between(cfg, 0, 10**6, "logits_weight", "hidden_weight", "relation_weight")
     common.positive(cfg, "relation_heads")
-    check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "all three weights are 0")
+    common.check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "all weights are 0")
     env = common.start(cfg)
-
     # the teacher, frozen; the student speaks its tokenizer
     teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env)
     model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
-    layers = model.config.n_layers, teacher.config.n_layers
-    hidden_pairs = layer_pairs(cfg.hidden_layers, *layers, "--hidden-layers")
-    relation_pairs = layer_pairs(cfg.relation_layers, *layers, "--relation-layers")
-    for c in (model.config, teacher.config):
-        for width in (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim):
-            check(not cfg.relation_weight or width % cfg.relation_heads == 0,
-                  f"--relation-heads {cfg.relation_heads}: must divide {width}")
-    widths = model.config.dim, teacher.config.dim  # one matrix a pair where the widths differ
-    needed = cfg.hidden_weight and widths[0] != widths[1]
-    projections = nn.ModuleList(nn.Linear(*widths, bias=False)
-                                for _ in (hidden_pairs if needed else ())).to(env.device)
+    own, other = model.config, teacher.config
+    hidden_pairs = layer_pairs(cfg.hidden_layers, own.n_layers, other.n_layers)
+    relation_pairs = layer_pairs(cfg.relation_layers, own.n_layers, other.n_layers)
+    for width in (c.n_kv_heads * c.head_dim for c in (own, other)):  # of keys; queries: a multiple
+        common.check(not cfg.relation_weight or width % cfg.relation_heads == 0,
+                     f"--relation-heads {cfg.relation_heads}: must divide {width}")
+    Projection = nn.Linear if cfg.hidden_weight and own.dim != other.dim else nn.Identity
+    projections = nn.ModuleList(Projection(own.dim, other.dim, bias=False) for _ in hidden_pairs)
+    added = sum(p.numel() for p in projections.parameters())
     train, val = open_text(cfg, tokenizer, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  env.dtype == "bf16")
-    if len(projections):
-        optimizers += make_optimizers(projections, "adamw", cfg.lr, cfg.weight_decay)
+    if added:
+        optimizers += make_optimizers(projections.to(env.device), "adamw", cfg.lr, cfg.weight_decay)
     progress, state = checkpoints.open_run(cfg, env, inputs, model, optimizers)
-    if state and len(projections):
+    if state:
         projections.load_state_dict(state["projections"])
     trained = [*model.parameters(), *projections.parameters()]
-    facts = {"parameters": f"{model.num_parameters():,}, projections "
-                           f"{sum(p.numel() for p in projections.parameters()):,}",
+    facts = {"parameters": f"{model.num_parameters():,}, projections {added:,}",
              "layers": f"hidden {hidden_pairs}, relations {relation_pairs} (student, teacher)"}
-    facts |= self_check(cfg, env, model, train, val, teacher)
-    common.begin(cfg, env, progress, facts)
+    common.begin(cfg, env, progress, facts | self_check(cfg, env, model, train, val, teacher))
 
     for step in range(progress.step, cfg.steps):
         began = time.time()
@@ -206,7 +178,7 @@ def main(cfg):
                 relation = relation_term(cfg, relation_pairs, ours, theirs, document, keep)  # (N,)
             values = cfg.logits_weight * ((1 - cfg.alpha) * ce + cfg.alpha * kd) \
                 + cfg.hidden_weight * hidden + cfg.relation_weight * relation  # (N,)
-            teacher_ce = cross_entropy(teacher_logits, y[keep])
+            teacher_ce = cross_entropy(teacher_logits, y[keep])  # (N,)
             terms = [total(v, weight[keep]) for v in (values, ce, kd, hidden, relation, teacher_ce)]
             loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()

@@ -1,8 +1,7 @@
 """Logits distillation, white box: the student learns the teacher's whole next-token distribution.
 
     loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * KL(p_teacher || q_student)
-    (Hinton, Vinyals & Dean 2015, section 2), both distributions of the KL softened by tau;
-    summed over counted tokens, divided once by n_valid. --divergence: other ones than forward KL
+    averaged over counted tokens; the KL's p and q softened by tau (Hinton et al. 2015, section 2)
 
 One CPU command (2 minutes):        python train_distill_logits.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_logits.py --size 2m
@@ -12,7 +11,6 @@ How it differs from the paper:
 1. A token's distribution over the vocabulary stands where the paper has an example's over classes.
 2. The paper tried temperatures from 1 to 20; here 2, better than 1 in the trials of RESULTS.md.
 3. The teacher runs beside the student, on the same windows; with --cache, it ran once before.
-   `diff train_pretrain.py train_distill_logits.py`: the loop differs in the teacher's lines.
 """
 import time
 from dataclasses import dataclass
@@ -22,7 +20,6 @@ import torch
 
 import checkpoints
 import common
-from common import OUT
 from dataset.cache_reader import cached_divergence, load_teacher, open_cache
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from fused import fused_step, use_fused
@@ -34,7 +31,7 @@ from optim import get_lr, make_optimizers
 @dataclass
 class Config:
     name: str = "student-logits"   # the run: writes out/NAME.pt and out/NAME.csv
-    teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher; its tokenizer is the student's
+    teacher: str = common.OUT / "teacher.pt"  # its checkpoint; the student shares its tokenizer
     alpha: float = 0.9             # weight of the teacher's term; the labels get 1 - alpha (0 to 1)
     temperature: float = 2.0       # tau, softens both distributions (1 to 4)
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
@@ -42,8 +39,8 @@ class Config:
     skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
     fused: Literal["auto", "on", "off"] = "auto"  # never hold all logits (fused.py); auto: if many
     cache: str = ""                # folder of dataset/teacher_cache.py: the teacher does not run
-    data: str = OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
+    data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
+    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: fresh, of --size
     init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
@@ -68,10 +65,9 @@ class Config:
 
 
 def main(cfg):
-    """Set up, self-check, and the loop of six numbered steps."""
+    """The loop of train_pretrain.py: `diff` the two scripts, and see the teacher's lines."""
     mix = common.check_loss_flags(cfg)
     env = common.start(cfg)
-
     # the teacher, frozen, or its cache; the student speaks its tokenizer
     teacher, tokenizer, inputs = load_teacher(cfg, env)
     model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
@@ -96,7 +92,7 @@ def main(cfg):
 
         # 2) forward, backward
         batches, n_valid, counts = step_batches(train, step, cfg, env)
-        sums = [0.0] * 4                                     # loss, ce, kd, teacher's ce
+        sums = [0.0] * 4                                     # loss, ce, tau^2 KL, teacher's ce
         for x, y, document, weight, windows in batches:      # each (B, T); their numbers (B,)
             if fused:                                        # the same without holding all logits
                 terms = fused_step(cfg, env, model, teacher, x, y, document, weight, mix, n_valid)
@@ -105,7 +101,6 @@ def main(cfg):
             keep = weight > 0                                # (B, T) the N tokens that count
             with env.autocast():
                 logits = run_model(x, document, keep)        # (N, V)
-            # at alpha 1 it is only for the log: no gradient of zeros
             ce = cross_entropy(logits.detach() if cfg.alpha == 1 else logits, y[keep])  # (N,)
             if cache:                                        # the teacher ran before
                 kd, teacher_ce = cached_divergence(cache, windows, logits, cfg, mix)  # (N,)
@@ -114,7 +109,7 @@ def main(cfg):
                     teacher_logits = teacher(x, document, keep)                       # (N, V)
                 kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)
                 teacher_ce = cross_entropy(teacher_logits, y[keep])                   # (N,)
-            values = (1 - cfg.alpha) * ce + cfg.alpha * kd   # (N,) tau^2 is in kd
+            values = (1 - cfg.alpha) * ce + cfg.alpha * kd   # (N,) alpha 1: ce is only for the log
             terms = [total(v, weight[keep]) for v in (values, ce, kd, teacher_ce)]
             loss = terms[0] / n_valid                        # the one normaliser
             loss.backward()

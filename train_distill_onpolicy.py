@@ -5,10 +5,9 @@
     D exact, over the vocabulary, at every token of a response; no gradient through the writing
     (Agarwal et al. 2024, GKD, algorithm 1; its lambda is --on-policy-share; tau of total variation)
 
-A student that learns from the data alone has never seen its own mistakes (exposure bias). Here a
-share of each step's windows (--on-policy-share) keeps its prompts, and the student writes the
-responses; the divergence is a choice of its own. Share 0 is train_distill_logits.py --fused off, to
-the bit.
+A student that learns only from the data never sees its own mistakes (exposure bias). Here a share
+of each step's windows (--on-policy-share) keeps its prompts, and the student writes the responses.
+Share 0 is train_distill_logits.py --fused off, to the bit.
 
 One CPU command (6 minutes):        python train_distill_onpolicy.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_onpolicy.py --size 2m
@@ -16,8 +15,7 @@ The last line but one:              out/student-onpolicy.pt: validation ce ... n
 
 How it differs from the paper:
 1. The paper draws for each batch whether the student writes it; here the same share of every step.
-2. The paper starts from a student that was fine-tuned before: so does --init. From random weights
-   the first texts are babble, and the teacher says what it thinks of babble.
+2. The paper starts from a fine-tuned student: use --init. From random weights it writes babble.
 3. On the data's text the labels have a say, too (alpha 1: none, as in the paper).
 4. Plain text has no prompt: the first half of a window stands for one, so at share 0.5 its own
    text is a quarter of what counts. Of several turns, the first answer is written.
@@ -32,7 +30,6 @@ import torch
 
 import checkpoints
 import common
-from common import OUT
 from dataset.windows import (NAMES, open_text, pack_documents, self_check, step_batches, tensors,
                              validation_ce)
 from decoding import generate
@@ -44,7 +41,7 @@ from optim import get_lr, make_optimizers
 @dataclass
 class Config:
     name: str = "student-onpolicy" # the run: writes out/NAME.pt and out/NAME.csv
-    teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher; its tokenizer is the student's
+    teacher: str = common.OUT / "teacher.pt"  # its checkpoint; the student shares its tokenizer
     on_policy_share: float = 0.5   # share of the windows that the student answers (0 to 1)
     sample_temperature: float = 1.0  # at which it writes (0.5 to 1; 0: greedy)
     max_new_tokens: int = 96       # longest response that it writes
@@ -53,8 +50,8 @@ class Config:
     divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"  # see the top of losses.py
     beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
     skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
-    data: str = OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
+    data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
+    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: fresh, of --size
     init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
@@ -91,44 +88,34 @@ def prompts_of(data, number, window):
     return found
 
 
-def pack(pairs, window, pad):
-    """(prompt, response) pairs -> a dict as open_data has it, packed as windows.py packs; the
-    response counts, the prompt and the padding do not."""
-    documents = [(p + r, [0] * len(p) + [1] * len(r)) for p, r in pairs]
-    return dict(zip(NAMES, pack_documents(documents, window + 1, pad)))
-
-
-def chosen(place, share):
-    """Which places in the endless row of windows the student writes: every 1/share-th, so that the
-    share is exact over the steps, however few windows a step has. place (B,) -> (B,) bool."""
-    return np.floor((place + 1) * share) > np.floor(place * share)
-
-
-def student_writes(cfg, env, model, tokenizer, data, step, batches):
-    """The step's batches with a share of their windows rewritten by the student -> batches, each
-    with True at its end where it wrote; n_valid and counts of all ranks; seconds of writing."""
+def student_writes(cfg, env, model, tokenizer, data, step):
+    """A step's batches as step_batches makes them, a share of their windows rewritten by the
+    student -> batches, each with True at its end if the student wrote it; n_valid and counts of all
+    ranks; seconds of writing."""
+    batches, _, _ = step_batches(data, step, cfg, env)
     began, kept, prompts, parts = time.time(), [], [], cfg.accumulate * env.world
-    for part, (x, y, document, weight, numbers) in zip(range(env.rank, parts, env.world), batches):
-        place = step * cfg.batch + part * cfg.batch // parts + np.arange(len(numbers))
-        own = chosen(place, cfg.on_policy_share)                       # (B,)
-        rest = torch.from_numpy(~own).to(x.device)
-        for n in numbers[own]:
-            prompts += prompts_of(data, n, cfg.window)
-        if rest.any():
-            kept.append([*(t if t is None or rest.all() else t[rest]
-                           for t in (x, y, document, weight)), False])
+    for part, (*batch, numbers) in zip(range(env.rank, parts, env.world), batches):
+        place = step * cfg.batch + part * cfg.batch // parts + np.arange(len(numbers))  # (B,)
+        # every 1/share-th of the endless row of windows, however few a step has: exact over steps
+        own = np.floor((place + 1) * cfg.on_policy_share) > np.floor(place * cfg.on_policy_share)
+        for number in numbers[own]:
+            prompts += prompts_of(data, number, cfg.window)
+        if not own.all():
+            kept.append([*(t if t is None else t[~own] for t in batch), False])
     if prompts:
         generator = torch.Generator(env.device).manual_seed(
             (cfg.seed * 1_000_003 + step) * env.world + env.rank)
         with env.autocast():
             written = generate(model, prompts, cfg.max_new_tokens, {tokenizer.end},
                                temperature=cfg.sample_temperature, generator=generator)
-        pairs = [(p, r[:cfg.window + 1 - len(p)]) for p, r in zip(prompts, written)]
-        own = pack(pairs, cfg.window, tokenizer.pad)
-        size = max(1, cfg.batch // parts)
-        for first in range(0, len(own["ids"]), size):
-            numbers = np.arange(first, min(first + size, len(own["ids"])))
-            kept.append([*tensors(own, numbers, env.device), True])
+        documents = []  # the response counts, the prompt does not
+        for prompt, response in zip(prompts, written):
+            response = response[:cfg.window + 1 - len(prompt)]
+            documents.append((prompt + response, [0] * len(prompt) + [1] * len(response)))
+        texts = dict(zip(NAMES, pack_documents(documents, cfg.window + 1, tokenizer.pad)))
+        size = cfg.batch // parts
+        for numbers in np.split(np.arange(len(texts["ids"])), range(size, len(texts["ids"]), size)):
+            kept.append([*tensors(texts, numbers, env.device), True])
     seconds = time.time() - began
     tokens = sum(int((b[2] > 0).sum()) if b[2] is not None else b[0].numel() for b in kept)
     supervised = sum(int((b[3] > 0).sum()) for b in kept)
@@ -143,7 +130,6 @@ def main(cfg):
     common.between(cfg, 0, 100, "sample_temperature")
     common.positive(cfg, "max_new_tokens")
     env = common.start(cfg)
-
     # the teacher, frozen; the student speaks its tokenizer
     teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env)
     model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
@@ -153,8 +139,7 @@ def main(cfg):
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
     facts = {"parameters": f"{model.num_parameters():,}"}
-    facts |= self_check(cfg, env, model, train, val, teacher)
-    common.begin(cfg, env, progress, facts)
+    common.begin(cfg, env, progress, facts | self_check(cfg, env, model, train, val, teacher))
 
     for step in range(progress.step, cfg.steps):
         began = time.time()
@@ -165,9 +150,7 @@ def main(cfg):
                 group["lr"] = lr
 
         # 2) forward, backward
-        batches, _, _ = step_batches(train, step, cfg, env)
-        batches, n_valid, counts, writing = student_writes(cfg, env, model, tokenizer, train, step,
-                                                           batches)
+        batches, n_valid, counts, writing = student_writes(cfg, env, model, tokenizer, train, step)
         sums = [0.0] * 4                                     # loss, ce, kd, teacher's ce
         for x, y, document, weight, own in batches:          # each (B, T); own: True or False
             keep = weight > 0                                # (B, T) the N tokens that count
@@ -177,8 +160,7 @@ def main(cfg):
                 logits = run_model(x, document, keep)        # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
             kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)  # (N,)
-            # its own words are no labels: if the student wrote, only the teacher's term is learned
-            alpha = 1.0 if own else cfg.alpha
+            alpha = 1.0 if own else cfg.alpha                # its own words are no labels
             values = (1 - alpha) * ce + alpha * kd           # (N,)
             teacher_ce = cross_entropy(teacher_logits, y[keep])  # (N,)
             terms = [total(v, weight[keep]) for v in (values, ce, kd, teacher_ce)]
@@ -189,7 +171,6 @@ def main(cfg):
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
-        # if the student wrote, ce is that of its own words: its entropy, no label's
         loss, ce, kd, teacher_ce = (s / n_valid for s in common.sum_over_ranks(sums, env))
         common.check_finite(loss, norm, step, cfg)
         for optimizer in optimizers:
@@ -206,7 +187,7 @@ def main(cfg):
 
         # 5) log
         terms = {"loss": loss, "ce": ce, "kd": kd, "teacher ce": teacher_ce, "norm": norm, "lr": lr,
-                 "writing": writing / seconds}               # share of the step's time
+                 "writing": writing / seconds}  # share of the time; ce is also of its own words
         common.log(cfg, env, progress.step, terms, val_ce, seconds, counts)
 
         # 6) save, stop

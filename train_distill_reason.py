@@ -1,29 +1,22 @@
 """Chain-of-thought distillation, black box: the student learns the teacher's solutions as text.
 
     loss = 1/n_valid * sum over response tokens t of  w_t * -ln q(y_t | question, y_<t),
-    w_t = --tag-weight where y_t is one of the four ids <think> </think> <answer> </answer>, else 1;
-    n_valid = sum of w_t
+    w_t = --tag-weight at the ids <think> </think> <answer> </answer>, else 1; n_valid = sum of w_t
 
-blackbox/generate.py asked the teacher and kept the correct answers. Here no teacher is needed any
-more: nothing of it is read but text, in the format of R1-style files, so your own traces will do:
+No teacher runs here. Its text is read: that of blackbox/generate.py, or your own R1-style file:
     {"conversations": [{"role": "user", "content": "..."},
      {"role": "assistant", "content": "<think>...</think><answer>...</answer>"}]}
+Compare with --target answer (bare answers) and mixed (half of the questions with their thoughts).
 
 One CPU command (2 minutes):        python train_distill_reason.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_reason.py --size 2m
 The last line but one:              out/student-reason.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
-1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 fine-tune pretrained students; here a
-   student may also start from random weights, since the stories need no other knowledge.
-2. --target multi is Distilling step-by-step (Hsieh et al. 2023): chain and bare answer are two
-   tasks, two examples a question. There a prefix of the question names the task; here the
-   response's first token does, <think> or <answer>, and `eval.py --target` begins with it.
+1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 fine-tune; here fresh weights do, too.
+2. --target multi is Distilling step-by-step (Hsieh et al. 2023), two examples a question. There a
+   prefix of the question names the task; here the response's first token does: <think> or <answer>.
 3. The tags are single control ids, so their weight reaches them and nothing else.
-
-What the chain is worth is seen beside the same rows with --target answer, the bare answers, or
-mixed: half of the questions with their thoughts, half without. It is train_pretrain.py on text that
-a teacher wrote: `diff` shows the tag weight, not much more.
 """
 import time
 from dataclasses import dataclass
@@ -33,7 +26,6 @@ import torch
 
 import checkpoints
 import common
-from common import OUT
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import cross_entropy, total
 from model import SIZES
@@ -43,9 +35,9 @@ from optim import get_lr, make_optimizers
 @dataclass
 class Config:
     name: str = "student-reason"   # the run: writes out/NAME.pt and out/NAME.csv
-    data: str = OUT / "data/traces.jsonl"  # of blackbox/generate.py, or your own R1-style file
-    val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
-    tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
+    data: str = common.OUT / "data/traces.jsonl"  # of blackbox/generate.py, or of your own
+    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
+    tokenizer: str = common.OUT / "tokenizer.model"      # made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "0.4m"  # shape of the model, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: fresh, of --size
     window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
@@ -73,7 +65,6 @@ def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
     common.positive(cfg, "tag_weight")
     env = common.start(cfg)
-
     # the model: fresh, or from a checkpoint with its shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)
     train, val = open_text(cfg, tokenizer, inputs)
@@ -81,8 +72,7 @@ def main(cfg):
                                  env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
-    facts = {"parameters": f"{model.num_parameters():,}"}
-    facts |= self_check(cfg, env, model, train, val)
+    facts = {"parameters": f"{model.num_parameters():,}"} | self_check(cfg, env, model, train, val)
     common.begin(cfg, env, progress, facts)
 
     for step in range(progress.step, cfg.steps):

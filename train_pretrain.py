@@ -19,7 +19,6 @@ import torch
 
 import checkpoints
 import common
-from common import OUT
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import cross_entropy, total
 from model import SIZES
@@ -29,9 +28,9 @@ from optim import get_lr, make_optimizers
 @dataclass
 class Config:
     name: str = "teacher"          # the run: writes out/NAME.pt and out/NAME.csv
-    data: str = OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
-    tokenizer: str = OUT / "tokenizer.model"      # made by tokenizer/train.py
+    data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
+    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
+    tokenizer: str = common.OUT / "tokenizer.model"      # made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "2m"  # shape of the model, by name: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: fresh, of --size
     window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
@@ -57,7 +56,6 @@ class Config:
 def main(cfg):
     """Set up, self-check, and the loop of six numbered steps."""
     env = common.start(cfg)
-
     # the model: fresh, or from a checkpoint with its shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)
     train, val = open_text(cfg, tokenizer, inputs)
@@ -65,8 +63,7 @@ def main(cfg):
                                  env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     run_model = torch.compile(model) if cfg.compile else model
-    facts = {"parameters": f"{model.num_parameters():,}"}
-    facts |= self_check(cfg, env, model, train, val)
+    facts = {"parameters": f"{model.num_parameters():,}"} | self_check(cfg, env, model, train, val)
     common.begin(cfg, env, progress, facts)
 
     for step in range(progress.step, cfg.steps):

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 import checkpoints
-import common
-from common import UserError, check, show
+from common import check, sha256_file, show
 from losses import divergence, sampled_forward_kl, topk_divergence
 from tokenizer import Tokenizer
 
@@ -22,15 +21,10 @@ SAME = ("window", "target", "documents")  # flags that training and cache must s
 NAMES = {"topk": ("ids", "log_p"), "sampled": ("ids", "negentropy"), "hidden": ("hidden",)}
 
 
-def shard_path(folder, name, number):
-    """Where one quantity of SHARD windows lies."""
-    return Path(folder) / f"{name}-{number:04}.npy"
-
-
 def missing(folder, about):
-    """The numbers of the shards that are not there yet."""
+    """The numbers of the shards that are not there yet: label_ce is written last."""
     return [number for number in range(-(-about["windows"] // SHARD))
-            if not shard_path(folder, "label_ce", number).exists()]
+            if not (folder / f"label_ce-{number:04}.npy").exists()]
 
 
 def what_it_is_of(cfg, data):
@@ -40,75 +34,61 @@ def what_it_is_of(cfg, data):
                 **{name: getattr(cfg, name) for name in SAME})
 
 
-def read_about(cfg):
-    """The description of --cache, or UserError."""
-    try:
-        about = json.loads((Path(cfg.cache) / "about.json").read_text(encoding="utf-8"))
-        return about | dict(kind=about["kind"])  # a set of stories has an about.json, too
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"--cache {cfg.cache}: no cache; python dataset/teacher_cache.py makes "
-                        "one") from None
+def read_about(folder):
+    """The description of a cache; {} if there is none (a set of stories has an about.json, too)."""
+    file = Path(folder) / "about.json"
+    about = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return about if "teacher_fingerprint" in about else {}
 
 
 def load_teacher(cfg, env):
     """(teacher, its tokenizer, what the run remembers of it). With --cache the teacher is None."""
     if not cfg.cache:
         return checkpoints.load_teacher(cfg, env)
-    about = read_about(cfg)
+    folder, about = Path(cfg.cache), read_about(cfg.cache)
+    check(about, f"--cache {folder}: no cache; python dataset/teacher_cache.py makes one")
+    made_by = about["teacher_fingerprint"]
     if "teacher" in cfg.given:
-        _, _, named = checkpoints.load_teacher(cfg, common.device_and_dtype(cfg))
-        check(named["teacher_fingerprint"] in about["teacher_fingerprint"].split("+"),
-              f"--teacher {cfg.teacher}: {cfg.cache} is of another one")
-    inputs = dict(teacher_fingerprint=about["teacher_fingerprint"],
-                  cache_sha256=common.sha256_file(Path(cfg.cache) / "about.json"))
-    return None, Tokenizer.load(Path(cfg.cache) / "tokenizer.model"), inputs
+        named = checkpoints.load_teacher(cfg, env)[2]["teacher_fingerprint"]
+        check(named in made_by.split("+"), f"--teacher {cfg.teacher}: {folder} is of another one")
+    inputs = dict(teacher_fingerprint=made_by, cache_sha256=sha256_file(folder / "about.json"))
+    return None, Tokenizer.load(folder / "tokenizer.model"), inputs
 
 
 def open_cache(cfg, env, data):
-    """--cache for these windows and this training -> dict: its arrays and all that reading them
-    needs.
-
-    UserError for other data, another temperature, or a divergence that the cache cannot give.
-    """
-    folder, about, now = Path(cfg.cache), read_about(cfg), what_it_is_of(cfg, data)
-    differing = [f"{key} {about.get(key)} there, {value} here" for key, value in now.items()
-                 if about.get(key) != value]
+    """--cache for these windows -> dict: its arrays and all that reading them needs. UserError for
+    other data, another temperature, or a divergence that the cache cannot give."""
+    folder, about = Path(cfg.cache), read_about(cfg.cache)
+    differing = [f"{key} {about[key]} there, {value} here"
+                 for key, value in what_it_is_of(cfg, data).items() if about[key] != value]
     check(not differing, f"{show(folder)} was made from other data: {', '.join(differing)}")
     check(not missing(folder, about), f"{show(folder)} is not finished; its command goes on")
     check(about["temperature"] in (None, cfg.temperature), f"{show(folder)} is of temperature "
           f"{about['temperature']}, not {cfg.temperature}; --kind hidden has every temperature")
     check(about["kind"] != "sampled" or cfg.divergence == "forward_kl",
           f"{show(folder)}: a sampled cache has forward KL only; topk and hidden have the others")
-    shards = [{name: np.load(shard_path(folder, name, number), mmap_mode="r")
-               for name in (*NAMES[about["kind"]], "label_ce")}
-              for number in range(-(-about["windows"] // SHARD))]
-    counts = (data["mask"][:, 1:] > 0).sum(1)                   # (windows,) counted tokens of each
-    ends = [np.cumsum(counts[i:i + SHARD]) for i in range(0, len(counts), SHARD)]
+    counts = (data["mask"][:, 1:] > 0).sum(1)  # (windows,) counted tokens of each
+    starts = range(0, len(counts), SHARD)
+    shards = [{name: np.load(folder / f"{name}-{at // SHARD:04}.npy", mmap_mode="r")
+               for name in (*NAMES[about["kind"]], "label_ce")} for at in starts]
+    ends = np.concatenate([np.cumsum(counts[at:at + SHARD]) for at in starts])  # rows in its shard
     passes = cfg.steps * cfg.batch / len(counts)
-    facts = {"cache": f"{show(folder)}: {about['kind']}, k {about['k']}"}
-    if about["kind"] == "sampled" and passes > 1:
-        facts["draws"] = f"each is read {passes:.1f} times and can be learned: kd may fall below 0"
-    head = torch.from_numpy(np.load(folder / "head.npy")).to(env.device)  # (V, D)
-    return dict(kind=about["kind"], shards=shards, ends=ends, counts=counts, head=head, facts=facts)
-
-
-def rows_of(cache, numbers, device="cpu"):
-    """What is cached of some windows, by their numbers, in that order -> {name: (N, ...)}."""
-    found = {}
-    for number in numbers:
-        shard, place = divmod(number, SHARD)
-        end = cache["ends"][shard][place]
-        for name, array in cache["shards"][shard].items():
-            rows = array[end - cache["counts"][number]:end]
-            rows = rows.astype(np.int64 if name == "ids" else np.float32)
-            found.setdefault(name, []).append(torch.from_numpy(rows))
-    return {name: torch.cat(parts).to(device, non_blocking=True) for name, parts in found.items()}
+    known = "; draws are learned, kd may fall below 0" * (about["kind"] == "sampled" and passes > 1)
+    fact = f"{show(folder)}: {about['kind']}, k {about['k']}, read {passes:.1f} times{known}"
+    return dict(kind=about["kind"], shards=shards, ends=ends, counts=counts, facts={"cache": fact},
+                head=torch.from_numpy(np.load(folder / "head.npy")).to(env.device))  # (V, D)
 
 
 def cached_divergence(cache, numbers, logits, cfg, mix):
-    """(kd, the teacher's ce) of the counted tokens of some windows, each (N,), from what is cached
-    and the student's logits (N, V)."""
-    rows, name, tau = rows_of(cache, numbers, logits.device), cfg.divergence, cfg.temperature
+    """(kd, the teacher's ce), (N,) each, of the counted tokens of some windows; logits (N, V)."""
+    rows, name, tau = {}, cfg.divergence, cfg.temperature
+    for number in numbers:
+        end = cache["ends"][number]
+        for kept, array in cache["shards"][number // SHARD].items():
+            rows.setdefault(kept, []).append(array[end - cache["counts"][number]:end])
+    for kept, parts in rows.items():
+        array = np.concatenate(parts).astype(np.int64 if kept == "ids" else np.float32)  # (N, ...)
+        rows[kept] = torch.from_numpy(array).to(logits.device, non_blocking=True)
     if cache["kind"] == "hidden":
         kd = divergence(name, logits, rows["hidden"] @ cache["head"].T, tau, mix)
     elif cache["kind"] == "sampled":

@@ -6,31 +6,24 @@
 Last line: next: python train_distill_logits.py --name student-cached --cache ...
 
 Three kinds, of the tokens that count in the loss. Numbers are float16, which is precise enough: on
-the prose teacher it changes a token's KL by about 0.0002 nats. Bytes are for V <= 65,536.
+the prose teacher it changes a token's KL by about 0.0002 nats. At the end: bytes a token.
 
     topk      the k likeliest tokens with their log-probabilities, and one bucket for all others:
               any divergence on k + 1 outcomes, never above the whole one (data processing
               inequality). Without the bucket the student learns to be too sure (trap 13). 4k + 6
-              bytes a token
-    sampled   k draws from the teacher's distribution: the gradient of forward KL, without bias in
-              the first pass (Anshumann et al. 2025, section 3). Later passes read the same draws,
-              and the student can learn them by heart. 2k + 8 bytes
-    hidden    the last hidden state, and the output matrix once: any divergence, at any temperature.
-              2D + 4 bytes
+    sampled   k draws from the teacher's distribution: forward KL, without bias in the first pass
+              (Anshumann et al. 2025, section 3). Draws that are read again can be learned. 2k + 8
+    hidden    the last hidden state, the output matrix once: any divergence, any temperature. 2D + 4
 
 Of several teachers with one tokenizer (`teacher_cache.py out/b.pt --teacher out/a.pt`) topk and
 sampled keep the mean distribution (Hinton, Vinyals & Dean 2015, section 5: an ensemble). Both are
-of one temperature, which the training must share: the normaliser of another one is not in them.
-
-about.json, written first, has all that the training must share; then comes one .npy for every SHARD
-windows and quantity. After a stop the same command goes on.
+of one temperature, that of the training. After a stop the same command goes on.
 """
 import json
-import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
 import common
 from common import OUT, check, show
-from dataset.cache_reader import NAMES, SAME, SHARD, missing, shard_path, what_it_is_of
+from dataset.cache_reader import NAMES, SAME, SHARD, missing, read_about, what_it_is_of
 from dataset.windows import open_data, tensors
 from losses import log_softmax
 
@@ -66,57 +59,49 @@ class Config:
     fresh: bool = False            # replace a cache of other settings
 
 
-def mean_log_p(logits, temperature=1.0):
+def mean_log_p(logits, tau):
     """ln of the mean of some softened distributions: a list of (N, V) -> (N, V) float32."""
-    found = [log_softmax(z, temperature) for z in logits]
-    if len(found) == 1:
-        return found[0]
-    return torch.stack(found).logsumexp(0) - math.log(len(found))
+    return torch.stack([log_softmax(z, tau) for z in logits]).logsumexp(0) - np.log(len(logits))
 
 
 @torch.no_grad()
-def quantities(teachers, batch, about, env, generator):
-    """What is kept of a batch of windows -> {name: tensor (tokens, ...)} of its counted tokens."""
-    x, y, document, weight = batch
-    keep, logits = weight > 0, []
+def quantities(teachers, data, numbers, about, env):
+    """What is kept of a batch of windows -> {name: tensor (N, ...)} of their N counted tokens."""
+    generator = torch.Generator(env.device).manual_seed(about["seed"] * 1_000_003 + int(numbers[0]))
+    x, y, document, weight = tensors(data, numbers, env.device)
+    keep = weight > 0
     with env.autocast():
-        for teacher in teachers:
-            hidden = teacher.hidden_states(x, document)[keep]  # (N, D)
-            logits.append(teacher.lm_head(hidden))             # (N, V)
+        states = [teacher.hidden_states(x, document)[keep] for teacher in teachers]  # (N, D) each
+        logits = [teacher.lm_head(hidden) for teacher, hidden in zip(teachers, states)]  # (N, V)
     check(all(z.isfinite().all() for z in logits),
           f"the teacher's logits are not finite in {env.dtype}; try --dtype float32")
-    found = dict(label_ce=-mean_log_p(logits).gather(-1, y[keep][:, None])[:, 0])  # (N,) at tau 1
+    found = dict(label_ce=-mean_log_p(logits, 1.0).gather(-1, y[keep][:, None])[:, 0])  # (N,)
     if about["kind"] == "hidden":
-        return found | dict(hidden=hidden)
+        return found | dict(hidden=states[0])
     log_p = mean_log_p(logits, about["temperature"])           # (N, V) float32
     if about["kind"] == "sampled":
         draws = torch.multinomial(log_p.exp(), about["k"], replacement=True, generator=generator)
         return found | dict(ids=draws, negentropy=(log_p.exp() * log_p).sum(-1))
-    best = log_p.topk(about["k"])
-    kept = best.values                                         # (N, k)
+    kept, ids = log_p.topk(about["k"])                         # (N, k)
     if about["k"] < log_p.shape[-1]:
-        rest = log_p.scatter(-1, best.indices, -torch.inf).logsumexp(-1, keepdim=True)
+        rest = log_p.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
         kept = torch.cat([kept, rest], -1)                     # (N, k + 1)
-    return found | dict(ids=best.indices, log_p=kept)
+    return found | dict(ids=ids, log_p=kept)
 
 
 def write_shard(folder, number, teachers, data, about, env):
     """The quantities of SHARD windows, each a .npy file; label_ce is the last one."""
     end, parts = min((number + 1) * SHARD, about["windows"]), {}
+    ids = torch.uint16 if about["vocab_size"] <= 2**16 else torch.uint32
+    types = dict(ids=ids, log_p=torch.float16, hidden=torch.float16)
     for first in range(number * SHARD, end, BATCH):
-        generator = torch.Generator(env.device).manual_seed(about["seed"] * 1_000_003 + first)
-        batch = tensors(data, np.arange(first, min(first + BATCH, end)), env.device)
-        for name, value in quantities(teachers, batch, about, env, generator).items():
-            value = value.float() if value.is_floating_point() else value  # numpy has no bf16
-            parts.setdefault(name, []).append(value.cpu().numpy())
-    small = np.uint16 if about["vocab_size"] <= 2**16 else np.uint32
-    types = dict(ids=small, log_p=np.float16, hidden=np.float16)
+        numbers = np.arange(first, min(first + BATCH, end))
+        for name, value in quantities(teachers, data, numbers, about, env).items():
+            parts.setdefault(name, []).append(value.to("cpu", types.get(name)).numpy())
     for name in (*NAMES[about["kind"]], "label_ce"):
-        array = np.concatenate(parts[name])
-        with np.errstate(over="ignore"):  # checked in the next line
-            stored = array.astype(types.get(name, np.float32))
+        stored = np.concatenate(parts[name])
         check(np.isfinite(stored).all(), f"the teacher's {name} do not fit into float16")
-        with common.atomic_write(shard_path(folder, name, number)) as file:
+        with common.atomic_write(folder / f"{name}-{number:04}.npy") as file:
             np.save(file, stored)
 
 
@@ -125,35 +110,28 @@ def main(cfg):
     common.positive(cfg, "k", "window")
     common.between(cfg, 0.01, 1000, "temperature")
     hidden = cfg.kind == "hidden"
-    check(not (hidden and cfg.others), "--kind hidden: of one teacher only, states have no mean")
-    check(not (hidden and {"temperature", "k"} & cfg.given), "--kind hidden: no other knobs")
+    check(not hidden or not cfg.others and not {"temperature", "k"} & cfg.given,
+          "--kind hidden: of one teacher (states have no mean), without --temperature and --k")
     env, folder = common.device_and_dtype(cfg), Path(cfg.out)
-    teachers, tokenizer = [], None
-    for path in (cfg.teacher, *(cfg.others or ())):
-        teacher, own, _ = checkpoints.load_model(path, env.device)
-        tokenizer = tokenizer or own
-        check(own.fingerprint == tokenizer.fingerprint,
-              f"{show(path)} and {show(cfg.teacher)} have different tokenizers")
-        room = teacher.config.max_seq_len
-        check(cfg.window <= room, f"--window {cfg.window}: the context of {show(path)} is {room}")
-        teachers.append(teacher)
+    paths = [cfg.teacher, *(cfg.others or [])]
+    loaded = [checkpoints.load_teacher(replace(cfg, teacher=path), env) for path in paths]
+    teachers, (tokenizer, *others), inputs = zip(*loaded)
+    check(all(other.fingerprint == tokenizer.fingerprint for other in others),
+          f"{', '.join(map(show, paths))} have different tokenizers")
     data = open_data(cfg.data, tokenizer, cfg.window, cfg.target, cfg.documents, cfg.skip_bad_lines)
-    k = min(cfg.k, tokenizer.vocab_size) if cfg.kind == "topk" else cfg.k
-    prints = sorted(map(checkpoints.weights_fingerprint, teachers))
-    about = dict(kind=cfg.kind, vocab_size=tokenizer.vocab_size, windows=len(data["ids"]),
-                 k=0 if hidden else k, temperature=None if hidden else cfg.temperature,
-                 seed=cfg.seed, dtype=env.dtype, teacher_fingerprint="+".join(prints),
+    k = {"topk": min(cfg.k, tokenizer.vocab_size), "sampled": cfg.k, "hidden": 0}[cfg.kind]
+    about = dict(kind=cfg.kind, vocab_size=tokenizer.vocab_size, windows=len(data["ids"]), k=k,
+                 temperature=None if hidden else cfg.temperature, seed=cfg.seed, dtype=env.dtype,
+                 teacher_fingerprint="+".join(sorted(i["teacher_fingerprint"] for i in inputs)),
                  tokenizer_fingerprint=tokenizer.fingerprint, **what_it_is_of(cfg, data))
     lock = common.lock(folder)  # held until this function ends  # noqa: F841
-    about_file = folder / "about.json"
-    made = json.loads(about_file.read_text(encoding="utf-8")) if about_file.exists() else {}
-    check("teacher_fingerprint" in made or not folder.exists() or not list(folder.glob("[!.]*")),
-          f"{show(folder)} holds other files; choose another --out")
+    made = read_about(folder)
+    check(made or not any(folder.glob("[!.]*")), f"--out {show(folder)} holds other files")
     if made and not cfg.fresh:
         common.refuse_others(folder, made, about)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        common.write_file(about_file, json.dumps(about, indent=1))
+        common.write_file(folder / "about.json", json.dumps(about, indent=1))
     tokenizer.save(folder / "tokenizer.model")
     with common.atomic_write(folder / "head.npy") as file:
         np.save(file, teachers[0].lm_head.weight.float().cpu().numpy())
@@ -165,10 +143,9 @@ def main(cfg):
     size, tokens = sum(p.stat().st_size for p in folder.glob("*-*.npy")), data["meta"]["supervised"]
     print(f"{show(folder)}: {'made' if todo else 'already made'}, {tokens:,} tokens, "
           f"{size / max(tokens, 1):.0f} bytes each, {size / 1e6:,.1f} MB")
-    flags = {name: getattr(cfg, name) for name in
-             sorted(cfg.given & {"data", *SAME, "temperature", "skip_bad_lines"})}
+    given = sorted(cfg.given & {"data", *SAME, "temperature", "skip_bad_lines"})
     print("next: " + common.command("train_distill_logits.py", name="student-cached", cache=folder,
-                                    **flags))
+                                    **{name: getattr(cfg, name) for name in given}))
 
 
 if __name__ == "__main__":

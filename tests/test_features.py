@@ -1,23 +1,19 @@
-"""Claims about train_distill_features.py: the right layers, the right tokens, nothing
-left over in the student."""
+"""Claims about train_distill_features.py: the right layers, the right tokens, nothing left over."""
 import math
+from itertools import product
 
 import pytest
 import torch
+from torch import nn
 
 import checkpoints
 from common import UserError
 from losses import hidden_cosine, hidden_mse
+from test_losses import draw
 from train_distill_features import Config, hidden_term, layer_pairs, relation_kl, relation_term
 
 B, T = 2, 6
 
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-# --- layer maps -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("rule, layers, pairs", [
     ("last", (3, 9), [(3, 9)]), ("last", (4, 4), [(4, 4)]),
@@ -26,20 +22,24 @@ def draw(*shape, seed=0):
     ("1:2,3:9", (3, 9), [(1, 2), (3, 9)])])
 def test_maps_name_block_outputs(rule, layers, pairs):
     """TRAPS 22: with the embedding counted as layer 0 every pair is off by one."""
-    assert layer_pairs(rule, *layers, "--x") == pairs
+    assert layer_pairs(rule, *layers) == pairs
 
 
-def test_a_layer_that_does_not_exist_is_refused():
+@pytest.mark.parametrize("rule", ["first", "0:1", "1:0", "4:1", "1:10", "1-2", "1:2:3", "1:", ",", "", "1.5:2",
+                                  "-1:2", "1:2,"])
+def test_a_layer_that_does_not_exist_is_refused(rule):
     """Python's index -1 would quietly take the last one."""
-    for rule in ("first", "0:1", "1:0", "4:1", "1:10", "1-2", "1:2:3", "1:", ",", "", "1.5:2", "-1:2"):
-        with pytest.raises(UserError, match="--hidden-layers.*student's block 1 to 3, teacher's 1 to 9"):
-            layer_pairs(rule, 3, 9, "--hidden-layers")
+    with pytest.raises(UserError, match="1:1 to 3:9"):
+        layer_pairs(rule, 3, 9)
 
 
 def recorded(model, ids, document=None):
     features = []
     model.hidden_states(ids, document, features=features)
     return features
+
+
+SAME = [nn.Identity()] * 3  # no projections
 
 
 @pytest.mark.parametrize("rule", ["last", "uniform", "2:2", "1:1,3:3"])
@@ -49,15 +49,14 @@ def test_identical_networks_cost_nothing_under_every_map(rule, tiny_model):
     model = tiny_model(n_layers=3)
     ids = torch.randint(0, 300, (B, T), generator=torch.Generator().manual_seed(1))
     document = torch.tensor([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]])
-    keep, seen = document > 0, recorded(model, ids, document)
-    pairs = layer_pairs(rule, 3, 3, "--x")
+    keep, seen, pairs = document > 0, recorded(model, ids, document), layer_pairs(rule, 3, 3)
     for loss in ("mse", "cosine"):
-        value = hidden_term(Config(hidden_loss=loss), pairs, [], seen, seen, keep)
+        value = hidden_term(Config(hidden_loss=loss), pairs, SAME, seen, seen, keep)
         assert value.shape == (10,) and value.abs().max() < 1e-6
     value = relation_term(Config(relation_heads=2), pairs, seen, seen, document, keep)
     assert value.shape == (10,) and value.abs().max() < 1e-6
     other = recorded(tiny_model(n_layers=3, seed=9), ids, document)
-    assert hidden_term(Config(), pairs, [], other, seen, keep).min() > 0.1
+    assert hidden_term(Config(), pairs, SAME, other, seen, keep).min() > 0.1
     assert (relation_term(Config(relation_heads=2), pairs, other, seen, document, keep) > -1e-6).all()
 
 
@@ -74,8 +73,6 @@ def test_what_is_recorded_are_the_blocks_outputs_and_qkv_before_rope(tiny_model)
         torch.testing.assert_close(first[which], first[which][:, :, :1].expand_as(first[which]))
 
 
-# --- the distances --------------------------------------------------------------------------------
-
 def test_hidden_distances_by_hand():
     """Summed instead of averaged, a wider teacher would weigh more."""
     a, b = torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 0.0]])
@@ -84,72 +81,59 @@ def test_hidden_distances_by_hand():
     assert hidden_cosine(5 * a, b).item() == pytest.approx(1 - 1 / 3)  # blind to length
 
 
-def test_of_several_pairs_the_hidden_term_is_the_mean():
+@torch.no_grad()
+def test_of_several_pairs_a_term_is_the_mean_that_of_relations_over_queries_keys_and_values(tiny_model):
     """Summed, twice the layers would weigh twice as much; the map would be a second weight."""
     def block(*numbers):
         return dict(hidden=torch.tensor([[numbers, (9.0, 9.0)]]))  # (1, 2, D), one left out
     student, teacher = [block(1.0, 2.0), block(0.0, 3.0)], [block(1.0, 0.0), block(4.0, 3.0)]
-    keep = torch.tensor([[True, False]])
-    value = hidden_term(Config(hidden_loss="mse"), [(1, 1), (2, 2)], [], student, teacher, keep)
-    assert value.tolist() == [(4 / 2 + 16 / 2) / 2]
-    value = hidden_term(Config(hidden_loss="cosine"), [(1, 1), (2, 2)], [], student, teacher, keep)
-    assert value.tolist() == pytest.approx([(1 - 1 / 5 ** 0.5 + 1 - 3 / 5) / 2])
-
-
-@torch.no_grad()
-def test_of_several_pairs_the_relation_term_is_the_mean_over_queries_keys_and_values(tiny_model):
-    """Summed, the same as above, and three times that."""
+    for loss, mean in (("mse", (4 / 2 + 16 / 2) / 2), ("cosine", (1 - 1 / 5 ** 0.5 + 1 - 3 / 5) / 2)):
+        value = hidden_term(Config(hidden_loss=loss), [(1, 1), (2, 2)], SAME, student, teacher,
+                            torch.tensor([[True, False]]))
+        assert value.tolist() == pytest.approx([mean])
     ids, document = torch.arange(B * T).view(B, T), torch.ones(B, T)
     student, teacher = recorded(tiny_model(), ids), recorded(tiny_model(seed=9), ids)
     value = relation_term(Config(relation_heads=2), [(1, 2), (2, 1)], student, teacher, document,
                           document > 0)
-    flat = lambda x: x.transpose(1, 2).flatten(2)  # (B, heads, T, C) -> (B, T, heads * C)
-    parts = [relation_kl(flat(student[s][which]), flat(teacher[t][which]), 2)
-             for s, t in ((0, 1), (1, 0)) for which in "qkv"]
+    parts = [relation_kl(student[s][part], teacher[t][part], 2) for s, t in ((0, 1), (1, 0)) for part in "qkv"]
     torch.testing.assert_close(value, torch.stack(parts).mean(0).flatten())
 
 
 def relation_by_hand(student, teacher, heads, document):
-    """Loops over batch, head, t and s, in plain Python."""
+    """Loops over batch, head, t and s, in plain Python: (B, H, T, C) of both -> [[nats]]."""
     values = [[0.0] * T for _ in range(B)]
-    for b in range(B):
-        for t in range(T):
-            see = [s for s in range(t + 1) if document[b][s] == document[b][t]]
-            for h in range(heads):
-                rows = []
-                for x in (student, teacher):
-                    w = x.shape[-1] // heads
-                    part = x[b, :, h * w:(h + 1) * w].tolist()
-                    scores = [sum(i * j for i, j in zip(part[t], part[s])) / math.sqrt(w) for s in see]
-                    weights = [math.exp(v) for v in scores]
-                    rows.append([v / sum(weights) for v in weights])
-                q, p = rows
-                values[b][t] += sum(x * math.log(x / y) for x, y in zip(p, q)) / heads
+    for b, h, t in product(range(B), range(heads), range(T)):
+        see = [s for s in range(t + 1) if document[b][s] == document[b][t]]
+        rows = []
+        for x in (student, teacher):
+            channels = torch.cat(list(x[b]), -1)  # (T, HC): head after head
+            w = channels.shape[-1] // heads
+            part = channels[:, h * w:(h + 1) * w].tolist()
+            scores = [sum(i * j for i, j in zip(part[t], part[s])) / math.sqrt(w) for s in see]
+            weights = [math.exp(v) for v in scores]
+            rows.append([v / sum(weights) for v in weights])
+        q, p = rows
+        values[b][t] += sum(x * math.log(x / y) for x, y in zip(p, q)) / heads
     return values
 
 
 def test_relations_equal_explicit_loops_over_pairs_of_one_document():
-    """Another document, the future, or padding that takes part; a scale by the wrong width."""
-    document = [[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]]
-    student, teacher = draw(B, T, 8, seed=1), draw(B, T, 12, seed=2)
-    values = relation_kl(student, teacher, 4, torch.tensor(document))
-    expected = torch.tensor(relation_by_hand(student, teacher, 4, document))
-    torch.testing.assert_close(values.double(), expected.double(), rtol=0, atol=1e-6)
-    free = relation_kl(student, teacher, 4)
-    torch.testing.assert_close(
-        free.double(), torch.tensor(relation_by_hand(student, teacher, 4, [[1] * T] * 2)).double(),
-        rtol=0, atol=1e-6)
+    """Another document, the future, or padding that takes part; a scale by the wrong width; attention
+    heads that the parts cut across."""
+    student, teacher = draw(B, 2, T, 4, seed=1), draw(B, 3, T, 4, seed=2)
+    for document in ([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]], None):
+        values = relation_kl(student, teacher, 4, document and torch.tensor(document))
+        expected = relation_by_hand(student, teacher, 4, document or [[1] * T] * B)
+        torch.testing.assert_close(values.double(), torch.tensor(expected).double(), rtol=0, atol=1e-6)
 
 
 def test_relation_gradients_are_finite_with_documents_and_padding():
     """Masked scores are minus infinity: 0 times infinity is one careless line away."""
-    student = draw(B, T, 8, seed=1).float().requires_grad_()
-    relation_kl(student, draw(B, T, 8, seed=2).float(), 2,
+    student = draw(B, 1, T, 8, seed=1).float().requires_grad_()
+    relation_kl(student, draw(B, 1, T, 8, seed=2).float(), 2,
                 torch.tensor([[1, 1, 2, 2, 0, 0], [0] * 6])).sum().backward()
     assert student.grad.isfinite().all() and student.grad.abs().sum() > 0
 
-
-# --- the script -----------------------------------------------------------------------------------
 
 @pytest.fixture
 def train(call, tiny_world, out_dir):
@@ -162,43 +146,33 @@ def train(call, tiny_world, out_dir):
     return run
 
 
-WIDER = dict(size="0.4m", relation_heads=2)  # 96 wide, the teacher 64
-
-
 def test_relation_heads_that_do_not_divide_are_refused(train):
     """32 channels in 5 heads: a traceback, or channels left out."""
     for heads in (5, 0, -1):
         train(status=2, relation_weight=1, relation_heads=heads)
 
 
-def test_projections_bridge_widths_and_are_dropped_from_the_student(train, out_dir):
-    """A student with keys of its own is refused by every other script (strict=True)."""
-    state = train(steps=2, **WIDER)
-    assert "projections 18,432" in train.said  # three pairs of 96 x 64
-    assert "projections" not in state and not any("proj" in k and "layers" not in k for k in state["model"])
-    model, _, _ = checkpoints.load_model(out_dir / "run.pt")
-    assert model.num_parameters() == sum(v.numel() for k, v in state["model"].items()
-                                         if k != "lm_head.weight")
-
-
-def test_projections_are_trained_and_resumed(train, monkeypatch, out_dir):
-    """Left at their random start they are noise; drawn anew at a resume, the loss jumps."""
+def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train, monkeypatch, out_dir):
+    """Left at their random start they are noise; drawn anew at a resume, the loss jumps. A student with
+    keys of its own is refused by every other script (strict=True)."""
+    wider = dict(size="0.4m", relation_heads=2)  # 96 wide, the teacher 64
     seen, real, advance = [], torch.nn.utils.clip_grad_norm_, checkpoints.count_step
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: (
         seen.append([p.detach().clone() for p in parameters][-1]), real(parameters, *rest))[1])
-    whole = train(name="whole", steps=4, **WIDER)
-    assert len(seen) == 4 and all(p.shape == (64, 96) for p in seen)
-    assert not torch.equal(seen[0], seen[3])
+    whole = train(name="whole", **wider)
+    assert "projections 18,432" in train.said and "projections" not in whole  # three pairs of 96 x 64
+    assert checkpoints.load_model(out_dir / "whole.pt")[0].state_dict().keys() == whole["model"].keys()
+    assert len(seen) == 4 and all(p.shape == (64, 96) for p in seen) and not torch.equal(seen[0], seen[3])
 
     def stop(progress, *rest):
         advance(progress, *rest)
         if progress.step == 3:
             raise KeyboardInterrupt
     monkeypatch.setattr(checkpoints, "count_step", stop)
-    train(status=130, name="parts", steps=4, **WIDER)
+    train(status=130, name="parts", **wider)
     assert "projections" in checkpoints.load(out_dir / "parts.pt")  # of step 2
     monkeypatch.setattr(checkpoints, "count_step", advance)
-    parts = train(name="parts", steps=4, **WIDER)
+    parts = train(name="parts", **wider)
     assert torch.equal(seen[-1], seen[3])
     assert all(torch.equal(v, whole["model"][k]) for k, v in parts["model"].items())
 

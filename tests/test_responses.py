@@ -1,7 +1,5 @@
-"""Claims about train_distill_responses.py: which words of the teacher the student learns, and that
-the loop is the one of pretraining. Its gradient, ranks, kills: with those of the other scripts."""
+"""Claims about the teacher's words that the student learns. Gradient, ranks, kills: with the others'."""
 import csv
-import inspect
 import json
 
 import pytest
@@ -13,7 +11,7 @@ import train_distill_responses
 import train_pretrain
 from eval import judge
 from dataset.windows import eval_batches, open_data
-from dataset.formats import Turn, encode_document, parse_row, plain_reply
+from dataset.formats import Turn, parse_row, plain_reply
 from dataset.verify import extract_answer
 
 # the formats of dataset/formats.py, each as a file may hold it
@@ -30,9 +28,10 @@ FORMATS = [
 @pytest.mark.parametrize("target, second", [("full", "It is 5 + 2.\n#### 7<end>"),
                                             ("answer", "<answer>7</answer><end>")])
 def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tiny_tokenizer, out_dir):
-    """TRAPS 9 and 25: of several turns the last alone, or without its first or last token."""
+    """TRAPS 9 and 25: of several turns only the last, or without its first or last token. Chat data know
+    no tags: nothing may be added to a reply without thought and answer."""
     turns = [dict(role="system", content="Be short."), dict(role="user", content="2 + 3?"),
-             dict(role="assistant", content="5 pears."), dict(role="user", content="And 2 more?"),
+             dict(role="assistant", content="5 pears, <b>."), dict(role="user", content="And 2 more?"),
              dict(role="assistant", content="7", reasoning_content="It is 5 + 2."),
              dict(role="user", content="Thanks"), dict(role="assistant", content="Bye.")]
     path = tmp_path / "chat.jsonl"
@@ -40,7 +39,7 @@ def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tin
     [(_, y, _, weight)] = eval_batches(open_data(path, tiny_tokenizer, 143, target), batch=2)
     counted, other = (tiny_tokenizer.decode(y[part & (y != tiny_tokenizer.pad)], show_control=True)
                       for part in (weight > 0, weight == 0))
-    assert counted == f"5 pears.<end>{second}Bye.<end>"
+    assert counted == f"5 pears, <b>.<end>{second}Bye.<end>"
     assert other == "Be short.<end><user>2 + 3?<end><assistant><user>And 2 more?<end><assistant>" \
                     "<user>Thanks<end><assistant>"  # <system>, the first token, is nobody's target
 
@@ -55,15 +54,6 @@ def test_a_full_answer_gives_its_answer_back(think, answer):
     assert parse_row({"question": "?", "answer": text})[1] == Turn("assistant", "", think, answer)
     assert plain_reply(Turn("assistant", "", None, answer)) == answer  # "#### So:" would be a heading
     assert plain_reply(Turn("assistant", "", think, "So:\nit is 7.")) == f"{think}\nSo:\nit is 7."
-
-
-@pytest.mark.parametrize("target", ["full", "answer"])
-def test_a_reply_without_thought_and_answer_is_learned_as_it_stands(target, tiny_tokenizer):
-    """Chat data know no tags: nothing may be added to them."""
-    document = parse_row({"instruction": "Add.", "output": "3 + 4 = 7, <b>."})
-    ids, mask = encode_document(tiny_tokenizer, document, target)
-    said = [i for i, m in zip(ids, mask) if m]
-    assert tiny_tokenizer.decode(said, show_control=True) == "3 + 4 = 7, <b>.<end>"
 
 
 @pytest.mark.parametrize("said, wanted, verdict", [
@@ -99,8 +89,7 @@ def test_every_format_is_trained_on(call, tiny_world, tmp_path, out_dir):
         logits = model(ids[None, :-1])[0, first - 1:]
         ce = F.cross_entropy(logits, ids[first:], reduction="sum")
         sums += torch.tensor([ce, len(ids) - first])
-    with (out_dir / "run.csv").open(newline="") as file:
-        [row] = csv.DictReader(file)
+    [row] = csv.DictReader((out_dir / "run.csv").read_text().splitlines())
     assert float(row["ce"]) == pytest.approx((sums[0] / sums[1]).item(), rel=1e-5)
     assert int(row["supervised"]) == sums[1]
 
@@ -111,11 +100,9 @@ def test_bare_answers_are_one_run_in_both_black_box_scripts(call, tiny_world, ou
         flags = tiny_world.flags(script, name=script, target="answer", steps=2)
         assert call(f"train_{script}", *flags).status == 0
     states = [checkpoints.load(out_dir / f"distill_{name}.pt") for name in ("responses", "reason")]
-    for name, weight in states[0]["model"].items():
-        assert torch.equal(weight, states[1]["model"][name]), name
+    assert all(torch.equal(weight, states[1]["model"][name]) for name, weight in states[0]["model"].items())
 
 
 def test_the_loop_is_that_of_pretraining():
     """`diff` is the lesson: who wrote the text makes the difference, not the loop."""
-    ours = inspect.getsource(train_distill_responses.main)
-    assert ours == inspect.getsource(train_pretrain.main)
+    assert train_distill_responses.main is train_pretrain.main
