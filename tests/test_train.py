@@ -70,8 +70,6 @@ def config(**values):
     return type("Config", (), dict(batch=4, accumulate=1, seed=0) | values)
 
 
-# --- the gradient ---------------------------------------------------------------------------------
-
 def watched(model, ids):
     """The last block's output (T, D), and its queries, keys and values (T, W) before RoPE."""
     seen, block = {}, model.layers[-1]
@@ -178,8 +176,6 @@ def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train
     assert gradients[0].abs().max() == 0 and gradients[1].abs().max() == 0
 
 
-# --- the teacher ----------------------------------------------------------------------------------
-
 def test_alpha_0_is_pretraining(train, gradients):
     """From one seed: same initial weights, same data, same gradients, to the bit. Loading a teacher may
     draw no random number."""
@@ -258,8 +254,6 @@ def test_the_self_check_prints_the_numbers_that_must_be_right(train):
     assert zero == 0 and abs(start - guessing) < 0.1  # small weights at init
 
 
-# --- the windows of a step ------------------------------------------------------------------------
-
 def test_every_epoch_takes_each_window_once_in_an_order_of_its_own():
     """A window left out or taken twice; an order that is the same in every epoch."""
     windows, batch = 10, 4  # 5 steps are 2 epochs; the third step takes of both
@@ -325,8 +319,6 @@ def test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser(world, ac
         assert n_valid == data["mask"][step_windows(8, 1, 4, 0), 1:].sum()
     assert sum(counts) == n_valid and sorted(seen) == sorted(step_windows(8, 1, 4, 0).tolist())
 
-
-# --- the loop -------------------------------------------------------------------------------------
 
 @all_scripts
 def test_the_log_has_every_step_with_its_learning_rate(script, train):
