@@ -1,11 +1,12 @@
 """Claims about the training loops: each step's gradient is what the formula in the docstring says.
 
-The scripts run whole, inside this process. `gradients` records what reaches the clipping; the oracle
-takes the documents one by one through PyTorch's own losses.
+The scripts run whole, in this process. `gradients` records what is clipped; the oracle takes the
+documents one by one through PyTorch's own losses.
 """
 import csv
 import re
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dataset.windows import eval_batches, open_data, step_batches, step_windows,
 from dataset.formats import encode_document, read_documents
 from optim import get_lr
 
-ENV = type("Env", (), dict(rank=0, world=1, device="cpu"))
+ENV = SimpleNamespace(rank=0, world=1, device="cpu", autocast=torch.no_grad)
 ALPHA, TEMPERATURE, TAG_WEIGHT = 0.7, 2.0, 3.0
 KNOBS = {"pretrain": {}, "distill_logits": dict(alpha=ALPHA, temperature=TEMPERATURE),
          "distill_reason": dict(tag_weight=TAG_WEIGHT), "distill_responses": dict(window=150),
@@ -67,7 +68,7 @@ def relative(a, b):
 
 
 def config(**values):
-    return type("Config", (), dict(batch=4, accumulate=1, seed=0) | values)
+    return SimpleNamespace(**dict(batch=4, accumulate=1, seed=0) | values)
 
 
 def features_by_hand(model, teacher, ids, hidden_weight, relation_weight):
@@ -141,16 +142,14 @@ def test_appended_padding_changes_nothing(script, train, gradients, monkeypatch,
         wider = [np.pad(a, ((0, extra_windows), (0, extra_columns)), constant_values=value)
                  for a, value in zip(arrays, (42, 0, 0))]  # padding of any id: 42
         monkeypatch.setattr(windows, "open_data", lambda *_, **__: fake_data(*wider))
-        _, rows = train(script, init=tiny_world.init, batch=16 + extra_windows, steps=1,
-                        **KNOBS[script])
+        _, rows = train(script, init=tiny_world.init, batch=16 + extra_windows, steps=1, **KNOBS[script])
         ces.append(float(rows[0]["ce"]))
         assert relative(gradients[-1], gradients[0]) <= 1e-5
         assert ces[-1] == pytest.approx(ces[0], rel=1e-6)
 
 
 @all_scripts
-def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train, gradients,
-                                                                   monkeypatch):
+def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train, gradients, monkeypatch):
     """TRAPS 9: 0/0 = NaN where a whole step is prompt."""
     shape = (8, 20)
     prompts = fake_data(np.full(shape, 42), np.zeros(shape), np.ones(shape))
@@ -166,10 +165,8 @@ def test_alpha_0_is_pretraining(train, gradients):
     draw no random number."""
     pretrained, _ = train("pretrain", steps=3)
     distilled, _ = train("distill_logits", alpha=0, steps=3)
-    for step in range(3):
-        assert torch.equal(gradients[step], gradients[3 + step])
-    for name, weight in pretrained["model"].items():
-        assert torch.equal(weight, distilled["model"][name]), name
+    assert all(torch.equal(gradients[step], gradients[3 + step]) for step in range(3))
+    assert all(torch.equal(weight, distilled["model"][name]) for name, weight in pretrained["model"].items())
 
 
 def test_alpha_and_temperature_change_the_training(train, gradients, tiny_world):
@@ -195,8 +192,7 @@ def test_the_teacher_is_frozen_in_eval_mode_and_without_gradient(train, tiny_wor
     """TRAPS 19: dropout in the teacher is noise in the targets, its graph doubles the memory."""
     loaded, passes = checkpoints.load_model(tiny_world.teacher), []
     teacher, before = loaded[0], checkpoints.load(tiny_world.teacher)["model"]
-    teacher.register_forward_hook(
-        lambda module, *_: passes.append((module.training, torch.is_grad_enabled())))
+    teacher.register_forward_hook(lambda net, *_: passes.append((net.training, torch.is_grad_enabled())))
     monkeypatch.setattr(checkpoints, "load_model", lambda *_, **__: loaded)
     train("distill_logits", steps=2)
     assert len(passes) > 2 and set(passes) == {(False, False)}
@@ -213,11 +209,9 @@ class OneHotTeacher(torch.nn.Module):
         return logits if keep is None else logits[keep]
 
 
-def test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax(train, monkeypatch, tiny_tokenizer,
-                                                                out_dir):
+def test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax(train, monkeypatch, tiny_tokenizer, out_dir):
     """TRAPS 7: a teacher, mask or label that is not shifted alike is off by one and still "learns"."""
-    monkeypatch.setattr(checkpoints, "load_model", lambda *_, **__: (
-        OneHotTeacher().eval(), tiny_tokenizer, {}))
+    monkeypatch.setattr(checkpoints, "load_model", lambda *_, **__: (OneHotTeacher().eval(), tiny_tokenizer, {}))
     rng = np.random.default_rng(0)
     ids = rng.integers(10, 41, (64, 25))  # (windows, window + 1): nothing but the teacher to learn
     data = fake_data(ids, rng.integers(0, 2, ids.shape), np.ones(ids.shape))
@@ -233,9 +227,8 @@ def test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax(train, monkeypat
 def test_the_self_check_prints_the_numbers_that_must_be_right(train):
     """A wrong teacher, loss or start is seen before an hour is spent on it."""
     train("distill_logits", steps=1)
-    numbers = [re.search(words, train.out)[1] for words in (
-        r"KL\(teacher\|\|teacher\) (\S+) must be 0", r"ce at start +(\S+) nats", r"ln V = (\S+) is guessing")]
-    zero, start, guessing = map(float, numbers)
+    zero, start, guessing = (float(re.search(words, train.out)[1]) for words in (
+        r"KL\(teacher\|\|teacher\) (\S+) must be 0", r"ce at start +(\S+) nats", r"ln V = (\S+) is guessing"))
     assert zero == 0 and abs(start - guessing) < 0.1  # small weights at init
 
 
@@ -243,8 +236,7 @@ def test_every_epoch_takes_each_window_once_in_an_order_of_its_own():
     """A window left out or taken twice; an order that is the same in every epoch."""
     windows, batch = 10, 4  # 5 steps are 2 epochs; the third step takes of both
     steps = [step_windows(windows, step, batch, seed=0).tolist() for step in range(5)]
-    order = sum(steps, [])
-    first, second = order[:10], order[10:]
+    first, second = (sum(steps, [])[start:start + 10] for start in (0, 10))
     assert sorted(first) == sorted(second) == list(range(windows)) and first != second
     for step in reversed(range(5)):  # a resumed run goes on with the next windows
         assert step_windows(windows, step, batch, seed=0).tolist() == steps[step]
@@ -262,9 +254,8 @@ def test_y_is_x_shifted_by_one_and_weighed_by_its_own_mask():
 def test_the_supervised_tokens_are_the_responses_from_first_to_last(tiny_world, tiny_tokenizer, out_dir):
     """TRAPS 25: off by one, <think> or <end> is never learned, or <assistant> is."""
     data = open_data(tiny_world.val, tiny_tokenizer, 143)
-    learned = ""
-    for x, y, document, weight in eval_batches(data, batch=2):
-        learned += tiny_tokenizer.decode(y[weight > 0], show_control=True)
+    learned = "".join(tiny_tokenizer.decode(y[weight > 0], show_control=True)
+                      for x, y, document, weight in eval_batches(data, batch=2))
     responses = [turn for _, document in read_documents(tiny_world.val) for turn in document[1:]]
     expected = [f"<think>{t.think}</think><answer>{t.answer}</answer><end>" for t in responses]
     assert sorted(learned.split("<end>")) == sorted("".join(expected).split("<end>"))
@@ -292,36 +283,32 @@ def test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser(world, ac
     data, cfg = fake_data(ids, rng.integers(0, 2, ids.shape), document), config(accumulate=accumulate)
     seen, counts = [], []
     for rank in range(world):
-        env = type("Env", (), dict(rank=rank, world=world, device="cpu"))
+        env = SimpleNamespace(rank=rank, world=world, device="cpu")
         batches, n_valid, counted = step_batches(data, 1, cfg, env)
         assert len(batches) == accumulate
         seen += [row for x, *_ in batches for row in (x[:, 0] // 6).tolist()]
         counts += [weight.sum().item() for *_, weight, _ in batches]
         assert [n for *_, numbers in batches for n in numbers] == seen[-sum(len(b[0]) for b in batches):]
         assert counted["tokens"] == 4 * 4  # through the student: without padding, of all ranks
-        assert counted["supervised"] == n_valid
-        assert n_valid == data["mask"][step_windows(8, 1, 4, 0), 1:].sum()
+        assert counted["supervised"] == n_valid == data["mask"][step_windows(8, 1, 4, 0), 1:].sum()
     assert sum(counts) == n_valid and sorted(seen) == sorted(step_windows(8, 1, 4, 0).tolist())
 
 
 @all_scripts
-def test_the_log_has_every_step_and_the_checkpoint_the_best_weights_of_validation(script, train, tiny_world,
-                                                                                  out_dir):
+def test_the_log_has_every_step_and_the_checkpoint_the_best_weights(script, train, tiny_world, out_dir):
     """A schedule that is computed and not applied, a step logged twice or never. The last weights of a run
     that overfits are worse than those that eval.py should load."""
     state, rows = train(script, steps=6, lr=3, warmup=4, weight_decay=0, eval_every=1, eval_windows=0)
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6] and state["step"] == 6
     assert [float(row["lr"]) for row in rows] == [get_lr(step, 6, 3, 4) for step in range(6)]
-    used = {group["lr"] for saved in state["optimizers"] for group in saved["param_groups"]}
-    assert used == {get_lr(5, 6, 3, 4)}
+    assert {g["lr"] for saved in state["optimizers"] for g in saved["param_groups"]} == {get_lr(5, 6, 3, 4)}
     assert state["tokens"] == sum(int(row["tokens"]) for row in rows) > state["supervised"] > 0
     ces = [float(row["val_ce"]) for row in rows]  # it explodes
     assert len(ces) == 6 and state["best_step"] == 1 + ces.index(min(ces)) < 6
     assert state["best_ce"] == pytest.approx(min(ces), abs=1e-4)
     model, tokenizer, _ = checkpoints.load_model(out_dir / "run.pt")
     data = open_data(tiny_world.val, tokenizer, 143, state["run_config"]["target"])
-    env = type("Env", (), vars(ENV) | dict(autocast=torch.no_grad))
-    ce = windows.validation_ce(model, data, config(eval_windows=0, val=tiny_world.val), env)
+    ce = windows.validation_ce(model, data, config(eval_windows=0, val=tiny_world.val), ENV)
     assert ce == pytest.approx(min(ces), abs=1e-4)
 
 
