@@ -10,7 +10,8 @@ One GPU command:                    torchrun --nproc-per-node 1 train_distill_fe
 The last line but one:              out/student-features.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
-1. TinyBERT (Jiao et al. 2020), MiniLMv2 (Wang et al. 2021): encoders. Here only the past is seen.
+1. TinyBERT (Jiao et al. 2020) and MiniLMv2 (Wang et al. 2021) distil encoders: here a token sees
+   only the tokens before it, in its own document, and only the counted tokens add to the loss.
 2. MiniLMv2 takes one layer and no logits; here any pairs of layers, and logits beside them.
 3. Queries and keys are taken after QK-norm, before RoPE.
 4. The projections are trained with AdamW, kept for a resume, and dropped in the end.
@@ -95,19 +96,18 @@ def hidden_term(cfg, pairs, projections, student, teacher, keep):
 
 
 def relation_kl(student, teacher, heads, document=None):
-    """KL(teacher's relations || student's), mean over R = `heads` parts of all channels: queries,
-    keys or values of both, (B, H, T, C), whose H and C may differ -> (B, T) nats.
-
-    A relation is softmax over s of a_t·a_s / sqrt(HC/R): how similar token t is to itself and to
-    the tokens s before it in its document (B, T).  Source: Wang et al. 2021 (MiniLMv2), section 3.
-    """
+    """KL(teacher's relations || student's) of queries, keys or values (B, H, T, C) -> (B, T) nats,
+    the mean over R = `heads` parts of all channels; H and C may differ. A relation is softmax over
+    s of a_t·a_s / sqrt(HC/R): how similar token t is to each token s, itself and those before it in
+    its document (B, T).   Source: Wang et al. 2021 (MiniLMv2), section 3."""
     B, _, T, _ = student.shape
     mask, found = torch.ones(B, 1, T, T, dtype=torch.bool, device=student.device).tril(), []
     if document is not None:
         mask &= document[:, None, :, None] == document[:, None, None, :]
-    for vectors in map(upcast, (teacher, student)):
-        a = vectors.transpose(1, 2).reshape(B, T, heads, -1).transpose(1, 2)  # (B, R, T, HC/R)
-        scores = a @ a.mT * a.shape[-1] ** -0.5                               # (B, R, T, S)
+    for vectors in (teacher, student):
+        a = upcast(vectors).transpose(1, 2).flatten(2)    # (B, T, HC)
+        a = a.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, R, T, HC/R)
+        scores = a @ a.mT * a.shape[-1] ** -0.5           # (B, R, T, S)
         found.append(torch.log_softmax(scores.masked_fill(~mask, -torch.inf), dim=-1))
     return kl(*found).mean(1)
 

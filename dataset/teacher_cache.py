@@ -97,7 +97,7 @@ def write_shard(folder, number, teachers, data, about, env):
     for first in range(number * SHARD, end, BATCH):
         numbers = np.arange(first, min(first + BATCH, end))
         for name, value in quantities(teachers, data, numbers, about, env).items():
-            parts.setdefault(name, []).append(value.to("cpu", types.get(name)).numpy())
+            parts.setdefault(name, []).append(value.cpu().to(types.get(name, value.dtype)).numpy())
     for name in (*NAMES[about["kind"]], "label_ce"):
         stored = np.concatenate(parts[name])
         check(np.isfinite(stored).all(), f"the teacher's {name} do not fit into float16")
