@@ -27,6 +27,8 @@ from tokenizer import Tokenizer
 
 # What these name is compared by its content, in inputs.
 PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
+FOREIGN = {".safetensors": "safetensors weights", ".gguf": "GGUF weights of llama.cpp",
+           ".pth": "another project's weights", ".bin": "Hugging Face weights"}
 
 
 def save(path, state):
@@ -39,6 +41,8 @@ def save(path, state):
 def load(path):
     """The dict of a checkpoint of this project, or UserError: missing, damaged, foreign."""
     check(Path(path).exists(), f"{show(path)} does not exist; bash speedrun.sh makes the defaults")
+    kind = "a folder" if Path(path).is_dir() else FOREIGN.get(Path(path).suffix)
+    check(not kind, f"{show(path)} is {kind}; only checkpoints of train_*.py here can be read")
     try:
         check(zipfile.ZipFile(path).testzip() is None, "wrong checksum")  # torch looks at none
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -120,6 +124,8 @@ def open_run(cfg, env, inputs, model, optimizers):
         return progress, None
     state = load(path)
     before = state.get("run_config", {}) | state.get("inputs", {})
+    check(before.get("loss_on", "response") == "response" and before.get("long_frac", -1) == -1,
+          f"{show(path)} used --loss-on all or --long-frac, which are gone; --fresh replaces it")
     now = {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
     common.refuse_others(path, {k: before.get(k) for k in now}, now)
     if state["step"] >= cfg.steps:

@@ -71,7 +71,8 @@ def dtypes(tokenizer):
 
 def write_windows(path, folder, window, source, parts):
     """What `cut` made of each chunk, one behind the other, as files."""
-    total, report, shown = Counter(), {}, time.time()
+    total, report, size, began = Counter(), {}, os.path.getsize(path), time.time()
+    shown = began
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(atomic_write(folder / f"{name}.bin")) for name in NAMES]
         for arrays, numbers, left_out in parts:
@@ -83,7 +84,9 @@ def write_windows(path, folder, window, source, parts):
                 note(report, reason, *entry)
             if time.time() - shown > 5:
                 shown = time.time()
-                print(f"{show(path)}: {total['bytes'] / os.path.getsize(path):.0%} of it is cut")
+                done, rate = total["bytes"] / 1e6, total["bytes"] / 1e6 / (shown - began)
+                print(f"{show(path)}: {done:.0f}/{size / 1e6:.0f} MB are cut | {rate:.1f} MB/s "
+                      f"| eta {(size / 1e6 - done) / rate:.0f} s")
     why = bad_lines_text(report) or "no row"
     if total["too_long"]:
         why = f"all documents are longer than the window; --window {total['longest'] - 1} fits"

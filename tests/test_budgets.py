@@ -42,24 +42,22 @@ def imports(path):
     return {ROOT / file for file in files} & set(CODE)
 
 
-@pytest.mark.parametrize("room, most, aim", [
-    (".", 3420, 3100), ("tokenizer", 200, 200), ("dataset", 1870, 1600), ("blackbox", 1290, 1200),
-    ("runs", 1370, 1300), ("all", 8140, 7400), ("tests", 8850, 8000)])
-def test_no_room_grows(room, most, aim):
-    """The first house grew to 12,700 lines in three days, and nobody noticed. `most` is what has been
-    reached and may only fall, towards `aim`."""
+@pytest.mark.parametrize("room, most", [(".", 3100), ("tokenizer", 200), ("dataset", 1600),
+                                        ("blackbox", 1200), ("runs", 1300), ("all", 7400), ("tests", 8000)])
+def test_no_room_grows(room, most):
+    """The first house grew to 12,700 lines in three days, and nobody noticed."""
     paths = {**ROOMS, "runs": ROOMS["runs"] + SHELL, "all": CODE + SHELL}[room]
-    assert aim <= most and len(lines(paths)) <= most
+    assert len(lines(paths)) <= most
     assert len(paths) <= {".": 20, "dataset": 8}.get(room, 99)
 
 
 def test_a_reader_of_one_script_has_little_to_read():
-    """To follow train_distill_logits.py one had to open fifteen files of 3,108 lines; the aim is 2,000."""
+    """To follow train_distill_logits.py one had to open fifteen files of 3,108 lines."""
     seen, queue = set(), {ROOT / "train_distill_logits.py"}
     while queue:
         seen |= queue
         queue = {file for path in queue for file in imports(path)} - seen
-    assert len(seen) <= 11 and sum(len(lines([path])) for path in seen) <= 2320
+    assert len(seen) <= 11 and sum(len(lines([path])) for path in seen) <= 2000
 
 
 def test_no_import_runs_upwards():
