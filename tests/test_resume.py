@@ -20,6 +20,7 @@ from common import ROOT
 SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
            "distill_onpolicy", "distill_responses")
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
+KILLS = int(os.environ.get("KILLS", 3))  # of each command
 CLOCKS = {"seconds", "train_seconds", "writing"}  # what two equal runs may differ in
 
 
@@ -239,10 +240,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(s
     assert state["step"] == 4 and all(w.isfinite().all() for w in state["model"].values())
 
 
-def start(script, *flags):
+def start(script, *flags, cwd=None, **env):
     """A script in a process of its own, on one thread."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags)], env=env,
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **env}
+    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags)], env=env, cwd=cwd,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -256,9 +257,9 @@ def wait_for_growth(path, process, timeout=120):
         time.sleep(0.005)
 
 
-def kill_often(rng, path, longest, script, *flags, kills=3):
+def kill_often(rng, path, longest, script, *flags):
     """The same command again and again, SIGKILL a random time after each has begun to work."""
-    for _ in range(kills):
+    for _ in range(KILLS):
         process = start(script, *flags)
         wait_for_growth(path, process)
         time.sleep(rng.uniform(0, longest))
@@ -282,7 +283,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(script, tiny_wor
     seconds = checkpoints.load(out_dir / "whole.pt")["seconds"]
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments of seed {seed}")  # shown when the test fails
-    said = kill_often(random.Random(seed), out_dir / "broken.csv", seconds / 5, f"train_{script}.py",
+    said = kill_often(random.Random(seed), out_dir / "broken.csv", 0.6 * seconds / KILLS, f"train_{script}.py",
                       *tiny_world.flags(script, name="broken", **flags))
     assert "resuming after step" in said
     assert_same_run(out_dir, "broken", "whole")
@@ -305,7 +306,7 @@ def test_killed_at_random_moments_generate_keeps_the_same_traces(tiny_world, tin
     assert whole.returncode == 0, said
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments of seed {seed}")
-    kill_often(random.Random(seed), out_dir / "broken.jsonl.all.jsonl", 0.6, "blackbox/generate.py",
+    kill_often(random.Random(seed), out_dir / "broken.jsonl.all.jsonl", 1.8 / KILLS, "blackbox/generate.py",
                *flags("broken.jsonl"))
     kept = (out_dir / "whole.jsonl").read_bytes()
     assert kept.count(b"\n") > 10 and (out_dir / "broken.jsonl").read_bytes() == kept
@@ -313,3 +314,40 @@ def test_killed_at_random_moments_generate_keeps_the_same_traces(tiny_world, tin
         encoding="utf-8").splitlines()] for name in ("whole", "broken")]
     clocks = [[row.pop(key) for key in ("time", "seconds")] for some in rows for row in some[1:]]
     assert rows[0][1:] == rows[1][1:] and len(clocks) == 2 * 32 * 120  # the header names the file
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_any_command_leaves_the_same_files(tiny_world, tmp_path):
+    """A half-made set, cache or report that the next command takes for a whole one."""
+    data, seed = "out/data/stories", int.from_bytes(os.urandom(4), "big")
+    rng, chats = random.Random(seed), tmp_path / "chats.jsonl"
+    print(f"random moments of seed {seed}")
+    chats.write_text(tiny_world.train.read_text(encoding="utf-8") * 100, encoding="utf-8")
+    commands = [
+        "dataset/stories.py --train 4000 --val 300 --test 300 --distill 300",
+        "tokenizer/train.py --vocab-size 400", "dataset/suites.py --problems 100",
+        f"dataset/teacher_cache.py --teacher {tiny_world.teacher} --data {chats} --window 143",
+        f"eval.py {tiny_world.teacher} --data {chats} --no-speed --questions 40",
+        f"blackbox/prompts.py --input {data}/distill.jsonl --out out/prompts.jsonl",
+        f"blackbox/filter.py --input {data}/train.jsonl --out out/kept.jsonl"]
+    def begin(folder, command):
+        return start(*command.split(), cwd=tmp_path / folder, MINIDISTILL_OUT="out")
+
+    def finish(folder, command):
+        process, began = begin(folder, command), time.time()
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, said
+        return time.time() - began
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    for command in commands:
+        seconds = finish("whole", command)
+        for _ in range(KILLS):
+            process = begin("broken", command)
+            time.sleep(rng.uniform(0, seconds))
+            process.kill()
+            process.communicate()
+        finish("broken", command)
+        whole, broken = ({p.relative_to(tmp_path / folder): p.read_bytes() for p in (tmp_path / folder).rglob("*")
+                          if p.is_file() and not p.name.endswith(".lock")} for folder in ("whole", "broken"))
+        assert whole == broken and whole, command
