@@ -11,8 +11,8 @@ opening a stranger's file runs none of its code. It holds
     tokenizer           the SentencePiece model itself, as bytes: one file is all that eval.py needs
 """
 import dataclasses
+import errno
 import hashlib
-import io
 import time
 import zipfile
 from pathlib import Path
@@ -33,9 +33,11 @@ FOREIGN = {".safetensors": "safetensors weights", ".gguf": "GGUF weights of llam
 
 def save(path, state):
     """Write a checkpoint whole or not at all: temporary file, fsync, rename."""
-    buffer = io.BytesIO()  # torch does not say which write to a full disk failed, nor why
-    torch.save(state, buffer)
-    common.write_file(path, buffer.getbuffer())
+    with common.atomic_write(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # how torch's zip writer reports a full disk
+            raise OSError(errno.ENOSPC, str(error)[:60]) from None
 
 
 def load(path):
@@ -85,6 +87,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     blocks, inputs = getattr(cfg, "init_from_teacher", ""), inputs or {}
     check(not blocks or teacher and not cfg.init, "--init-from-teacher: without --cache and --init")
     if cfg.init:
+        check("tokenizer" not in cfg.given, "--tokenizer has no effect: --init has its own")
         model, own, state = load_model(cfg.init)
         check(tokenizer is None or own.fingerprint == tokenizer.fingerprint,
               f"--init {cfg.init}: has another tokenizer than the teacher")

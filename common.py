@@ -93,7 +93,8 @@ def run(main, Config):
     except BrokenPipeError:  # `script.py | head`
         os._exit(1)
     except (OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocat" in str(error):  # torch says RuntimeError
+        full = isinstance(error, RuntimeError) and "allocat" in str(error)  # in torch's words
+        if full or isinstance(error, MemoryError):
             stop("not enough memory: lower --batch, --window or --size, or raise --accumulate")
         if not getattr(error, "errno", None):  # a bug, or a library's own error
             raise
@@ -196,6 +197,8 @@ def start(cfg):
     import torch
     positive(cfg, "steps", "batch", "accumulate", "window", "lr", "clip", "eval_every")
     between(cfg, 0, 2**32 - 1, "warmup", "weight_decay", "documents", "eval_windows", "seed")
+    check(cfg.name == Path(cfg.name).name and cfg.name.strip("."),
+          f"--name {cfg.name}: must be a plain file name")
     env = device_and_dtype(cfg)
     env.world, env.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     check(cfg.batch % (cfg.accumulate * env.world) == 0,

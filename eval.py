@@ -296,9 +296,11 @@ def main(cfg):
     common.between(cfg, 0, 2**32 - 1, "questions", "samples", "temperature", "seed")
     common.positive(cfg, "max_new_tokens", "batch")
     check((cfg.samples > 0) == (cfg.temperature > 0), "--samples and --temperature need each other")
-    for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"')):
-        text = Path(path).read_text("utf-8", "replace") if Path(path).exists() else begins
-        check(text.startswith(begins), f"{show(path)} is not of this script; choose another name")
+    for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"'),
+                         (f"{cfg.out}.answers.jsonl", '{"question"'), (cfg.row, '{"recipe"')):
+        text = Path(path).read_text("utf-8", "replace") if path and Path(path).exists() else ""
+        check(text[:len(begins)] in (begins, ""),
+              f"{show(path)} is not of this script; choose another name")
     cfg.checkpoints, bad = cfg.checkpoints or [str(OUT / "teacher.pt")], {}
     conversations = [document for _, document in read_documents(cfg.data, cfg.skip_bad_lines, bad)
                      if not isinstance(document, str)]

@@ -80,7 +80,7 @@ def joined_weights(model):
 
 def joined_layer(layer, size):
     """The five arrays of a layer; size: sqrt(D)."""
-    before, a, between, m = layer.children()  # norm, attention, norm, SwiGLU
+    a, m = layer.self_attn, layer.mlp
     order = channel_pairs(a.head_dim)
     q, k = (w.unflatten(0, (-1, a.head_dim))[:, order] for w in (a.q_proj.weight, a.k_proj.weight))
     # QK-norm's weights, the sqrt(C) between length and rms, and attention's C^-0.5
@@ -92,7 +92,8 @@ def joined_layer(layer, size):
         scale[len(q):] = a.k_norm.weight[order] * a.head_dim ** 0.5
     qkv = torch.cat([q.flatten(0, 1), k.flatten(0, 1), a.v_proj.weight])
     gate_up = torch.cat([m.gate_proj.weight / 2, m.up_proj.weight])
-    qkv, gate_up = qkv * before.weight * size, gate_up * between.weight * size
+    qkv = qkv * layer.input_layernorm.weight * size
+    gate_up = gate_up * layer.post_attention_layernorm.weight * size
     out, down = a.o_proj.weight, m.down_proj.weight
     return by_input(qkv), scale.numpy(), by_input(out), by_input(gate_up), by_input(down)
 

@@ -53,7 +53,9 @@ class Muon(torch.optim.Optimizer):
             for shape, params in by_shape.items():
                 updates = []
                 for p in params:
-                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    momentum = self.state[p]["momentum"]
                     momentum.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov: look ahead
                 updates = torch.stack(updates)  # (matrices, R, C)

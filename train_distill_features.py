@@ -135,8 +135,9 @@ def main(cfg):
     for width in (c.n_kv_heads * c.head_dim for c in (own, other)):  # of keys; queries: a multiple
         common.check(not cfg.relation_weight or width % cfg.relation_heads == 0,
                      f"--relation-heads {cfg.relation_heads}: must divide {width}")
-    Projection = nn.Linear if cfg.hidden_weight and own.dim != other.dim else nn.Identity
-    projections = nn.ModuleList(Projection(own.dim, other.dim, bias=False) for _ in hidden_pairs)
+    project = cfg.hidden_weight and own.dim != other.dim
+    projections = nn.ModuleList(nn.Linear(own.dim, other.dim, bias=False) if project
+                                else nn.Identity() for _ in hidden_pairs)
     added = sum(p.numel() for p in projections.parameters())
     train, val = open_text(cfg, tokenizer, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,

@@ -5,7 +5,8 @@ Retry-After holds back every request. 400, 413 and 422 refuse one prompt, which 
 Anything else, such as 401 or a redirect, stops the run.
 
 Each try is a row, and the budgets count rows: a kill -9 forgets at most --concurrency requests.
-No redirect is followed, no proxy asked: they would see the key. Without TLS it stays here.
+No redirect is followed, no proxy asked: they would see the key. Without TLS it is sent to
+this machine only.
 """
 import hashlib
 import http.client
@@ -82,7 +83,8 @@ def post(url, key, body, timeout):
     words = "".join(c if c.isprintable() else " " for c in words[:300])
     status = code if reply.status == 200 and code in range(400, 600) else reply.status
     empty = "insufficient_quota" in (code, error.get("type"))  # no retry fills the account
-    then = "again" if status in (200, 408, 429) and not empty or status >= 500 else "stop"
+    passing = status in (200, 408, 429) or status >= 500
+    then = "again" if passing and not empty else "stop"
     wait = reply.headers.get("Retry-After", "")
     raise Fault(str(status), words, "refused" if status in (400, 413, 422) else then,
                 float(wait) if re.fullmatch(r"\d{1,9}(\.\d+)?", wait) else 0.0)
@@ -177,7 +179,7 @@ class Client:
             wait = min(LONGEST_PAUSE, 2 ** tried) * random.uniform(0.5, 1)  # no crowd comes back
 
     def begin(self, most, wait):
-        """Wait until a request of at most so many tokens may be sent; None if none is any more."""
+        """Wait until a request of at most so many tokens may be sent -> True; None if no more are."""
         due, cfg = time.monotonic() + wait, self.cfg
         with self.changed:
             while not self.why:

@@ -109,7 +109,8 @@ def parse_turns(rows, need_reply, report):
         turn = Turn(ROLES[name], string(content, "content"))
         if turn.role == "assistant":
             thought = next((string(row[key], key) for key in THOUGHTS if row.get(key)), None)
-            turn = parse_response_text(content, thought, row.get("worked"))
+            read = parse_worked_answer if row.get("worked") else parse_response_text
+            turn = read(content, thought)
             turn.learned = row.get("weight", 1) != 0
             if not (turn.content.strip() or turn.answer):
                 raise BadRow("an empty answer")
@@ -122,16 +123,19 @@ def parse_turns(rows, need_reply, report):
     return turns
 
 
-def parse_response_text(text, thought=None, worked=False):
-    """The text of an assistant turn -> Turn, with its literal tags (R1 style) taken apart.
-
-    thought: a chain of thought that came in a key of its own; tags in it are text. worked: the
-    answer to a problem, as GSM8K has it: steps, ####, the final answer; or all is the answer.
-    """
-    content, (steps, mark, answer) = text, text.rpartition("####")
-    if worked and mark and "\n" not in answer.strip():  # else a heading of Markdown: "#### Step 1"
+def parse_worked_answer(text, thought):
+    """GSM8K's answer: steps, ####, the final answer. Without that mark, all of it is the answer."""
+    steps, mark, answer = text.rpartition("####")
+    if mark and "\n" not in answer.strip():  # else a heading of Markdown: "#### Step 1"
         steps = re.sub(r"<<[^<>]*=[^<>]*>>", "", steps)  # for a calculator: <<48/2=24>>
         return Turn("assistant", "", steps.strip() or None, answer.strip())
+    turn = parse_response_text(text, thought)
+    return turn if turn.answer is not None else Turn("assistant", "", None, text.strip())
+
+
+def parse_response_text(content, thought=None):
+    """The text of an assistant turn -> Turn, with its literal tags (R1 style) taken apart.
+    thought: a chain of thought that came in a key of its own; tags in it are text."""
     for mark in END_MARKS:  # a server may leave its stop mark in the text
         if content.rstrip().endswith(mark):
             content = content.rstrip().removesuffix(mark)
@@ -140,7 +144,7 @@ def parse_response_text(text, thought=None, worked=False):
     tagged = re.fullmatch(r"(.*?)<answer>(.*?)</answer>\s*\.?\s*", content, re.DOTALL)
     if thought is None and not match and not tagged \
             and not content.lstrip().startswith(("<think>", "<answer>")):
-        return Turn("assistant", "", None, text.strip()) if worked else Turn("assistant", content)
+        return Turn("assistant", content)
     between, answer = tagged.groups() if tagged else ("", content)
     if any(tag in part for tag in TAGS for part in (inline, between, answer)):
         raise BadRow("a tag that stands alone, twice, or before more text (cut off?)", content)

@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import (OUT, atomic_write, check, json_lines, lock, positive,  # noqa: E402
                     refuse_others, run, sha256_file, show, write_file)
 
-ABOUT, NAMES, OBJECTS, WORDS, TEMPLATES, DISTRACTORS = json.loads(
-    (Path(__file__).parent / "texts/stories.json").read_text(encoding="utf-8")).values()
+TEXTS = json.loads((Path(__file__).parent / "texts/stories.json").read_text(encoding="utf-8"))
+NAMES, OBJECTS, WORDS = TEXTS["NAMES"], TEXTS["OBJECTS"], TEXTS["WORDS"]  # "ABOUT": what each is
+TEMPLATES, DISTRACTORS = TEXTS["TEMPLATES"], TEXTS["DISTRACTORS"]
 SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 OPS = tuple(SIGN)
 SHARES = {"train": 76, "val": 4, "test": 4, "distill": 16}  # of 100 hash buckets: never change

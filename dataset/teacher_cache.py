@@ -116,6 +116,8 @@ def main(cfg):
     paths = [cfg.teacher, *(cfg.others or [])]
     loaded = [checkpoints.load_teacher(replace(cfg, teacher=path), env) for path in paths]
     teachers, (tokenizer, *others), inputs = zip(*loaded)
+    room = min(teacher.config.max_seq_len for teacher in teachers)
+    check(cfg.window <= room, f"--window {cfg.window}: the teacher's context is {room}")
     check(all(other.fingerprint == tokenizer.fingerprint for other in others),
           f"{', '.join(map(show, paths))} have different tokenizers")
     data = open_data(cfg.data, tokenizer, cfg.window, cfg.target, cfg.documents, cfg.skip_bad_lines)

@@ -26,7 +26,7 @@ import signal
 import threading
 import time
 from bisect import bisect_left, insort
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -104,8 +104,10 @@ def cut_all(job, path, documents):
         return
     # spawn: a fork of a process in which torch runs threads may hang
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
-        while some := [pool.submit(job, chunk) for chunk in itertools.islice(jobs, 2 * workers)]:
-            yield from (future.result() for future in some)  # few in memory at any time
+        waiting = deque(pool.submit(job, chunk) for chunk in itertools.islice(jobs, 2 * workers))
+        while waiting:  # few results in memory at any time
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(job, chunk) for chunk in itertools.islice(jobs, 1))
 
 
 def start_worker():
@@ -122,12 +124,12 @@ def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
     for _, document in read_documents(path, skip_bad_lines, report, parse, [chunk]):
         for form in forms(document, target):
             ids, mask = encode_document(tokenizer, document, form)
-            fits = whole if len(ids) <= window + 1 else too_long
-            (texts if isinstance(document, str) else fits).append((ids, mask))
+            kind = whole if len(ids) <= window + 1 else too_long
+            (texts if isinstance(document, str) else kind).append((ids, mask))
     stream = [token for ids, _ in texts for token in ids]
-    parts = [stream[i:i + window + 1] for i in range(0, len(stream) - 1, window)]
-    parts = [(ids, [0] + [1] * (len(ids) - 1)) for ids in parts]  # each token is learned once
-    packed = [pack_documents(group, window + 1, tokenizer.pad) for group in (whole, parts)]
+    pieces = [stream[i:i + window + 1] for i in range(0, len(stream) - 1, window)]
+    pieces = [(ids, [0] + [1] * (len(ids) - 1)) for ids in pieces]  # each token is learned once
+    packed = [pack_documents(group, window + 1, tokenizer.pad) for group in (whole, pieces)]
     ids, mask, document = arrays = [np.concatenate(pair).astype(dtype)
                                     for *pair, dtype in zip(*packed, dtypes(tokenizer))]
     numbers = dict(documents=len(texts) + len(whole), too_long=len(too_long),
@@ -148,7 +150,7 @@ def pack_documents(documents, size, pad):
         for ids, mask in sorted(documents[start:start + SORTED], key=lambda pair: -len(pair[0])):
             place = bisect_left(free, (len(ids),))
             if place == len(free):  # no window has room for it
-                free = [*free[1 - OPEN_WINDOWS:], (size, len(windows), 1)]
+                free = [*free[1 - OPEN_WINDOWS:], (size, len(windows), 1)]  # without the fullest
                 windows.append(np.array([[pad], [0], [0]]).repeat(size, 1))  # (3, size)
                 place = -1
             room, number, order = free.pop(place)

@@ -142,8 +142,8 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
                    "distill_onpolicy": dict(max_new_tokens=20)}.get(script, {})
         black_box = script in ("pretrain", "distill_reason", "distill_responses")
         values |= (dict(tokenizer=world.tokenizer) if black_box else dict(teacher=world.teacher)) | changes
-        if values.get("init"):  # a start has a shape of its own
-            values.pop("size", None)
+        for own in ("size", "tokenizer") if values.get("init") else ():  # a start has both
+            values.pop(own, None)
         return [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in values.items()]
 
     world.flags = flags

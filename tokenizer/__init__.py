@@ -63,8 +63,8 @@ class Tokenizer:
     def save(self, path):
         write_file(path, self.model_bytes)
 
-    def __reduce__(self):  # what another process gets
-        return Tokenizer, (self.model_bytes,)
+    def __reduce__(self):
+        return tokenizer_of, (self.model_bytes,)
 
     def encode(self, text):
         """Text -> ids, never a control id, whatever it spells; any valid unicode comes back."""
@@ -90,3 +90,9 @@ class Tokenizer:
             named = show_control and token in self.control_ids
             parts.append(CONTROL[token].encode() if named else self._bytes[token])
         return b"".join(parts).decode("utf-8", errors="replace")
+
+
+@functools.cache
+def tokenizer_of(model_bytes):
+    """What another process gets: made once there, so that it keeps the words that it knows."""
+    return Tokenizer(model_bytes)

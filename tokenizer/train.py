@@ -38,7 +38,9 @@ def texts(path):
     """Yield the texts of a file. UserError for a line that is not JSON."""
     with open(path, encoding="utf-8", errors="replace") as file:
         if path.lower().endswith(".txt"):
-            yield file.read(CHARACTERS)
+            text = file.read(CHARACTERS)
+            check("\0" not in text[:1000], f"{show(path)} is not UTF-8 (UTF-16? iconv -t UTF-8)")
+            yield text
             return
         for number, line in enumerate(file, 1):
             found = []  # json.loads calls the hook with every object of the row, inner ones first
