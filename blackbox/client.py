@@ -179,7 +179,7 @@ class Client:
             wait = min(LONGEST_PAUSE, 2 ** tried) * random.uniform(0.5, 1)  # no crowd comes back
 
     def begin(self, most, wait):
-        """Wait until a request of at most so many tokens may be sent -> True; None if no more are."""
+        """Wait until a request of at most so many tokens may be sent; None if no more are."""
         due, cfg = time.monotonic() + wait, self.cfg
         with self.changed:
             while not self.why:
