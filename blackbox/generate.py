@@ -303,7 +303,7 @@ def main(cfg):
         prompts = [(ids, about) for ids, about in prompts if len(ids) < context]
         if len(prompts) < count:
             print(f"left out: {count - len(prompts):,} questions longer than {context} tokens")
-        check(prompts or not count, f"no question fits into {context} tokens, the teacher's context")
+        check(prompts or not count, f"no question fits into the teacher's {context} tokens")
         source = "" if cfg.documents else common.sha256_file(cfg.input)
         header |= dict(batch=cfg.batch, samples=cfg.samples, questions=cfg.questions,
                        teacher=teacher[-1], input=source)
