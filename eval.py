@@ -225,20 +225,20 @@ DETAILS = [
     ("MB peak:", figure("peak_mb", ",.1f")), ("mean of the suites:", figure("suite_mean"))]
 
 
-def keeps(results):
-    """A line a model: what it keeps of the first one's accuracy, at what size and speed."""
-    first = results[0]
-    return "\n".join(
-        f"- {r['model']} keeps {r['exact'] / first['exact']:.1%} of {first['model']}'s accuracy at "
-        f"{r['parameters'] / first['parameters']:.0%} of its parameters and "
-        f"{r['decode1'] / first['decode1']:.1f} times its speed at batch 1, "
-        f"{r['decode32'] / first['decode32']:.1f} at batch 32"
-        for r in results[1:] if first.get("exact") and "decode1" in first and "decode1" in r)
+def summary(results):
+    """A line a model: how often it is right, its size and its speed beside the first one's."""
+    first, lines = results[0], []
+    for r in (r for r in results if "exact" in r):
+        lines.append(f"{r['model']:<16} {r['exact']:.1%} right")
+        if r is not first and "decode1" in first and "decode1" in r:
+            lines[-1] += (f", {r['parameters'] / first['parameters']:.0%} of the parameters, "
+                          f"{r['decode1'] / first['decode1']:.1f} times as fast")
+    return "\n".join(["```", *lines, "```"]) if lines else ""
 
 
 def tables(results):
     """Every table that has figures, one under the other."""
-    first, found = results[0], [table(results, SCOREBOARD), keeps(results), table(results, DETAILS)]
+    first, found = results[0], [table(results, SCOREBOARD), table(results, DETAILS)]
     if "vote" in first:
         lines = [r | r["vote"] | dict(r["vote"]["best_of"]) for r in results]
         best_of = ((f"best of {k}:", figure(k)) for k, _ in first["vote"]["best_of"])
@@ -253,7 +253,7 @@ def tables(results):
         heads = ["suite (95 %), points against clean", *(f"{r['model']}:" for r in results)]
         found.append(markdown(" | ".join(heads), [
             [name, *(on(r["suites"][name]) for r in results)] for name in first["suites"]]))
-    return "\n\n".join(filter(None, found))
+    return "\n\n".join(filter(None, [*found, summary(results)]))
 
 
 def write_report(cfg, results, rows):

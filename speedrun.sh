@@ -1,13 +1,22 @@
 #!/usr/bin/env bash
 # The whole story on two CPU cores: data, tokenizer, teacher, students, scoreboard.
 #   bash speedrun.sh           at most 15 minutes, no GPU, no network after the installation
-#   bash speedrun.sh --fast    the same story in under 3 minutes, with smaller numbers
+#   bash speedrun.sh --fast    the same story in under 3 minutes, with smaller numbers, in out/fast
+#   bash speedrun.sh --lang zh     in Chinese, in out/zh (with --fast: in out/zh/fast)
 # Stopped? The same command goes on where it was: every step below looks for what is there already.
 # Another PyTorch build (for example the CPU build on Linux) may be installed in .venv beforehand.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-case "${1:-}" in ""|--fast) ;; *) echo "error: got $1; expected nothing or --fast" >&2; exit 2 ;; esac
+fast="" lang=en out=${MINIDISTILL_OUT:-out} pieces=1024
+while [ $# -gt 0 ]; do
+    case "$*" in
+        --fast*) fast=/fast; shift ;;
+        "--lang zh"*) lang=zh out=$out/zh pieces=2048; shift 2 ;;
+        *) echo "error: got $*; expected --fast, --lang zh, or nothing" >&2; exit 2 ;;
+    esac
+done
+export MINIDISTILL_OUT=$out$fast
 
 # Python 3.10+ in an environment of its own
 python=.venv/bin/python
@@ -27,31 +36,31 @@ stage() {
     printf '  took %s s, %s s so far\n' $((SECONDS - start)) $((SECONDS - began))
 }
 
-if [ "${1:-}" = "--fast" ]; then
-    export MINIDISTILL_OUT="${MINIDISTILL_OUT:-out}/fast"
-    out=$MINIDISTILL_OUT
-    stage   2 dataset/stories.py --lang en --ops 1-2 --train 12000 --distill 2000
-    stage   3 tokenizer/train.py --vocab-size 768
+# The first two students get the labels of a few stories; the others no labels at all.
+if [ -n "$fast" ]; then
+    few="--documents 600 --eval-every 50"
+    stage   2 dataset/stories.py --lang $lang --ops 1-2 --train 12000 --distill 2000
+    stage   3 tokenizer/train.py --vocab-size $((pieces * 3 / 4))
     stage  50 train_pretrain.py --name teacher --size 0.9m --steps 300 --lr 6e-3
-    stage  15 train_pretrain.py --name student-alone --size 0.2m --steps 200 --lr 8e-3
-    stage  30 train_distill_logits.py --name student-logits --size 0.2m --steps 200 --lr 8e-3
+    small="--size 0.2m --steps 200 --lr 8e-3"
+    stage  15 train_pretrain.py --name student-alone $small $few
+    stage  30 train_distill_logits.py --name student-logits $small $few
     stage  10 blackbox/generate.py
-    stage  15 train_distill_reason.py --name student-reason --size 0.2m --steps 200 --lr 8e-3
-    stage  15 train_distill_reason.py --name student-answer --size 0.2m --steps 200 --lr 8e-3 \
-        --target answer
+    stage  15 train_distill_reason.py --name student-reason $small
+    stage  15 train_distill_reason.py --name student-answer $small --target answer
     questions=300
 else
-    out=${MINIDISTILL_OUT:-out}
-    stage   6 dataset/stories.py --lang en --ops 1-4
-    stage   5 tokenizer/train.py
+    few="--documents 1200 --eval-every 50"
+    stage   6 dataset/stories.py --lang $lang --ops 1-4
+    stage   5 tokenizer/train.py --vocab-size $pieces
     stage 230 train_pretrain.py
-    stage 100 train_pretrain.py --name student-alone --size 0.4m --lr 1e-2 --steps 800
-    stage 210 train_distill_logits.py
+    stage 100 train_pretrain.py --name student-alone --size 0.4m --lr 1e-2 --steps 800 $few
+    stage 210 train_distill_logits.py $few
     stage  60 blackbox/generate.py
     stage 100 train_distill_reason.py
     stage 100 train_distill_reason.py --name student-answer --target answer
     questions=1000
 fi
-stage 40 eval.py "$out"/{teacher,student-alone,student-logits,student-reason,student-answer}.pt \
-    --questions $questions --out "$out/report"
-printf '\nThe scoreboard and five questions with all answers: %s/report.md\n' "$out"
+stage 40 eval.py "$MINIDISTILL_OUT"/{teacher,student-alone,student-logits,student-reason,student-answer}.pt \
+    --questions $questions --out "$MINIDISTILL_OUT/report"
+printf '\nThe scoreboard and five questions with all answers: %s/report.md\n' "$MINIDISTILL_OUT"

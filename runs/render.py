@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 from common import ROOT, check
-from eval import SCOREBOARD, figure, keeps
+from eval import figure, summary
 from metrics import markdown, table
 
 FILES = ("RESULTS.md", "README.md", "README.zh.md")
@@ -277,7 +277,7 @@ def sweep_table(_):
 def scoreboard(_):
     """The speedrun's own table, from the JSON that eval.py wrote at its end."""
     found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))["results"]
-    return table(found, SCOREBOARD) + "\n\n" + keeps(found)
+    return summary(found)
 
 
 TABLES = {

@@ -106,15 +106,15 @@ def test_the_tables_by_hand():
                                            hostile=dict(n=9, ended=8, refused=1)))
     other = dict(model="student", teacher="teacher", kl=0.5, exact=0.6, parameters=250, decode1=250,
                  decode32=2000)
-    assert evaluation.tables([first]).splitlines()[-2:] == [
+    assert evaluation.tables([first]).splitlines()[-6:-4] == [
         "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| hostile | 8 of 9 ended, 1 too long |"]
     columns = [("KL:", evaluation.figure("kl", ".2f")), ("ce:", evaluation.figure("ce", ".2f"))]
     assert table([other, first | dict(ce=1)], columns).splitlines() == [
         "| KL | ce |", "|---:|---:|", "| 0.50 | - |", "| - | 1.00 |"]
-    assert evaluation.keeps([first, other]) == (
-        "- student keeps 75.0% of teacher's accuracy at 25% of its parameters and 2.5 times its "
-        "speed at batch 1, 4.0 at batch 32")
-    assert evaluation.keeps([first | dict(exact=0.0), other]) == evaluation.keeps([first]) == ""
+    assert evaluation.summary([first, other]).splitlines()[1:-1] == [
+        "teacher          80.0% right",
+        "student          60.0% right, 25% of the parameters, 2.5 times as fast"]
+    assert evaluation.summary([dict(model="prose")]) == ""
 
 
 def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
