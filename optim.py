@@ -4,7 +4,7 @@ Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momen
 value of the update is made about 1, so that rare directions move as far as common ones. It is for
 matrices between hidden layers; embeddings, the output matrix and norms stay with AdamW.
 torch.optim.Muon takes one matrix after the other, in bfloat16: on many CPUs slower than the whole
-forward and backward pass. Here those of one shape go together, in bfloat16 where it is fast.
+forward and backward pass. Here those of one shape go together, in bfloat16 if that is fast.
 """
 import math
 
@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, bf16=False):
         super().__init__(list(params), dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
-        self.bf16 = bf16  # the iteration alone: momentum and weights stay in float32
+        self.bf16 = bf16  # only the iteration: momentum and weights stay in float32
 
     @torch.no_grad()
     def step(self):

@@ -43,7 +43,7 @@ class Config:
     relation_weight: float = 0.0   # weight of the relations (0: none; 0.1 to 10)
     relation_heads: int = 8        # into which queries, keys and values are split (1 to 32)
     relation_layers: str = "last"  # as --hidden-layers
-    logits_weight: float = 1.0     # weight of labels and teacher's distribution (0: features alone)
+    logits_weight: float = 1.0     # weight of labels and teacher's distribution (0: only features)
     alpha: float = 0.9             # of these two, the share of the teacher's distribution (0 to 1)
     temperature: float = 2.0       # tau, softens both distributions (1 to 4)
     divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py

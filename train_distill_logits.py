@@ -8,7 +8,7 @@ One GPU command:                    torchrun --nproc-per-node 1 train_distill_lo
 The last line but one:              out/student-logits.pt: validation ce ... nats a token ...
 
 How it differs from the paper:
-1. A token's distribution over the vocabulary stands where the paper has an example's over classes.
+1. In the paper an example has one distribution; here each token has one, over the vocabulary.
 2. The paper tried temperatures from 1 to 20; here 2, better than 1 in the trials of RESULTS.md.
 3. The teacher runs beside the student, on the same windows; with --cache, it ran once before.
 """

@@ -159,6 +159,7 @@ def call(monkeypatch, capsys, out_dir):
     def run(name, *flags):
         module, status = importlib.import_module(name), 0
         monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
         with torch.random.fork_rng(devices=[]):
             try:
                 common.run(module.main, module.Config)
