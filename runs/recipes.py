@@ -275,6 +275,9 @@ stories.trials("alone", f"train_pretrain.py --size 0.4m {LABELS}", "lr-6e-3 lr-3
 stories.trials("logits", f"train_distill_logits.py {LABELS} --lr 6e-3 --temperature 1",
                "alpha-.9 alpha-.5 alpha-1 alpha-1-tau-2 alpha-1-tau-2-lr-1e-2 "
                "alpha-1-tau-4-lr-1e-2")
+seeds = Group("speedrun", "speedrun-seeds", "out/teacher.pt", STORIES, (0, 1, 2))
+seeds.run("alone", f"train_pretrain.py --size 0.4m {LABELS} --lr 1e-2")
+seeds.run("logits", f"train_distill_logits.py {LABELS}")
 for kind in ("cot", "answer"):
     stories.trials(kind, f"train_distill_reason.py --target {kind}", "lr-6e-3 lr-1e-2")
 ALL = "--lr 1e-2 --eval-every 50 --steps 800"

@@ -12,8 +12,8 @@ from common import ROOT, UserError, json_lines, parse
 from losses import DIVERGENCES
 from runs import render
 
-TWINS = ("README.md", "README.zh.md")
-DOCUMENTS = [*TWINS, "RESULTS.md", "docs/class.md", "docs/equations.md"]
+TWINS = [("README.md", "README.zh.md"), ("docs/class.md", "docs/class.zh.md")]
+DOCUMENTS = [*sum(TWINS, ()), "RESULTS.md", "docs/use.md", "docs/equations.md"]
 FOREIGN = {"help", "nproc-per-node", "fast", "all", "times", "apply"}  # not of a Config
 
 
@@ -28,10 +28,11 @@ def commands(text):
     return [line.strip() for line in lines if re.match(r" *(python|bash|export|source) \S", line)]
 
 
-def test_the_readmes_have_the_same_headings_commands_and_tables():
+@pytest.mark.parametrize("twins", TWINS)
+def test_twins_have_the_same_headings_commands_and_tables(twins):
     """A translation that lags behind sends its readers to flags that are gone."""
     english, chinese = ([re.findall(r"^(#+) |<!-- ([\w-]+) -->", text, flags=re.M), commands(text)]
-                        for text in map(read, TWINS))
+                        for text in map(read, twins))
     assert english == chinese
 
 
