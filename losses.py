@@ -1,31 +1,31 @@
-"""The losses, by hand, one value a token.
+"""The losses, written by hand. Each returns one value for each token.
 
-Logits (..., V) come in, float32 values (...) in nats go out: (B, T, V) -> (B, T), or (N, V) ->
-(N,). Nothing is averaged here, and `total` is the only sum. A training script sums the values of
+Logits (..., V) come in, values (...) in nats go out: (B, T, V) -> (B, T), or (N, V) -> (N,).
+Nothing is averaged here, and only `total` sums over tokens. A training script sums the values of
 the tokens that count and divides once, by their number in the whole optimizer step (`n_valid`).
-Most public distillation bugs are a second, hidden, or wrong normaliser.
+Many public distillation bugs divide twice, or by the wrong number (docs/traps.md).
 
-float16 and bfloat16 logits become float32 before any softmax: bf16 keeps 8 bits, which makes small
-KLs negative. float64 stays float64, for tests.
+float16 and bfloat16 logits become float32 before any softmax. bf16 has 8 significant bits, and its
+rounding can make a small KL negative. float64 stays float64, for tests.
 """
 import math
 
 import torch
 
-# name: divergence of the teacher's p and the student's q, both softened by the temperature tau;
-#       its gradient by the student's logits, times the factor that `scale` gives; its source
+# name: divergence of the teacher's p and the student's q, both of logits / tau; then the gradient
+#       of scale * divergence by the student's logits, and the source. u runs over the vocabulary.
 DIVERGENCES = {
-    "forward_kl": """KL(p || q). q must be wherever p is: mode-covering.
+    "forward_kl": """KL(p || q). Large if q is small where p is large.
         tau (q - p).   Hinton, Vinyals & Dean 2015, section 2 and eq. 2""",
-    "reverse_kl": """KL(q || p). q must not be where p is not: mode-seeking.
+    "reverse_kl": """KL(q || p). Large if q is large where p is small.
         tau q (ln(q/p) - KL(q || p)).   Gu et al. 2024 (MiniLLM), eq. 1""",
-    "jsd": """b KL(p || m) + (1-b) KL(q || m), m = b p + (1-b) q. Between the two; mix = b, 0 to 1.
+    "jsd": """b KL(p || m) + (1-b) KL(q || m), m = b p + (1-b) q. mix = b, from 0 to 1.
         tau (1-b) q (ln(q/m) - KL(q || m)).   Agarwal et al. 2024 (GKD), section 2""",
     "skew_forward_kl": """KL(p || m), m = s p + (1-s) q. Never above -ln s; mix = s, 0 to below 1.
         tau (1-s) q (sum_u q_u p_u/m_u - p/m).   Ko et al. 2024 (DistiLLM), section 3""",
     "skew_reverse_kl": """KL(q || m), m = (1-s) p + s q. Never above -ln s; mix = s, 0 to below 1.
         tau q (g - sum_u q_u g_u), g = ln(q/m) - s q/m.   Ko et al. 2024, section 3""",
-    "total_variation": """1/2 sum |p - q|, at most 1: the largest difference about any event.
+    "total_variation": """1/2 sum |p - q|, 0 to 1: the most they differ on a set of tokens.
         q (h - sum_u q_u h_u), h = sign(q - p) / 2.   Wen et al. 2023, section 3""",
 }
 
@@ -44,7 +44,7 @@ def log_softmax(logits, temperature=1.0):
 def cross_entropy(logits, targets):
     """-ln p(target): logits (..., V), targets (...) int64 -> (...) nats.
 
-    Gradient by the logits: p - onehot(target).
+    Gradient by the logits: softmax(logits) - onehot(target).
     """
     return -log_softmax(logits).gather(-1, targets[..., None])[..., 0]
 
@@ -52,7 +52,7 @@ def cross_entropy(logits, targets):
 def total(values, weights):
     """Sum of values (...) times weights (...), over those whose weight is not 0.
 
-    An uncounted value may be inf or NaN: `where` keeps it out of the sum, and 0 * NaN would not.
+    A value of weight 0 may be inf or NaN. It is skipped, because 0 * NaN is NaN.
     """
     return torch.where(weights != 0, values * weights, 0.0).sum()
 
@@ -60,10 +60,10 @@ def total(values, weights):
 def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
     """tau^2 D(p, q) of two tensors of logits (..., V) -> (...), for any name in DIVERGENCES.
 
-    p = softmax(teacher/tau), q = softmax(student/tau). In nats, except total variation, which has
-    no unit and is times tau: see `scale`. mix: b of jsd (None: 0.5) or s of the skewed ones (None:
-    0.1); the others ignore it. Raises ValueError if the vocabularies differ (padding or cutting
-    would change the distribution) or if mix is out of range.
+    p = softmax(teacher/tau), q = softmax(student/tau). In nats; total variation has no unit and is
+    times tau, see `scale`. mix: b of jsd (default 0.5) or s of skew_* (default 0.1); others ignore
+    it. Raises ValueError if the shapes differ (padding or cutting a vocabulary would change the
+    distribution), for an unknown name, or if mix is out of range.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"student logits are {tuple(student_logits.shape)}, teacher logits "
@@ -76,8 +76,8 @@ def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
 def of_log_probabilities(name, log_q, log_p, mix=None):
     """D(p, q) of log-probabilities (..., V) -> (...): the formulas of DIVERGENCES.
 
-    At the ends of b the JSD's formula is 0 for every q. There the limits of JSD/b and JSD/(1-b) are
-    taken, forward and reverse KL: JSD(0.001) is about a thousandth of JSD(0).
+    With b = 0 or 1 the JSD is 0 for every q and teaches nothing. So b = 0 gives forward KL, and
+    b = 1 reverse KL. The value jumps there: at b = 0.001 it is about 0.001 times forward KL.
     """
     if mix is None:
         mix = 0.5 if name == "jsd" else 0.1
@@ -100,14 +100,14 @@ def of_log_probabilities(name, log_q, log_p, mix=None):
 
 
 def kl(log_a, log_b):
-    """KL(a || b) = sum_v a_v (ln a_v - ln b_v). An outcome without mass adds 0: 0 ln 0 = 0."""
+    """KL(a || b) = sum_v a_v (ln a_v - ln b_v). A token with a_v = 0 adds 0."""
     a = log_a.exp()
     difference = torch.where(a > 0, log_a - log_b, 0.0)
     return (a * difference).sum(-1)
 
 
 def mixture(log_a, log_b, share):
-    """ln(share a + (1 - share) b). ln 0 is cut to -1e4: logaddexp's gradient of two -inf is NaN."""
+    """ln(share a + (1 - share) b). At least -1e4 each: two -inf give a gradient of NaN."""
     if share == 0:
         return log_b
     log_a, log_b = log_a.clamp(min=-1e4), log_b.clamp(min=-1e4)
@@ -117,8 +117,9 @@ def mixture(log_a, log_b, share):
 def scale(name, temperature):
     """tau^2, or tau for total variation: the gradient keeps its size at any temperature.
 
-    The chain rule gives one 1/tau. In the KL family p - q shrinks with another (Hinton, Vinyals &
-    Dean 2015, section 2); total variation's derivative by q is a sign, which does not shrink.
+    Dividing logits by tau divides the gradient by tau. It also makes p and q more alike, which
+    divides the gradient of a KL by about tau again (Hinton, Vinyals & Dean 2015, section 2). In
+    total variation that second effect is missing, because its derivative by q is only a sign.
     """
     return temperature if name == "total_variation" else temperature ** 2
 
@@ -129,12 +130,11 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
 
 
 def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None):
-    """A divergence on what a cache keeps: the teacher's k likeliest tokens, the others as a bucket.
-
-    student_logits (N, V); ids (N, k); log_p (N, k + 1), the bucket last, or (N, k) if k = V ->
-    (N,). It is at least 0 and at most the divergence on the whole vocabulary, because merging
-    outcomes cannot make two distributions easier to tell apart. log_p may be rounded to float16, so
-    it is normalised again, bucket included: without it the student would learn to be too sure.
+    """A divergence on what a cache keeps: the teacher's k likeliest tokens, and one entry for all
+    others, the bucket. student_logits (N, V); ids (N, k); log_p (N, k + 1) at the same tau, the
+    bucket last, or (N, k) without a bucket if k = V -> (N,). It is never above the divergence on
+    the whole vocabulary, because merging tokens makes two distributions more alike. float16 rounds
+    log_p, so all of it is normalised again. Without a bucket the student would become too sure.
     """
     z = upcast(student_logits) / temperature                               # (N, V)
     merged = z.gather(-1, ids)                                             # (N, k)
@@ -148,8 +148,8 @@ def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
     """tau^2 KL(p || q), estimated from tokens drawn from the softened p: student_logits (N, V),
     ids (N, k), negentropy (N,) = sum p ln p -> (N,) nats. A single value may be negative.
 
-    Its mean over draws is the KL, and the mean gradient is the KL's, tau (q - counts/k), as long as
-    the student has not seen the draws. In a second epoch it can learn them by heart, and the mean
+    On fresh draws its mean is the KL. One set of draws has the gradient tau (q - counts/k), whose
+    mean is the KL's, tau (q - p). In later epochs the student can memorise the draws, and the value
     falls below 0.   Source: Anshumann et al. 2025, section 3.
     """
     log_q = log_softmax(student_logits, temperature)                          # (N, V)
@@ -157,7 +157,7 @@ def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
 
 
 def hidden_mse(student, teacher):
-    """Mean over channels of (h_student - h_teacher)^2: two (..., D) -> (...).
+    """Mean over D of (h_student - h_teacher)^2 of two hidden states (..., D) -> (...).
 
     Source: Romero et al. 2015 (FitNets), eq. 3; Jiao et al. 2020 (TinyBERT), eq. 8.
     """
@@ -165,7 +165,7 @@ def hidden_mse(student, teacher):
 
 
 def hidden_cosine(student, teacher):
-    """1 - cos of the two vectors, 0 to 2: two (..., D) -> (...). It ignores their lengths.
+    """1 - cos of the two vectors, 0 to 2: two (..., D) -> (...). Their lengths do not matter.
 
     Source: Sanh et al. 2019 (DistilBERT), section 2.
     """

@@ -1,7 +1,7 @@
 """Logits distillation, white box: the student learns the teacher's whole next-token distribution.
 
     loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * KL(p_teacher || q_student)
-    averaged over counted tokens; the KL's p and q softened by tau (Hinton et al. 2015, section 2)
+    mean over counted tokens; in the KL all logits are divided by tau (Hinton et al. 2015, section 2)
 
 One CPU command (2 minutes):        python train_distill_logits.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_logits.py --size 2m
@@ -9,8 +9,8 @@ The last line but one:              out/student-logits.pt: validation ce ... nat
 
 How it differs from the paper:
 1. In the paper an example has one distribution; here each token has one, over the vocabulary.
-2. The paper tried temperatures from 1 to 20; here 2, better than 1 in the trials of RESULTS.md.
-3. The teacher runs beside the student, on the same windows; with --cache, it ran once before.
+2. The paper tried temperatures from 1 to 20. Here 2 was better than 1 in the trials (RESULTS.md).
+3. The teacher runs at every step. With --cache its saved outputs are used instead.
 """
 import time
 from dataclasses import dataclass
