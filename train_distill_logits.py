@@ -1,7 +1,7 @@
 """Logits distillation, white box: the student learns the teacher's whole next-token distribution.
 
     loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * KL(p_teacher || q_student)
-    mean over counted tokens; in the KL all logits are divided by tau (Hinton et al. 2015, section 2)
+    mean over counted tokens; in the KL, logits are divided by tau (Hinton et al. 2015, section 2)
 
 One CPU command (2 minutes):        python train_distill_logits.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_logits.py --size 2m
