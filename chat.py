@@ -29,7 +29,7 @@ class Config:
     seed: int = 0                  # of what is drawn at a temperature
 
 
-def write(model, tokenizer, text, cfg, how):
+def reply(model, tokenizer, text, cfg, how):
     """Print the answer, or how a text goes on, as it comes; then --top. how: to draw a token."""
     ids = tokenizer.encode(text) if cfg.complete else prompt_ids(tokenizer, [Turn("user", text)])
     new, printed = opening(tokenizer, cfg.target), 0
@@ -60,12 +60,12 @@ def main(cfg):
     model, tokenizer, _ = checkpoints.load_model(path, device)
     how = dict(temperature=cfg.temperature, generator=torch.Generator(device).manual_seed(cfg.seed))
     if text := cfg.complete or cfg.prompt:
-        return write(model, tokenizer, text, cfg, how)
+        return reply(model, tokenizer, text, cfg, how)
     print("each line is a new question; an empty line ends")
     with contextlib.suppress(EOFError):
         while text := input("> ").strip():
             try:
-                write(model, tokenizer, text, cfg, how)
+                reply(model, tokenizer, text, cfg, how)
             except UserError as error:
                 print(f"error: {error}")
 

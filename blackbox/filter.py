@@ -163,7 +163,7 @@ RULES = dict(truncation=lambda row: any(map(unfinished, row.replies())), answer=
              repetition=loops, language=foreign)
 
 
-def prompts_of(document):
+def questions_in(document):
     """What the user says, in all and turn by turn; a plain text is one question."""
     turns = [] if isinstance(document, str) else document
     prompts = [turn.content for turn in turns if turn.role == "user"] or texts(document)
@@ -183,7 +183,7 @@ def read_questions(paths):
     known = defaultdict(list)
     for path in paths:
         for line, document in read_documents(path):
-            found = words(prompts_of(document)[0])
+            found = words(questions_in(document)[0])
             for piece in {" ".join(found), *runs(found)}:
                 known[piece].append((f"{show(path)}:{line}", numbers(found)))
     return {piece: asking for piece, asking in known.items() if len(asking) <= INSTRUCTION}
@@ -191,7 +191,7 @@ def read_questions(paths):
 
 def leak(known, row):
     """FILE:LINE of an evaluation question that the row gives away, or None."""
-    pieces = [(found, [" ".join(found)]) for found in map(words, prompts_of(row.turns))]
+    pieces = [(found, [" ".join(found)]) for found in map(words, questions_in(row.turns))]
     pieces += [(found, runs(found)) for found in map(words, row.sides())]
     for found, keys in pieces:
         own = numbers(found)
@@ -216,7 +216,7 @@ def drop_copies(rows, off, name):
         rows[copy].reason, rows[copy].of = "near", f"{name}:{rows[of].number}"
 
 
-def write(cfg, rows, kept, counts, asked):
+def write_all(cfg, rows, kept, counts, asked):
     """OUT.dropped.jsonl, the card, and last OUT: if OUT is there, all three are."""
     lines, dropped = Path(cfg.input).read_bytes().split(b"\n"), []
     for row in (row for row in rows if row.reason):
@@ -270,7 +270,7 @@ def main(cfg):
         print(bad_lines_text(report))
     kept = [row for row in rows if not row.reason]
     check(kept, f"no row of {show(cfg.input)} is kept")
-    write(cfg, rows, kept, counts, ", ".join(map(show, against)))
+    write_all(cfg, rows, kept, counts, ", ".join(map(show, against)))
     script = "reason" if any(row.turns[-1].think for row in kept) else "responses"
     val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
     following = command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",

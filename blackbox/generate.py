@@ -257,7 +257,7 @@ def check_flags(cfg):
           f"{show(cfg.out)} is there already; choose another --out, or --fresh")
 
 
-def finish(cfg, answers, jobs, client):
+def conclude(cfg, answers, jobs, client):
     """Write OUT; say what it has, what is missing, and what to type next."""
     settled = answers.settled()
     counts, kept = keep(settled.values())
@@ -312,7 +312,7 @@ def main(cfg):
     answers = Answers(cfg, header, prompts)
     client = ask_endpoint(cfg, answers, prompts, jobs) if cfg.base_url else \
         ask_checkpoint(cfg, teacher, answers, prompts, jobs)
-    finish(cfg, answers, jobs, client)
+    conclude(cfg, answers, jobs, client)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,6 @@ def string(value, name):
 
 
 def is_text(path):
-    """Is it a file of plain text?"""
     return Path(path).suffix.lower() == ".txt"
 
 

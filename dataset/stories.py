@@ -12,7 +12,6 @@ whatever the seed. Only dataset/suites.py uses the last quarter of all templates
 objects, totals above 99, operands above 20, and more than 4 operations.
 """
 import contextlib
-import functools
 import hashlib
 import json
 import random
@@ -56,12 +55,15 @@ def pool(items, reserved):
     return range(cut, len(items)) if reserved else range(cut)
 
 
-@functools.cache
 def operands(op, total, large):
-    """Every operand that keeps the total a whole number from 1 (or as 0) to 99 (large: to 999)."""
-    some = range(2, 6) if op in ("mul", "div") else range(21, 201) if large else range(1, 21)
-    return [n for n in some if (op != "div" or total % n == 0)
-            and min(1, total) <= running_totals([op], [total, n])[1] <= (999 if large else 99)]
+    """Every operand that keeps the total a whole number from 1 to 99 (large: to 999)."""
+    highest = 999 if large else 99
+    if op == "mul":
+        return [n for n in range(2, 6) if total * n <= highest]
+    if op == "div":
+        return [n for n in range(2, 6) if total % n == 0]
+    room = highest - total if op == "add" else total - 1
+    return range(21, min(200, room) + 1) if large else range(1, min(20, room) + 1)
 
 
 def running_totals(ops, numbers):
@@ -157,7 +159,7 @@ def split_of(row):
     return BUCKETS[int.from_bytes(digest[:8], "big") % 100]
 
 
-def generate(cfg, low, high):
+def draw_splits(cfg, low, high):
     """Yield (split, row) until every split has its count; UserError if one cannot be filled."""
     rng, seen, idle = random.Random(cfg.seed), set(), 0
     left = {split: getattr(cfg, split) for split in SHARES}
@@ -204,7 +206,7 @@ def main(cfg):
     match = re.fullmatch("([1-4])-([1-6])", cfg.ops)
     check(match and match[1] <= match[2], f"--ops {cfg.ops}: must be such as 1-4, at most 4-6")
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("out", "fresh")}
-    write_set(cfg.out, SHARES, generate(cfg, *map(int, match.groups())), settings, cfg.fresh)
+    write_set(cfg.out, SHARES, draw_splits(cfg, *map(int, match.groups())), settings, cfg.fresh)
     print("next: python tokenizer/train.py")
 
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from dataset.formats import BadRow, parse_row
 
-MAX_LENGTH = 1_000  # characters: a longer text is no number
+MAX_LENGTH = 1_000  # characters: a longer text is not a number
 # Full width to half width and every minus to "-". Not NFKC: that turns 5² into 52 and 1½ into 11/2.
 NARROW = {0xFF01 + i: 0x21 + i for i in range(94)}
 NARROW.update(zip(map(ord, "−‐‑–﹣⁄￥½¼¾"), [*"-----/¥", " 1/2", " 1/4", " 3/4"]))
@@ -22,7 +22,7 @@ NARROW.update(zip(map(ord, "−‐‑–﹣⁄￥½¼¾"), [*"-----/¥", " 1/2",
 PLAIN = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 VALUE = rf"(?:(\d+) +(?=\d+ */))?({PLAIN})(?: */ *({PLAIN}))?( *%)?"
 NUMBER = re.compile(rf"([-+]?) *{VALUE}", re.ASCII)
-# In running text: the minus of 17-3 is no sign, the 2 of H2O and the last 5 of 1.2.5 no number.
+# In running text the minus of 17-3 is no sign; the 2 of H2O and the last 5 of 1.2.5 do not count.
 NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?<![\w.]){VALUE}", re.ASCII)
 FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}"
                   r"|([0-9])([0-9]))")
@@ -173,7 +173,7 @@ def extract_answer(text):
 
 def shortened(found):
     """A marked answer as its number: "5+9 = 14", "14, because 2*7=14" and "(14)" are 14.
-    What has no number in that way ("14 or 15", "x=3, x=14") stays as it is."""
+    What gives no single number ("14 or 15", "x=3, x=14") stays as it is."""
     if len(found) > MAX_LENGTH or parse_number(found) is not None:
         return found
     reason = r",?\s*\(?\b(?:because|since)\b|[,，]?\s*因为"

@@ -64,8 +64,7 @@ def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines
     return dict(arrays, meta=json.loads((folder / "meta.json").read_text(encoding="utf-8")))
 
 
-def dtypes(tokenizer):
-    """Of ids, mask and document on disk."""
+def dtypes(tokenizer):  # of NAMES
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32, np.uint8, np.uint16
 
 

@@ -33,7 +33,7 @@ class Config:
 
 def spoiled(rng, turn, how):
     """The turn with another order of its steps, or another answer from 1 to 99; None if there is no
-    other order, or no number at the end of its chain."""
+    other order, or the chain does not end with its answer."""
     others, other = turn.think.split("\n"), turn.answer
     if how == "shuffled" and len(set(others)) > 1:
         while "\n".join(others) == turn.think:
