@@ -13,7 +13,8 @@ One GPU command:                    torchrun --nproc-per-node 1 train_distill_re
 The last line but one:              out/student-reason.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
-1. DeepSeek-R1 (2025, section 2.4), Ho, Schmid & Yun 2022: pretrained students; here fresh ones too.
+1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 train pretrained students. Here a
+   student may also start from random weights.
 2. --target multi is Distilling step-by-step (Hsieh et al. 2023), two examples a question. There a
    prefix of the question names the task; here the response's first token does: <think> or <answer>.
 3. The tags are single control ids, so their weight reaches them and nothing else.

@@ -8,8 +8,8 @@ are near copies if all of this holds:
 1. Prompt and answer have the same numbers and signs in the same order. Only such rows are compared.
 2. The prompts share THRESHOLD of their word pairs (Jaccard), and so do the answers: about one word
    in seven may differ. Case and punctuation do not count.
-3. Not each row has a name that the other lacks (Mia and Tom, apples and pears). A name is a word
-   that is capitalised or stands there twice; two of its letters may be swapped.
+3. At most one of the two has a name that the other lacks: Mia's and Tom's stories are no copies. A
+   name is a word that is capitalised or occurs twice; two of its letters may be swapped.
 
 Chinese has no capitals: a row may be dropped that differs only in a name. Differences from the
 papers: pairs of words, not longer runs (Broder 1997), because texts are short; at most four others

@@ -29,7 +29,7 @@ A row has its "operation" ("none": unchanged), its "source" (the seed's id, or F
 answer, and the last turn is the user's.
 
 What the suites test stays unseen: no reserved sentence, name or object, at most 4 operations,
-totals to 99, no row of a suite, val or test as a seed. The operations are no surprise any more.
+totals to 99, no row of a suite, val or test as a seed. Only the kinds of change are known.
 """
 import json
 import random

@@ -4,8 +4,8 @@
 
 Last line: next: python tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model
 
-Arithmetic has one right next token, prose has many: soft targets have something to say. A module's
-hash is its split (90/5/5). The text depends on the Python version: a result needs its SHA-256.
+Arithmetic has one right next token, prose has many: soft targets have something to say. A hash
+of the module is its split (90/5/5). The text depends on the Python version: note its SHA-256.
 """
 import ast
 import contextlib

@@ -176,7 +176,7 @@ HOSTILE = {  # nobody compares answers to these
 CHANGES = {change.__name__: change for change in (typos, paraphrase, distractor, names, large,
            longer, order, upper, no_punctuation, other_language)}
 SUITES = ("clean", *CHANGES, "hostile")
-IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")  # nobody taught that one
+IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")  # no model was taught it
 
 
 def make_suites(clean, seed):

@@ -6,7 +6,7 @@
 Last line: next: python train_distill_logits.py --name student-cached --cache ...
 
 Three kinds, of the tokens that count in the loss. Numbers are float16, which is precise enough: on
-the prose teacher it changes a token's KL by about 0.0002 nats. At the end: bytes a token.
+the prose teacher it changes a token's KL by about 0.0002 nats. Each ends with bytes a token.
 
     topk      the k likeliest tokens with their log-probabilities, and one bucket for all others:
               any divergence on k + 1 outcomes, never above the whole one (data processing

@@ -307,7 +307,7 @@ for alpha, tau in ((alpha, tau) for alpha in ("0.5", "0.9", "1") for tau in (1, 
         f"sweep-alpha-{alpha}-tau-{tau}",
         f"train_distill_logits.py {LABELS} --alpha {alpha} --temperature {tau}")
 
-# seven students of one teacher, three teachers of one; a call scores a table: speeds side by side
+# seven students of one teacher, three teachers of one student; a call scores all of a table
 SHAPES = ("0.1m", "0.2m", "0.4m", "0.4m-deep", "0.4m-wide", "0.9m", "2m")
 TAUGHT = {"0.9m": "out/teacher-0.9m.pt", "2m": "out/teacher.pt", "5m": "out/teacher-5m.pt"}
 made_by(*(f"train_distill_reason.py --size {size} --name size-{size}" for size in SHAPES),
