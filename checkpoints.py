@@ -62,7 +62,7 @@ def load_model(path, device="cpu"):
         model.load_state_dict(state.get("best") or state["model"], strict=True)
         tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
         check(tokenizer.vocab_size == model.config.vocab_size, "a tokenizer of another size")
-    except (RuntimeError, KeyError, TypeError, AssertionError, UserError) as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{show(path)}: of another project, or its weights do not fit its config "
                         f"({str(error).splitlines()[-1].strip()[:200]})") from None
     return model.to(device).eval().requires_grad_(False), tokenizer, state

@@ -97,7 +97,8 @@ def test_truncated_or_foreign_checkpoints_are_refused_and_kept(refused, tiny_wor
     (lambda state: state["model"].update(extra=torch.ones(1)), "extra"),
     (lambda state: state["model"].update({"norm.weight": torch.ones(65)}), "norm.weight"),
     (lambda state: state["model_config"].update(n_kv_heads=3), "[96, 64]"),
-    (lambda state: state["model_config"].update(rope="linear"), "rope")])
+    (lambda state: state["model_config"].update(rope="linear"), "rope"),
+    (lambda state: state.update(tokenizer="text"), "numpy")])
 def test_weights_that_do_not_fit_their_config_are_refused(change, words, refused, tiny_world, tmp_path,
                                                           tiny_tokenizer):
     """TRAPS 26: with strict=False nothing is loaded and the student trains from a random teacher."""

@@ -169,6 +169,16 @@ def test_another_run_under_the_same_name_is_refused_with_the_differences(
     assert (out_dir / "run.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("old", [dict(loss_on="all"), dict(long_frac=0.3)])
+def test_a_run_with_a_loss_that_is_gone_is_refused(old, call, tiny_world, out_dir):
+    """It would go on with another loss, and nothing would show it."""
+    call("train_pretrain", *tiny_world.flags("pretrain"))
+    state = checkpoints.load(out_dir / "run.pt")
+    checkpoints.save(out_dir / "run.pt", state | dict(step=2, run_config=state["run_config"] | old))
+    assert call("train_pretrain", *tiny_world.flags("pretrain")).status == 2
+    assert checkpoints.load(out_dir / "run.pt")["step"] == 2
+
+
 def test_data_changed_under_the_same_path_are_refused(call, tiny_world, out_dir, tmp_path):
     """The path is the same, the epoch's order is not: only a hash of the content can tell."""
     data = tmp_path / "data.jsonl"
