@@ -1,9 +1,9 @@
-"""A training reads a teacher's cache (dataset/teacher_cache.py makes it).
+"""Read a teacher's cache during training. dataset/teacher_cache.py writes it.
 
-    cache = open_cache(cfg, env, data)                         refused unless it is of these tokens
+    cache = open_cache(cfg, env, data)              UserError if it was made from other tokens
     kd, teacher_ce = cached_divergence(cache, numbers, logits, cfg, mix)          (N,) each
 
-A row is a counted token, in reading order. Rows are found by the number of their window.
+Each token that counts in the loss has one row. Rows are in the order of the windows on disk.
 """
 import json
 from pathlib import Path
@@ -16,71 +16,71 @@ from common import check, sha256_file, show
 from losses import divergence, sampled_forward_kl, topk_divergence
 from tokenizer import Tokenizer
 
-SHARD = 4096  # windows in a file
-SAME = ("window", "target", "documents")  # flags that training and cache must share
+SHARD = 4096  # windows in one file
+SAME = ("window", "target", "documents")  # flags that must be equal in training and cache
 NAMES = {"topk": ("ids", "log_p"), "sampled": ("ids", "negentropy"), "hidden": ("hidden",)}
 
 
 def missing(folder, about):
-    """The numbers of the shards that are not there yet: label_ce is written last."""
+    """The numbers of the shards still to be made. label_ce is the last file of a shard."""
     return [number for number in range(-(-about["windows"] // SHARD))
             if not (folder / f"label_ce-{number:04}.npy").exists()]
 
 
 def what_it_is_of(cfg, data):
-    """What training and cache must share, so that each row is the right token's."""
+    """A dict that must be equal in training and cache. Otherwise rows are of other tokens."""
     return dict(data_sha256=data["meta"]["source_sha256"],
                 tokens=int((data["mask"][:, 1:] > 0).sum()),
                 **{name: getattr(cfg, name) for name in SAME})
 
 
 def read_about(folder):
-    """The description of a cache; {} if there is none (a set of stories has an about.json, too)."""
+    """The about.json of a cache as a dict; {} if it is missing or belongs to something else."""
     file = Path(folder) / "about.json"
     about = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return about if "teacher_fingerprint" in about else {}
 
 
 def load_teacher(cfg, env):
-    """(teacher, its tokenizer, what the run remembers of it). With --cache the teacher is None."""
+    """-> (teacher, its tokenizer, hashes that the run saves). With --cache the teacher is None."""
     if not cfg.cache:
         return checkpoints.load_teacher(cfg, env)
     folder, about = Path(cfg.cache), read_about(cfg.cache)
-    check(about, f"--cache {folder}: no cache; python dataset/teacher_cache.py makes one")
+    check(about, f"--cache {folder} is not a cache; python dataset/teacher_cache.py makes one")
     made_by = about["teacher_fingerprint"]
     if "teacher" in cfg.given:
         named = checkpoints.load_teacher(cfg, env)[2]["teacher_fingerprint"]
-        check(named in made_by.split("+"), f"--teacher {cfg.teacher}: {folder} is of another one")
+        check(named in made_by.split("+"), f"--teacher {cfg.teacher}: {folder} has another teacher")
     inputs = dict(teacher_fingerprint=made_by, cache_sha256=sha256_file(folder / "about.json"))
     return None, Tokenizer.load(folder / "tokenizer.model"), inputs
 
 
 def open_cache(cfg, env, data):
-    """--cache for these windows -> dict: its arrays and all that reading them needs. UserError for
-    other data, another temperature, or a divergence that the cache cannot give."""
+    """Open --cache for the windows `data` -> dict of arrays on disk and the places of rows in them.
+    UserError: unfinished, other data, another temperature, or a divergence it cannot give."""
     folder, about = Path(cfg.cache), read_about(cfg.cache)
     differing = [f"{key} {about[key]} there, {value} here"
                  for key, value in what_it_is_of(cfg, data).items() if about[key] != value]
     check(not differing, f"{show(folder)} was made from other data: {', '.join(differing)}")
-    check(not missing(folder, about), f"{show(folder)} is not finished; its command goes on")
-    check(about["temperature"] in (None, cfg.temperature), f"{show(folder)} is of temperature "
-          f"{about['temperature']}, not {cfg.temperature}; --kind hidden has every temperature")
+    check(not missing(folder, about), f"{show(folder)} is not finished; run its command again")
+    check(about["temperature"] in (None, cfg.temperature), f"{show(folder)} is for temperature "
+          f"{about['temperature']}, not {cfg.temperature}; --kind hidden fits every temperature")
     check(about["kind"] != "sampled" or cfg.divergence == "forward_kl",
-          f"{show(folder)}: a sampled cache has forward KL only; topk and hidden have the others")
-    counts = (data["mask"][:, 1:] > 0).sum(1)  # (windows,) counted tokens of each
+          f"{show(folder)}: a sampled cache gives forward KL only; topk and hidden give all")
+    counts = (data["mask"][:, 1:] > 0).sum(1)  # (windows,) tokens that count
     starts = range(0, len(counts), SHARD)
     shards = [{name: np.load(folder / f"{name}-{at // SHARD:04}.npy", mmap_mode="r")
                for name in (*NAMES[about["kind"]], "label_ce")} for at in starts]
-    ends = np.concatenate([np.cumsum(counts[at:at + SHARD]) for at in starts])  # rows in its shard
+    ends = np.concatenate([np.cumsum(counts[at:at + SHARD]) for at in starts])  # end row in shard
     passes = cfg.steps * cfg.batch / len(counts)
-    known = "; draws are learned, kd may fall below 0" * (about["kind"] == "sampled" and passes > 1)
+    known = "; draws are memorised, kd may be below 0" * (about["kind"] == "sampled" and passes > 1)
     fact = f"{show(folder)}: {about['kind']}, k {about['k']}, read {passes:.1f} times{known}"
     return dict(kind=about["kind"], shards=shards, ends=ends, counts=counts, facts={"cache": fact},
                 head=torch.from_numpy(np.load(folder / "head.npy")).to(env.device))  # (V, D)
 
 
 def cached_divergence(cache, numbers, logits, cfg, mix):
-    """(kd, the teacher's ce), (N,) each, of the counted tokens of some windows; logits (N, V)."""
+    """logits (N, V) of the tokens that count in windows `numbers` -> kd, teacher's ce: (N,)."""
     rows, name, tau = {}, cfg.divergence, cfg.temperature
     for number in numbers:
         end = cache["ends"][number]

@@ -1,4 +1,4 @@
-"""Every input format, told apart by its keys; and how a document becomes tokens and back.
+"""Every input format, recognised by its keys, and how a document becomes tokens.
 
     .txt                  documents of about 4 MB, cut at line ends
     .jsonl, one row a line:
@@ -8,14 +8,14 @@
     {"conversations": [{"from", "value"}]}                              ShareGPT
     {"instruction", "input"?, "output", "system"?, "history"?}          Alpaca
     {"prompt", "completion"}                                            TRL; text or lists of turns
-    {"question", "answer", "context"?, "options"?}, {"problem", "solution"}     GSM8K: the answer is
-                                          what follows the last ####, the thought what stands before
+    {"question", "answer", "context"?, "options"?}, {"problem", "solution"}     GSM8K: the text
+                                          before the last #### is the thought, after it the answer
 
-Blank lines are skipped, a key that is null is absent, other keys are ignored. In an assistant turn
-`<think>...</think><answer>...</answer>`, or a thought in a key of its own, becomes the marks of the
-tokenizer; elsewhere tags stay text. The opening <think> may be missing: R1's chat template puts it
-into the prompt. A turn that uses tools ends the conversation before it. "weight": 0 in a turn: it
-is read and not learned.
+Blank lines are skipped. Other keys and null values are ignored. In an assistant turn
+`<think>...</think><answer>...</answer>` becomes control tokens, and so does a thought with its own
+key. In other turns tags stay text. The opening <think> may be missing: R1's chat template puts it
+into the prompt. If a turn uses tools, the conversation ends with the answer before it. A turn with
+"weight": 0 is read but not learned.
 """
 import hashlib
 import json
@@ -25,38 +25,38 @@ from pathlib import Path
 
 from common import UserError, check, show
 
-CHUNK = 4 * 2**20     # bytes: what one worker reads at a time, and the size of a .txt document
+CHUNK = 4 * 2**20     # bytes that a worker reads at a time; also the size of a .txt document
 ROLES = dict(system="system", developer="system", user="user", human="user",
              assistant="assistant", gpt="assistant")
 PAIRS = dict(question="answer", problem="solution", prompt="completion", instruction="output")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-END_MARKS = ("<end>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>")  # of other chat models
-TARGETS = ("cot", "answer", "full", "multi", "mixed")  # see encode_document; forms for the last two
-KINDS = {b"\x1f\x8b": "gzip; gunzip it", b"PK\x03\x04": "zip; unzip", b"PAR1": "Parquet; to JSONL",
-         b"\xff\xfe": "UTF-16; iconv -t UTF-8", b"\xfe\xff": "UTF-16; iconv -t UTF-8"}
+STOP_TOKENS = ("<end>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>")  # of chat models
+TARGETS = ("cot", "answer", "full", "multi", "mixed")  # see encode_document and forms
+KINDS = {b"\x1f\x8b": "gzip; gunzip it", b"PK\x03\x04": "zip; unzip", b"PAR1": "Parquet; use JSONL",
+         b"\xff\xfe": "UTF-16; use iconv -t UTF-8", b"\xfe\xff": "UTF-16; use iconv -t UTF-8"}
 
 
 @dataclass
 class Turn:
-    """One turn: who speaks, the text, and of an assistant thought and answer if it has them."""
+    """One turn of a conversation. Only an assistant's turn can have a thought and an answer."""
     role: str                     # system, user or assistant
-    content: str                  # plain text; "" if think and answer carry it
+    content: str                  # plain text; "" if it is in think and answer
     think: str | None = None   # chain of thought
     answer: str | None = None  # final answer
-    learned: bool = True          # False: read, and not counted in the loss
+    learned: bool = True          # False: the model reads it, but it is not in the loss
 
 
 class BadRow(UserError):
-    """A row that is no document. `reason` is the same words for every row with that fault."""
+    """A row that is not a document. Rows with the same fault have the same `reason`."""
     def __init__(self, reason, got=None):
         self.reason = reason
         super().__init__(reason if got is None else f"{reason}: {str(got)[:60]}")
 
 
 def parse_row(row, need_reply=True, report=None):
-    """A row of JSON -> str or list of Turn; BadRow if it is neither. need_reply=False: a prompt,
-    which ends with the user, is one, too. `report`: see read_documents."""
+    """A JSON row -> str (plain text) or list of Turn. Raises BadRow if it is neither.
+    need_reply=False also accepts a prompt that ends with the user. report: see read_documents."""
     if not isinstance(row, dict):
         raise BadRow("not a JSON object (`jq -c '.[]' FILE` makes lines of an array)", row)
     row = {key: value for key, value in row.items() if value is not None}
@@ -75,7 +75,7 @@ def parse_row(row, need_reply=True, report=None):
 
 
 def pair(row, ask, reply):
-    """The turns of a question and its reply under the keys `ask` and `reply`."""
+    """The turns of a row that has a question under the key `ask` and its answer under `reply`."""
     if isinstance(row[ask], list):  # TRL: both are lists of turns
         return row[ask] + row.get(reply, [])
     options = row.get("options", {})
@@ -91,7 +91,7 @@ def pair(row, ask, reply):
 
 
 def parse_turns(rows, need_reply, report):
-    """A list of {"role", "content", ...} -> list of Turn, or BadRow."""
+    """A list of {"role", "content", ...} -> list of Turn. Flags and errors: see parse_row."""
     turns = []
     for row in rows:
         name, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
@@ -124,21 +124,21 @@ def parse_turns(rows, need_reply, report):
 
 
 def parse_worked_answer(text, thought):
-    """GSM8K's answer: steps, ####, the final answer. Without that mark, all of it is the answer."""
-    steps, mark, answer = text.rpartition("####")
-    if mark and "\n" not in answer.strip():  # else a heading of Markdown: "#### Step 1"
-        steps = re.sub(r"<<[^<>]*=[^<>]*>>", "", steps)  # for a calculator: <<48/2=24>>
+    """GSM8K's answer: steps, ####, final answer. Without #### and tags, all of it is the answer."""
+    steps, hashes, answer = text.rpartition("####")
+    if hashes and "\n" not in answer.strip():  # otherwise a Markdown heading: "#### Step 1"
+        steps = re.sub(r"<<[^<>]*=[^<>]*>>", "", steps)  # calculator notes: <<48/2=24>>
         return Turn("assistant", "", steps.strip() or None, answer.strip())
     turn = parse_response_text(text, thought)
     return turn if turn.answer is not None else Turn("assistant", "", None, text.strip())
 
 
 def parse_response_text(content, thought=None):
-    """The text of an assistant turn -> Turn, with its literal tags (R1 style) taken apart.
-    thought: a chain of thought that came in a key of its own; tags in it are text."""
-    for mark in END_MARKS:  # a server may leave its stop mark in the text
-        if content.rstrip().endswith(mark):
-            content = content.rstrip().removesuffix(mark)
+    """The text of an assistant turn -> Turn, split at its tags. BadRow if a tag is left over.
+    thought: a chain of thought that had its own key. Tags inside it stay text."""
+    for token in STOP_TOKENS:  # a server may leave its stop token in the text
+        if content.rstrip().endswith(token):
+            content = content.rstrip().removesuffix(token)
     match = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>(.*)", content, re.DOTALL)
     inline, content = match.groups() if match and thought is None else ("", content)
     tagged = re.fullmatch(r"(.*?)<answer>(.*?)</answer>\s*\.?\s*", content, re.DOTALL)
@@ -153,7 +153,7 @@ def parse_response_text(content, thought=None):
 
 
 def turn_row(turn):
-    """A Turn as a row of "conversations" that reads back as the same Turn."""
+    """Turn -> an entry of "conversations". parse_row reads it back as the same Turn."""
     if turn.think is not None:
         return dict(role=turn.role, reasoning_content=turn.think, content=turn.answer)
     text = turn.content if turn.answer is None else f"<answer>{turn.answer}</answer>"
@@ -161,7 +161,7 @@ def turn_row(turn):
 
 
 def string(value, name):
-    """The value itself, if it is text that UTF-8 can hold."""
+    """Return the value. BadRow if it is not a string, or if UTF-8 cannot encode it."""
     if not isinstance(value, str):
         raise BadRow(f"{name} is not a string", value)
     if re.search("[\ud800-\udfff]", value):
@@ -174,10 +174,10 @@ def is_text(path):
 
 
 def chunks(path, limit=0):
-    """Yield (number of the first line, lines as bytes) of a file, about 4 MB at a time, or only of
-    the first `limit` rows. UserError if the file cannot be read."""
+    """Yield (number of the first line, list of lines as bytes) of a file, about 4 MB at a time.
+    limit: only the first N rows; 0: all. UserError if the file cannot be read."""
     check(Path(path).exists() and not Path(path).is_dir(),
-          f"{show(path)} is no file; name one of yours, or bash speedrun.sh makes the default data")
+          f"{show(path)} is not a file; name yours, or make the default data: bash speedrun.sh")
     check(not (limit and is_text(path)), f"{show(path)}: plain text has no rows for --documents")
     with open(path, "rb") as file:
         check(file.peek(1), f"{show(path)} is empty")
@@ -185,7 +185,7 @@ def chunks(path, limit=0):
             check(not file.peek(4).startswith(magic), f"{show(path)} is {kind}")
         first, lines, size, left = 1, [], 0, limit or float("inf")
         while left and (line := file.readline(CHUNK if is_text(path) else -1)):
-            if is_text(path) and not line.endswith(b"\n"):  # not in the middle of a character
+            if is_text(path) and not line.endswith(b"\n"):  # do not cut inside a character
                 while 0x80 <= (file.peek(1) or b"\0")[0] < 0xC0:
                     line += file.read(1)
             lines.append(line)
@@ -198,10 +198,10 @@ def chunks(path, limit=0):
 
 
 def read_documents(path, skip_bad_lines=False, report=None, parse=parse_row, parts=None):
-    """Yield (line number, document) of a file, or of those of its chunks that are `parts`.
+    """Yield (line number, document) of a file, or only of its chunks `parts`.
 
-    `parse` makes a row a document, or raises BadRow. A bad line is a UserError "FILE:LINE: ..."; or
-    it is left out and counted in `report`: {reason: [count, the first three places]}.
+    `parse` maps a row to a document or raises BadRow. A bad line is a UserError "FILE:LINE: ...".
+    With skip_bad_lines it is only counted in `report`: {reason: [count, first three places]}.
     """
     for first, lines in parts or chunks(path):
         texts = []
@@ -216,43 +216,43 @@ def read_documents(path, skip_bad_lines=False, report=None, parse=parse_row, par
                 if not isinstance(error, BadRow):
                     error = BadRow("broken JSON or a wrong type (plain text goes into .txt)", error)
                 where = f"{show(path)}:{number}"
-                check(skip_bad_lines, f"{where}: {error}; mend the line, or --skip-bad-lines")
+                check(skip_bad_lines, f"{where}: {error}; fix the line, or use --skip-bad-lines")
                 note(report, error.reason, 1, [where])
         if "".join(texts).strip():
             yield first, "".join(texts)
 
 
 def note(report, reason, count=1, places=()):
-    """Add to what was left out, with the first three places, in a report (None: nowhere)."""
+    """Count something in a report and keep its first three places. With None do nothing."""
     if report is not None:
         before, known = report.get(reason, (0, []))
         report[reason] = [before + count, [*known, *places][:3]]
 
 
 def bad_lines_text(report):
-    """A report as one line: `broken JSON: 3 (a.jsonl:7, ...)`; "" if there is none."""
+    """A report as one line: `broken JSON: 3 (a.jsonl:7, ...)`. An empty report gives ""."""
     return " | ".join(f"{reason}: {count:,}" + (f" ({', '.join(places)})" if places else "")
                       for reason, (count, places) in report.items())
 
 
 def counted(counter, between=" | "):
-    """A Counter as a line, the most frequent first: `ok 12 | format 3`."""
+    """A Counter as one line, the most frequent first: `ok 12 | format 3`."""
     return between.join(f"{name} {n:,}" for name, n in counter.most_common())
 
 
 def texts(document):
-    """All the texts of a document, without marks."""
+    """All texts of a document as a list, without control tokens."""
     if isinstance(document, str):
         return [document]
     return [part for turn in document for part in (turn.content, turn.think, turn.answer) if part]
 
 
 def encode_document(tokenizer, document, target="cot"):
-    """Document -> (ids, mask); the mask is 1 where a token is learned.
+    """Document -> (ids, mask), two lists of the same length. The mask is 1 if a token is learned.
 
-    Text: every token and its <end>. Conversation: what the assistant says and its <end>, never the
-    mark of the role, with which the prompt ends. target: "cot" <think>...</think>
-    <answer>...</answer>; "answer" the same without the thought; "full" plain text without a tag.
+    Plain text is learned whole, with its <end>. In a conversation, the assistant's words and <end>
+    are learned. Its role token is not, because it ends the prompt. target "cot": <think>...</think>
+    <answer>...</answer>. "answer": the same without the thought. "full": plain text without tags.
     """
     t, ids, mask = tokenizer, [], []
     if isinstance(document, str):
@@ -273,26 +273,26 @@ def encode_document(tokenizer, document, target="cot"):
 
 
 def forms(document, target):
-    """The targets of encode_document with which a document is learned, an example each. mixed: one
-    of two, by a hash of the question, so that all the answers to it have one form."""
+    """The targets for encode_document, one for each training example. multi: "cot" and "answer".
+    mixed: one of these, by a hash of the question, so that all its answers have the same target."""
     if target not in ("multi", "mixed"):
         return [target]
     if isinstance(document, str) or all(turn.think is None for turn in document):
-        return ["cot"]  # there is one form only
+        return ["cot"]  # both targets would be the same
     prompt = "\n".join(turn.content for turn in document)
     half = hashlib.sha256(prompt.encode()).digest()[0] % 2
     return ["cot", "answer"] if target == "multi" else [("cot", "answer")[half]]
 
 
 def plain_reply(turn):
-    """A reply as plain text in GSM8K's notation: the thought, then `#### ` and the answer. No ####
-    before an answer of several lines (it would read as a heading), or without a thought."""
+    """A reply as plain text in GSM8K's notation: the thought, then `#### ` and the answer. #### is
+    left out without a thought, and before several lines, because it would read as a heading."""
     if turn.think is None:
         return turn.answer
     return turn.think + ("\n" if "\n" in turn.answer else "\n#### ") + turn.answer
 
 
 def prompt_ids(tokenizer, turns, target="cot"):
-    """What generation starts from: every turn before the last assistant turn, then <assistant>."""
+    """The ids that generation starts from: all turns except a last answer, then <assistant>."""
     before = turns[:-1] if turns[-1].role == "assistant" else turns
     return encode_document(tokenizer, before, target)[0] + [tokenizer.assistant]

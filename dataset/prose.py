@@ -4,8 +4,8 @@
 
 Last line: next: python tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model
 
-Arithmetic has one right next token, prose has many: soft targets have something to say. A hash
-of the module is its split (90/5/5). The text depends on the Python version: note its SHA-256.
+In prose many next tokens are possible, so soft targets say more than in arithmetic. A hash of the
+module name gives the split (90/5/5). The text depends on the Python version: note its SHA-256.
 """
 import ast
 import contextlib
@@ -31,7 +31,7 @@ MIN_CHARS = 200  # shorter texts are left out
 @dataclass
 class Config:
     out: str = OUT / "data" / "prose"  # folder of train, val, test .jsonl and about.json
-    fresh: bool = False      # replace what is there
+    fresh: bool = False      # replace existing files
 
 
 def sources(stdlib):
@@ -42,22 +42,22 @@ def sources(stdlib):
         parts = path.relative_to(stdlib).with_suffix("").parts
         if SKIP & set(parts):
             continue
-        with contextlib.suppress(SyntaxError, ValueError):  # templates, Python 2
+        with contextlib.suppress(SyntaxError, ValueError):  # not Python 3
             nodes = [n for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, DOCUMENTED)]
             yield from ((parts[0], ast.get_docstring(n, clean=False) or "") for n in nodes)
 
 
 def collect(found):
-    """(name, text) pairs -> (split, row) pairs, shuffled: the first N are a sample. A repeated long
-    paragraph is dropped: the topic "compound" contains all of "if"."""
+    """Yield (split, row) for (name, text) pairs, shuffled, so that the first N are a fair sample. A
+    repeated long paragraph is dropped, because the topic "compound" contains all of "if"."""
     rows, seen = {split: [] for split in SPLITS}, set()
     for module, text in found:
         kept = []
         for paragraph in inspect.cleandoc(text).split("\n\n"):
-            plain = " ".join(paragraph.split())  # topics indent what they quote
+            plain = " ".join(paragraph.split())  # topics indent quoted text
             if plain not in seen:
                 kept.append(paragraph)
-            if len(plain) >= 80:  # shorter ones are idioms
+            if len(plain) >= 80:  # short ones may repeat
                 seen.add(plain)
         text = "\n\n".join(kept).strip()
         if len(text) >= MIN_CHARS:

@@ -1,18 +1,18 @@
 """Robustness suites: the problems of the test split, each asked again in another way.
 
-    clean           as they are                          names           reserved names and objects
+    clean           unchanged                            names           reserved names and objects
     typos           letters swapped, dropped, doubled    large           a start of 100 to 500
-    paraphrase      reserved sentences                   longer          5 or 6 operations
+    paraphrase      reserved templates                   longer          5 or 6 operations
     distractor      one more sentence, with a number     order           the question first
-    upper           UPPER CASE                           no_punctuation
-    other_language  in Chinese; Chinese ones in English  hostile         texts without an answer
+    upper           UPPER CASE                           no_punctuation  spaces instead
+    other_language  English to Chinese, and back         hostile         odd texts, not scored
 
     python dataset/suites.py          # 500 problems, 12 files in out/data/suites, CPU, about 1 s
 
 Last line: next: python eval.py --suites out/data/suites
 
-A row has its "suite" and, as "source", the id of its clean row: suites are compared problem by
-problem. Only large and longer have other answers. A suite leaves out what it cannot change.
+Each row has its "suite". "source" is the id of its clean row, so suites are compared problem by
+problem. Only large and longer change the answer. A suite leaves out what it cannot change.
 """
 import json
 import random
@@ -32,18 +32,18 @@ from dataset.stories import (DISTRACTORS, NAMES, OBJECTS, PATIENCE, TEMPLATES, W
 
 @dataclass
 class Config:
-    problems: int = 500      # clean problems: the first so many of --data (100 to 1,000)
+    problems: int = 500      # number of problems, the first ones of --data (100 to 1,000)
     data: str = OUT / "data" / "stories" / "test.jsonl"  # test split of dataset/stories.py
-    seed: int = 0            # of everything that is drawn
+    seed: int = 0            # random seed
     out: str = OUT / "data" / "suites"  # folder of the .jsonl files and about.json
-    fresh: bool = False      # replace what is there
+    fresh: bool = False      # replace existing files
 
 
 def drawn(row):
-    """What `tell` makes this row of: dict(lang, key, numbers, name, thing); None for other rows."""
+    """The arguments (lang, key, numbers, name, thing) with which `tell` makes this row, or None."""
     try:
         (lang, *key), numbers, text = row["skeleton"].split(), row["numbers"], text_of(row)
-        name = next(name for name in NAMES[lang] if name[0] in text)  # and no other word
+        name = next(name for name in NAMES[lang] if name[0] in text)  # no other word contains it
         thing = next(thing for thing in OBJECTS[lang]
                      if stories.fields(lang, name, thing, "opening", numbers[0])["k"] in text)
         story = dict(lang=lang, key=key, numbers=numbers, name=name, thing=thing)
@@ -71,7 +71,7 @@ def reworded(row, text):
     return {**row, "conversations": turns, "id": stories.text_id(row["lang"], text)}
 
 
-# What a mistake must not make: another word of the stories or of English ("ten" of "then")
+# A typo must not make another word of the stories or of English, such as "ten" from "then".
 OTHER_WORDS = {*"""ten three plus ads bad bed bother bus cad cads cars con cons ears fiend fist loss
     may net pat peer pie pies rigs seals self sell stars ties""".split(), *re.findall(
         "[a-z]+", json.dumps([NAMES["en"], OBJECTS["en"], TEMPLATES["en"]]).lower())}
@@ -79,7 +79,7 @@ OPERANDS = set(re.findall("[a-z]+", json.dumps(WORDS["en"])))
 
 
 def misspelled(word):
-    """Every way to swap, drop or double letters between the first and the last one."""
+    """All typos of a word: inner letters swapped, dropped or doubled. Real words are left out."""
     inside = range(1, len(word) - 1)
     ways = [word[:i] + word[i + 1] + word[i] + word[i + 2:] for i in inside[:-1]]
     ways += [word[:i] + word[i] * times + word[i + 1:] for times in (0, 2) for i in inside]
@@ -87,17 +87,17 @@ def misspelled(word):
 
 
 def typos(rng, row, story):
-    """One word in ten, at least one; never the name, a digit, or a word that is an operand."""
+    """Misspell one word in ten, at least one. Names, digits and operands ("half") stay."""
     text, kept = text_of(row), {*OPERANDS, story["name"][0]}
     words = [m for m in re.finditer("[A-Za-z]{4,}", text) if m[0] not in kept]
     count = min(max(1, round(len(text.split()) / 10)), len(words))
-    for m in sorted(rng.sample(words, count), key=re.Match.start, reverse=True):  # from the end:
-        text = text[:m.start()] + rng.choice(misspelled(m[0])) + text[m.end():]   # places stay
+    for m in sorted(rng.sample(words, count), key=re.Match.start, reverse=True):  # from the end,
+        text = text[:m.start()] + rng.choice(misspelled(m[0])) + text[m.end():]   # so offsets hold
     return reworded(row, text)
 
 
 def distractor(rng, row, story, texts=DISTRACTORS):
-    """Before the question, but not where "the number" that follows could be the distractor's."""
+    """Insert a sentence, but not directly before "the number": that could mean its number."""
     lang, he, told = story["lang"], story["name"][1], sentences(row)
     text = rng.choice(texts[lang])
     others = [NAMES[lang][i] for i in pool(NAMES[lang], False) if NAMES[lang][i][1] != he]
@@ -108,7 +108,7 @@ def distractor(rng, row, story, texts=DISTRACTORS):
 
 
 def order(rng, row, story):
-    """The question first, if it names the person: "he" would come before there is anybody."""
+    """Put the question first if it names the person. Otherwise "he" would come before the name."""
     *told, question = sentences(row)
     if story["name"][0] in question:
         return reworded(row, join(story["lang"], [question, *told]))
@@ -119,7 +119,7 @@ def upper(rng, row, story):
 
 
 def no_punctuation(rng, row, story):
-    """A space for every mark (乘以3。5个人 must not become 35), except inside a word: 1,234.5."""
+    """Replace punctuation by spaces: 乘以3。5个人 must not become 35. 1,234.5 stays as it is."""
     return reworded(row, re.sub(r"(?:[?。，？]|[.,](?!\S))\s*", " ", text_of(row)).strip())
 
 
@@ -132,14 +132,14 @@ def names(rng, row, story):
 
 
 def large(rng, row, story):
-    """The same sentences, other numbers; four multiplications would end above 999: left out."""
+    """The same sentences, larger numbers. None for four multiplications, which exceed 999."""
     draws = (stories.draw_numbers(rng, kinds(story)[1:-1], large=True) for _ in range(PATIENCE))
     numbers = next(filter(None, draws), None)
     return numbers and tell(**{**story, "numbers": numbers})
 
 
 def longer(rng, row, story, count=None):
-    """The same beginning, 5 or 6 operations (or `count`)."""
+    """The same story, continued to 5 or 6 operations (or `count`)."""
     *key, question = story["key"]
     numbers, ops = list(story["numbers"]), kinds(story)[1:-1]
     for _ in range((count or rng.randint(5, 6)) - row["ops"]):
@@ -152,7 +152,7 @@ def longer(rng, row, story, count=None):
 
 
 def other_language(rng, row, story, split="test"):
-    """Of the other language's test split: a bilingual model was not trained on it either."""
+    """The problem in the other language, from `split`: no bilingual model was trained on it."""
     lang = {"en": "zh", "zh": "en"}[story["lang"]]
     story = {**story, **person_and_thing(rng, lang), "lang": lang}
     for _ in range(PATIENCE):
@@ -161,7 +161,7 @@ def other_language(rng, row, story, split="test"):
             return told
 
 
-HOSTILE = {  # nobody compares answers to these
+HOSTILE = {  # the answers to these are not checked
     "empty": "", "space": " ", "line ends": "\n\n\n", "punctuation": "?!.,;:-()" * 20,
     "random bytes": random.Random(0).randbytes(300).decode(errors="replace"),
     "invisible characters": "\u200b\u202e\ufeff\x00\x1b[2J" * 20, "one word": "a" * 3000,
@@ -172,15 +172,15 @@ HOSTILE = {  # nobody compares answers to these
     "by zero": "Mia has 3 pears. The number is divided by 0. How many pears does Mia have now?",
     "huge number": f"Mia has {'9' * 400} pears. She buys 1 more. How many pears has she now?",
     "ten contexts": "Mia has 3 pears. She buys 4 more. " * 1500 + "How many pears has she now?"}
-# (rng, clean row, what it was drawn from) -> the changed row; None or as it was: left out
+# (rng, clean row, its story) -> changed row. Left out if it is None or has the same text.
 CHANGES = {change.__name__: change for change in (typos, paraphrase, distractor, names, large,
            longer, order, upper, no_punctuation, other_language)}
 SUITES = ("clean", *CHANGES, "hostile")
-IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")  # no model was taught it
+IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")  # models know one language
 
 
 def make_suites(clean, seed):
-    """[(clean row, what it was drawn from)] -> (suite, row) pairs; no suite changes another."""
+    """Yield (suite, row) for [(clean row, its story)]. Each suite has its own random numbers."""
     for row, _ in clean:
         yield "clean", {**row, "suite": "clean", "source": row["id"]}
     for suite, change in CHANGES.items():
@@ -196,12 +196,12 @@ def make_suites(clean, seed):
 
 
 def read_suites(folder):
-    """{suite: rows}; UserError if a file is not the one that about.json describes."""
+    """-> {suite: rows}. UserError if the SHA-256 of a file is not the one in about.json."""
     hashes = json.loads((Path(folder) / "about.json").read_text(encoding="utf-8")).get("sha256", {})
     suites = {}
     for suite in SUITES:
         path = Path(folder) / f"{suite}.jsonl"
-        check(sha256_file(path) == hashes.get(suite), f"{path} is not as dataset/suites.py made it")
+        check(sha256_file(path) == hashes.get(suite), f"{path} is not what dataset/suites.py made")
         suites[suite] = [row for _, row in read_documents(path, parse=dict)]
     return suites
 

@@ -1,23 +1,23 @@
-"""What the teacher says about every token, written down once: a teacher that need not run any more.
+"""Store the teacher's distribution for every token once, so that training needs no teacher.
 
-    python dataset/teacher_cache.py          # of out/teacher.pt, on the default stories, top 32
+    python dataset/teacher_cache.py          # out/teacher.pt, default stories, top 32
     python train_distill_logits.py --name student-cached --cache out/data/cache
 
 Last line: next: python train_distill_logits.py --name student-cached --cache ...
 
-Three kinds, of the tokens that count in the loss. Numbers are float16, which is precise enough: on
-the prose teacher it changes a token's KL by about 0.0002 nats. Each ends with bytes a token.
+Only tokens that count in the loss are stored. float16 is precise enough: on the prose teacher it
+changes a token's KL by about 0.0002 nats. There are three kinds. [] is the size in bytes a token.
 
-    topk      the k likeliest tokens with their log-probabilities, and one bucket for all others:
-              any divergence on k + 1 outcomes, never above the whole one (data processing
-              inequality). Without the bucket the student learns to be too sure (trap 13). 4k + 6
-    sampled   k draws from the teacher's distribution: forward KL, without bias in the first pass
-              (Anshumann et al. 2025, section 3). Draws that are read again can be learned. 2k + 8
-    hidden    the last hidden state, the output matrix once: any divergence, any temperature. 2D + 4
+    topk      the k likeliest tokens with log-probabilities, and one bucket for all others. Gives
+              any divergence, on k + 1 outcomes. It is never above the full one (data processing
+              inequality). Without the bucket the student becomes too sure (trap 13). [4k + 6]
+    sampled   k draws from the teacher's distribution. Gives forward KL, unbiased in the first pass
+              (Anshumann et al. 2025, section 3). Later the student can memorise them. [2k + 8]
+    hidden    the last hidden state; one output matrix. Gives any divergence at any tau. [2D + 4]
 
-Of several teachers with one tokenizer (`teacher_cache.py out/b.pt --teacher out/a.pt`) topk and
-sampled keep the mean distribution (Hinton, Vinyals & Dean 2015, section 5: an ensemble). Both are
-of one temperature, that of the training. After a stop the same command goes on.
+If several teachers share a tokenizer (`teacher_cache.py out/b.pt --teacher out/a.pt`), topk and
+sampled store their mean distribution (an ensemble: Hinton, Vinyals & Dean 2015, section 5). Both
+fit only the temperature they were made at. After a stop, run the same command again.
 """
 import json
 import shutil
@@ -43,30 +43,30 @@ BATCH = 32  # windows that the teacher reads together
 
 @dataclass
 class Config:
-    others: list = None            # more teachers: the mean of all is cached
-    teacher: str = OUT / "teacher.pt"  # checkpoint that is cached
+    others: list = None            # more teachers; the mean of all distributions is stored
+    teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher
     data: str = OUT / "data/stories/train.jsonl"  # what the student will train on
     out: str = OUT / "data/cache"  # folder of the cache
-    kind: Literal["topk", "sampled", "hidden"] = "topk"  # what is kept of a distribution
-    k: int = 32                    # tokens kept, or drawn (8 to 64); topk: up to the vocabulary
-    temperature: float = 2.0       # tau of topk and sampled: that of the training (1 to 4)
-    window: int = 256              # as in the training
-    target: Literal["cot", "answer"] = "cot"          # as in the training
-    documents: int = 0             # as in the training: only the first N documents; 0: all
+    kind: Literal["topk", "sampled", "hidden"] = "topk"  # what to store for each token
+    k: int = 32                    # tokens to store, or to draw (8 to 64); topk: at most V
+    temperature: float = 2.0       # tau for topk and sampled, as in the training (1 to 4)
+    window: int = 256              # tokens in a window, as in the training
+    target: Literal["cot", "answer"] = "cot"          # what is learned, as in the training
+    documents: int = 0             # only the first N documents, as in the training; 0: all
     skip_bad_lines: bool = False   # count bad lines of the data and go on
-    seed: int = 0                  # of sampled
-    dtype: Literal["auto", "float32", "bf16"] = "auto"  # of the teacher's forward pass
-    fresh: bool = False            # replace a cache of other settings
+    seed: int = 0                  # random seed of sampled
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # precision of the teacher's forward pass
+    fresh: bool = False            # replace a cache made with other settings
 
 
 def mean_log_p(logits, tau):
-    """ln of the mean of some softened distributions: a list of (N, V) -> (N, V) float32."""
+    """ln of the mean over teachers of softmax(logits / tau): a list of (N, V) -> (N, V) float32."""
     return torch.stack([log_softmax(z, tau) for z in logits]).logsumexp(0) - np.log(len(logits))
 
 
 @torch.no_grad()
 def quantities(teachers, data, numbers, about, env):
-    """What is kept of a batch of windows -> {name: tensor (N, ...)} of their N counted tokens."""
+    """What to store for windows `numbers` -> {name: tensor (N, ...)}, N: the tokens that count."""
     generator = torch.Generator(env.device).manual_seed(about["seed"] * 1_000_003 + int(numbers[0]))
     x, y, document, weight = tensors(data, numbers, env.device)
     keep = weight > 0
@@ -90,7 +90,7 @@ def quantities(teachers, data, numbers, about, env):
 
 
 def write_shard(folder, number, teachers, data, about, env):
-    """The quantities of SHARD windows, each a .npy file; label_ce is the last one."""
+    """Write the quantities of SHARD windows, one .npy file each. label_ce is written last."""
     end, parts = min((number + 1) * SHARD, about["windows"]), {}
     ids = torch.uint16 if about["vocab_size"] <= 2**16 else torch.uint32
     types = dict(ids=ids, log_p=torch.float16, hidden=torch.float16)
@@ -106,18 +106,18 @@ def write_shard(folder, number, teachers, data, about, env):
 
 
 def main(cfg):
-    """Make the cache, go on with it, or say that it is there."""
+    """Make the cache, continue it after a stop, or say that it is already made."""
     common.positive(cfg, "k", "window")
     common.between(cfg, 0.01, 1000, "temperature")
     hidden = cfg.kind == "hidden"
     check(not hidden or not cfg.others and not {"temperature", "k"} & cfg.given,
-          "--kind hidden: of one teacher (states have no mean), without --temperature and --k")
+          "--kind hidden: use one teacher (states have no mean), no --temperature and no --k")
     env, folder = common.device_and_dtype(cfg), Path(cfg.out)
     paths = [cfg.teacher, *(cfg.others or [])]
     loaded = [checkpoints.load_teacher(replace(cfg, teacher=path), env) for path in paths]
     teachers, (tokenizer, *others), inputs = zip(*loaded)
-    room = min(teacher.config.max_seq_len for teacher in teachers)
-    check(cfg.window <= room, f"--window {cfg.window}: the teacher's context is {room}")
+    context = min(teacher.config.max_seq_len for teacher in teachers)
+    check(cfg.window <= context, f"--window {cfg.window}: the teacher's context is {context}")
     check(all(other.fingerprint == tokenizer.fingerprint for other in others),
           f"{', '.join(map(show, paths))} have different tokenizers")
     data = open_data(cfg.data, tokenizer, cfg.window, cfg.target, cfg.documents, cfg.skip_bad_lines)
@@ -128,7 +128,7 @@ def main(cfg):
                  tokenizer_fingerprint=tokenizer.fingerprint, **what_it_is_of(cfg, data))
     lock = common.lock(folder)  # held until this function ends  # noqa: F841
     made = read_about(folder)
-    check(made or not any(folder.glob("[!.]*")), f"--out {show(folder)} holds other files")
+    check(made or not any(folder.glob("[!.]*")), f"--out {show(folder)} contains other files")
     if made and not cfg.fresh:
         common.refuse_others(folder, made, about)
     else:

@@ -1,13 +1,13 @@
-"""Is an answer right? What sampling from a teacher keeps, and what eval.py counts, is decided here.
+"""Is an answer right? This decides what is kept of a teacher's samples, and what eval.py counts.
 
     extract_answer("12+2=14, so \\boxed{14}.")     "14"
     parse_number("$1,234.50")                      Fraction(2469, 2)
     same_answer("14 apples", "14")                 True
     verdict("14", "14 or 15", True, True)          "wrong answer"
 
-A right answer refused filters out the hard problems (open-thoughts#21); a wrong one accepted
-teaches the error. In doubt this file refuses: a number may have a sign, a currency, a unit, LaTeX,
-nothing else. Nothing is evaluated: 5^{5^{5^5}} never ends (huggingface/Math-Verify#65).
+Refusing right answers removes the hard problems (open-thoughts#21). Accepting wrong answers teaches
+the errors. In doubt this file refuses: a number may only have a sign, a currency, a unit, or LaTeX.
+Formulas are not evaluated, because 5^{5^{5^5}} would never end (huggingface/Math-Verify#65).
 """
 import re
 from fractions import Fraction
@@ -15,26 +15,26 @@ from fractions import Fraction
 from dataset.formats import BadRow, parse_row
 
 MAX_LENGTH = 1_000  # characters: a longer text is not a number
-# Full width to half width and every minus to "-". Not NFKC: that turns 5² into 52 and 1½ into 11/2.
+# Full width to half width, every minus to "-". NFKC is wrong: it turns 5² into 52, 1½ into 11/2.
 NARROW = {0xFF01 + i: 0x21 + i for i in range(94)}
 NARROW.update(zip(map(ord, "−‐‑–﹣⁄￥½¼¾"), [*"-----/¥", " 1/2", " 1/4", " 3/4"]))
 # 14  1,234  12.5  .5  1e3  3/4  1 1/2  50%
 PLAIN = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 VALUE = rf"(?:(\d+) +(?=\d+ */))?({PLAIN})(?: */ *({PLAIN}))?( *%)?"
 NUMBER = re.compile(rf"([-+]?) *{VALUE}", re.ASCII)
-# In running text the minus of 17-3 is no sign; the 2 of H2O and the last 5 of 1.2.5 do not count.
+# In a text the minus of 17-3 is not a sign. The 2 of H2O and the last 5 of 1.2.5 do not count.
 NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?<![\w.]){VALUE}", re.ASCII)
 FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}"
                   r"|([0-9])([0-9]))")
 WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}")
-CLOTHES = re.compile(r"\\?[$€£¥]|\*\*|__|`|°[CF]?|\^\s*(?:\\circ|\{\\circ\})|\\[,;: ()\[\]]")
-SIGNED_CLOTHES = re.compile(rf"([-+])(?:{CLOTHES.pattern})+\s?")
-# "answer is" and what opens a list, a formula or a block of code on the next line
+MARKUP = re.compile(r"\\?[$€£¥]|\*\*|__|`|°[CF]?|\^\s*(?:\\circ|\{\\circ\})|\\[,;: ()\[\]]")
+SIGNED_MARKUP = re.compile(rf"([-+])(?:{MARKUP.pattern})+\s?")
+# "answer is", and the start of a list, a formula or a code block on the next line
 PHRASE = re.compile(r"(?:answer\**\s*(?:is\b|[:：=])|答案\**\s*(?:是|为|[:：]))"
                     r"(?:\n[ \t]*[-•] |(?:\$\$|\\\[|```\w*)[ \t]*\n|[\s:：*])*", re.I)
 
-# A unit is at most three words of three letters or more, or these; right behind the digits only
-# these (2ab and 5x are algebra). NO_UNIT changes the number: 5 million, 14 maybe.
+# A unit is up to three words, each in UNITS or of three letters or more. Directly after the digits
+# only UNITS count (2ab and 5x are algebra). NO_UNIT changes the number: 5 million, 14 maybe.
 UNITS = set("km cm mm m kg mg g lb lbs oz ft in mi l ml s h hr hrs min ms mph".split())
 POWER = re.compile(r"\b(km|cm|mm|m|ft|in|mi|s) ?(?:\^ ?\{? ?[23] ?\}?|[²³])")  # cm^2; not x^2
 DOUBT = set("""or nor not no never neither either instead cannot cant dont doesnt isnt wasnt wont
@@ -54,7 +54,7 @@ NO_UNIT = DOUBT | set(NO_UNIT_ZH) | set("""hundred thousand lakh million mil mln
     exceeded fail failed""".split())
 UNIT_ZH = re.compile(f" ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")  # 千克: kg
 
-# The last number of a text: what takes it back before it, what may follow it
+# For last_number: ends of sentences, words that change a number after them, what may follow it
 SENTENCE_END = re.compile(r"[\n!;。]|\.(?=\s|$)|(?<=\?)")
 WORD = re.compile(r"[a-z]+|千[克米瓦]|[\u4e00-\u9fff]", re.I)
 BOUND = re.compile(r"(?:\b(?:than|over|under|above|below|about|around|almost|nearly|least|most|but|"
@@ -66,24 +66,24 @@ EQUATION = re.compile(r"(?:[A-Za-z] ?=)?(?:(?:[-+*/×÷·^().\d ]|,(?=\d)|\\(?:t
 
 
 def clean(text):
-    """Text without LaTeX, currency, bold, full width. What goes leaves a space (1\\text{4}: no 14),
-    except after a sign: -$5 and -\\frac{1}{2} keep their minus."""
+    """Text without LaTeX, currency, bold, full width. A space is left, so 1\\text{4} is not 14.
+    After a sign no space is left: -$5 and -\\frac{1}{2} keep their minus."""
     text = text.translate(NARROW).replace("{,}", ",").replace("\\!", "")
     text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", text)  # 1\,234; but 1\,4 is not 14
     text = re.sub(r"\s?per ?cent\b|\\%", "%", text, flags=re.I)
     text = re.sub(r"(?:^minus |\bnegative |负)(?=\s?[$€£¥]?[0-9])", "-", text, flags=re.I)
-    text = FRAC.sub(lambda m: f"${m[1] or m[3]}/{m[2] or m[4]} ", text)  # $ goes below, sign or not
+    text = FRAC.sub(lambda m: f"${m[1] or m[3]}/{m[2] or m[4]} ", text)  # MARKUP removes the $
     for _ in range(3):  # from the inside out: \boxed{\text{5}}
         text = WRAPPED.sub(r" \1 ", text)
-    text = CLOTHES.sub(" ", SIGNED_CLOTHES.sub(r"\1", text))
+    text = MARKUP.sub(" ", SIGNED_MARKUP.sub(r"\1", text))
     text = re.sub(r"[^\S\n]+", " ", text).strip()
-    text = re.sub(r"""(?s)^([*_"'])(.*)\1\Z""", r"\2", text)  # a pair only: f' is not f
-    bare = text.rstrip("!")  # of "14 apples!"; 5! and n! keep it
+    text = re.sub(r"""(?s)^([*_"'])(.*)\1\Z""", r"\2", text)  # only a pair: f' is not f
+    bare = text.rstrip("!")  # "14 apples!" loses its "!"; 5! and n! keep it
     return bare if re.fullmatch(r"[^\W\d_]{2}|.?[\u4e00-\u9fff]", bare[-2:]) else text
 
 
 def parse_number(text):
-    """The number that a text is, exactly, as a Fraction; None if it is anything else: "14 or 15",
+    """A text -> its number as an exact Fraction. None if it is not exactly one number: "14 or 15",
     "1 4", "5 million". Units are dropped, not compared. 50% is 0.5 and 1/2, never 50."""
     text = clean(text) if len(text) <= MAX_LENGTH else ""
     text = re.sub(r"(?<![.。])[.。]$", "", text).rstrip()
@@ -95,14 +95,14 @@ def parse_number(text):
     if rest and (percent or not is_unit(rest)):
         return None
     value, bottom = Fraction(top.replace(",", "")), Fraction((bottom or "1").replace(",", ""))
-    if bottom == 0 or whole and value >= bottom:  # 1 3/2 is no mixed number
+    if bottom == 0 or whole and value >= bottom:  # 1 3/2 is not a mixed number
         return None
     value = int(whole or 0) + value / bottom
     return (-value if sign == "-" else value) / (100 if percent else 1)
 
 
 def is_unit(rest):
-    """Is what follows the digits a unit: " apples left", "km/h", "cm^2", "个苹果"?"""
+    """Is the text after the digits a unit, like " apples left", "km/h", "cm^2", "个苹果"?"""
     rest = POWER.sub(r"\1", rest)
     words = re.findall("([ /]?)([A-Za-z]+)", rest)
     if len(words) > 3 or rest != "".join(gap + word for gap, word in words):
@@ -112,13 +112,13 @@ def is_unit(rest):
 
 
 def any_of(words, some):
-    """Is one of the words, or what it is the plural of, among some?"""
+    """Is one of the words, or its singular, in the set `some`?"""
     return any({word, word.rstrip("s")} & some for word in map(str.lower, words))
 
 
 def same_answer(got, reference):
-    """Are both the same number or, if neither is a number, the same text? Texts may differ in case,
-    spaces, LaTeX and the punctuation at the end. An empty text is no answer."""
+    """Are both the same number? If neither is a number: are they the same text? Case, extra spaces,
+    LaTeX and punctuation at the end do not matter. An empty text is never the same."""
     a, b = parse_number(got), parse_number(reference)
     if a is not None or b is not None:
         return a == b
@@ -126,54 +126,54 @@ def same_answer(got, reference):
     return a == b != ""
 
 
-def mark_in(text):
-    """The answer in the last \\boxed{14}, else in the last #### 14, else in the rest of the
-    sentence after the last "answer is", "Answer:", 答案是; "" if it is open, None without a mark."""
+def marked_answer(text):
+    """The answer in the last \\boxed{14}; else after the last ####; else the rest of the sentence
+    after the last "answer is", "Answer:", 答案是. "" if it is unfinished, None if there is none."""
     if starts := [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]:
-        depth = 1  # \boxed{\frac{1}{2}} ends at its own brace; \{ is no brace
+        depth = 1  # \boxed{\frac{1}{2}} ends at its own brace; \{ does not count
         for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, starts[-1]):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if depth == 0:
                 return text[starts[-1]:brace.start()]
         return ""
     _, hashes, rest = text.rpartition("####")
-    if hashes and "\n" not in rest.strip():  # else a heading: "#### Step 1"
+    if hashes and "\n" not in rest.strip():  # otherwise a heading: "#### Step 1"
         return rest.strip()
     if ends := [match.end() for match in PHRASE.finditer(text)]:
         return re.split(r"\n|。|\.(?=\s|$)", text[ends[-1]:])[0].strip(" *")
 
 
 def last_number(text):
-    """The last number of a text; None if its sentence doubts it (14 or 15; not 14; 14?), a word
-    beside it changes it (over 14; 14 dozen), or something is glued to it (14x; 3,14)."""
+    """The last number in a text, as str. None if its sentence doubts it (14 or 15; not 14; 14?), a
+    word next to it changes it (over 14; 14 dozen), or it is only a part (14x; 3,14)."""
     text = clean(text)
     found = list(NUMBER_IN_TEXT.finditer(text))
     if not found:
         return None
     before = SENTENCE_END.split(text[:found[-1].start()])[-1]
-    behind = SENTENCE_END.split(text[found[-1].end():], maxsplit=1)[0]
-    # the clause ends in "14 left over" at "over"; not in "14 over 3"
-    clause = re.split(r"[,:(]|(?<=\w) (?:and|then|but|over)\b", behind)[0]
-    beside = WORD.findall(clause)[:3]
-    sentence = re.sub(r"n['’]t\b", " not", before + "|" + behind)
-    doubted = (any_of(WORD.findall(sentence), DOUBT) or "?" in behind or any_of(beside, NO_UNIT)
-               or BOUND.search(before) or not ENDED.match(behind))
+    after = SENTENCE_END.split(text[found[-1].end():], maxsplit=1)[0]
+    # in "14 left over" the clause ends before "over"; in "14 over 3" it does not
+    clause = re.split(r"[,:(]|(?<=\w) (?:and|then|but|over)\b", after)[0]
+    nearby = WORD.findall(clause)[:3]
+    sentence = re.sub(r"n['’]t\b", " not", before + "|" + after)
+    doubted = (any_of(WORD.findall(sentence), DOUBT) or "?" in after or any_of(nearby, NO_UNIT)
+               or BOUND.search(before) or not ENDED.match(after))
     return None if doubted else found[-1][0]
 
 
 def extract_answer(text):
-    """The final answer in a free text: in the last <answer>14</answer> after </think>, else what
-    mark_in finds, else the last number. None if there is none, or its mark is empty or open."""
+    """The final answer in a free text: in the last <answer> tag after </think>; else marked_answer;
+    else last_number. None if there is none, or if the answer is empty or not finished."""
     text = text.rpartition("</think>")[2]
     _, tag, rest = text.rpartition("<answer>")
     answer, closed, _ = rest.partition("</answer>")
-    found = mark_in(text) if not tag else answer if closed else ""
+    found = marked_answer(text) if not tag else answer if closed else ""
     return last_number(text) if found is None else shortened(found.strip()) or None
 
 
 def shortened(found):
-    """A marked answer as its number: "5+9 = 14", "14, because 2*7=14" and "(14)" are 14.
-    What gives no single number ("14 or 15", "x=3, x=14") stays as it is."""
+    """A marked answer, cut to its number: "5+9 = 14", "14, because 2*7=14" and "(14)" give 14.
+    If there is no single number ("14 or 15", "x=3, x=14"), it stays as it is."""
     if len(found) > MAX_LENGTH or parse_number(found) is not None:
         return found
     reason = r",?\s*\(?\b(?:because|since)\b|[,，]?\s*因为"
@@ -183,27 +183,27 @@ def shortened(found):
 
 
 def readings(text):
-    """An answer, what it marks as final if it marks it, and the number in that."""
-    found = mark_in(text)
+    """Up to three texts: the answer, the part that it marks as final, and the number in that."""
+    found = marked_answer(text)
     return [text] if found in (None, text) else [text, found, shortened(found)]
 
 
 def agree(a, b):
-    """Are two answers one, or what they mark as final?"""
+    """Are two answers the same in any of their readings?"""
     return any(same_answer(x, y) for x in readings(a) for y in readings(b))
 
 
 def answer_in(text, reference):
-    """The part of a free text to compare with the known answer: the first of its readings and
-    extract_answer(text) that is right, else all of it."""
+    """The part of a free text to compare with the known answer: the first of its readings that is
+    right, else extract_answer(text) if that is right, else the whole text."""
     known = readings(reference)
     return next((part for part in [*readings(text), extract_answer(text) or ""]
                  if any(same_answer(part, one) for one in known)), text)
 
 
 def verdict(reference, answer, ended, well_formed):
-    """"ok", or the first reason to reject a sample. The last three: see formats.parse_response."""
-    if not ended:  # first: a cut-off sample is never well formed, and the cure is a higher limit
+    """"ok", or the first reason to reject a sample. Last three arguments: see parse_response."""
+    if not ended:  # first, because a cut-off sample is never well formed: it needs a higher limit
         return "truncated"
     if not well_formed:
         return "format"
@@ -213,14 +213,14 @@ def verdict(reference, answer, ended, well_formed):
 
 
 def question_of(row):
-    """A row of any format -> (turns up to a user's last one, the known answer or None), or BadRow.
-    Known is what is marked as the answer, and a bare number; not a number inside an essay."""
+    """A row of any format -> (turns up to the user's last one, known answer or None), or BadRow.
+    A known answer is a marked answer or a bare number, never a number inside a longer text."""
     turns, known = parse_row(row, need_reply=False), None
     if isinstance(turns, str):
         raise BadRow("plain text is no prompt", turns)
     if turns[-1].role == "assistant":
         *turns, reply = turns
-        known = mark_in(reply.content) if reply.answer is None else reply.answer
+        known = marked_answer(reply.content) if reply.answer is None else reply.answer
         if known in (None, reply.content):
             known = None if parse_number(reply.content) is None else reply.content
     if not turns or turns[-1].role != "user":
@@ -229,13 +229,13 @@ def question_of(row):
 
 
 def opening(tokenizer, target):
-    """The ids that a response begins with: a model of two forms (multi, mixed) is told which."""
+    """The ids that a response begins with. They tell a multi or mixed model which target to use."""
     return {"cot": [tokenizer.think], "answer": [tokenizer.answer]}.get(target, [])
 
 
 def parse_response(tokenizer, ids, target="cot"):
-    """Generated ids -> think, answer (None if not found), text, ended, well_formed. Told by ids:
-    a spelled "<answer>" is text. What follows the first <end> is ignored."""
+    """Generated ids -> dict: think, answer (None if not found), text, ended, well_formed. Tags are
+    found by id: a spelled "<answer>" is text. What follows the first <end> is ignored."""
     t, ids, found = tokenizer, [int(i) for i in ids], {}
     body = ids[:ids.index(t.end)] if t.end in ids else ids
     for name, first, last in (("think", t.think, t.end_think), ("answer", t.answer, t.end_answer)):
@@ -245,13 +245,13 @@ def parse_response(tokenizer, ids, target="cot"):
                 well_formed=well_formed(t, ids, target))
 
 
-# T think, t its end, A answer, a its end, x a token of text, - another mark, . the end
+# T <think>, t </think>, A <answer>, a </answer>, x text, - other control token, . <end>
 PATTERNS = dict(cot="Tx*tAx*a", answer="Ax*a", full="x+")
 
 
 def well_formed(tokenizer, ids, target="cot"):
-    """Exactly <think>...</think><answer>...</answer><end>; target "answer": without the thought;
-    "full": text without a tag. What follows the first <end> is ignored."""
+    """Are the ids exactly <think>...</think><answer>...</answer><end>? Target "answer": without the
+    thought. "full": text without tags. What follows the first <end> is ignored."""
     t = tokenizer
     letters = {t.think: "T", t.end_think: "t", t.answer: "A", t.end_answer: "a", t.end: "."}
     text = "".join(letters.get(i, "-" if i in t.control_ids else "x") for i in map(int, ids))

@@ -6,13 +6,13 @@ A window is window + 1 tokens, so that x = ids[:-1] and y = ids[1:] are `window`
     mask        0    0 0 0 0   0        0      1   1   |   0                  0     0
     document    1    1 1 1 1   1        1      1   1   |   2                  0     0
 
-Conversations are packed whole, never split; the first token of a document is never learned, because
-its predecessor belongs to another one. Plain text is one stream for each 4 MB of the file,
-documents apart by <end>; its windows overlap by one token and attention crosses documents (document
-1 throughout). A document number of 0 is padding.
+A conversation is never split. Its first token is never learned, because the token before it belongs
+to another document. Plain text becomes one stream for each 4 MB of the file, with <end> after each
+document. Its windows overlap by one token. Its documents all have number 1, so attention crosses
+them. Document number 0 is padding.
 
-An epoch is a seeded permutation of all windows. Step s takes places s*batch .. (s+1)*batch of the
-endless row of epochs, so the number of the step is the whole data cursor: nothing else to save.
+An epoch is a seeded permutation of all windows, and epochs follow one another. Step s takes places
+s*batch to (s+1)*batch - 1 of this sequence. So a resumed run needs only the number of its step.
 """
 import contextlib
 import functools
@@ -38,18 +38,18 @@ from dataset.formats import (CHUNK, bad_lines_text, chunks, encode_document, for
                              parse_row, read_documents)
 from losses import cross_entropy, forward_kl
 
-VERSION = 3  # of the files below
-SORTED, OPEN_WINDOWS = 1024, 1024  # documents packed at a time; windows that may still take one
+VERSION = 3  # of the files on disk
+SORTED, OPEN_WINDOWS = 1024, 1024  # documents sorted together; windows kept open
 NAMES = ("ids", "mask", "document")
 
 
 def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines=False):
-    """The windows of any file that formats.py reads, cut once and kept under a hash of all that
-    they depend on -> dict: ids, mask, document (windows, window + 1), read-only on disk, and meta.
-
-    documents: only the first so many rows; 0: all. UserError if nothing in the file can be learned.
+    """Any file that formats.py reads -> dict: meta, and ids, mask, document (windows, window + 1):
+    read-only arrays on disk. The file is cut once. The folder's name has a hash of the file, the
+    tokenizer and the settings, so that any change makes new windows.
+    documents: only the first N rows; 0: all. UserError if nothing in the file can be learned.
     """
-    next(chunks(path, documents))  # UserError for a file that cannot be read
+    next(chunks(path, documents))  # UserError if the file cannot be read
     source = sha256_file(path)
     settings = (VERSION, source, is_text(path), tokenizer.fingerprint, window, target, documents,
                 skip_bad_lines)
@@ -64,12 +64,12 @@ def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines
     return dict(arrays, meta=json.loads((folder / "meta.json").read_text(encoding="utf-8")))
 
 
-def dtypes(tokenizer):  # of NAMES
+def dtypes(tokenizer):  # in the order of NAMES
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32, np.uint8, np.uint16
 
 
 def write_windows(path, folder, window, source, parts):
-    """What `cut` made of each chunk, one behind the other, as files."""
+    """Write what `cut` made of each chunk, in order, to the files of a folder; meta.json last."""
     total, report, size, began = Counter(), {}, os.path.getsize(path), time.time()
     shown = began
     with contextlib.ExitStack() as stack:
@@ -84,7 +84,7 @@ def write_windows(path, folder, window, source, parts):
             if time.time() - shown > 5:
                 shown = time.time()
                 done, rate = total["bytes"] / 1e6, total["bytes"] / 1e6 / (shown - began)
-                print(f"{show(path)}: {done:.0f}/{size / 1e6:.0f} MB are cut | {rate:.1f} MB/s "
+                print(f"{show(path)}: {done:.0f}/{size / 1e6:.0f} MB cut | {rate:.1f} MB/s "
                       f"| eta {(size / 1e6 - done) / rate:.0f} s")
     why = bad_lines_text(report) or "no row"
     if total["too_long"]:
@@ -96,12 +96,12 @@ def write_windows(path, folder, window, source, parts):
 
 
 def cut_all(job, path, documents):
-    """Yield job(chunk) for every chunk of a file, in order; in several processes if it is large."""
+    """Yield job(chunk) for every chunk of a file, in order. Large files use several processes."""
     jobs, workers = chunks(path, documents), os.cpu_count()
     if os.path.getsize(path) <= CHUNK:
         yield from map(job, jobs)
         return
-    # spawn: a fork of a process in which torch runs threads may hang
+    # spawn, because a forked process may hang if torch runs threads
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
         waiting = deque(pool.submit(job, chunk) for chunk in itertools.islice(jobs, 2 * workers))
         while waiting:  # few results in memory at any time
@@ -110,28 +110,28 @@ def cut_all(job, path, documents):
 
 
 def start_worker():
-    """A killed parent leaves no process behind; Ctrl-C is for the parent."""
+    """In a worker process: ignore Ctrl-C, and exit as soon as the parent process has ended."""
     parent = multiprocessing.parent_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
-    """A chunk -> [ids, mask, document], (windows, window + 1) each; numbers; what was left out."""
-    texts, whole, too_long, report = [], [], [], {}
+    """A chunk -> [ids, mask, document], (windows, window + 1) each; counts; what was left out."""
+    texts, fitting, too_long, report = [], [], [], {}
     parse = functools.partial(parse_row, report=report)
     for _, document in read_documents(path, skip_bad_lines, report, parse, [chunk]):
         for form in forms(document, target):
             ids, mask = encode_document(tokenizer, document, form)
-            kind = whole if len(ids) <= window + 1 else too_long
+            kind = fitting if len(ids) <= window + 1 else too_long
             (texts if isinstance(document, str) else kind).append((ids, mask))
     stream = [token for ids, _ in texts for token in ids]
     pieces = [stream[i:i + window + 1] for i in range(0, len(stream) - 1, window)]
     pieces = [(ids, [0] + [1] * (len(ids) - 1)) for ids in pieces]  # each token is learned once
-    packed = [pack_documents(group, window + 1, tokenizer.pad) for group in (whole, pieces)]
+    packed = [pack_documents(group, window + 1, tokenizer.pad) for group in (fitting, pieces)]
     ids, mask, document = arrays = [np.concatenate(pair).astype(dtype)
                                     for *pair, dtype in zip(*packed, dtypes(tokenizer))]
-    numbers = dict(documents=len(texts) + len(whole), too_long=len(too_long),
+    numbers = dict(documents=len(texts) + len(fitting), too_long=len(too_long),
                    longest=max((len(ids) for ids, _ in too_long), default=0),
                    bytes=sum(map(len, chunk[1])), windows=len(ids), supervised=int(mask.sum()),
                    tokens=int((document > 0).sum()))
@@ -139,44 +139,44 @@ def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
 
 
 def pack_documents(documents, size, pad):
-    """A list of (ids, mask) -> ids, mask and document number, (windows, size) each.
+    """A list of (ids, mask) -> (3, windows, size): ids, mask and document number of each window.
 
-    Every document goes whole into the window where it leaves least room, the longest of 1,024
-    first. Padding of the stories at 256: 5.1 % in the order of the file, 3.3 % like this.
+    Best fit: each document goes into the window that it fills best, the longest of 1,024 documents
+    first. For stories and window 256, padding is 3.3 %. In the order of the file it is 5.1 %.
     """
-    windows, free = [], []  # free: sorted (room, number of the window, document number)
+    windows, free = [], []  # free: sorted (space, window number, document number)
     for start in range(0, len(documents), SORTED):
         for ids, mask in sorted(documents[start:start + SORTED], key=lambda pair: -len(pair[0])):
             place = bisect_left(free, (len(ids),))
-            if place == len(free):  # no window has room for it
-                free = [*free[1 - OPEN_WINDOWS:], (size, len(windows), 1)]  # without the fullest
+            if place == len(free):  # it fits into no window
+                free = [*free[1 - OPEN_WINDOWS:], (size, len(windows), 1)]  # close the fullest
                 windows.append(np.array([[pad], [0], [0]]).repeat(size, 1))  # (3, size)
                 place = -1
-            room, number, order = free.pop(place)
-            here = slice(size - room, size - room + len(ids))
+            space, number, order = free.pop(place)
+            here = slice(size - space, size - space + len(ids))
             for row, values in zip(windows[number], (ids, mask, order)):
                 row[here] = values
-            if room > len(ids):
-                insort(free, (room - len(ids), number, order + 1))
+            if space > len(ids):
+                insort(free, (space - len(ids), number, order + 1))
     return np.array(windows, int).reshape(-1, 3, size).swapaxes(0, 1)  # (3, windows, size)
 
 
 def summary(meta):
-    """One line that says what a file became, and what was left out."""
+    """One line about a file: its windows, documents, tokens, padding, and what was left out."""
     parts = [f"{meta['windows']:,} windows of {meta['window']}", f"{meta['documents']:,} documents",
              f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
              f"padding {meta['padding_share']:.1%}", bad_lines_text(meta["left_out"])]
     if meta["too_long"]:
-        parts.append(f"{meta['too_long']:,} documents left out: too long, to {meta['longest']}")
+        parts.append(f"{meta['too_long']:,} documents left out: too long, up to {meta['longest']}")
     return " | ".join(filter(None, parts))
 
 
 # --- windows become tensors -----------------------------------------------------------------------
 
 def open_text(cfg, tokenizer, inputs):
-    """(train, val) windows of a training; `inputs` gets what the run must remember of them."""
+    """(train, val) windows for a training run. Adds the hashes of both to the dict `inputs`."""
     check("val" in cfg.given or "data" not in cfg.given,
-          f"--data {cfg.data} needs --val, text of the same kind: hold back a tenth of it, say")
+          f"--data {cfg.data} needs --val, text of the same kind: for example, hold out a tenth")
     val, train = (open_data(path, tokenizer, cfg.window, cfg.target, rows, cfg.skip_bad_lines)
                   for path, rows in ((cfg.val, 0), (cfg.data, cfg.documents)))
     inputs |= dict(data_sha256=train["meta"]["source_sha256"],
@@ -191,13 +191,13 @@ def epoch_order(windows, epoch, seed):
 
 
 def step_windows(windows, step, batch, seed):
-    """The `batch` window numbers of a step; an epoch's end may fall inside it."""
+    """The window numbers (batch,) of a step. An epoch may end in the middle of a step."""
     places = np.arange(step * batch, (step + 1) * batch)
     return np.array([epoch_order(windows, p // windows, seed)[p % windows] for p in places])
 
 
 def tensors(data, numbers, device="cpu"):
-    """Windows -> x, y, document, weight (B, T): y is x shifted by 1, weight 1.0 where y counts."""
+    """Windows -> x, y, document, weight (B, T). y is x shifted by 1; weight is 1.0 if y counts."""
     ids, document = (torch.from_numpy(data[name][numbers].astype(np.int64))
                      for name in ("ids", "document"))  # (B, T + 1)
     weight = torch.from_numpy(data["mask"][numbers].astype(np.float32))
@@ -206,21 +206,21 @@ def tensors(data, numbers, device="cpu"):
 
 
 def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
-    """One optimizer step's micro-batches of this rank, each x, y, document, weight (B, T) and the
-    numbers (B,) of its windows; n_valid and counts over ALL of the step.
+    """-> (this rank's micro-batches of one optimizer step, n_valid, counts). A micro-batch is x, y,
+    document, weight (B, T) and window numbers (B,). n_valid and counts are of the WHOLE step.
 
-    Every rank sees which windows belong to the step and how much weight they carry, so n_valid
-    needs no communication: a loss divided by it and summed is right under accumulation and across
-    ranks. document is None if there is one document: plain causal attention is faster.
+    n_valid is the sum of all weights. Every rank reads all windows of the step, so it needs no
+    communication. Losses divided by n_valid add up to the right loss over micro-batches and ranks.
+    document is None if there is only one, because plain causal attention is faster.
     """
     numbers = step_windows(len(data["ids"]), step, cfg.batch, cfg.seed)  # (batch,)
     x, y, document, weight = tensors(data, numbers)
-    # tokens through the student, padding excluded; and those that count
+    # tokens through the student, without padding; tokens that count in the loss
     counts = dict(tokens=int((document > 0).sum()), supervised=int((weight > 0).sum()))
     if tag_weight != 1.0:
         is_tag = torch.isin(y, torch.tensor(sorted(tag_ids)))
-        weight = torch.where(is_tag & (weight > 0), tag_weight, weight)  # in the response, by id
-    n_valid = max(weight.sum().item(), 1.0)  # nothing counts: loss 0, not 0/0
+        weight = torch.where(is_tag & (weight > 0), tag_weight, weight)  # only in responses
+    n_valid = max(weight.sum().item(), 1.0)  # if nothing counts: 0, not 0/0
     if (document == document[0, 0]).all():
         document = None
     batches, parts = [], cfg.accumulate * env.world
@@ -232,7 +232,7 @@ def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
 
 
 def eval_batches(data, batch, limit=0, device="cpu"):
-    """All windows in order, or `limit` of them, evenly spread: the longest documents come first."""
+    """Tensors of all windows, or of `limit` spread evenly: the longest documents come first."""
     windows = len(data["ids"])
     chosen = np.linspace(0, windows - 1, min(limit or windows, windows)).astype(int)
     for start in range(0, len(chosen), batch):
@@ -242,7 +242,7 @@ def eval_batches(data, batch, limit=0, device="cpu"):
 
 @torch.no_grad()
 def validation_ce(model, val, cfg, env):
-    """Cross-entropy on validation data, nats a counted token; each rank reads its share."""
+    """Mean cross-entropy on validation data, in nats a token. Each rank reads a part of it."""
     ce_sum = count = 0.0
     batches = eval_batches(val, cfg.batch, cfg.eval_windows, env.device)
     for x, y, document, weight in itertools.islice(batches, env.rank, None, env.world):  # (B, T)
@@ -252,14 +252,14 @@ def validation_ce(model, val, cfg, env):
         ce_sum += cross_entropy(logits, y[keep]).sum().item()
         count += keep.sum().item()
     ce_sum, count = sum_over_ranks([ce_sum, count], env)
-    check(count > 0, f"--val {cfg.val}: no token counts")
+    check(count > 0, f"--val {cfg.val}: no token counts in the loss")
     return ce_sum / count
 
 
 @torch.no_grad()
 def self_check(cfg, env, model, train, val, teacher=None):
-    """Numbers that must be right before the first step, as lines for the log. The KL between two
-    passes of the teacher is 0, or it is in train mode. UserError if its logits are not finite."""
+    """-> {name: text} for the log, to check before the first step. The KL between two passes of the
+    teacher must be 0, or it is not deterministic. UserError if its logits are not finite."""
     facts = {"data": f"{show(cfg.data)}: {summary(train['meta'])}",
              "validation": summary(val["meta"]),
              "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
