@@ -1,4 +1,4 @@
-"""Talk to a model in the terminal. --top shows what white-box distillation teaches.
+"""Talk to a model in the terminal. --top shows the probabilities that a white-box teacher gives.
 
     python chat.py out/teacher.pt                        each line is a new question
     python chat.py out/teacher.pt --prompt "Mia has 3 pears. She buys 4 more. How many has she now?"
@@ -19,18 +19,18 @@ from decoding import stream
 
 @dataclass
 class Config:
-    checkpoint: list = None        # the model, as a word without a flag; none: out/teacher.pt
+    checkpoint: list = None        # the model, without a flag; none: out/teacher.pt
     prompt: str = ""               # answer this question, then end
-    complete: str = ""             # go on with this plain text, then end
+    complete: str = ""             # continue this plain text, then end
     target: Literal["auto", "cot", "answer"] = "auto"  # begin answers with <think> or <answer>
-    top: int = 0                   # list the N likeliest tokens at each place (2 to 10)
-    temperature: float = 0.0       # 0 is greedy; else 0.5 to 1
-    max_new_tokens: int = 160      # longest answer
-    seed: int = 0                  # of what is drawn at a temperature
+    top: int = 0                   # show the N likeliest tokens at each position (2 to 10)
+    temperature: float = 0.0       # 0: greedy; to sample: 0.5 to 1
+    max_new_tokens: int = 160      # limit of an answer in tokens
+    seed: int = 0                  # random seed for sampling
 
 
 def reply(model, tokenizer, text, cfg, how):
-    """Print the answer, or how a text goes on, as it comes; then --top. how: to draw a token."""
+    """Print an answer or a continuation, token by token; then --top. how: sampling arguments."""
     ids = tokenizer.encode(text) if cfg.complete else prompt_ids(tokenizer, [Turn("user", text)])
     new, printed = opening(tokenizer, cfg.target), 0
     check(0 < len(ids) < model.config.max_seq_len - len(new),
@@ -38,7 +38,7 @@ def reply(model, tokenizer, text, cfg, how):
     for token in stream(model, ids + new, cfg.max_new_tokens, {tokenizer.end}, **how):
         new = new + [token]
         said = tokenizer.decode(new, show_control=True)
-        if not said.endswith("\ufffd"):  # a character may take several byte tokens: wait for them
+        if not said.endswith("\ufffd"):  # wait: a character may need several byte tokens
             print(said[printed:], end="", flush=True)
             printed = len(said)
     print(tokenizer.decode(new, show_control=True)[printed:])
@@ -51,11 +51,11 @@ def reply(model, tokenizer, text, cfg, how):
 
 
 def main(cfg):
-    """Answer --prompt, go on with --complete, or answer line by line until an empty one."""
+    """Answer --prompt, or continue --complete, or answer typed lines until an empty one."""
     between(cfg, 0, 2**32 - 1, "top", "temperature", "max_new_tokens", "seed")
     path, *others = cfg.checkpoint or [OUT / "teacher.pt"]
     check(not others and not (cfg.complete and {"prompt", "target"} & cfg.given),
-          "one checkpoint at a time, and --complete without --prompt and --target")
+          "give one checkpoint only, and --complete without --prompt or --target")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer, _ = checkpoints.load_model(path, device)
     how = dict(temperature=cfg.temperature, generator=torch.Generator(device).manual_seed(cfg.seed))

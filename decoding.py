@@ -1,7 +1,7 @@
-"""How a model writes: the cache of keys and values, sampling, and the loop of one token at a time.
+"""How a model writes text: a cache of keys and values, sampling, and one new token at a time.
 
-Letters as in model.py. The model reads the prompt, all its tokens at once. Then it gets one token
-a row, again and again.
+Letters as in model.py. First the model reads the whole prompt at once. Then it reads one new token
+per row in each step. The cache keeps the keys and values of all earlier tokens.
 """
 import torch
 
@@ -16,7 +16,7 @@ class LayerCache:
         self.length = 0
 
     def append(self, k, v):
-        """Keep k and v (B, G, T, C) of T new tokens -> those of all S tokens."""
+        """Store k and v (B, G, T, C) of T new tokens. Returns k and v of all S tokens so far."""
         end = self.length + k.shape[2]
         self.k[:, :, self.length:end], self.v[:, :, self.length:end] = k, v
         self.length = end
@@ -24,7 +24,7 @@ class LayerCache:
 
 
 class KVCache:
-    """What the model has read so far. `padding` (B,): how many tokens on the left are no text."""
+    """Keys and values of all tokens read so far. padding (B,): number of left padding tokens."""
 
     def __init__(self, model, batch, max_tokens, padding=None):
         c, weight = model.config, model.embed_tokens.weight
@@ -34,19 +34,19 @@ class KVCache:
         self.padding = padding if padding is not None and padding.any() else None
 
     def mask(self, T):
-        """True where a new token may look, (B, 1, T, S) or (T, S); None if that is plain causal."""
+        """(B, 1, T, S) or (T, S): True if a new token (row) may see a token. None: causal."""
         if self.padding is None and (self.length == 0 or T == 1):
             return None
         column = torch.arange(self.length + T, device=self.layers[0].k.device)  # (S,)
         row = column[self.length:, None]  # (T, 1)
         padding = 0 if self.padding is None else self.padding[:, None, None, None]
-        # A padding token sees itself: a row without any key is 0/0 in some kernels.
+        # A padding token sees itself, because some kernels compute 0/0 for a row without keys.
         return (column <= row) & (column >= padding) | (column == row)
 
 
 def sample(logits, temperature, top_p=1.0, generator=None):
-    """One token a row of logits (B, V) -> (B,). A temperature below 0.01 is greedy. top_p keeps the
-    smallest set of tokens with that mass (Holtzman et al. 2020), and always the likeliest token."""
+    """Draw a token per row: logits (B, V) -> ids (B,). A temperature below 0.01 means greedy. top_p
+    keeps the fewest tokens with that total probability, at least one (Holtzman et al. 2020)."""
     if temperature < 0.01:  # logits / 1e-40 would be infinite
         return logits.argmax(-1)
     logits = logits.float() / temperature
@@ -59,24 +59,24 @@ def sample(logits, temperature, top_p=1.0, generator=None):
 
 
 def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, generator=None):
-    """Yield (B,) new tokens a step, for prompts (lists of ids) of different lengths.
+    """Yield the new tokens (B,) of each step. prompts: lists of ids, which may differ in length.
 
-    Prompts are padded on the left, so that all end in the same column; the cache hides the padding.
-    Ends when the longest row fills the context. ValueError if a prompt is empty or fills it."""
+    Prompts are padded on the left, so all end in the same column. The cache hides the padding.
+    Ends early if the longest row fills the context. ValueError if a prompt is empty or fills it."""
     weight, context = model.embed_tokens.weight, model.config.max_seq_len
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
     if shortest == 0 or longest >= context:
-        raise ValueError(f"a prompt has {shortest} to {longest} tokens; "
-                         f"1 to {context - 1} fit the context")
+        raise ValueError(f"the prompts have {shortest} to {longest} tokens; "
+                         f"only 1 to {context - 1} fit the context")
     max_new_tokens = min(max_new_tokens, context - longest)
     padding = [longest - len(p) for p in prompts]
     unread = torch.tensor([[0] * n + list(p) for n, p in zip(padding, prompts)],
-                          device=weight.device)  # (B, T): first the prompts, then a token a row
+                          device=weight.device)  # (B, T): first the prompts, then one token per row
     cache = KVCache(model, len(prompts), longest + max_new_tokens, unread.new_tensor(padding))
     fast = len(prompts) == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32
     decoder = None
     for _ in range(max_new_tokens):
-        if fast and cache.length:  # the prompt is read: the same layers, in less time
+        if fast and cache.length:  # after the prompt: same result, faster
             decoder = decoder or Decoder(model, cache)
             logits = torch.from_numpy(decoder.step(unread.item())[None])  # (1, V)
         else:
@@ -88,19 +88,19 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, gen
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
-    """Continue each prompt (a list of ids) -> a list of lists of new ids, the stop id included.
+    """Continue each prompt (a list of ids) -> a list of new ids per prompt, with the stop id.
 
-    A row without a stop id at its end ran into the limit. sampling: temperature, top_p, generator.
+    A list without a stop id at its end reached the limit. sampling: temperature, top_p, generator.
     """
     rows = [[] for _ in prompts]
-    # Rows of a batch end where the longest has filled the context. An answer must not depend on
-    # its neighbours, so only rows with the same room are written together.
-    room = [min(max_new_tokens, model.config.max_seq_len - len(p)) for p in prompts]
-    for size in sorted(set(room)):
-        chosen = [i for i, r in enumerate(room) if r == size]
+    # A batch ends when its longest row fills the context. An answer must not depend on the other
+    # rows, so only rows with the same limit are written together.
+    limits = [min(max_new_tokens, model.config.max_seq_len - len(p)) for p in prompts]
+    for limit in sorted(set(limits)):
+        chosen = [i for i, n in enumerate(limits) if n == limit]
         for token in decode_steps(model, [prompts[i] for i in chosen], max_new_tokens, **sampling):
             for i, id in zip(chosen, token.tolist()):
-                if not rows[i] or rows[i][-1] not in stop_ids:  # what follows an end does not count
+                if not rows[i] or rows[i][-1] not in stop_ids:  # skip what follows a stop id
                     rows[i].append(id)
             if all(rows[i][-1] in stop_ids for i in chosen):
                 break
@@ -109,7 +109,7 @@ def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
 
 @torch.inference_mode()
 def stream(model, prompt, max_new_tokens, stop_ids=(), **sampling):
-    """Yield the new ids of one prompt as they come; the stop id is the last."""
+    """Yield the new ids of one prompt (a list of ids), one by one. Nothing follows a stop id."""
     for token in decode_steps(model, [prompt], max_new_tokens, **sampling):
         yield token.item()
         if token.item() in stop_ids:

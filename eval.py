@@ -1,21 +1,21 @@
-"""Evaluation: any number of checkpoints side by side, as one Markdown table and JSON.
+"""Evaluate any number of checkpoints; write the figures as Markdown tables and as JSON.
 
     python eval.py out/teacher.pt out/student-logits.pt    # on out/data/stories/test.jsonl
 
-Always float32: bf16 rounds the logits. What the columns mean:
-    ce, bits/byte  cross-entropy, nats a counted token (of a conversation: the assistant's turns);
-                   the same per byte of text: comparable between tokenizers
+Everything runs in float32, because bf16 would round the logits. The columns:
+    ce, bits/byte  cross-entropy, nats per counted token (chats: only the assistant's turns count);
+                   in bits per byte of text, which compares models with different tokenizers
     KL, agree      KL(teacher || model) in nats; how often both have the same likeliest token
-    exact          share of right answers, greedy, with Wilson's 95 % interval; cut off is wrong
+    exact          share of right answers (greedy), Wilson 95 % interval; a cut-off answer is wrong
     format         share of answers in exactly the form that the model was trained on
-    ECE            calibration error: how far confidence and accuracy of the likeliest token differ
-    copy           share of tokens right when a random sequence is read for the second time
-    repeats        share of an answer's 4-grams that came before; limit: answers that ran into it
-    suite          accuracy on it, points against the same problems unchanged, McNemar's p of that
-    majority       the most frequent of --samples answers at a --temperature is right (Wang et al.
-                   2023); best of k: one of k is right (Chen et al. 2021), no vote can do better
-    tok/s          tokens written a second, at batch 1 and 32
-    ms             to the first token after half a context; of a whole greedy answer, the median
+    ECE            calibration error: how far confidence in the likeliest token is from accuracy
+    copy           share of tokens predicted right in the second copy of a random sequence
+    repeats        share of an answer's 4-grams that it used before; limit: share of answers cut off
+    suite          accuracy, difference in points from the unchanged problems, and McNemar's p
+    majority       how often the most frequent of --samples answers is right (Wang et al. 2023)
+    best of k      how often at least one of k is right (Chen et al. 2021); no vote can do better
+    tok/s          tokens written per second, at batch 1 and 32
+    ms             median time to the first token after half a context, and of a whole greedy answer
 """
 import json
 import math
@@ -42,27 +42,27 @@ from metrics import calibration, majority, markdown, mcnemar, pass_at, repetitio
 
 @dataclass
 class Config:
-    checkpoints: list = None       # the models, as words without a flag; none: out/teacher.pt
-    teacher: str = ""              # checkpoint that KL and agreement refer to; empty: the first
+    checkpoints: list = None       # checkpoints, without a flag; none: out/teacher.pt
+    teacher: str = ""              # checkpoint to compare with in KL and agree; empty: the first
     data: str = OUT / "data/stories/test.jsonl"  # test set, in any format of dataset/formats.py
-    target: Literal["auto", "cot", "answer", "full"] = "auto"  # form of an answer; auto: as trained
-    questions: int = 1000          # questions to answer (0: none; 1,000: an interval of 2 points)
-    max_new_tokens: int = 160      # limit of an answer; one that reaches it is wrong
-    samples: int = 0               # answers a question to vote on (0: none; 4 to 32)
-    temperature: float = 0.0       # of the samples (0.5 to 1)
-    seed: int = 0                  # of the samples
-    batch: int = 64                # questions answered together, windows scored together
-    suites: str = ""               # folder of robustness suites, such as out/data/suites
+    target: Literal["auto", "cot", "answer", "full"] = "auto"  # answer format; auto: as trained
+    questions: int = 1000          # questions (0: none); 1,000 give an interval of 2 points
+    max_new_tokens: int = 160      # limit of an answer in tokens; a cut-off answer is wrong
+    samples: int = 0               # answers per question for a majority vote (0: none; 4 to 32)
+    temperature: float = 0.0       # sampling temperature of --samples (0.5 to 1)
+    seed: int = 0                  # random seed of --samples
+    batch: int = 64                # questions answered, or windows scored, at once
+    suites: str = ""               # folder of robustness suites, for example out/data/suites
     speed: bool = True             # measure speed, latency and memory
     out: str = OUT / "eval"        # writes OUT.md, OUT.json and OUT.answers.jsonl
-    row: str = ""                  # append a row for each checkpoint to this .jsonl
-    recipe: str = ""               # what to call those rows; empty: the name of the run
-    skip_bad_lines: bool = False   # count bad lines of the test set and go on
+    row: str = ""                  # append one row per checkpoint to this .jsonl file
+    recipe: str = ""               # name of those rows; empty: the checkpoint's name
+    skip_bad_lines: bool = False   # skip and count bad lines of the test set
 
 
 @torch.inference_mode()
 def score(model, tokenizer, teacher, data, cfg):
-    """Cross-entropy, bits a byte, KL to the teacher and top-1 agreement over all counted tokens."""
+    """Means over the counted tokens -> dict: ce and KL (nats), agreement, bits per byte, ECE."""
     device, sums, seen = model.embed_tokens.weight.device, Counter(), []
     bytes_of = torch.as_tensor(tokenizer.token_bytes, device=device)  # (V,)
     for x, y, document, weight in eval_batches(data, cfg.batch, device=device):
@@ -77,7 +77,7 @@ def score(model, tokenizer, teacher, data, cfg):
         sums["bytes"] += bytes_of[y].sum().item()
         seen.append((confidence, likeliest == y))
     sure, right = (torch.cat(some).cpu().numpy() for some in zip(*seen))
-    check(len(right), f"--data {cfg.data}: no token counts")
+    check(len(right), f"--data {cfg.data}: no token to score")
     bits, (ece, reliability) = sums["ce"] / math.log(2), calibration(sure, right)
     return dict(bits_per_byte=bits / max(sums.pop("bytes"), 1), counted_tokens=len(right), ece=ece,
                 reliability=reliability, **{key: value / len(right) for key, value in sums.items()})
@@ -85,49 +85,49 @@ def score(model, tokenizer, teacher, data, cfg):
 
 @torch.inference_mode()
 def copy_probe(model, data):
-    """Share of random tokens, read twice, that it foresees the second time (Olsson et al. 2022)."""
+    """Share of random tokens that are predicted right in a second copy (Olsson et al. 2022)."""
     length = min(24, model.config.max_seq_len // 2)
     used = np.unique(data["ids"][:200][data["mask"][:200] > 0])
     ids = torch.from_numpy(np.random.default_rng(0).choice(used, (64, length)).astype(np.int64))
     twice = ids.repeat(1, 2).to(model.embed_tokens.weight.device)  # (64, 2 * length)
-    foreseen = model(twice)[:, length:-1].argmax(-1)               # (64, length - 1)
-    return (foreseen == twice[:, length + 1:]).float().mean().item()
+    predicted = model(twice)[:, length:-1].argmax(-1)              # (64, length - 1)
+    return (predicted == twice[:, length + 1:]).float().mean().item()
 
 
 def answer(model, tokenizer, questions, target, cfg, **sampling):
-    """Answers to conversations -> a dict each, see `judge`. sampling: of decoding.sample; none:
-    greedy. A --target begins the response: it tells a model of two forms which one to give."""
-    begun = opening(tokenizer, cfg.target)  # nothing for "auto"
-    prompts = [prompt_ids(tokenizer, turns, target) + begun for turns in questions]
-    written = [[] for _ in prompts]  # a prompt that fills the context stays so
+    """Conversations -> one dict per answer, see `judge`. sampling: temperature, generator; default:
+    greedy. --target cot or answer begins the response with its tag, for models trained on both."""
+    opened = opening(tokenizer, cfg.target)  # empty for "auto" and "full"
+    prompts = [prompt_ids(tokenizer, turns, target) + opened for turns in questions]
+    written = [[] for _ in prompts]  # stays empty if the prompt fills the context
     fits = [i for i, prompt in enumerate(prompts) if len(prompt) < model.config.max_seq_len]
-    fits.sort(key=lambda i: len(prompts[i]))  # equal lengths together: little padding
+    fits.sort(key=lambda i: len(prompts[i]))  # similar lengths together: less padding
     for some in (fits[start:start + cfg.batch] for start in range(0, len(fits), cfg.batch)):
         rows = generate(model, [prompts[i] for i in some], cfg.max_new_tokens, {tokenizer.end},
                         **sampling)
         for i, ids in zip(some, rows):
-            written[i] = begun + ids
+            written[i] = opened + ids
     return [judge(tokenizer, ids, turns[-1], target) for ids, turns in zip(written, questions)]
 
 
 def judge(tokenizer, ids, reference, target):
-    """Generated ids against the reference turn: what was answered, and whether it is right.
-    The answer is the <answer> span. Without one it is what extract_answer finds if the right answer
-    is a number, else the whole reply. No ids: the question did not fit the context."""
+    """Compare generated ids with the reference turn -> dict: the answer, and whether it is right.
+    The answer is the text inside <answer>. Without that tag, extract_answer finds it if the right
+    answer is a number. Otherwise it is the whole reply. Empty ids: the question was too long."""
     parsed = parse_response(tokenizer, ids, target)
     wanted = reference.answer or extract_answer(reference.content) or reference.content
     got, text = parsed["answer"], parsed["text"]
     if got is None:
         got = text.strip() if parse_number(wanted) is None else extract_answer(text)
-    # The format has a column of its own; here only the answer and its end count.
+    # The format has its own column. Here only the answer and its end count.
     found = verdict(wanted, got, parsed["ended"], True) if ids else "prompt too long"
     return parsed | dict(response=tokenizer.decode(ids, show_control=True), answer=got,
                          verdict=found, answer_tokens=len(ids), repeats=repetition(ids))
 
 
 def vote(model, tokenizer, questions, target, cfg):
-    """--samples answers to each question, and what a vote makes of them -> (figures, [answers]).
-    best_of: [[k, share]] for k = 1, 2, 4 .. samples; tokens: of all samples of a question, mean."""
+    """Sample --samples answers per question and let them vote -> (figures, answers by question).
+    best_of: [[k, share]] for k = 1, 2, 4 .. samples. tokens: mean total of a question's samples."""
     n, count = cfg.samples, len(questions)
     generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(cfg.seed)
     replies = answer(model, tokenizer, [q for q in questions for _ in range(n)], target, cfg,
@@ -145,25 +145,25 @@ def vote(model, tokenizer, questions, target, cfg):
 
 
 def robustness(model, tokenizer, suites, target, cfg):
-    """Accuracy on each suite, paired with the same problems unchanged -> a dict.
+    """Accuracy on each suite, compared problem by problem with the unchanged problems -> a dict.
 
-    suites: {name: dict(n, exact, exact_interval, drop, p)}, drop of accuracy against clean;
-    hostile: how many answers ended, and were too long to ask. suite_mean: over IN_MEAN.
-    suites_right: {name: "10-1..."}, a clean problem each: right, wrong, not in this suite.
+    suites: {name: dict(n, exact, exact_interval, drop, p)}; drop: accuracy lost against clean.
+    hostile: counts of ended answers and of too long prompts. suite_mean: mean exact of IN_MEAN.
+    suites_right: {name: "10-1..."}: each clean problem is right, wrong, or not in this suite.
     """
     right, found = {}, {}
-    for name, rows in suites.items():  # clean is the first
-        questions = [parse_row(row, need_reply=False) for row in rows]  # hostile: may be empty
+    for name, rows in suites.items():  # clean comes first
+        questions = [parse_row(row, need_reply=False) for row in rows]  # hostile text may be empty
         replies = answer(model, tokenizer, questions, target, cfg)
         if name == "hostile":
             found[name] = dict(n=len(rows), ended=sum(r["ended"] for r in replies),
                                refused=sum(r["verdict"] == "prompt too long" for r in replies))
-        elif rows:  # Chinese has no upper case
-            marks = {row["source"]: r["verdict"] == "ok" for row, r in zip(rows, replies)}
-            right[name], n, k = marks, len(rows), sum(marks.values())
-            unchanged = [right["clean"][source] for source in marks]
+        elif rows:  # none for "upper" in Chinese, which has no upper case
+            solved = {row["source"]: r["verdict"] == "ok" for row, r in zip(rows, replies)}
+            right[name], n, k = solved, len(rows), sum(solved.values())
+            unchanged = [right["clean"][source] for source in solved]
             found[name] = dict(n=n, exact=k / n, exact_interval=wilson(k, n),
-                               drop=(sum(unchanged) - k) / n, p=mcnemar(unchanged, marks.values()))
+                               drop=(sum(unchanged) - k) / n, p=mcnemar(unchanged, solved.values()))
     exact = {name: found[name]["exact"] for name in IN_MEAN if name in found}
     text = {name: "".join("-01"[1 + right[name].get(i, -1)] for i in right["clean"])
             for name in ("clean", *exact)}
@@ -171,13 +171,13 @@ def robustness(model, tokenizer, suites, target, cfg):
 
 
 def evaluate(cfg, loaded, teacher, window, questions, suites):
-    """Everything except speed about one model -> (figures, its answers)."""
+    """Measure everything except speed of one model -> (dict of figures, list of answers)."""
     model, tokenizer, state = loaded
     trained = state.get("run_config", {}).get("target")
-    own = trained if trained in ("answer", "full") else "cot"  # of several forms: the chains
+    own = trained if trained in ("answer", "full") else "cot"  # multi and mixed: cot
     target = own if cfg.target == "auto" else cfg.target
     data = open_data(cfg.data, tokenizer, window, target, skip_bad_lines=cfg.skip_bad_lines)
-    same = tokenizer.fingerprint == teacher[1].fingerprint  # else a KL has no meaning
+    same = tokenizer.fingerprint == teacher[1].fingerprint  # otherwise KL has no meaning
     tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
     result = dict(parameters=model.num_parameters(), window=window, train_tokens=tokens,
                   **score(model, tokenizer, teacher[0] if same else None, data, cfg),
@@ -200,8 +200,8 @@ def evaluate(cfg, loaded, teacher, window, questions, suites):
 
 
 def figure(key, form=".1%"):
-    """A column's function: a figure, with its 95 % interval if there is one. A dash if there is no
-    figure, and for the teacher against itself: its 0 and 100 % say nothing."""
+    """A column's function: result -> a figure as text, with its 95 % interval if there is one. It
+    gives a dash if the figure is missing or compares the teacher with itself (0 and 100 %)."""
     def cell(r):
         if key not in r or key in ("kl", "agreement") and r["model"] == r["teacher"]:
             return "-"
@@ -226,7 +226,7 @@ DETAILS = [
 
 
 def summary(results):
-    """A line a model: how often it is right, its size and its speed beside the first one's."""
+    """One line per model: share of right answers, size and speed relative to the first model."""
     first, lines = results[0], []
     for r in (r for r in results if "exact" in r):
         lines.append(f"{r['model']:<16} {r['exact']:.1%} right")
@@ -237,7 +237,7 @@ def summary(results):
 
 
 def tables(results):
-    """Every table that has figures, one under the other."""
+    """All tables that have figures, and the summary, as one Markdown text."""
     first, found = results[0], [table(results, SCOREBOARD), table(results, DETAILS)]
     if "vote" in first:
         lines = [r | r["vote"] | dict(r["vote"]["best_of"]) for r in results]
@@ -245,7 +245,7 @@ def tables(results):
         found.append(table(lines, [MODEL, EXACT, ("majority:", figure("majority")), *best_of,
                                    ("tokens of all:", figure("tokens", ".1f"))]))
 
-    def on(s):  # a suite; hostile texts have no right answer
+    def on(s):  # s: a suite's figures. Hostile texts have no right answer
         if "ended" in s:
             return f"{s['ended']} of {s['n']} ended, {s['refused']} too long"
         return f"{figure('exact')(s)}, {100 * (0 - s['drop']):+.1f}, p {s['p']:.2g}"
@@ -257,8 +257,8 @@ def tables(results):
 
 
 def write_report(cfg, results, rows):
-    """OUT.md: the tables, and the answers to the first five questions. OUT.json: the figures.
-    OUT.answers.jsonl: a row a question, with what every model answered."""
+    """Write OUT.md (the tables, and answers to the first five questions), OUT.json (all figures)
+    and OUT.answers.jsonl (one row per question, with the answers of all models)."""
     v = common.versions()
     text = (f"# Scoreboard\n\n{show(cfg.data)}; ce in windows of {results[0]['window']}; KL and "
             f"agreement against {results[0]['teacher']}; float32, {v['threads']} threads, "
@@ -276,7 +276,7 @@ def write_report(cfg, results, rows):
 
 
 def row_of(cfg, result, state):
-    """One finished run as a row of --row: what its figures depend on, and the figures."""
+    """One checkpoint's row for --row, a dict: the figures, and everything they depend on."""
     run = state.get("run_config", {})
     flags = ("questions", "max_new_tokens", "target", "temperature", "seed")
     evaluation = {flag: getattr(cfg, flag) for flag in flags}
@@ -295,12 +295,12 @@ def main(cfg):
     """Evaluate every checkpoint, measure speed, write report and rows."""
     common.between(cfg, 0, 2**32 - 1, "questions", "samples", "temperature", "seed")
     common.positive(cfg, "max_new_tokens", "batch")
-    check((cfg.samples > 0) == (cfg.temperature > 0), "--samples and --temperature need each other")
+    check((cfg.samples > 0) == (cfg.temperature > 0), "use --samples and --temperature together")
     for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"'),
                          (f"{cfg.out}.answers.jsonl", '{"question"'), (cfg.row, '{"recipe"')):
         text = Path(path).read_text("utf-8", "replace") if path and Path(path).exists() else ""
         check(text[:len(begins)] in (begins, ""),
-              f"{show(path)} is not of this script; choose another name")
+              f"{show(path)} was not written by eval.py; choose another name")
     cfg.checkpoints, bad = cfg.checkpoints or [str(OUT / "teacher.pt")], {}
     conversations = [document for _, document in read_documents(cfg.data, cfg.skip_bad_lines, bad)
                      if not isinstance(document, str)]
@@ -311,9 +311,9 @@ def main(cfg):
     paths = [*cfg.checkpoints, cfg.teacher or cfg.checkpoints[0]]
     *models, teacher = loaded = [checkpoints.load_model(path, device) for path in paths]
     names = [Path(path).stem for path in paths]
-    if len(set(names)) < len(set(paths)):  # a/m.pt and b/m.pt
+    if len(set(names)) < len(set(paths)):  # equal names: a/m.pt and b/m.pt
         names = [show(path) for path in paths]
-    # One window for all, the smallest that one was trained on: beyond it a model knows no position.
+    # One window for all: the smallest training window. Models know no positions beyond theirs.
     window = min(state.get("run_config", {}).get("window", model.config.max_seq_len)
                  for model, _, state in loaded)
     rows = [dict(question=" ".join(t.content for t in before), right=last.answer or last.content,
@@ -326,7 +326,7 @@ def main(cfg):
             row["answers"][name] = reply
         print(table(results[-1:], SCOREBOARD).splitlines()[-1])
     write_report(cfg, results, rows)
-    if cfg.speed:  # after a first report: measuring may fail
+    if cfg.speed:  # the report is already saved, in case this fails
         measured = speed.measure(cfg.checkpoints, conversations[:20], device)
         results = [result | more for result, more in zip(results, measured)]
         write_report(cfg, results, rows)

@@ -1,17 +1,17 @@
-"""One more token of one row, on a CPU, in numpy: the model's layers in fewer and cheaper calls.
+"""The next token of one row, in numpy on a CPU: the same model in fewer and cheaper calls.
 
-    decoder = Decoder(model, cache)        # the KVCache has read the prompt, of one row
+    decoder = Decoder(model, cache)        # a KVCache of one row that has read the prompt
     logits = decoder.step(token)           # (V,)
 
-A small model does so little arithmetic for one token that half of the time is torch's own work in
-each call; numpy's is a third of it (runs/bench.py). Only decoding.py uses this file, and a test
-compares it with the model. Letters as in model.py. What is done differently:
+In a small model one token needs little arithmetic: half of the time is torch's overhead per call.
+numpy's overhead is a third of that (runs/bench.py). Only decoding.py uses this file. A test
+compares it with the model. Letters as in model.py. Differences from model.py:
 
-1. Matrices that read the same input are joined: those of q, k and v, and those of gate and up.
-2. A norm's weight is folded into the matrix behind it: W (x / rms(x) * weight) is
-   (W * weight) (x / rms(x)). So is sqrt(D), the factor between rms(x) and the length of x.
-3. RoPE turns channel i with i + C/2. Here the two lie side by side, as the parts of a complex
-   number. q·k is the same if both are reordered.
+1. Matrices with the same input are joined: q, k and v into one, gate and up into another.
+2. The weight of a norm is multiplied into the next matrix, because W (x / rms(x) * weight) is
+   (W * weight) (x / rms(x)). The same is done with sqrt(D), the length of x divided by rms(x).
+3. RoPE rotates channels i and i + C/2 together. Here they are neighbours, as the two parts of a
+   complex number. Reordering both q and k in this way does not change q·k.
 """
 import math
 
@@ -20,21 +20,21 @@ import torch
 
 
 class Decoder:
-    """The model for the next tokens of a single row; float32, on a CPU."""
+    """Computes the logits of one row, token by token, in float32 on a CPU."""
 
     def __init__(self, model, cache):
         c = self.config = model.config
-        self.length, room = cache.length, cache.layers[0].k.shape[2]
+        self.length, size = cache.length, cache.layers[0].k.shape[2]
         self.embedding = model.embed_tokens.weight.detach().numpy()         # (V, D)
         self.eps, self.eps_head = c.dim * c.norm_eps, np.float32(c.head_dim * c.norm_eps)
         self.head, weights = joined_weights(model)
         half, order = c.head_dim // 2, channel_pairs(c.head_dim)
-        self.turns = torch.complex(model.cos[:room, :half], model.sin[:room, :half]).numpy()
+        self.turns = torch.complex(model.cos[:size, :half], model.sin[:size, :half]).numpy()
         self.layers = [(*some, torch.cat([old.k[..., order], old.v]).numpy())
-                       for some, old in zip(weights, cache.layers)]  # the last: (2, G, max, C)
+                       for some, old in zip(weights, cache.layers)]  # last item: (2, G, max, C)
 
     def step(self, token):
-        """A token id -> logits (V,) of what follows."""
+        """A token id -> logits (V,) for the token after it. The cache grows by one token."""
         c, t = self.config, self.length
         H, G, C = c.n_heads, c.n_kv_heads, c.head_dim
         x = self.embedding[token].copy()                                # (D,)
@@ -49,26 +49,26 @@ class Decoder:
             cache[:, :, t] = heads[H:].reshape(2, G, C)                 # k and v of this token
             keys, values = cache[:, :, :t + 1]                          # (G, S, C) each
             scores = heads[:H].reshape(G, -1, C) @ keys.swapaxes(1, 2)  # (G, H/G, S)
-            scores -= np.maximum.reduce(scores, -1, keepdims=True)      # or exp may overflow
-            np.exp(scores, out=scores)                                  # softmax, undivided
+            scores -= np.maximum.reduce(scores, -1, keepdims=True)      # so exp cannot overflow
+            np.exp(scores, out=scores)                                  # softmax before division
             mixed = scores @ values                                     # (G, H/G, C)
-            mixed /= np.add.reduce(scores, -1, keepdims=True)           # divided here, C < S
+            mixed /= np.add.reduce(scores, -1, keepdims=True)           # divides C values, not S
             x += mixed.reshape(-1).dot(out)
-            half, up = self.normed(x).dot(gate_up).reshape(2, -1)       # (F,) each: gate/2 and up
+            half, up = self.normed(x).dot(gate_up).reshape(2, -1)       # one row each: gate/2, up
             x += (half * (1 + np.tanh(half)) * up).dot(down)   # silu(g) = g/2 (1 + tanh(g/2))
         self.length += 1
         return self.normed(x).dot(self.head)
 
     def normed(self, x):
-        """x / rms(x) / sqrt(D): RMSNorm before its weight. (`dot` costs less per call than @.)"""
+        """x (D,) -> x / rms(x) / sqrt(D): RMSNorm without its weight. (`dot` is cheaper than @.)"""
         return x / math.sqrt(x.dot(x) + self.eps)
 
 
 @torch.no_grad()
 def joined_weights(model):
-    """(head, [(qkv, scale, out, gate_up, down) of each layer]), matrices as arrays (in, out). It
-    takes as long as writing ten tokens, so a frozen model keeps them until a weight changes (torch
-    counts that in `_version`, except for fused AdamW: a model in training keeps none)."""
+    """Model -> (head, [(qkv, scale, out, gate_up, down) per layer]); matrices are (in, out). This
+    takes as long as writing ten tokens, so a frozen model reuses the result until `_version` shows
+    that a weight changed. Fused AdamW does not update `_version`: in training nothing is reused."""
     changes = [0 if p.is_inference() else p._version for p in model.parameters()]
     kept = vars(model).get("joined")
     if not kept or kept[0] != changes or any(p.requires_grad for p in model.parameters()):
@@ -79,11 +79,11 @@ def joined_weights(model):
 
 
 def joined_layer(layer, size):
-    """The five arrays of a layer; size: sqrt(D)."""
+    """A Block -> its five arrays, in the order of joined_weights. size: sqrt(D)."""
     a, m = layer.self_attn, layer.mlp
     order = channel_pairs(a.head_dim)
     q, k = (w.unflatten(0, (-1, a.head_dim))[:, order] for w in (a.q_proj.weight, a.k_proj.weight))
-    # QK-norm's weights, the sqrt(C) between length and rms, and attention's C^-0.5
+    # QK-norm's weights, times sqrt(C) = length / rms; for q also times attention's C^-0.5
     scale = torch.ones(len(q) + len(k), a.head_dim)                         # (H + G, C)
     if isinstance(a.q_norm, torch.nn.Identity):
         scale[:len(q)] = a.head_dim ** -0.5
@@ -99,7 +99,7 @@ def joined_layer(layer, size):
 
 
 def by_input(weight):
-    """A matrix (out, in) as (in, out), in memory, too: x @ it reads it row by row."""
+    """A matrix (out, in) -> array (in, out), also in memory: x @ array reads it row by row."""
     return weight.t().contiguous().numpy()
 
 

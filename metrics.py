@@ -10,7 +10,7 @@ import numpy as np
 
 
 def wilson(successes, n, z=1.959964):
-    """95 % interval of a proportion (Wilson 1927): inside 0..1 and right near both ends."""
+    """95 % interval (low, high) of successes / n, correct even near 0 and 1 (Wilson 1927)."""
     p = successes / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -18,9 +18,9 @@ def wilson(successes, n, z=1.959964):
 
 
 def mcnemar(first, second):
-    """Are two models (or one, on two versions of the questions) right equally often? -> exact p.
-    first, second: bools, one a question. Of the questions on which they differ, each side should
-    win half (McNemar 1947; two-sided, the exact binomial form)."""
+    """Are two models right equally often? Returns the exact two-sided p-value (McNemar 1947).
+    first, second: one bool per question; or one model on two versions of each question. Only
+    questions on which they differ count. If they are equally good, each side wins half of them."""
     pairs = list(zip(first, second, strict=True))
     n, wins = sum(a != b for a, b in pairs), sum(a > b for a, b in pairs)
     tail = sum(math.comb(n, k) for k in range(min(wins, n - wins) + 1))
@@ -28,10 +28,10 @@ def mcnemar(first, second):
 
 
 def calibration(confidence, hit, bins=15):
-    """Does a model that says 80 % hit 80 %? -> (ECE, [(tokens, mean confidence, accuracy)] of the
-    bins in use: a reliability diagram).
+    """Is a model that is 80 % sure right in 80 % of the cases? Returns (ECE, reliability diagram).
+    The diagram is [(tokens, mean confidence, accuracy)] of the bins that are not empty.
 
-    confidence: (N,) in 0..1, of the likeliest token; hit: (N,) bool, is it the text's?
+    confidence (N,): probability of the likeliest token. hit (N,): bool, is that token right?
     ECE = sum over bins of share * |accuracy - mean confidence| (Guo et al. 2017, eq. 3).
     """
     index = np.minimum((confidence.astype(np.float64) * bins).astype(int), bins - 1)
@@ -41,28 +41,28 @@ def calibration(confidence, hit, bins=15):
 
 
 def repetition(ids, n=4):
-    """Share of an answer's n-grams (ids: a list) that it has said before: 0 none, near 1 a loop.
-    seq-rep-n of Welleck et al. 2020, section 6.1; 0 if it is shorter than n."""
+    """Share of an answer's n-grams (ids: a list) that occurred earlier in it: near 1 in a loop.
+    This is seq-rep-n of Welleck et al. 2020, section 6.1. Answers shorter than n give 0."""
     grams = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def majority(answers, same):
-    """The answer that most answers agree with, the first of equals; None: nobody answered.
-    None and blank texts do not vote. same(a, b): are two answers one?"""
+    """The answer that most answers agree with; in a tie the first one. None and blank texts do not
+    vote. Returns None if there are no votes. same(a, b): do two answers mean the same?"""
     counts = Counter(text for text in answers if text and text.strip())
     votes = {text: sum(counts[other] for other in counts if same(text, other)) for text in counts}
     return max(votes, key=votes.get, default=None)
 
 
 def pass_at(k, n, right):
-    """pass@k: the chance that one of k answers is right, drawn from n of which `right` are.
-    Unbiased for k fresh answers (Chen et al. 2021, eq. 1)."""
+    """pass@k: the chance that at least one of k answers is right, drawn from n of which `right` are
+    right. It is unbiased for k new answers (Chen et al. 2021, eq. 1)."""
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def markdown(head, rows):
-    """A Markdown table; head: "model | steps: | verdict", a colon after a column of numbers."""
+    """Rows of cells -> a Markdown table. head: "model | steps: | verdict"; colons mark numbers."""
     names = head.split(" | ")
     lines = [[name.removesuffix(":") for name in names], *rows]
     text = ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
@@ -71,6 +71,6 @@ def markdown(head, rows):
 
 
 def table(lines, columns):
-    """A Markdown table; a column is (head, function of a line)."""
+    """Lines (dicts) -> a Markdown table. columns: (head, function from a line to its cell)."""
     rows = [[cell(line) for _, cell in columns] for line in lines]
     return markdown(" | ".join(head for head, _ in columns), rows)

@@ -1,14 +1,14 @@
-"""A decoder-only transformer in the layout of Llama and Qwen3. How it writes is in decoding.py.
+"""A decoder-only transformer built like Llama and Qwen3. decoding.py uses it to write text.
 
 Letters used in every shape comment of this project:
     B sequences in a batch     T tokens in a sequence       V vocabulary        D model width
-    H query heads              G key/value heads (G <= H)   C channels a head   S tokens in cache
+    H query heads              G key/value heads (G <= H)   C channels per head S tokens in cache
 
 One block is   x = x + attention(rms_norm(x));   x = x + swiglu(rms_norm(x)).
 Sources: RMSNorm, Zhang & Sennrich 2019, eq. 4; RoPE, Su et al. 2021, eq. 34; grouped-query
-attention, Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3. Names and the RoPE
-pairing (channel i with i + C/2) are those of Hugging Face's Llama and Qwen3 classes, without the
-leading "model." (runs/bench.py maps a model into theirs and compares).
+attention, Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3. Parameter names
+are the same as in Hugging Face's Llama and Qwen3 classes, without their prefix "model." RoPE pairs
+the same channels (i with i + C/2). runs/bench.py copies a model into those classes and compares.
 """
 from dataclasses import dataclass, replace
 
@@ -19,22 +19,22 @@ from torch.nn import functional as F
 
 @dataclass
 class ModelConfig:
-    """The shape of a model; saved in every checkpoint as a plain dict."""
+    """The shape of a model. Every checkpoint contains it as a plain dict."""
     vocab_size: int = 1024
     dim: int = 192            # D, width of the residual stream
     n_layers: int = 4         # blocks
     n_heads: int = 6          # H, query heads
     n_kv_heads: int = 3       # G, key/value heads; must divide n_heads
-    head_dim: int = 32        # C, channels a head; even, for RoPE
+    head_dim: int = 32        # C, channels per head; must be even for RoPE
     ffn_dim: int = 512        # hidden width of SwiGLU, about 8/3 of dim
-    max_seq_len: int = 512    # context: prompt and answer together
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    qk_norm: bool = True      # RMSNorm on queries and keys (Qwen3); Llama has none
+    max_seq_len: int = 512    # context length in tokens: prompt and answer together
+    rope_theta: float = 10_000.0  # RoPE's base: larger values rotate more slowly
+    norm_eps: float = 1e-6    # added inside the square root of RMSNorm
+    qk_norm: bool = True      # RMSNorm on queries and keys, as in Qwen3; Llama has none
     tie_embeddings: bool = True  # the output matrix is the embedding matrix
 
 
-# Named by parameters at V = 1,024. Widths are multiples of 32: matmul kernels like them.
+# Names: number of parameters at V = 1,024. Widths are multiples of 32: fast in matmul kernels.
 SIZES = {
     "0.1m": dict(dim=64, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=160),
     "0.2m": dict(dim=64, n_layers=3, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=160),
@@ -54,7 +54,7 @@ SIZES = {
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+    """x (..., dim) -> x / sqrt(mean(x^2) + eps) * weight. The mean is over the last dimension."""
 
     def __init__(self, dim, eps):
         super().__init__()
@@ -66,16 +66,16 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(max_seq_len, head_dim, theta):
-    """Two (max_seq_len, C) tables, cosines and sines of position * theta^(-2i/C)."""
+    """Two (max_seq_len, C) tables: cosine and sine of position * theta^(-2i/C) for pair i."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)  # (C/2,)
     angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequencies)  # (T, C/2)
-    angles = torch.cat([angles, angles], dim=-1)  # (T, C): channel i turns with channel i + C/2
+    angles = torch.cat([angles, angles], dim=-1)  # (T, C): i and i + C/2 share an angle
     return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x, cos, sin):
-    """Turn each channel pair of x (B, heads, T, C) by its position's angle. q·k then depends only
-    on the distance of two tokens, so packed documents need no positions of their own."""
+    """Rotate each channel pair of x (B, heads, T, C) by its position's angle. q·k then depends only
+    on the distance between two tokens, so positions need not restart in each packed document."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -94,25 +94,25 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, mask, cache=None, features=None):
-        """x (B, T, D) -> (B, T, D); mask: see Transformer.hidden_states."""
+        """x (B, T, D) -> (B, T, D). cos, sin (T, C). mask: True if visible; None: plain causal."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, C)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, C)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, C)
         q, k, v = (t.transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))  # (B, ., T, C)
-        if features is not None:  # before RoPE: relations of what was read, not of where
+        if features is not None:  # before RoPE, so not yet rotated by position
             features.append(dict(q=q, k=k, v=v))  # (B, H or G, T, C)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, C)
-        # mask None means plain causal; a single new token may see all that is in the cache
+        # mask None: plain causal attention. A single new token may see all tokens in the cache.
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True,
                                              is_causal=mask is None and T > 1)  # (B, H, T, C)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)). Gate and up stay apart: Muon must see them as two matrices."""
+    """down(silu(gate(x)) * up(x)). Gate and up are not joined: Muon must treat each separately."""
 
     def __init__(self, c):
         super().__init__()
@@ -125,7 +125,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block."""
+    """A pre-norm residual block: x (B, T, D) -> (B, T, D). For the arguments see Attention."""
 
     def __init__(self, c):
         super().__init__()
@@ -140,7 +140,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """ids (B, T) -> logits (B, T, V)."""
+    """The whole model: token ids (B, T) -> logits (B, T, V)."""
 
     def __init__(self, config):
         super().__init__()
@@ -154,25 +154,25 @@ class Transformer(nn.Module):
         cos, sin = rope_table(c.max_seq_len, c.head_dim, c.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        for name, p in self.named_parameters():  # small weights: the loss at init is ln V
+        for name, p in self.named_parameters():  # small weights: first loss near ln V
             std = 0.02
             if "layers" not in name:  # the final norm gives length sqrt(D), so logits get std 0.2
                 std = 0.2 * c.dim ** -0.5
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
-                std *= (2 * c.n_layers) ** -0.5  # residual outputs shrink with depth (GPT-2)
+                std *= (2 * c.n_layers) ** -0.5  # residual outputs: smaller in deep models (GPT-2)
             if p.dim() == 2:  # norm weights stay 1
                 nn.init.normal_(p, std=std)
 
     def num_parameters(self):
-        """Parameters, embeddings included, tied ones once."""
+        """The number of parameters, with embeddings. Tied embeddings count once."""
         return sum(p.numel() for p in self.parameters())
 
     def hidden_states(self, ids, document=None, cache=None, features=None):
-        """ids (B, T) -> (B, T, D), the final norm's output.
+        """ids (B, T) -> output of the final norm (B, T, D). ValueError beyond the context length.
 
-        document (B, T): a token sees the tokens before it with its own document number. None: it
-        sees all before it (and in the cache, except the left padding that the cache knows of).
-        features: a list that gets a dict a block: its output `hidden` (B, T, D), and q, k, v.
+        document (B, T): a token sees itself and earlier tokens with the same document number.
+        None: it sees all earlier tokens, also those in the cache, but never the left padding.
+        features: a list. Each block appends a dict: its output `hidden` (B, T, D), and q, k, v.
         """
         B, T = ids.shape
         start = cache.length if cache else 0
@@ -181,7 +181,7 @@ class Transformer(nn.Module):
         mask = cache.mask(T) if cache else None  # (B, 1, T, S), (T, S) or None
         if document is not None:
             mask = document[:, None, :, None] == document[:, None, None, :]  # (B, 1, T, T)
-            mask = mask.tril()  # causal; padding (document 0) sees padding: no row is empty
+            mask = mask.tril()  # causal. Padding (document 0) sees padding, so no row is empty
         x = self.embed_tokens(ids)  # (B, T, D)
         cos, sin = (t[start:start + T].to(x.dtype) for t in (self.cos, self.sin))  # (T, C) each
         for i, layer in enumerate(self.layers):
@@ -193,22 +193,22 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def forward(self, ids, document=None, keep=None):
-        """Logits (B, T, V), or (N, V) of the N tokens where keep (B, T) is True, in reading order:
-        tokens that do not count are spared the output matrix and the softmax."""
+        """ids (B, T) -> logits (B, T, V). With keep (B, T) of bool: logits (N, V) of the N True
+        tokens, row by row. The other tokens then cost no output matrix and no softmax."""
         hidden = self.hidden_states(ids, document)  # (B, T, D)
         return self.lm_head(hidden if keep is None else hidden[keep])
 
 
 def build(size, vocab_size, **changes):
-    """A fresh Transformer of a named size: `build("2m", 1024, max_seq_len=256)`."""
+    """A new, random Transformer of a size in SIZES: `build("2m", 1024, max_seq_len=256)`."""
     return Transformer(ModelConfig(vocab_size=vocab_size, **{**SIZES[size], **changes}))
 
 
 def with_layers(model, numbers):
-    """A new Transformer with some of a model's blocks (counted from 1), embeddings, norm and head:
-    a student that starts as half of its teacher (Sanh et al. 2019, section 3)."""
+    """A new Transformer with copies of some blocks of `model` (numbered from 1), of its embeddings,
+    norm and head: a student can start as half of its teacher (Sanh et al. 2019, section 3)."""
     student = Transformer(replace(model.config, n_layers=len(numbers)))
-    student.load_state_dict(model.state_dict(), strict=False)  # all but the blocks are the same
+    student.load_state_dict(model.state_dict(), strict=False)  # the next lines replace the blocks
     for own, number in zip(student.layers, numbers):
         own.load_state_dict(model.layers[number - 1].state_dict())
     return student

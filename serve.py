@@ -1,20 +1,20 @@
-"""A teacher that gives only text: a small OpenAI-compatible server for a checkpoint.
+"""A black-box teacher: a small OpenAI-compatible server that gives only a checkpoint's text.
 
     python serve.py                                   # out/teacher.pt, on port 8000
     python serve.py --checkpoint out/student-reason.pt --port 0      # on any free port
 
-Prints one line when it is ready, and goes on until Ctrl-C or SIGTERM (status 0):
+It prints one line when it is ready, and runs until Ctrl-C or SIGTERM (exit status 0):
     ready: http://127.0.0.1:8000/v1 serves teacher; next: python blackbox/generate.py --base-url ...
 
-This is the wall of the black-box lesson: a client gets text and counts, never probabilities. It
-listens on loopback, and refuses a foreign Host or Origin there: any page in a browser could ask. If
-MINIDISTILL_API_KEY is set, clients must send it as a bearer token. Other servers differ:
+Clients get text and token counts, never probabilities. The server listens on loopback, and refuses
+a foreign Host or Origin there, because any page in a browser could ask. If MINIDISTILL_API_KEY is
+set, clients must send it as a bearer token. Differences from other servers:
 
-1. Requests are answered one after the other, the n answers of a request in one batch.
-2. Text between <think> and </think> is reasoning_content, all other text is content.
-3. What a client writes is text: a spelled <think> or <end> never becomes a mark.
-4. A stop string ends the content only: a thought may well spell it (vllm-project/vllm#52393).
-5. A client that hangs up is noticed only when it streams. The timeout counts from the last byte.
+1. Requests are answered one after another. The n answers of one request form one batch.
+2. Text between <think> and </think> is sent as reasoning_content, all other text as content.
+3. A client's text stays text: <think> or <end> in it never becomes a special token.
+4. A stop string ends only the content, because a thought may contain it (vllm-project/vllm#52393).
+5. A disconnected client is noticed only while streaming. The timeout counts from the last byte.
 """
 import json
 import os
@@ -37,27 +37,27 @@ from dataset.formats import ROLES, Turn, prompt_ids
 from decoding import decode_steps
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
-MAX_BODY = 2**20  # bytes of a request
-MAX_WAITING = 64  # chat requests under way; one more gets status 429
+MAX_BODY = 2**20  # bytes in the body of a request
+MAX_WAITING = 64  # chat requests answered or waiting; one more gets status 429
 MANY = 2**63 - 1
-FIELDS = dict(    # of a chat request: default, types, least, most
+FIELDS = dict(    # of a chat request: default, types, minimum, maximum
     n=(1, (int,), 1, 16), max_tokens=(MANY, (int,), 1, MANY), seed=(0, (int,), -MANY, MANY),
     max_completion_tokens=(MANY, (int,), 1, MANY), stream=(False, (bool,), False, True),
     temperature=(1, (int, float), 0, 2), top_p=(1, (int, float), 0, 1))
-# These would change the answer, and are not done here. Other unknown fields are ignored.
-NOT_HERE = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "response_format",
-            "frequency_penalty", "presence_penalty")
+# These would change the answer but are not supported. Other unknown fields are ignored.
+UNSUPPORTED = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "response_format",
+               "frequency_penalty", "presence_penalty")
 
 
 @dataclass
 class Config:
-    checkpoint: str = OUT / "teacher.pt"  # who answers; its file name is the name of the model
-    host: str = "127.0.0.1"      # address to listen on; another one may let other machines in
-    port: int = 8000             # 0: any free one
+    checkpoint: str = OUT / "teacher.pt"  # the model; its name is the file name
+    host: str = "127.0.0.1"      # address to listen on; 0.0.0.0 lets other machines in
+    port: int = 8000             # port to listen on; 0: any free port
 
 
 class Refusal(Exception):
-    """A request that gets an error: HTTP status, and the fields of OpenAI's error object."""
+    """Raised to answer a request with an HTTP status and OpenAI's error object."""
     def __init__(self, status, message, param=None, code=None):
         kind = "server_error" if status >= 500 else "invalid_request_error"
         self.status = status
@@ -65,12 +65,12 @@ class Refusal(Exception):
 
 
 def read_request(data, server):
-    """The body of a chat request -> FIELDS, stop, usage, ids of the prompt, limit; or Refusal."""
+    """Body of a chat request -> namespace: FIELDS, stop, usage, ids (prompt), limit; or Refusal."""
     body = {key: value for key, value in json.loads(data).items() if value is not None}
     if body.get("model") != server.name:
-        raise Refusal(404, f"the model here is {server.name}", "model", "model_not_found")
-    for name in NOT_HERE:
-        if body.get(name) and body[name] != {"type": "text"}:  # response_format may say that
+        raise Refusal(404, f"the only model here is {server.name}", "model", "model_not_found")
+    for name in UNSUPPORTED:
+        if body.get(name) and body[name] != {"type": "text"}:  # response_format's default
             raise Refusal(400, f"{name}: this server does not support it", name)
     request = SimpleNamespace(usage=body.get("stream_options", {}).get("include_usage"))
     body.setdefault("seed", secrets.randbits(63))
@@ -81,18 +81,18 @@ def read_request(data, server):
         setattr(request, name, value)
     request.stop = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop", [])
     if len(request.stop) > 4 or not all(isinstance(s, str) and s for s in request.stop):
-        raise Refusal(400, "stop: must be a string, or up to four of them", "stop")
+        raise Refusal(400, "stop: must be a string, or a list of up to four", "stop")
     request.ids = read_prompt(body, server.tokenizer)
     size, context = len(request.ids), server.model.config.max_seq_len
     if size >= context:
-        raise Refusal(400, f"the prompt has {size} tokens, the context with the answer {context}",
+        raise Refusal(400, f"the prompt has {size} tokens; with an answer it must fit in {context}",
                       "messages", "context_length_exceeded")
     request.limit = min(request.max_tokens, request.max_completion_tokens, context - size)
     return request
 
 
 def read_prompt(body, tokenizer):
-    """The messages of a request -> the ids that the model goes on from."""
+    """The messages of a chat request -> token ids of the prompt; or Refusal."""
     turns = []
     try:
         for message in body["messages"]:
@@ -104,28 +104,28 @@ def read_prompt(body, tokenizer):
                 content = "".join({part["type"]: part["text"]}["text"] for part in content)
             turn = Turn(role, content) if thought is None else Turn(role, "", thought + "", content)
             turns.append(turn)
-        check(turns[-1].role != "assistant", "the last is the assistant's, and would be left out")
+        check(turns[-1].role != "assistant", "the last one is the assistant's: it would be ignored")
         return prompt_ids(tokenizer, turns)
     except (LookupError, TypeError, ValueError, AttributeError, UserError) as error:
-        raise Refusal(400, "messages: must be a list of {role, content}, the content a string or a "
+        raise Refusal(400, "messages: must be a list of {role, content}; content is a string or a "
                            f"list of text parts ({str(error)[:100]})", "messages") from None
 
 
 @dataclass
 class Answer:
-    """An answer while it is being written: where its text goes, and what cannot be sent yet."""
-    key: str = "content"  # or, inside a thought, reasoning_content
-    ids: tuple = ()       # bytes of a character that is not whole
+    """An answer that is being written: where its text goes, and text that cannot be sent yet."""
+    key: str = "content"  # inside a thought: reasoning_content
+    ids: tuple = ()       # tokens of an incomplete character
     held: str = ""        # text that may be the beginning of a stop string
-    reason: str = None    # why it ended
+    reason: str = None    # why it ended: stop or length
 
     def add(self, token, tokenizer, stop):
-        """One more token (None: no more may come) -> what can be sent now: whole characters."""
+        """Add a token (None: limit reached) -> the text that can be sent now: whole characters."""
         border = token in (None, tokenizer.end, tokenizer.think, tokenizer.end_think)
         self.ids += () if border else (token,)
         text = self.held + tokenizer.decode(self.ids)
         if text.endswith("\ufffd") and not border:
-            return ""  # a character may take several byte tokens: wait for them
+            return ""  # wait: a character may need several byte tokens
         stop = stop if self.key == "content" else []
         ends = [text.index(s) for s in stop if s in text]
         begun = [size for s in stop for size in range(len(s)) if text.endswith(s[:size])]
@@ -140,7 +140,7 @@ class Answer:
 
 @torch.inference_mode()
 def pieces(server, request):
-    """Write n answers in one batch. Yields OpenAI's chunks, objects; the last one has the usage."""
+    """Write n answers in one batch. Yields OpenAI's chunks (dicts); the last has token counts."""
     head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", object="chat.completion.chunk",
                 created=int(time.time()), model=server.name, usage=None)
     def chunk(i, reason=None, **delta):
@@ -150,7 +150,7 @@ def pieces(server, request):
     generator = torch.Generator(server.model.embed_tokens.weight.device).manual_seed(request.seed)
     steps = decode_steps(server.model, [request.ids] * request.n, request.limit,
                          request.temperature, request.top_p, generator)
-    steps = (tokens.tolist() for tokens in steps)  # each n ids
+    steps = (tokens.tolist() for tokens in steps)  # n ids per step
     while any(answer.reason is None for answer in answers):
         for i, (answer, token) in enumerate(zip(answers, next(steps, [None] * request.n))):
             if answer.reason is None:
@@ -165,7 +165,7 @@ def pieces(server, request):
 
 
 def completion(server, request):
-    """All n answers as one object."""
+    """All n answers as one dict, for a client that does not stream."""
     choices = [dict(index=i, message=dict(content="", reasoning_content=None), logprobs=None)
                for i in range(request.n)]
     for chunk in pieces(server, request):
@@ -180,32 +180,32 @@ def completion(server, request):
 class Handler(BaseHTTPRequestHandler):
     """One connection: one request, one answer, one line of log (stderr)."""
     protocol_version = default_request_version = "HTTP/1.1"
-    timeout = 10                    # seconds that a client may be silent, or not take its answer
-    disable_nagle_algorithm = True  # no token waits for the next one
-    begun, kind, frame = False, "application/json", b"%s"  # of the answer
+    timeout = 10                    # seconds that a client may send or read nothing
+    disable_nagle_algorithm = True  # send each token at once
+    begun, kind, frame = False, "application/json", b"%s"  # of the reply
 
     def do_GET(self):
-        """Answer a request. The body is read first: closing on unread bytes resets a connection."""
+        """Answer a request. Read its body first: closing with unread bytes resets a connection."""
         try:
             data, asked = self.body(), (self.command, self.path.partition("?")[0])
             self.check_client()
             if asked == ("POST", CHAT):
                 return self.chat(data)
             if asked != ("GET", MODELS):
-                raise Refusal(404, f"this server has GET {MODELS} and POST {CHAT}")
+                raise Refusal(404, f"this server has only GET {MODELS} and POST {CHAT}")
             model = dict(id=self.server.name, object="model", created=self.server.created)
             self.reply(200, dict(object="list", data=[dict(model, owned_by="")]))
         except Refusal as refusal:
             self.reply(refusal.status, refusal.body)
         except Exception as error:
-            if not isinstance(error, OSError):  # else the client hung up, or takes no answer
+            if not isinstance(error, OSError):  # OSError: the client is gone or does not read
                 self.reply(500, Refusal(500, "a mistake of this server; its log says more").body)
             raise
 
     do_POST = do_GET
 
     def body(self):
-        """The body of the request: as many bytes as Content-Length says, or in chunks."""
+        """Read the body of the request: Content-Length bytes, or chunks. Refusal for a bad size."""
         data, chunked = b"", "chunked" in self.headers.get("Transfer-Encoding", "").lower()
         try:
             while True:
@@ -214,29 +214,29 @@ class Handler(BaseHTTPRequestHandler):
                 if not 0 <= size <= MAX_BODY - len(data):
                     raise Refusal(413, f"a body may have 0 to {MAX_BODY} bytes")
                 data += self.rfile.read(size)
-                if not chunked or self.rfile.readline(100) and size == 0:  # the line end of a chunk
+                if not chunked or self.rfile.readline(100) and size == 0:  # line end after a chunk
                     return data
         except ValueError:
             raise Refusal(400, "the length of the body must be a number") from None
 
     def check_client(self):
-        """Refusal without the right key, and on loopback for a foreign Host or Origin."""
+        """Raise Refusal for a wrong key and, on loopback, for a foreign Host or Origin."""
         kind, _, sent = self.headers.get("Authorization", "").partition(" ")
         right = secrets.compare_digest(sent.strip().encode(), self.server.key.encode())
         if self.server.key and not (right and kind.lower() == "bearer"):
-            raise Refusal(401, "a wrong API key, or none", code="invalid_api_key")
+            raise Refusal(401, "wrong or missing API key", code="invalid_api_key")
         here = self.server.server_address[0]
         names = {re.sub(r"^\w+://|:\d+$", "", self.headers.get(name, here).lower())
                  for name in ("Host", "Origin")}
         if here.startswith("127.") and not names <= {"localhost", "127.0.0.1", here}:
-            raise Refusal(403, "only programs and pages of this machine may ask this server")
+            raise Refusal(403, "only programs and pages on this machine may use this server")
 
     def chat(self, data):
-        """Answer a chat request when it is its turn."""
+        """Wait until the model is free, then answer a chat request (data: its body)."""
         try:
             request = read_request(data, self.server)
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise Refusal(400, f"no chat request in JSON ({str(error)[:100]})") from None
+            raise Refusal(400, f"not a chat request in JSON ({str(error)[:100]})") from None
         if not self.server.room.acquire(blocking=False):
             raise Refusal(429, "too many requests are waiting", code="rate_limit_exceeded")
         try:
@@ -252,24 +252,24 @@ class Handler(BaseHTTPRequestHandler):
             self.server.room.release()
 
     def reply(self, status, body):
-        """Send an object, in a stream as an event. Only the first one brings a status."""
+        """Send a dict as JSON; in a stream, as one event. The first call also sends the status."""
         if not self.begun:
             self.begun = True
             self.send_response(status)
             self.send_header("Content-Type", self.kind)
-            self.send_header("Connection", "close")  # the end of the answer
+            self.send_header("Connection", "close")  # closing ends the answer
             self.end_headers()
         self.wfile.write(self.frame % json.dumps(body).encode())
 
     def send_error(self, code, message=None, explain=None):
-        """What the standard library finds wrong with a request."""
+        """The standard library calls this for a broken HTTP request. Answer in OpenAI's format."""
         self.reply(int(code), Refusal(int(code), message or "a broken request").body)
 
 
 class Server(ThreadingHTTPServer):
-    """Listens from the start; serve_forever() answers. UserError if it cannot listen."""
-    request_queue_size = 128  # with the default of 5, some of 50 at once must knock twice
-    allow_reuse_port = False  # two servers on one port would share the requests
+    """Listens at once; serve_forever() answers requests. UserError if it cannot listen."""
+    request_queue_size = 128  # with the default of 5, some of 50 clients at once must try again
+    allow_reuse_port = False  # otherwise two servers on one port would share the requests
 
     def __init__(self, cfg, model, tokenizer, key=""):
         self.model, self.tokenizer, self.key = model, tokenizer, key
@@ -281,23 +281,23 @@ class Server(ThreadingHTTPServer):
             raise UserError(f"cannot listen on {cfg.host} port {cfg.port}: {error}") from None
 
     def handle_error(self, request, client_address):
-        """A client that hung up is no bug of this server."""
+        """Show the traceback of a bug. A client that disconnected is no bug of this server."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
 
 def main(cfg):
-    """Load the checkpoint, listen, answer until a signal comes."""
+    """Load the checkpoint, listen, and answer until a signal comes."""
     key = os.environ.get("MINIDISTILL_API_KEY")
     check(key is None or re.fullmatch("[!-~]+", key), "MINIDISTILL_API_KEY must be printable ASCII "
           "without spaces; unset it to serve without a key")
     model, tokenizer, _ = load_model(cfg.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
     server = Server(cfg, model, tokenizer, key or "")
-    for stop in (signal.SIGINT, signal.SIGTERM):  # at once: threads may be in the middle of torch
+    for stop in (signal.SIGINT, signal.SIGTERM):  # exit at once: threads may be inside torch
         signal.signal(stop, lambda *_: os._exit(0))
     host, port = server.server_address
     if not host.startswith("127."):
-        print(f"warning: {host} lets others in, unencrypted (MINIDISTILL_API_KEY)", file=sys.stderr)
+        print(f"warning: others may use {host}, unencrypted (MINIDISTILL_API_KEY)", file=sys.stderr)
     url = f"http://{host}:{port}/v1"
     print(f"ready: {url} serves {server.name}; next:",
           command("blackbox/generate.py", base_url=url, model=server.name), flush=True)

@@ -1,7 +1,7 @@
-"""Speed and memory of checkpoints: the last columns of eval.py.
+"""Measure speed and memory of checkpoints: the last columns of eval.py.
 
-Each model has a process, so its memory is its own. The processes take turns, so a machine that
-slows down slows all models. Read the ratios: they repeat within some percent.
+Each model has its own process, so its memory is measured separately. The processes take turns, so a
+machine that slows down affects all models. Compare ratios: they repeat within a few percent.
 """
 import multiprocessing
 import re
@@ -21,7 +21,7 @@ from decoding import decode_steps
 
 
 def timed(steps):
-    """Seconds that some decode_steps take; each token is read, so a GPU has finished."""
+    """Seconds for all steps of decode_steps. Each token is read, so a GPU must finish it first."""
     began = time.perf_counter()
     for token in steps:
         token.tolist()
@@ -30,14 +30,14 @@ def timed(steps):
 
 @torch.inference_mode()
 def worker(pipe, path, questions, device):
-    """A process with one model: measures in each round and sends the medians so far."""
+    """One process, one model: measure in each round, send the medians so far (tokens/s, ms, MB)."""
     model, tokenizer, _ = checkpoints.load_model(path, device)
     context, prompts = model.config.max_seq_len, [prompt_ids(tokenizer, q) for q in questions]
     new_tokens = min(64, context - 8)
     while True:
         if pipe.recv() < 2:  # round 0 is a warm-up
             values = defaultdict(list)
-        for batch in [1] * 5 + [32]:  # a single row takes only milliseconds
+        for batch in [1] * 5 + [32]:  # batch 1 five times: it takes only milliseconds
             ids = torch.randint(10, model.config.vocab_size, (batch, context // 2)).tolist()
             if batch == 1:
                 values["first_ms"].append(1000 * timed(decode_steps(model, ids, 1)))
@@ -53,15 +53,15 @@ def worker(pipe, path, questions, device):
 
 
 def peak_memory():
-    """Largest resident memory of this process in bytes. On Linux a child inherits ru_maxrss."""
+    """Peak memory of this process in bytes. Not ru_maxrss on Linux, where a child inherits it."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def measure(paths, questions, device=torch.device("cpu"), rounds=5):
-    """Checkpoints -> a dict of medians over the rounds each; {} if its process died.
-    questions: conversations that are answered one by one, for the latency of an answer."""
+    """Paths of checkpoints -> one dict of medians for each; {} if its process died.
+    questions: conversations, answered one by one to measure the time of a whole answer."""
     context, found = multiprocessing.get_context("spawn"), [{} for _ in paths]
     pipes = [context.Pipe() for _ in paths]
     for path, (_, theirs) in zip(paths, pipes):
@@ -69,7 +69,7 @@ def measure(paths, questions, device=torch.device("cpu"), rounds=5):
         theirs.close()
     for number in range(rounds + 1):
         for place, (pipe, _) in enumerate(pipes):
-            time.sleep(0.1)  # until the last one's threads no longer spin while they wait for work
+            time.sleep(0.1)  # idle threads of the last process still use the CPU
             try:
                 pipe.send(number)
                 found[place] = pipe.recv()

@@ -1,14 +1,14 @@
-"""The tokenizer: SentencePiece BPE with byte fallback, and ten marks that no text can spell.
+"""The tokenizer: SentencePiece BPE with byte fallback, and ten special tokens of one id each.
 
     tokenizer = Tokenizer.load("out/tokenizer.model")
     tokenizer.decode(tokenizer.encode(text)) == text      # for every valid unicode text
 
-Marks of a conversation are single ids. `<end>` ends a turn and a text document; there is no bos:
+No text can produce a special token. `<end>` ends a turn or a text document; there is no <bos>:
 
     <user> 2 + 3 = ? <end> <assistant> <think> 2 + 3 = 5 </think> <answer> 5 </answer> <end>
 
-The wrapper hides four edges of the library: U+2581 would come back as a space, a lone surrogate
-raises a bare RuntimeError, decoding drops control pieces silently, and a long text takes long.
+The class avoids four problems of the library: U+2581 would come back as a space, a lone surrogate
+raises a plain RuntimeError, decoding silently drops special tokens, and long texts are slow.
 """
 import functools
 import hashlib
@@ -23,9 +23,9 @@ from common import UserError, check, show, write_file
 CONTROL = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>",
            "<think>", "</think>", "<answer>", "</answer>"]  # ids 0 to 9, in this order
 META_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
-# No piece crosses the end of such a word (train.py): each is encoded by itself and remembered.
+# No piece crosses the end of such a word (train.py), so each is encoded and cached by itself.
 WORDS = re.compile(f" *[^ \n{META_SPACE}]+| +|[\n{META_SPACE}]")
-MEMO_WORDS, MEMO_LENGTH = 200_000, 64  # entries, characters: at most about 80 MB
+MEMO_WORDS, MEMO_LENGTH = 200_000, 64  # cached words, characters per word: at most about 80 MB
 
 
 class Tokenizer:
@@ -39,7 +39,7 @@ class Tokenizer:
         self.vocab_size = self._model.get_piece_size()
         pieces = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
         check(pieces[:len(CONTROL)] == CONTROL,
-              "a tokenizer of another project: tokenizer/train.py makes one")
+              "this tokenizer comes from another project; make one with tokenizer/train.py")
         (self.pad, self.unk, self.end, self.system, self.user, self.assistant, self.think,
          self.end_think, self.answer, self.end_answer) = range(len(CONTROL))
         self.control_ids = set(range(len(CONTROL)))
@@ -53,8 +53,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """The tokenizer in a file, or UserError."""
-        check(Path(path).exists(), f"{show(path)} does not exist; tokenizer/train.py makes it")
+        """Read a tokenizer from a file. UserError if it is missing or of another kind."""
+        check(Path(path).exists(), f"{show(path)} does not exist; make it with tokenizer/train.py")
         try:
             return cls(Path(path).read_bytes())
         except UserError as error:
@@ -67,14 +67,14 @@ class Tokenizer:
         return tokenizer_of, (self.model_bytes,)
 
     def encode(self, text):
-        """Text -> ids, never a control id, whatever it spells; any valid unicode comes back."""
+        """Text -> list of ids, never a special token. UserError if it is not valid Unicode."""
         ids = []
         for word in WORDS.findall(text):
             ids += (self._encode_known if len(word) <= MEMO_LENGTH else self._encode_word)(word)
         return ids
 
     def _encode_word(self, word):
-        if word == META_SPACE:  # the library would take it for a space
+        if word == META_SPACE:  # the library would read it as a space
             return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
         try:
             return self._model.encode(word)
@@ -82,11 +82,11 @@ class Tokenizer:
             raise UserError(f"half of a surrogate pair in {word!r}: not valid unicode") from None
 
     def decode(self, ids, show_control=False):
-        """Ids -> text. Marks are dropped, or named; bytes that are no UTF-8 become U+FFFD."""
+        """Ids -> text. Special tokens are dropped or named. Invalid UTF-8 becomes U+FFFD."""
         parts = []
         for token in map(int, ids):
             if not 0 <= token < self.vocab_size:
-                raise ValueError(f"token id {token}; this tokenizer has 0 to {self.vocab_size - 1}")
+                raise ValueError(f"token id {token}; the tokenizer has 0 to {self.vocab_size - 1}")
             named = show_control and token in self.control_ids
             parts.append(CONTROL[token].encode() if named else self._bytes[token])
         return b"".join(parts).decode("utf-8", errors="replace")
@@ -94,5 +94,5 @@ class Tokenizer:
 
 @functools.cache
 def tokenizer_of(model_bytes):
-    """What another process gets: made once there, so that it keeps the words that it knows."""
+    """Rebuild a tokenizer sent to another process, only once, so that its word cache is kept."""
     return Tokenizer(model_bytes)

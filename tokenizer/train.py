@@ -3,8 +3,8 @@
     python tokenizer/train.py                    # out/data/stories/train.jsonl, 1,024 pieces
     python tokenizer/train.py book.txt chat.jsonl --vocab-size 4096 --out out/prose.model
 
-Reads .txt, and of any .jsonl row the strings under KEYS. 256 pieces are bytes, 10 are marks. 1,024
-is enough for the stories, 4,096 for prose: more shorten the text, and the embedding of V x D grows.
+Reads .txt, and the strings under KEYS in .jsonl. 256 pieces are bytes, 10 are special tokens.
+1,024 are enough for the stories, 4,096 for prose. More shorten the text but grow the embedding.
 """
 import io
 import json
@@ -21,25 +21,25 @@ from tokenizer import CONTROL, META_SPACE, Tokenizer
 
 KEYS = ("text content value reasoning_content question answer problem solution prompt completion "
         "instruction input output").split()
-MARKS = re.compile("</?think>|</?answer>|####")
-CALCULATOR = re.compile("<<[^<>]*=[^<>]*>>")    # notes in GSM8K, which formats.py leaves out, too
-CHARACTERS, MAX_PIECE = 20_000_000, 1000  # of all text; of a sentence: the library drops long ones
+TAGS = re.compile("</?think>|</?answer>|####")
+CALCULATOR = re.compile("<<[^<>]*=[^<>]*>>")    # notes in GSM8K; formats.py also drops them
+CHARACTERS, MAX_PIECE = 20_000_000, 1000  # of all text; of a line: the library drops long lines
 
 
 @dataclass
 class Config:
     input: list = None            # files to read; none: out/data/stories/train.jsonl
-    vocab_size: int = 1024        # pieces (about 300 to 65,536)
-    out: str = OUT / "tokenizer.model"  # where the model goes
-    fresh: bool = False           # replace an existing model of other content
+    vocab_size: int = 1024        # number of pieces (about 300 to 65,536)
+    out: str = OUT / "tokenizer.model"  # file to write
+    fresh: bool = False           # replace an existing file that differs
 
 
 def texts(path):
-    """Yield the texts of a file. UserError for a line that is not JSON."""
+    """Yield the texts of a .txt or .jsonl file. UserError for a line that is not JSON."""
     with open(path, encoding="utf-8", errors="replace") as file:
         if path.lower().endswith(".txt"):
             text = file.read(CHARACTERS)
-            check("\0" not in text[:1000], f"{show(path)} is not UTF-8 (UTF-16? iconv -t UTF-8)")
+            check("\0" not in text[:1000], f"{show(path)} is not UTF-8 (if UTF-16: iconv -t UTF-8)")
             yield text
             return
         for number, line in enumerate(file, 1):
@@ -50,12 +50,12 @@ def texts(path):
             except (ValueError, RecursionError):
                 raise UserError(f"{show(path)}:{number}: not JSON") from None
             for value in found:
-                parts = MARKS.split(CALCULATOR.sub("", value.encode(errors="ignore").decode()))
+                parts = TAGS.split(CALCULATOR.sub("", value.encode(errors="ignore").decode()))
                 yield from (part.strip() for part in parts) if len(parts) > 1 else parts
 
 
 def train(found, vocab_size, coverage=0.9995):
-    """List of texts -> bytes of the model. coverage: share of the characters that get a piece."""
+    """List of texts -> the model as bytes. coverage: share of the characters that get a piece."""
     model, lines = io.BytesIO(), re.split(f"[\n\0{META_SPACE}]", "\n".join(found))
     pieces = (line[i:i + MAX_PIECE] for line in lines for i in range(0, len(line), MAX_PIECE))
     try:
@@ -66,16 +66,16 @@ def train(found, vocab_size, coverage=0.9995):
             normalization_rule_name="identity", remove_extra_whitespaces=False,
             add_dummy_prefix=False, allow_whitespace_only_pieces=True,
             character_coverage=coverage, num_threads=1, minloglevel=2)
-    except RuntimeError as error:  # the library says in its own words which sizes are possible
+    except RuntimeError as error:  # the library's message names the possible sizes
         bound = re.search(r"(vs|<=) (\d+)", str(error))
         possible = f"at {'least' if bound[1] == 'vs' else 'most'} {bound[2]}" if bound else error
-        raise UserError(f"--vocab-size {vocab_size}: for this text {possible}") from None
+        raise UserError(f"--vocab-size {vocab_size}: for this text it must be {possible}") from None
     return model.getvalue()
 
 
 def main(cfg):
     paths, out = cfg.input or [str(OUT / "data" / "stories" / "train.jsonl")], Path(cfg.out)
-    check(out.absolute() not in (Path(path).absolute() for path in paths), f"--out {out}: is read")
+    check(out.absolute() not in (Path(p).absolute() for p in paths), f"--out {out} is an input")
     found, left = [], CHARACTERS
     for text in (text for path in paths for text in texts(path)):
         found.append(text[:left])
