@@ -1,14 +1,14 @@
-"""Checkpoints: what a run leaves, and what makes a resumed run equal an undisturbed one.
+"""Checkpoints: save and load a run. A resumed run gives the same weights as an uninterrupted one.
 
-A run called NAME owns out/NAME.csv and out/NAME.pt. The checkpoint is read with weights_only=True:
-opening a stranger's file runs none of its code. It holds
-    model, best         weights now, and those of the best validation loss (what eval.py loads)
-    optimizers, rng     to go on as if nothing had happened: a resumed run equals an undisturbed one
-    step, tokens, ...   how far it is; the step is the whole data cursor
-    model_config        the shape: no script asks for a size that a checkpoint knows
-    run_config, inputs  flags; fingerprints of data, tokenizer, teacher: what a resume must match
+A run called NAME writes out/NAME.csv and out/NAME.pt. A checkpoint is read with weights_only=True,
+so a stranger's file cannot run code. It holds
+    model, best         weights of the last step, and of the best validation loss (for eval.py)
+    optimizers, rng     states of the optimizers and random generators, for an exact resume
+    step, tokens, ...   progress; the step number says which data come next
+    model_config        shape of the model, which no script has to be told again
+    run_config, inputs  flags; fingerprints of data, tokenizer, teacher: a resume must match both
     versions            Python, torch, commit, machine
-    tokenizer           the SentencePiece model itself, as bytes: one file is all that eval.py needs
+    tokenizer           the SentencePiece model, as bytes: eval.py needs no other file
 """
 import dataclasses
 import errno
@@ -25,14 +25,14 @@ from common import OUT, UserError, check, show
 from model import SIZES, ModelConfig, Transformer, build, with_layers
 from tokenizer import Tokenizer
 
-# What these name is compared by its content, in inputs.
+# A resume does not compare these flags: `inputs` has fingerprints of what they name.
 PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
 FOREIGN = {".safetensors": "safetensors weights", ".gguf": "GGUF weights of llama.cpp",
            ".pth": "another project's weights", ".bin": "Hugging Face weights"}
 
 
 def save(path, state):
-    """Write a checkpoint whole or not at all: temporary file, fsync, rename."""
+    """Write a checkpoint: temporary file, fsync, rename. An error leaves the old file unchanged."""
     with common.atomic_write(path) as file:
         try:
             torch.save(state, file)
@@ -41,27 +41,27 @@ def save(path, state):
 
 
 def load(path):
-    """The dict of a checkpoint of this project, or UserError: missing, damaged, foreign."""
+    """A checkpoint -> its dict. UserError if it is missing, damaged or of another project."""
     check(Path(path).exists(), f"{show(path)} does not exist; bash speedrun.sh makes the defaults")
     kind = "a folder" if Path(path).is_dir() else FOREIGN.get(Path(path).suffix)
     check(not kind, f"{show(path)} is {kind}; only checkpoints of train_*.py here can be read")
     try:
-        check(zipfile.ZipFile(path).testzip() is None, "wrong checksum")  # torch looks at none
+        check(zipfile.ZipFile(path).testzip() is None, "wrong checksum")  # torch checks none
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
-        raise UserError(f"{show(path)}: damaged, or no checkpoint that train_*.py here has written "
+    except Exception as error:  # a damaged file can raise almost any error
+        raise UserError(f"{show(path)}: damaged, or not written by a train_*.py of this project "
                         f"({type(error).__name__}: {str(error).splitlines()[0][:100]})") from None
 
 
 def load_model(path, device="cpu"):
-    """Checkpoint -> (frozen model in eval mode, its best weights if kept; tokenizer; the dict)."""
+    """Checkpoint -> (frozen model in eval mode, best weights if saved; tokenizer; the dict)."""
     state = load(path)
     try:
-        with torch.random.fork_rng(devices=[]):  # a teacher must not change the student's init
+        with torch.random.fork_rng(devices=[]):  # loading must not change the student's init
             model = Transformer(ModelConfig(**state["model_config"]))
         model.load_state_dict(state.get("best") or state["model"], strict=True)
         tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
-        check(tokenizer.vocab_size == model.config.vocab_size, "a tokenizer of another size")
+        check(tokenizer.vocab_size == model.config.vocab_size, "the tokenizer has another size")
     except (RuntimeError, LookupError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{show(path)}: of another project, or its weights do not fit its config "
                         f"({str(error).splitlines()[-1].strip()[:200]})") from None
@@ -76,16 +76,16 @@ def weights_fingerprint(model):
 
 
 def load_teacher(cfg, env):
-    """(teacher, its tokenizer, what the run remembers of it)"""
+    """-> (teacher, its tokenizer, its fingerprint as a dict to save with the run)"""
     teacher, tokenizer, _ = load_model(cfg.teacher, env.device)
     return teacher, tokenizer, dict(teacher_fingerprint=weights_fingerprint(teacher))
 
 
 def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
-    """(model to train, tokenizer, what the run remembers): from --init, from blocks of the teacher,
-    or fresh, of --size. The tokenizer is the teacher's; without one --init's, or --tokenizer."""
+    """-> (model, tokenizer, inputs to save). The model is --init, or some blocks of the teacher, or
+    new, of --size. The tokenizer is the teacher's; without one --init's, else --tokenizer."""
     blocks, inputs = getattr(cfg, "init_from_teacher", ""), inputs or {}
-    check(not blocks or teacher and not cfg.init, "--init-from-teacher: without --cache and --init")
+    check(not blocks or teacher and not cfg.init, "--init-from-teacher: not with --cache or --init")
     if cfg.init:
         check("tokenizer" not in cfg.given, "--tokenizer has no effect: --init has its own")
         model, own, state = load_model(cfg.init)
@@ -101,26 +101,26 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
         model = with_layers(teacher, numbers)
     else:
         tokenizer = tokenizer or Tokenizer.load(cfg.tokenizer)
-        # room for a prompt and its answer; positions beyond the window are never trained
+        # space for a prompt and its answer; positions after the window are not trained
         model = build(cfg.size, tokenizer.vocab_size, max_seq_len=max(512, 2 * cfg.window))
     if cfg.init or blocks:
         check("size" not in cfg.given or SIZES[cfg.size].items() <= vars(model.config).items(),
-              f"--size {cfg.size}: the start has a shape of its own, {vars(model.config)}")
+              f"--size {cfg.size}: the checkpoint has a shape of its own, {vars(model.config)}")
         cfg.size = ""
-    room = min(m.config.max_seq_len for m in (model, teacher) if m)
-    check(cfg.window <= room, f"--window {cfg.window}: the checkpoint's context is {room}")
+    context = min(m.config.max_seq_len for m in (model, teacher) if m)
+    check(cfg.window <= context, f"--window {cfg.window}: the checkpoint's context is {context}")
     return model.to(env.device).train().requires_grad_(True), tokenizer, inputs
 
 
 def open_run(cfg, env, inputs, model, optimizers):
-    """-> (progress, the checkpoint or None): a new run, or out/NAME.pt put back into model,
-    optimizers and random streams. Leaves with status 0 if the run is finished. The same name with
-    other flags or inputs is a UserError that lists what differs; --fresh replaces."""
+    """Start a run, or load out/NAME.pt into model, optimizers and random generators -> (progress,
+    the checkpoint or None). Exit with status 0 if the run is finished. UserError if flags or inputs
+    differ from those of the saved run; it lists the differences. --fresh replaces the run."""
     path = OUT / f"{cfg.name}.pt"
     progress = SimpleNamespace(step=0, best_step=0, best_ce=float("inf"), best=None, seconds=0.0,
                                train_seconds=0.0, tokens=0, supervised=0)  # saved in the checkpoint
     sources = Path(cfg.init).absolute(), Path(getattr(cfg, "teacher", "")).absolute()
-    check(path not in sources, f"--name {cfg.name}: would replace what the run starts from")
+    check(path not in sources, f"--name {cfg.name}: would replace its own --init or --teacher")
     if env.rank == 0:
         env.lock = common.lock(path)
     if cfg.fresh or not path.exists():
@@ -128,13 +128,13 @@ def open_run(cfg, env, inputs, model, optimizers):
     state = load(path)
     before = state.get("run_config", {}) | state.get("inputs", {})
     check(before.get("loss_on", "response") == "response" and before.get("long_frac", -1) == -1,
-          f"{show(path)} used --loss-on all or --long-frac, which are gone; --fresh replaces it")
+          f"{show(path)} used --loss-on all or --long-frac, now removed; --fresh replaces it")
     now = {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
     common.refuse_others(path, {k: before.get(k) for k in now}, now)
     if state["step"] >= cfg.steps:
         if env.rank == 0:
             print(f"{show(path)} is finished ({state['step']} steps); --fresh trains it again, "
-                  f"--name NEW --init {show(path)} goes on from it")
+                  f"--name NEW --init {show(path)} trains it further")
         common.finish(env)
         raise SystemExit(0)
     model.load_state_dict(state["model"], strict=True)
@@ -146,7 +146,7 @@ def open_run(cfg, env, inputs, model, optimizers):
 
 
 def count_step(progress, counts, seconds):
-    """Count one optimizer step; counts as step_batches gives them."""
+    """Add one optimizer step to progress; counts come from step_batches."""
     progress.step += 1
     progress.tokens += counts["tokens"]
     progress.supervised += counts["supervised"]
@@ -154,14 +154,14 @@ def count_step(progress, counts, seconds):
 
 
 def keep_best(progress, model, ce):
-    """Remember the weights of the lowest validation cross-entropy so far."""
+    """Copy the weights if ce is the lowest validation cross-entropy so far."""
     if ce < progress.best_ce:
         progress.best = {k: v.clone() for k, v in model.state_dict().items()}
         progress.best_step, progress.best_ce = progress.step, ce
 
 
 def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more):
-    """Write out/NAME.pt: all that a resume and an evaluation need, and `more`: a script's own."""
+    """Write out/NAME.pt: all that a resume and an evaluation need. `more`: extras of a script."""
     if env.rank != 0:
         return
     now = time.time()

@@ -1,12 +1,12 @@
-"""What every script shares: flags, errors, files that are whole or not there, device, ranks, log.
+"""What all scripts share: flags, errors, safe file writes, device, processes (ranks), log.
 
     @dataclass
     class Config:
         steps: int = 1000        # optimizer steps (300 to 5,000)
     common.run(main, Config)     # python script.py --steps 500
 
-One knob a line: its name is the flag, its comment the help. A user's mistake raises UserError: one
-line, status 2. A bug keeps its traceback. Only functions import torch: that takes two seconds.
+A field's name is the flag and its comment the help text. A user's mistake raises UserError: one
+line, status 2. A bug keeps its traceback. Only functions import torch: it takes two seconds.
 """
 import argparse
 import contextlib
@@ -31,12 +31,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent
-OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()  # all that a run writes
-CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # of Linux only
+OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()  # all output files
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # Linux only
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one sentence, exit status 2."""
+    """A mistake that the user can fix: its message is one line, the exit status 2."""
 
 
 def check(ok, message):
@@ -45,23 +45,23 @@ def check(ok, message):
 
 
 def between(cfg, least, most, *names):
-    """UserError unless every named flag is from least to most. NaN is not."""
+    """UserError if a named flag is below least, above most, or NaN."""
     for name in names:
         value, flag = getattr(cfg, name), name.replace("_", "-")
-        check(least <= value <= most, f"--{flag} {value}: must be {least:,} to {most:,}")
+        check(least <= value <= most, f"--{flag} {value}: must be from {least:,} to {most:,}")
 
 
 def positive(cfg, *names):
-    """UserError unless every named flag is above 0. NaN is not."""
+    """UserError if a named flag is 0, below 0, or NaN."""
     for name in names:
         check(getattr(cfg, name) > 0, f"--{name.replace('_', '-')} must be above 0")
 
 
 def parse(Config, argv=None):
     """argv (None: the command line) -> a Config. `cfg.given` is the set of flags that were typed.
-    A field of type list takes the words without a flag; a bool is --name or --no-name."""
+    A field of type list takes the words without a flag. A bool is set by --name or --no-name."""
     kinds, comments = typing.get_type_hints(Config), {}
-    for parent in reversed(Config.__mro__[:-1]):  # a Config may inherit from another script's
+    for parent in reversed(Config.__mro__[:-1]):  # a Config may extend another script's
         comments |= re.findall(r"^ +(\w+) *:[^#\n]+# *(.+)", inspect.getsource(parent), re.M)
     parser = argparse.ArgumentParser(description=inspect.getmodule(Config).__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -83,24 +83,24 @@ def parse(Config, argv=None):
 
 
 def run(main, Config):
-    """main(parse(Config)). What a user can mend is one line and status 2; Ctrl-C is status 130."""
-    for stream in (sys.stdout, sys.stderr):  # logs are followed live, in UTF-8, on every platform
+    """Run main(parse(Config)). A user's mistake prints one line, status 2; Ctrl-C is status 130."""
+    for stream in (sys.stdout, sys.stderr):  # print line by line, in UTF-8, on every platform
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     try:
         main(parse(Config))
     except UserError as error:
         stop(" ".join(str(error).split()))
-    except BrokenPipeError:  # `script.py | head`
+    except BrokenPipeError:  # the reader stopped: `script.py | head`
         os._exit(1)
     except (OSError, MemoryError, RuntimeError) as error:
-        full = isinstance(error, RuntimeError) and "allocat" in str(error)  # in torch's words
+        full = isinstance(error, RuntimeError) and "allocat" in str(error)  # torch's message
         if full or isinstance(error, MemoryError):
             stop("not enough memory: lower --batch, --window or --size, or raise --accumulate")
         if not getattr(error, "errno", None):  # a bug, or a library's own error
             raise
-        stop(f"{error.filename or 'a file'}: {error.strerror}; what was there is as before")
+        stop(f"{error.filename or 'a file'}: {error.strerror}; what was saved before is kept")
     except KeyboardInterrupt:
-        stop("stopped; the same command goes on where it was", 130)
+        stop("stopped; to go on, run the same command again", 130)
 
 
 def stop(message, status=2):
@@ -109,12 +109,12 @@ def stop(message, status=2):
 
 
 def show(path):
-    """A path as a user would type it here."""
+    """A path as a user types it: relative if it is inside the current folder."""
     return str(Path(path).absolute()).removeprefix(f"{Path.cwd()}/")
 
 
 def command(script, *words, **flags):
-    """A command that can be pasted: python SCRIPT WORDS --FLAG VALUE. Empty flags are left out."""
+    """A command to paste: python SCRIPT WORDS --FLAG VALUE. Empty flags are left out."""
     for name, value in flags.items():
         if value not in ("", None, False):
             words += (f"--{name.replace('_', '-')}", *(() if value is True else (value,)))
@@ -124,8 +124,8 @@ def command(script, *words, **flags):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Open a temporary file beside `path`; rename it at the end. `path` is whole, or as it was."""
-    path = Path(path).resolve()  # a link stays a link
+    """Yield a temporary file; at the end it replaces `path`. After an error `path` is unchanged."""
+    path = Path(path).resolve()  # a link is kept; its target is replaced
     check(path.is_file() or not path.exists(), f"{path} is no regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -135,7 +135,7 @@ def atomic_write(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:  # a failed write() does not name its file, numpy's not even the reason
+    except OSError as error:  # a failed write() does not name its file; numpy's gives no reason
         raise OSError(error.errno or errno.ENOSPC, error.strerror or str(error), path) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -151,26 +151,26 @@ def json_lines(rows):
 
 
 def append_rows(path, rows):
-    """Add rows to a .jsonl file. First cut off what a killed writer left of a line."""
+    """Add rows to a .jsonl file. First remove half a line that a killed writer left at the end."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         file.seek(max(0, file.tell() - 1))
-        if file.read(1) not in b"\n":  # an empty file is whole, too
+        if file.read(1) not in b"\n":  # half a line (not in an empty file)
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json_lines(rows).encode())
 
 
 def refuse_others(path, old, new):
-    """UserError with what differs between the settings that made a file and those asked now."""
+    """UserError that lists the differences, if a file's `old` settings are not the `new` ones."""
     differing = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in sorted({*old, *new})
                  if old.get(k) != new.get(k)]
     check(not differing, f"{show(path)}: {', '.join(differing)}; choose another name or --fresh")
 
 
 def lock(path, wait=False):
-    """Hold .NAME.lock beside `path` while the returned file is open: one writer at a time.
-    UserError if another process holds it, unless `wait`. Some file systems have no locks."""
+    """Hold .NAME.lock next to `path` while the returned file is open: only one process writes. If
+    another one holds it, wait (if `wait`) or raise UserError. No locks here: print a note."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path.with_name(f".{path.name}.lock"), "w")
@@ -179,7 +179,7 @@ def lock(path, wait=False):
     except BlockingIOError:
         raise UserError(f"another process is writing {show(path)}; wait for it") from None
     except OSError:
-        print("note: no locks on this file system: start no second writer", file=sys.stderr)
+        print("note: no locks on this file system: do not start a second writer", file=sys.stderr)
     return file
 
 
@@ -192,8 +192,8 @@ def sha256_file(path):
 
 
 def start(cfg):
-    """Check the flags that all training scripts share, seed, join the ranks, find the device.
-    -> env: device, dtype (its name), autocast (makes a context), rank, world, stop, versions."""
+    """Check the flags of all training scripts, find the device, join the ranks, set the seed ->
+    env: device, dtype (a name), autocast (makes a context), rank, world, stop, began, versions."""
     import torch
     positive(cfg, "steps", "batch", "accumulate", "window", "lr", "clip", "eval_every")
     between(cfg, 0, 2**32 - 1, "warmup", "weight_decay", "documents", "eval_windows", "seed")
@@ -211,7 +211,7 @@ def start(cfg):
 
 
 def device_and_dtype(cfg):
-    """CUDA, MPS or the CPU; auto is bf16 if the hardware multiplies in it: emulated, it is slow."""
+    """Use CUDA, MPS or the CPU. auto is bf16 only if the hardware has it: emulation is slow."""
     import torch
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -226,14 +226,14 @@ def device_and_dtype(cfg):
 
 
 def check_loss_flags(cfg):
-    """UserError for a wrong alpha, temperature, beta or skew -> the divergence's own parameter."""
+    """UserError for a wrong loss flag -> mix of losses.divergence: beta for jsd, otherwise skew."""
     between(cfg, 0, 1, "alpha", "beta")
     between(cfg, 0.01, 1000, "temperature")
     check(0 <= cfg.skew < 1, f"--skew {cfg.skew}: must be at least 0 and below 1")
     check(cfg.divergence == "jsd" or "beta" not in cfg.given, "--beta needs --divergence jsd")
-    check("skew" in cfg.divergence or "skew" not in cfg.given, "--skew needs a skewed --divergence")
+    check("skew" in cfg.divergence or "skew" not in cfg.given, "--skew needs a skew_* --divergence")
     check(getattr(cfg, "fused", "") != "on" or not (cfg.cache or cfg.compile),
-          "--fused on: not with --cache or --compile")
+          "--fused on does not work with --cache or --compile")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew
 
 
@@ -251,7 +251,7 @@ def sum_gradients(parameters, env):
 
 
 def sum_over_ranks(values, env):
-    """A list of floats, each added up over the ranks."""
+    """A list of floats -> each one summed over the ranks."""
     if env.world == 1:
         return values
     import torch
@@ -261,12 +261,12 @@ def sum_over_ranks(values, env):
 
 
 def should_stop(env):
-    """True on every rank as soon as one of them got a signal to stop."""
+    """True on every rank if any of them got a signal to stop."""
     return sum_over_ranks([float(env.stop)], env)[0] > 0
 
 
 def finish(env):
-    """Leave the group of ranks, all together: who leaves first tears the others' connections."""
+    """Leave the ranks, all at the same time: the first to leave would break the connections."""
     if env.world > 1:
         import torch
         torch.distributed.barrier()
@@ -292,27 +292,27 @@ def versions():
 
 
 def begin(cfg, env, progress, facts):
-    """Print the self-check: what runs, on what, numbers that must be right. Cut out/NAME.csv back
-    to the checkpoint's step. From now on a signal stops the run after a step, once all is saved."""
+    """Print the self-check: the run, its machine, and `facts` (numbers to check). Cut out/NAME.csv
+    back to the checkpoint's step. After this, a stop signal waits until the step is saved."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, lambda *_: setattr(env, "stop", True))
     if env.rank != 0:
         return
     v, path = env.versions, OUT / f"{cfg.name}.csv"
     old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    check(not old or old.startswith("step,"), f"--name {cfg.name}: {show(path)} is another's file")
+    check(not old or old.startswith("step,"), f"--name {cfg.name}: {show(path)} is no training log")
     print(f"{cfg.name}: {env.device}, {env.dtype}, {env.world} process(es), "
           f"{v['threads']} threads, torch {v['torch']}, commit {v['commit']}")
     print(*(f"  {name:<20} {value}" for name, value in facts.items()), sep="\n")
     if progress.step:
         print(f"resuming after step {progress.step}")
     rows = re.split(rf"(?m)^{progress.step + 1},", old)[0] if progress.step else ""
-    write_file(path, rows[:rows.rfind("\n") + 1])  # without a row that a kill cut off
+    write_file(path, rows[:rows.rfind("\n") + 1])  # without half a row of a killed run
 
 
 def log(cfg, env, step, numbers, val_ce, seconds, counts):
-    """A row of out/NAME.csv, every 20 steps a line on the screen; val_ce: None if not measured."""
+    """Add a row to out/NAME.csv; print every 20th, and those with a val_ce (None: not measured)."""
     if env.rank != 0:
         return
     row = dict(step=step, **numbers, val_ce="" if val_ce is None else val_ce,
@@ -330,13 +330,13 @@ def log(cfg, env, step, numbers, val_ce, seconds, counts):
 
 
 def check_finite(loss, norm, step, cfg):
-    """UserError at the first loss or gradient that is not finite: nothing after it can be right."""
+    """UserError if loss or gradient norm is inf or NaN: all later steps would be wrong."""
     check(math.isfinite(loss + norm), f"{cfg.name}: the loss is not finite at step {step + 1} "
-          f"(loss {loss}, norm {norm}); try a lower --lr; the last checkpoint is as before")
+          f"(loss {loss}, norm {norm}); try a lower --lr; the last checkpoint is kept")
 
 
 def end(cfg, env, progress):
-    """What a whole run made and what to type next; or, after a signal, how to go on, status 130."""
+    """Print the result and the next command. After a stop signal: how to go on, status 130."""
     path = OUT / f"{cfg.name}.pt"
     finish(env)
     if progress.step < cfg.steps:

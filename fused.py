@@ -1,31 +1,31 @@
-"""The loss without its logits: output matrix and divergence in one, a few tokens at a time.
+"""The loss with less memory: output matrix and divergence together, for a few tokens at a time.
 
-A (tokens, V) tensor of logits is the largest thing in a training step: 4,096 tokens of a vocabulary
-of 32,768 take 0.5 GB in float32, and the plain loss holds at least six of them. Here a few tokens
-at a time get logits, the student's and the teacher's. The plain loss of losses.py is taken, with
-any divergence. Its gradient by these logits becomes gradients of the hidden states and of the
-output matrix at once, and the backward pass only scales them (Hsu et al. 2024, Liger, for
-cross-entropy; Wijmans et al. 2024 make the logits again in the backward pass).
+A (tokens, V) tensor of logits is the largest one in a training step. With 4,096 tokens and a
+vocabulary of 32,768 it takes 0.5 GB in float32, and the plain loss stores at least six of them.
+Here a few tokens at a time get logits and the plain loss of losses.py, with any divergence. The
+gradients of the hidden states and of the output matrix are computed at once, in the forward pass.
+The backward pass only scales them (Hsu et al. 2024, Liger, for cross-entropy). Wijmans et al. 2024
+compute the logits again in the backward pass instead.
 
-Matmuls are in the dtype of the hidden states, softmax and sums in float32.
+Matmuls use the dtype of the hidden states, softmax and sums use float32.
 """
 import torch
 
 from losses import cross_entropy, divergence, total
 
-CHUNK = 2**22  # logits of one model held at a time: 16 MB in float32
+CHUNK = 2**22  # logits of one model in memory at a time: 16 MB in float32
 
 
 def use_fused(cfg, env, vocab_size):
-    """--fused on or off; auto: if a micro-batch has many logits (0.3 GB in float32). With a cache
-    or torch.compile there are no hidden states to begin from."""
+    """--fused -> bool. auto: True if a micro-batch has many logits (0.3 GB in float32), but never
+    with --cache or --compile: they do not give the hidden states that the fused loss needs."""
     logits = cfg.batch // (cfg.accumulate * env.world) * cfg.window * vocab_size
     many = logits >= 2**26 and not (cfg.cache or cfg.compile)
     return cfg.fused == "on" or cfg.fused == "auto" and many
 
 
 class FusedLoss(torch.autograd.Function):
-    """See fused_loss. `forward` makes the gradients, too; only the first sum has one."""
+    """See fused_loss. `forward` also computes the gradients, which only the first sum has."""
 
     @staticmethod
     def forward(ctx, hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, tau, mix):
@@ -49,7 +49,7 @@ class FusedLoss(torch.autograd.Function):
             sums += torch.stack([loss.detach(), *(total(v, weight[part]) for v in others)])
         ctx.save_for_backward(grad_hidden, grad_head.to(head.dtype))
         loss, *others = sums.unbind()
-        ctx.mark_non_differentiable(*others)  # or they would have a gradient, of zeros
+        ctx.mark_non_differentiable(*others)  # or they would get gradients of zeros
         return loss, *others
 
     @staticmethod
@@ -61,15 +61,15 @@ class FusedLoss(torch.autograd.Function):
 def fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, alpha=1.0, name="forward_kl",
                temperature=1.0, mix=None):
     """hidden (N, D), head (V, D), y (N,), weight (N,), teacher's hidden (N, D') and head (V, D')
-    -> sums over tokens as scalars: loss = (1 - alpha) ce + alpha kd, ce, kd, teacher's ce. kd: a
-    divergence of losses.py. ValueError if the vocabularies differ."""
+    -> four weighted sums over tokens: loss = (1 - alpha) ce + alpha kd, ce, kd, teacher's ce. kd is
+    a divergence of losses.py. The loss has a gradient. ValueError if the vocabularies differ."""
     return FusedLoss.apply(hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name,
                            temperature, mix)
 
 
 def fused_step(cfg, env, model, teacher, x, y, document, weight, mix, n_valid):
-    """Forward and backward of a micro-batch of train_distill_logits.py -> four sums over tokens, as
-    floats: loss, ce, kd, teacher's ce."""
+    """Forward and backward pass of a micro-batch of train_distill_logits.py: x, y, document, weight
+    (B, T) -> four sums over tokens, as floats: loss, ce, kd, teacher's ce."""
     keep, dtype = weight > 0, torch.bfloat16 if env.dtype == "bf16" else torch.float32
     with env.autocast():
         hidden = model.hidden_states(x, document)[keep].to(dtype)              # (N, D)

@@ -12,8 +12,8 @@ import math
 
 import torch
 
-# name: divergence of the teacher's p and the student's q, both of logits / tau; then the gradient
-#       of scale * divergence by the student's logits, and the source. u runs over the vocabulary.
+# name: the divergence of the teacher's p and the student's q, both softmax(logits / tau). Then the
+#       gradient of scale * divergence by the student's logits, and the source. u: any token.
 DIVERGENCES = {
     "forward_kl": """KL(p || q). Large if q is small where p is large.
         tau (q - p).   Hinton, Vinyals & Dean 2015, section 2 and eq. 2""",
@@ -21,17 +21,17 @@ DIVERGENCES = {
         tau q (ln(q/p) - KL(q || p)).   Gu et al. 2024 (MiniLLM), eq. 1""",
     "jsd": """b KL(p || m) + (1-b) KL(q || m), m = b p + (1-b) q. mix = b, from 0 to 1.
         tau (1-b) q (ln(q/m) - KL(q || m)).   Agarwal et al. 2024 (GKD), section 2""",
-    "skew_forward_kl": """KL(p || m), m = s p + (1-s) q. Never above -ln s; mix = s, 0 to below 1.
+    "skew_forward_kl": """KL(p || m), m = s p + (1-s) q. At most -ln s; mix = s, 0 to below 1.
         tau (1-s) q (sum_u q_u p_u/m_u - p/m).   Ko et al. 2024 (DistiLLM), section 3""",
-    "skew_reverse_kl": """KL(q || m), m = (1-s) p + s q. Never above -ln s; mix = s, 0 to below 1.
+    "skew_reverse_kl": """KL(q || m), m = (1-s) p + s q. At most -ln s; mix = s, 0 to below 1.
         tau q (g - sum_u q_u g_u), g = ln(q/m) - s q/m.   Ko et al. 2024, section 3""",
-    "total_variation": """1/2 sum |p - q|, 0 to 1: the most they differ on a set of tokens.
+    "total_variation": """1/2 sum |p - q|, 0 to 1: the largest difference on any set of tokens.
         q (h - sum_u q_u h_u), h = sign(q - p) / 2.   Wen et al. 2023, section 3""",
 }
 
 
 def upcast(x):
-    """float16 and bfloat16 as float32; float64 stays."""
+    """float16 and bfloat16 become float32; float64 stays float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -50,7 +50,7 @@ def cross_entropy(logits, targets):
 
 
 def total(values, weights):
-    """Sum of values (...) times weights (...), over those whose weight is not 0.
+    """Values (...), weights (...) -> scalar: the sum of value * weight over weights that are not 0.
 
     A value of weight 0 may be inf or NaN. It is skipped, because 0 * NaN is NaN.
     """
@@ -60,10 +60,10 @@ def total(values, weights):
 def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
     """tau^2 D(p, q) of two tensors of logits (..., V) -> (...), for any name in DIVERGENCES.
 
-    p = softmax(teacher/tau), q = softmax(student/tau). In nats; total variation has no unit and is
-    times tau, see `scale`. mix: b of jsd (default 0.5) or s of skew_* (default 0.1); others ignore
-    it. Raises ValueError if the shapes differ (padding or cutting a vocabulary would change the
-    distribution), for an unknown name, or if mix is out of range.
+    p = softmax(teacher/tau), q = softmax(student/tau). The unit is nats. Total variation has no
+    unit, and tau instead of tau^2, see `scale`. mix: b of jsd (default 0.5) or s of skew_* (default
+    0.1); others ignore it. Raises ValueError if the shapes differ (padding or cutting a vocabulary
+    would change the distribution), if the name is unknown, or if mix is out of range.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"student logits are {tuple(student_logits.shape)}, teacher logits "
@@ -82,7 +82,7 @@ def of_log_probabilities(name, log_q, log_p, mix=None):
     if mix is None:
         mix = 0.5 if name == "jsd" else 0.1
     if not (0 <= mix <= 1 and (mix < 1 or "skew" not in name)):
-        raise ValueError(f"mix is {mix}; a share from 0 to 1, below 1 for the skewed ones")
+        raise ValueError(f"mix is {mix}: must be a share from 0 to 1 (skew_*: below 1)")
     if name == "forward_kl" or name == "jsd" and mix == 0:
         return kl(log_p, log_q)
     if name == "reverse_kl" or name == "jsd" and mix == 1:
@@ -96,18 +96,18 @@ def of_log_probabilities(name, log_q, log_p, mix=None):
         return kl(log_q, mixture(log_q, log_p, mix))
     if name == "total_variation":
         return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
-    raise ValueError(f"no divergence {name}; there are {', '.join(DIVERGENCES)}")
+    raise ValueError(f"unknown divergence {name}; use one of {', '.join(DIVERGENCES)}")
 
 
 def kl(log_a, log_b):
-    """KL(a || b) = sum_v a_v (ln a_v - ln b_v). A token with a_v = 0 adds 0."""
+    """KL(a || b) = sum_v a_v (ln a_v - ln b_v), (..., V) -> (...). A token with a_v = 0 adds 0."""
     a = log_a.exp()
     difference = torch.where(a > 0, log_a - log_b, 0.0)
     return (a * difference).sum(-1)
 
 
 def mixture(log_a, log_b, share):
-    """ln(share a + (1 - share) b). At least -1e4 each: two -inf give a gradient of NaN."""
+    """ln(share a + (1 - share) b). Both are set to at least -1e4: two -inf give a NaN gradient."""
     if share == 0:
         return log_b
     log_a, log_b = log_a.clamp(min=-1e4), log_b.clamp(min=-1e4)
@@ -115,7 +115,7 @@ def mixture(log_a, log_b, share):
 
 
 def scale(name, temperature):
-    """tau^2, or tau for total variation: the gradient keeps its size at any temperature.
+    """tau^2, or tau for total variation. It keeps the gradient at the same size at any temperature.
 
     Dividing logits by tau divides the gradient by tau. It also makes p and q more alike, which
     divides the gradient of a KL by about tau again (Hinton, Vinyals & Dean 2015, section 2). In
@@ -130,11 +130,11 @@ def forward_kl(student_logits, teacher_logits, temperature=1.0):
 
 
 def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None):
-    """A divergence on what a cache keeps: the teacher's k likeliest tokens, and one entry for all
-    others, the bucket. student_logits (N, V); ids (N, k); log_p (N, k + 1) at the same tau, the
-    bucket last, or (N, k) without a bucket if k = V -> (N,). It is never above the divergence on
-    the whole vocabulary, because merging tokens makes two distributions more alike. float16 rounds
-    log_p, so all of it is normalised again. Without a bucket the student would become too sure.
+    """A divergence from a cache: the teacher's k likeliest tokens, and a bucket for all others.
+    student_logits (N, V); ids (N, k); log_p (N, k + 1) at the same tau, the bucket last -> (N,).
+    If k = V, log_p is (N, k), without a bucket. The result is at most the divergence on the whole
+    vocabulary: merging tokens makes two distributions more alike. float16 rounds log_p, so it is
+    normalised again, bucket included. Without a bucket the student would become too sure.
     """
     z = upcast(student_logits) / temperature                               # (N, V)
     merged = z.gather(-1, ids)                                             # (N, k)
@@ -145,19 +145,19 @@ def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None)
 
 
 def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
-    """tau^2 KL(p || q), estimated from tokens drawn from the softened p: student_logits (N, V),
-    ids (N, k), negentropy (N,) = sum p ln p -> (N,) nats. A single value may be negative.
+    """tau^2 KL(p || q), estimated from k tokens sampled from p = softmax(teacher / tau).
+    student_logits (N, V), ids (N, k), negentropy (N,) = sum p ln p -> (N,) nats. It may be < 0.
 
-    On fresh draws its mean is the KL. One set of draws has the gradient tau (q - counts/k), whose
-    mean is the KL's, tau (q - p). In later epochs the student can memorise the draws, and the value
-    falls below 0.   Source: Anshumann et al. 2025, section 3.
+    Over new samples its mean is tau^2 KL. The gradient of one set of samples is tau (q - counts/k),
+    with the mean tau (q - p), as of the KL. In later epochs the student can memorise the samples,
+    and the value falls below 0.   Source: Anshumann et al. 2025, section 3.
     """
     log_q = log_softmax(student_logits, temperature)                          # (N, V)
     return temperature ** 2 * (negentropy - log_q.gather(-1, ids).mean(-1))
 
 
 def hidden_mse(student, teacher):
-    """Mean over D of (h_student - h_teacher)^2 of two hidden states (..., D) -> (...).
+    """Two hidden states (..., D) -> (...): the mean over D of (h_student - h_teacher)^2.
 
     Source: Romero et al. 2015 (FitNets), eq. 3; Jiao et al. 2020 (TinyBERT), eq. 8.
     """
@@ -165,7 +165,7 @@ def hidden_mse(student, teacher):
 
 
 def hidden_cosine(student, teacher):
-    """1 - cos of the two vectors, 0 to 2: two (..., D) -> (...). Their lengths do not matter.
+    """Two hidden states (..., D) -> (...): 1 - cosine, from 0 to 2. Their lengths do not matter.
 
     Source: Sanh et al. 2019 (DistilBERT), section 2.
     """

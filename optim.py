@@ -1,10 +1,10 @@
-"""The learning rate, and the two optimizers: AdamW for all, or Muon for the hidden matrices.
+"""The learning rate, and the two optimizers: AdamW for all, or Muon for the matrices in blocks.
 
-Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momentum: every singular
-value of the update is made about 1, so that rare directions move as far as common ones. It is for
-matrices between hidden layers; embeddings, the output matrix and norms stay with AdamW.
-torch.optim.Muon takes one matrix after the other, in bfloat16: on many CPUs slower than the whole
-forward and backward pass. Here those of one shape go together, in bfloat16 if that is fast.
+Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momentum. Its singular
+values are all about 1, so rare directions move as far as common ones. Muon is for the matrices in
+blocks. AdamW updates the embeddings, the output matrix and the norms. torch.optim.Muon takes one
+matrix at a time, in bfloat16. On many CPUs that is slower than the whole forward and backward pass.
+Here all matrices of one shape are updated together, in bfloat16 if that is fast.
 """
 import math
 
@@ -12,21 +12,21 @@ import torch
 
 
 def get_lr(step, steps, lr, warmup, min_lr=0.0):
-    """Learning rate of a step in 0..steps: linear warmup, then half a cosine down to min_lr."""
+    """Learning rate of step 0, 1, ..., steps: linear warmup, then half a cosine down to min_lr."""
     warmup = min(warmup, steps // 2)
-    if step < warmup:  # 1) the first steps: gradients are large, their moments not known yet
+    if step < warmup:  # 1) first steps: gradients are large, their averages not known yet
         return lr * (step + 1) / warmup
-    progress = min(1, (step - warmup) / (steps - warmup))  # 2) after them: 0 to 1
+    progress = min(1, (step - warmup) / (steps - warmup))  # 2) then: 0 to 1
     return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (lr - min_lr)
 
 
 def orthogonalize(m, iterations=5):
-    """(..., M, N) -> nearly the nearest orthogonal matrix, by Newton-Schulz.
+    """(..., M, N) -> about the nearest orthogonal matrix, same shape, by Newton-Schulz.
 
-    Each iteration applies s -> 3.4445 s - 4.7750 s^3 + 2.0315 s^5 to every singular value: a
-    quintic that pushes 0..1 towards 1 fast, and ends between about 0.7 and 1.2. Those below 0.003
-    of the norm are only multiplied by about 3.44^5."""
-    x = m if m.shape[-2] <= m.shape[-1] else m.mT  # the products below are (small side)^2
+    Each iteration changes every singular value s (0 to 1) to 3.4445 s - 4.7750 s^3 + 2.0315 s^5.
+    That moves s towards 1 fast. In the end it is between about 0.7 and 1.2. Exception: values below
+    0.003 of the norm are only multiplied by about 3.44^5."""
+    x = m if m.shape[-2] <= m.shape[-1] else m.mT  # products below: small side squared
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # singular values now <= 1
     for _ in range(iterations):
         a = x @ x.mT
@@ -35,12 +35,12 @@ def orthogonalize(m, iterations=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, times 0.2 * sqrt(max(R, C)): the size of an AdamW update
-    (Liu et al. 2025, eq. 4), so that one learning rate serves both. Weight decay is decoupled."""
+    """The update is orthogonalised Nesterov momentum times 0.2 * sqrt(max(R, C)), about as large as
+    AdamW's (Liu et al. 2025, eq. 4). So both use one learning rate. Weight decay is decoupled."""
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, bf16=False):
         super().__init__(list(params), dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
-        self.bf16 = bf16  # only the iteration: momentum and weights stay in float32
+        self.bf16 = bf16  # in orthogonalize only: momentum and weights stay float32
 
     @torch.no_grad()
     def step(self):
@@ -67,10 +67,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model, kind, lr, weight_decay, bf16=False):
-    """A list of optimizers that together hold every parameter of the model exactly once.
+    """-> list of optimizers. Each trainable parameter of the model is in exactly one of them.
 
     kind "muon": Muon on matrices inside blocks, AdamW on the rest. "adamw": AdamW on all. Norm
-    weights are not decayed: there is nothing to shrink towards."""
+    weights get no weight decay, because 0 is no good value for a scale."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     hidden = [p for n, p in named if p.dim() == 2 and "layers." in n]
     matrices = [p for n, p in named if p.dim() == 2 and "layers." not in n]

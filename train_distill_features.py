@@ -1,20 +1,20 @@
-"""Feature distillation, white box: the student also learns what the teacher thinks on the way.
+"""Feature distillation, white box: the student also learns from layers inside the teacher.
 
     loss = logits_weight * ((1 - alpha) * CE + alpha * tau^2 * KL)    as in train_distill_logits.py
          + hidden_weight   * mean over layer pairs of d(P h_student, h_teacher)
          + relation_weight * mean over layer pairs and q, k, v of KL(R_teacher || R_student)
-    d: MSE or 1 - cosine; P: learned if widths differ; R: similarity of tokens, softmax(a a^T/c^.5)
+    d: MSE or 1 - cosine; P: learned matrix if widths differ; R: softmax(a a^T/c^.5), a = q, k or v
 
 One CPU command (2 minutes):        python train_distill_features.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_features.py --size 2m
-The last line but one:              out/student-features.pt: validation ce ... nats a token ...
+Second-to-last printed line:        out/student-features.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
-1. TinyBERT (Jiao et al. 2020) and MiniLMv2 (Wang et al. 2021) distil encoders: here a token sees
-   only the tokens before it, in its own document, and only the counted tokens add to the loss.
-2. MiniLMv2 takes one layer and no logits; here any pairs of layers, and logits beside them.
-3. Queries and keys are taken after QK-norm, before RoPE.
-4. The projections are trained with AdamW, kept for a resume, and dropped in the end.
+1. TinyBERT (Jiao et al. 2020) and MiniLMv2 (Wang et al. 2021) distil encoders. Here a token sees
+   only itself and the tokens before it in its document. Only tokens that count add to the loss.
+2. MiniLMv2 uses one layer and no logits. Here you choose pairs of layers, and logits are used too.
+3. Queries and keys are taken after QK-norm and before RoPE.
+4. AdamW trains the projections P. They are saved for a resume and dropped at the end.
 """
 import re
 import time
@@ -35,47 +35,47 @@ from optim import get_lr, make_optimizers
 
 @dataclass
 class Config:
-    name: str = "student-features"  # the run: writes out/NAME.pt and out/NAME.csv
-    teacher: str = common.OUT / "teacher.pt"  # its checkpoint; the student shares its tokenizer
-    hidden_weight: float = 1.0     # weight of the hidden states (0: none; 0.1 to 10)
-    hidden_loss: Literal["mse", "cosine"] = "mse"  # how two hidden states are compared
-    hidden_layers: str = "uniform"  # last, uniform, or pairs of block outputs, such as 1:2,3:4
-    relation_weight: float = 0.0   # weight of the relations (0: none; 0.1 to 10)
-    relation_heads: int = 8        # into which queries, keys and values are split (1 to 32)
-    relation_layers: str = "last"  # as --hidden-layers
-    logits_weight: float = 1.0     # weight of labels and teacher's distribution (0: only features)
-    alpha: float = 0.9             # of these two, the share of the teacher's distribution (0 to 1)
-    temperature: float = 2.0       # tau, softens both distributions (1 to 4)
-    divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # see the top of losses.py
-    beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
-    skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
+    name: str = "student-features"  # name of the run: it writes out/NAME.pt and out/NAME.csv
+    teacher: str = common.OUT / "teacher.pt"  # teacher's checkpoint; its tokenizer is used, too
+    hidden_weight: float = 1.0     # weight of the hidden-state term (0: off; 0.1 to 10)
+    hidden_loss: Literal["mse", "cosine"] = "mse"  # distance d of two hidden states
+    hidden_layers: str = "uniform"  # last, uniform, or student:teacher blocks, as 1:2,3:4
+    relation_weight: float = 0.0   # weight of the relation term (0: off; 0.1 to 10)
+    relation_heads: int = 8        # parts that queries, keys and values are cut into (1 to 32)
+    relation_layers: str = "last"  # the same choices as --hidden-layers
+    logits_weight: float = 1.0     # weight of the loss of train_distill_logits.py (0: no logits)
+    alpha: float = 0.9             # in that loss: weight of the teacher; labels: 1 - alpha (0 to 1)
+    temperature: float = 2.0       # tau (1 to 4); above 1, both distributions are flatter
+    divergence: Literal[tuple(DIVERGENCES)] = "forward_kl"  # formulas: at the top of losses.py
+    beta: float = 0.5              # only for jsd: 0 is forward KL, 1 is reverse KL (0 to 1)
+    skew: float = 0.1              # only for skew_*: share s in their formulas (0 to 0.5)
     data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
-    size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from; empty: fresh, of --size
-    init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
-    window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
-    target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
+    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; the best step is kept
+    size: Literal[tuple(SIZES)] = "0.4m"  # name of the student's shape: see SIZES in model.py
+    init: str = ""                 # checkpoint to start from; empty: a new model of --size
+    init_from_teacher: str = ""    # copy these blocks of the teacher at the start, such as 1,3,4
+    window: int = 256              # tokens in a window (128 to 1,024); a new model accepts 2x that
+    target: Literal["cot", "answer"] = "cot"      # answer: without the <think> span
     documents: int = 0             # use only the first N documents; 0: all
-    skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
-    batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
-    accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
+    skip_bad_lines: bool = False   # skip and count bad lines of the data, instead of stopping
+    batch: int = 8                 # windows in an optimizer step (4 to 64; small models: few)
+    accumulate: int = 1            # cut a batch into N micro-batches: less memory, same gradient
     steps: int = 800               # optimizer steps (300 to 5,000)
     lr: float = 1e-2               # peak learning rate (1e-3 to 1e-2 for these small models)
     warmup: int = 30               # steps of linear warmup (10 to 200)
-    weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
-    clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
-    optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
-    eval_every: int = 100          # steps between validations, and checkpoints (20 to 500)
-    eval_windows: int = 64         # validation windows; 0: all
-    seed: int = 0                  # of the weights and of the order of the windows
-    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
-    fresh: bool = False            # start again and replace out/NAME.pt
+    weight_decay: float = 0.1      # decoupled weight decay of the matrices (0 to 0.3)
+    clip: float = 1.0              # largest gradient norm (0.5 to 5); larger ones are scaled down
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon on block matrices, AdamW on the rest
+    eval_every: int = 100          # steps between validations (20 to 500); each saves a checkpoint
+    eval_windows: int = 64         # windows in a validation; 0: all
+    seed: int = 0                  # random seed of the start weights and of the window order
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
+    fresh: bool = False            # start again at step 0 and replace out/NAME.pt
 
 
 def layer_pairs(rule, ours, theirs):
-    """[(student's block, teacher's block)] of `ours` and `theirs` blocks, counted from 1: a block's
-    output, never the embedding. uniform: the student's i of n is the teacher's i/n of the way."""
+    """rule, numbers of blocks -> layer pairs [(student's, teacher's)], counted from 1. A layer is a
+    block's output. uniform: block i with the teacher's block i * theirs / ours, rounded."""
     if rule == "last":
         return [(ours, theirs)]
     if rule == "uniform":
@@ -88,18 +88,18 @@ def layer_pairs(rule, ours, theirs):
 
 
 def hidden_term(cfg, pairs, projections, student, teacher, keep):
-    """Mean over the pairs of the distance of the hidden states -> (N,)."""
+    """Distance of the hidden states at the N tokens of keep (B, T), mean over the pairs -> (N,)."""
     compare = dict(mse=hidden_mse, cosine=hidden_cosine)[cfg.hidden_loss]
     values = [compare(project(student[s - 1]["hidden"][keep]), teacher[t - 1]["hidden"][keep])
-              for project, (s, t) in zip(projections, pairs)]  # of each pair (N, D_teacher) -> (N,)
+              for project, (s, t) in zip(projections, pairs)]  # (N, D_teacher) -> (N,) each
     return sum(values) / len(values)
 
 
 def relation_kl(student, teacher, heads, document=None):
-    """KL(teacher's relations || student's) of queries, keys or values (B, H, T, C) -> (B, T) nats,
-    the mean over R = `heads` parts of all channels; H and C may differ. A relation is softmax over
-    s of a_t·a_s / sqrt(HC/R): how similar token t is to each token s, itself and those before it in
-    its document (B, T).   Source: Wang et al. 2021 (MiniLMv2), section 3."""
+    """KL(teacher's relations || student's) of queries, keys or values (B, H, T, C) -> (B, T) nats.
+    The H * C channels are cut into R = `heads` parts (H and C may differ). The KL is a mean over R.
+    Relations of token t: softmax over s of a_t·a_s / sqrt(HC/R), how similar t is to each token s,
+    t or earlier, of its document (B, T).   Source: Wang et al. 2021 (MiniLMv2), section 3."""
     B, _, T, _ = student.shape
     mask, found = torch.ones(B, 1, T, T, dtype=torch.bool, device=student.device).tril(), []
     if document is not None:
@@ -113,28 +113,28 @@ def relation_kl(student, teacher, heads, document=None):
 
 
 def relation_term(cfg, pairs, student, teacher, document, keep):
-    """Mean over the pairs and over q, k, v of the KL of the relations -> (N,)."""
+    """relation_kl at the N tokens of keep (B, T), mean over the pairs and over q, k, v -> (N,)."""
     values = [relation_kl(student[s - 1][part], teacher[t - 1][part], cfg.relation_heads, document)
               for s, t in pairs for part in "qkv"]  # (B, T) each
     return sum(value[keep] for value in values) / len(values)
 
 
 def main(cfg):
-    """Set up, self-check, and the loop of six numbered steps."""
+    """Set up, print the self-check, then train: each step has six numbered parts."""
     mix = common.check_loss_flags(cfg)
     common.between(cfg, 0, 10**6, "logits_weight", "hidden_weight", "relation_weight")
     common.positive(cfg, "relation_heads")
     common.check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "all weights are 0")
     env = common.start(cfg)
-    # the teacher, frozen; the student speaks its tokenizer
+    # the frozen teacher; the student uses its tokenizer
     teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env)
     model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
     own, other = model.config, teacher.config
     hidden_pairs = layer_pairs(cfg.hidden_layers, own.n_layers, other.n_layers)
     relation_pairs = layer_pairs(cfg.relation_layers, own.n_layers, other.n_layers)
-    for width in (c.n_kv_heads * c.head_dim for c in (own, other)):  # of keys; queries: a multiple
+    for width in (c.n_kv_heads * c.head_dim for c in (own, other)):  # keys; queries: a multiple
         common.check(not cfg.relation_weight or width % cfg.relation_heads == 0,
-                     f"--relation-heads {cfg.relation_heads}: must divide {width}")
+                     f"--relation-heads {cfg.relation_heads}: must divide the key width {width}")
     project = cfg.hidden_weight and own.dim != other.dim
     projections = nn.ModuleList(nn.Linear(own.dim, other.dim, bias=False) if project
                                 else nn.Identity() for _ in hidden_pairs)
@@ -181,7 +181,7 @@ def main(cfg):
                 + cfg.hidden_weight * hidden + cfg.relation_weight * relation  # (N,)
             teacher_ce = cross_entropy(teacher_logits, y[keep])  # (N,)
             terms = [total(v, weight[keep]) for v in (values, ce, kd, hidden, relation, teacher_ce)]
-            loss = terms[0] / n_valid                        # the one normaliser
+            loss = terms[0] / n_valid                        # the loss is divided only here
             loss.backward()
             sums = [s + term.item() for s, term in zip(sums, terms)]
 

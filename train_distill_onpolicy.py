@@ -2,24 +2,24 @@
 
     loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * D(p_teacher, q_student)    on the data
     loss = tau^2 * D(p_teacher, q_student)                     on text that the student wrote itself
-    D exact, over the vocabulary, at every token of a response; no gradient through the writing
-    (Agarwal et al. 2024, GKD, algorithm 1; its lambda is --on-policy-share; tau of total variation)
+    D is exact: a sum over the vocabulary at every token that counts. Sampling has no gradient.
+    Agarwal et al. 2024 (GKD), algorithm 1: lambda is --on-policy-share. Total variation: tau * D.
 
-A student that learns only from the data never sees its own mistakes (exposure bias). Here a share
-of each step's windows (--on-policy-share) keeps its prompts, and the student writes the responses.
-Share 0 is train_distill_logits.py --fused off, to the bit.
+A student that learns only from data never sees its own mistakes (exposure bias). Here a share of
+the windows (--on-policy-share) keeps only the prompts, and the student writes the responses. With
+share 0 the weights are exactly those of train_distill_logits.py --fused off with the same flags.
 
 One CPU command (6 minutes):        python train_distill_onpolicy.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_onpolicy.py --size 2m
-The last line but one:              out/student-onpolicy.pt: validation ce ... nats a token ...
+Second-to-last printed line:        out/student-onpolicy.pt: validation ce ... nats a token ...
 
 How it differs from the paper:
-1. The paper draws for each batch whether the student writes it; here the same share of every step.
-2. The paper starts from a fine-tuned student: use --init. From random weights it writes babble.
-3. On the data's text the labels have a say, too (alpha 1: none, as in the paper).
-4. Plain text has no prompt: the first half of a window stands for one, so at share 0.5 its own
-   text is a quarter of what counts. Of several turns, the first answer is written.
-5. The student writes at --sample-temperature, 1, while D is taken at tau, 2; the paper's are 1.
+1. The paper draws at random, for each batch, who writes it. Here each step has about that share.
+2. The paper starts from a fine-tuned student (use --init). With random weights it writes nonsense.
+3. On the data the labels count, too. With --alpha 1 they do not, as in the paper.
+4. In plain text the first half of a window is the prompt. At share 0.5, about a quarter of the
+   counted tokens are then the student's. In a conversation it writes only the first answer.
+5. The student samples at --sample-temperature 1, and D uses tau = 2. In the paper both are 1.
 """
 import time
 from dataclasses import dataclass
@@ -40,44 +40,44 @@ from optim import get_lr, make_optimizers
 
 @dataclass
 class Config:
-    name: str = "student-onpolicy" # the run: writes out/NAME.pt and out/NAME.csv
-    teacher: str = common.OUT / "teacher.pt"  # its checkpoint; the student shares its tokenizer
-    on_policy_share: float = 0.5   # share of the windows that the student answers (0 to 1)
-    sample_temperature: float = 1.0  # at which it writes (0.5 to 1; 0: greedy)
-    max_new_tokens: int = 96       # longest response that it writes
-    alpha: float = 0.9             # on the data: weight of the teacher; the labels get the rest
-    temperature: float = 2.0       # tau, softens both distributions (1 to 4)
-    divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"  # see the top of losses.py
-    beta: float = 0.5              # of jsd: 0 forward KL, 1 reverse KL (0 to 1)
-    skew: float = 0.1              # of skew_*: share of the first mixed into the second (0 to 0.5)
+    name: str = "student-onpolicy" # name of the run: it writes out/NAME.pt and out/NAME.csv
+    teacher: str = common.OUT / "teacher.pt"  # teacher's checkpoint; its tokenizer is used, too
+    on_policy_share: float = 0.5   # share of the windows in which the student writes (0 to 1)
+    sample_temperature: float = 1.0  # temperature at which it writes (0.5 to 1; 0: greedy)
+    max_new_tokens: int = 96       # longest response that it writes, in tokens
+    alpha: float = 0.9             # on the data: weight of the teacher; labels: 1 - alpha (0 to 1)
+    temperature: float = 2.0       # tau (1 to 4); above 1, both distributions are flatter
+    divergence: Literal[tuple(DIVERGENCES)] = "reverse_kl"  # formulas: at the top of losses.py
+    beta: float = 0.5              # only for jsd: 0 is forward KL, 1 is reverse KL (0 to 1)
+    skew: float = 0.1              # only for skew_*: share s in their formulas (0 to 0.5)
     data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
-    size: Literal[tuple(SIZES)] = "0.4m"  # shape of the student, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from; empty: fresh, of --size
-    init_from_teacher: str = ""    # start as some of the teacher's blocks, such as 1,3,4
-    window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
-    target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
+    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; the best step is kept
+    size: Literal[tuple(SIZES)] = "0.4m"  # name of the student's shape: see SIZES in model.py
+    init: str = ""                 # checkpoint to start from; empty: a new model of --size
+    init_from_teacher: str = ""    # copy these blocks of the teacher at the start, such as 1,3,4
+    window: int = 256              # tokens in a window (128 to 1,024); a new model accepts 2x that
+    target: Literal["cot", "answer"] = "cot"      # answer: without the <think> span
     documents: int = 0             # use only the first N documents; 0: all
-    skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
-    batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
-    accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
+    skip_bad_lines: bool = False   # skip and count bad lines of the data, instead of stopping
+    batch: int = 8                 # windows in an optimizer step (4 to 64; small models: few)
+    accumulate: int = 1            # cut a batch into N micro-batches: less memory, same gradient
     steps: int = 800               # optimizer steps (300 to 5,000)
     lr: float = 1e-2               # peak learning rate (1e-3 to 1e-2 for these small models)
     warmup: int = 30               # steps of linear warmup (10 to 200)
-    weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
-    clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
-    optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
-    eval_every: int = 100          # steps between validations, and checkpoints (20 to 500)
-    eval_windows: int = 64         # validation windows; 0: all
-    seed: int = 0                  # of the weights and of the order of the windows
-    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
-    compile: bool = False          # torch.compile: worth its minute on a GPU
-    fresh: bool = False            # start again and replace out/NAME.pt
+    weight_decay: float = 0.1      # decoupled weight decay of the matrices (0 to 0.3)
+    clip: float = 1.0              # largest gradient norm (0.5 to 5); larger ones are scaled down
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon on block matrices, AdamW on the rest
+    eval_every: int = 100          # steps between validations (20 to 500); each saves a checkpoint
+    eval_windows: int = 64         # windows in a validation; 0: all
+    seed: int = 0                  # random seed of the start weights and of the window order
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
+    compile: bool = False          # use torch.compile; it takes a minute and helps on a GPU
+    fresh: bool = False            # start again at step 0 and replace out/NAME.pt
 
 
 def prompts_of(data, number, window):
-    """The prompts in a window, each a list of ids: what stands before the first counted token of a
-    document. Where all of it counts (plain text): the first half."""
+    """Window `number` of data -> its prompts, lists of ids: each document's tokens before the first
+    token that counts. If all of them count (plain text), the prompt is the first half."""
     ids, mask, document = (data[name][number] for name in ("ids", "mask", "document"))
     found = []
     for place in (np.flatnonzero(document == d) for d in np.unique(document[document > 0])):
@@ -89,14 +89,14 @@ def prompts_of(data, number, window):
 
 
 def student_writes(cfg, env, model, tokenizer, data, step):
-    """A step's batches as step_batches makes them, a share of their windows rewritten by the
-    student -> batches, each with True at its end if the student wrote it; n_valid and counts of all
-    ranks; seconds of writing."""
+    """The batches of a step. In a share of the windows the student writes the responses -> batches
+    [x, y, document, weight, True if the student wrote it]; n_valid and counts, summed over ranks;
+    seconds of writing."""
     batches, _, _ = step_batches(data, step, cfg, env)
     began, kept, prompts, parts = time.time(), [], [], cfg.accumulate * env.world
     for part, (*batch, numbers) in zip(range(env.rank, parts, env.world), batches):
         place = step * cfg.batch + part * cfg.batch // parts + np.arange(len(numbers))  # (B,)
-        # every 1/share-th of the endless row of windows, however few a step has: exact over steps
+        # spread evenly over the windows of all steps, so small batches keep the share, too
         own = np.floor((place + 1) * cfg.on_policy_share) > np.floor(place * cfg.on_policy_share)
         for number in numbers[own]:
             prompts += prompts_of(data, number, cfg.window)
@@ -124,13 +124,13 @@ def student_writes(cfg, env, model, tokenizer, data, step):
 
 
 def main(cfg):
-    """Set up, self-check, and the loop of six numbered steps."""
+    """Set up, print the self-check, then train: each step has six numbered parts."""
     mix = common.check_loss_flags(cfg)
     common.between(cfg, 0, 1, "on_policy_share")
     common.between(cfg, 0, 100, "sample_temperature")
     common.positive(cfg, "max_new_tokens")
     env = common.start(cfg)
-    # the teacher, frozen; the student speaks its tokenizer
+    # the frozen teacher; the student uses its tokenizer
     teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env)
     model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
     train, val = open_text(cfg, tokenizer, inputs)
@@ -152,7 +152,7 @@ def main(cfg):
         # 2) forward, backward
         batches, n_valid, counts, writing = student_writes(cfg, env, model, tokenizer, train, step)
         sums = [0.0] * 4                                     # loss, ce, kd, teacher's ce
-        for x, y, document, weight, own in batches:          # each (B, T); own: True or False
+        for x, y, document, weight, own in batches:          # (B, T) each; own: by the student
             keep = weight > 0                                # (B, T) the N tokens that count
             with torch.no_grad(), env.autocast():
                 teacher_logits = teacher(x, document, keep)  # (N, V)
@@ -160,11 +160,11 @@ def main(cfg):
                 logits = run_model(x, document, keep)        # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
             kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)  # (N,)
-            alpha = 1.0 if own else cfg.alpha                # its own words are no labels
+            alpha = 1.0 if own else cfg.alpha                # its own text has no labels
             values = (1 - alpha) * ce + alpha * kd           # (N,)
             teacher_ce = cross_entropy(teacher_logits, y[keep])  # (N,)
             terms = [total(v, weight[keep]) for v in (values, ce, kd, teacher_ce)]
-            loss = terms[0] / n_valid                        # the one normaliser
+            loss = terms[0] / n_valid                        # the loss is divided only here
             loss.backward()
             sums = [s + term.item() for s, term in zip(sums, terms)]
 
@@ -187,7 +187,7 @@ def main(cfg):
 
         # 5) log
         terms = {"loss": loss, "ce": ce, "kd": kd, "teacher ce": teacher_ce, "norm": norm, "lr": lr,
-                 "writing": writing / seconds}  # share of the time; ce is also of its own words
+                 "writing": writing / seconds}  # share of the time; ce includes its own text
         common.log(cfg, env, progress.step, terms, val_ce, seconds, counts)
 
         # 6) save, stop

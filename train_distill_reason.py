@@ -1,23 +1,23 @@
 """Chain-of-thought distillation, black box: the student learns the teacher's solutions as text.
 
     loss = 1/n_valid * sum over response tokens t of  w_t * -ln q(y_t | question, y_<t),
-    w_t = --tag-weight at the ids <think> </think> <answer> </answer>, else 1; n_valid = sum of w_t
+    w_t = --tag-weight at the tags <think> </think> <answer> </answer>, else 1; n_valid = sum of w_t
 
-No teacher runs here. Its text is read: that of blackbox/generate.py, or your own R1-style file:
+No teacher runs. The script reads the teacher's text, from blackbox/generate.py or an R1-style file:
     {"conversations": [{"role": "user", "content": "..."},
      {"role": "assistant", "content": "<think>...</think><answer>...</answer>"}]}
-Compare with --target answer (bare answers) and mixed (half of the questions with their thoughts).
+Compare with --target answer (only answers) and mixed (thoughts for about half of the questions).
 
 One CPU command (2 minutes):        python train_distill_reason.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_reason.py --size 2m
-The last line but one:              out/student-reason.pt: validation ce ... nats a token ...
+Second-to-last printed line:        out/student-reason.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
 1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 train pretrained students. Here a
    student may also start from random weights.
-2. --target multi is Distilling step-by-step (Hsieh et al. 2023), two examples a question. There a
-   prefix of the question names the task; here the response's first token does: <think> or <answer>.
-3. The tags are single control ids, so their weight reaches them and nothing else.
+2. --target multi makes two examples of a question (Distilling step-by-step, Hsieh et al. 2023).
+   There a prefix of the question names the task. Here it is the first token, <think> or <answer>.
+3. Each tag is a single token id, so --tag-weight changes the weight of the tags and nothing else.
 """
 import time
 from dataclasses import dataclass
@@ -35,38 +35,38 @@ from optim import get_lr, make_optimizers
 
 @dataclass
 class Config:
-    name: str = "student-reason"   # the run: writes out/NAME.pt and out/NAME.csv
-    data: str = common.OUT / "data/traces.jsonl"  # of blackbox/generate.py, or of your own
-    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
-    tokenizer: str = common.OUT / "tokenizer.model"      # made by tokenizer/train.py
-    size: Literal[tuple(SIZES)] = "0.4m"  # shape of the model, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from; empty: fresh, of --size
-    window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
-    target: Literal["cot", "answer", "multi", "mixed"] = "cot"  # what is learned, see above
-    tag_weight: float = 1.0        # weight of the four tag ids in the loss (1 to 10)
+    name: str = "student-reason"   # name of the run: it writes out/NAME.pt and out/NAME.csv
+    data: str = common.OUT / "data/traces.jsonl"  # from blackbox/generate.py, or your own file
+    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; the best step is kept
+    tokenizer: str = common.OUT / "tokenizer.model"      # file made by tokenizer/train.py
+    size: Literal[tuple(SIZES)] = "0.4m"  # name of the model's shape: see SIZES in model.py
+    init: str = ""                 # checkpoint to start from; empty: a new model of --size
+    window: int = 256              # tokens in a window (128 to 1,024); a new model accepts 2x that
+    target: Literal["cot", "answer", "multi", "mixed"] = "cot"  # what is learned: see above
+    tag_weight: float = 1.0        # weight of the four tags in the loss (1 to 10)
     documents: int = 0             # use only the first N documents; 0: all
-    skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
-    batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
-    accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
+    skip_bad_lines: bool = False   # skip and count bad lines of the data, instead of stopping
+    batch: int = 8                 # windows in an optimizer step (4 to 64; small models: few)
+    accumulate: int = 1            # cut a batch into N micro-batches: less memory, same gradient
     steps: int = 800               # optimizer steps (300 to 5,000)
     lr: float = 6e-3               # peak learning rate (1e-3 to 1e-2 for these small models)
     warmup: int = 30               # steps of linear warmup (10 to 200)
-    weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
-    clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
-    optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
-    eval_every: int = 100          # steps between validations, and checkpoints (20 to 500)
-    eval_windows: int = 64         # validation windows; 0: all
-    seed: int = 0                  # of the weights and of the order of the windows
-    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
-    compile: bool = False          # torch.compile: worth its minute on a GPU
-    fresh: bool = False            # start again and replace out/NAME.pt
+    weight_decay: float = 0.1      # decoupled weight decay of the matrices (0 to 0.3)
+    clip: float = 1.0              # largest gradient norm (0.5 to 5); larger ones are scaled down
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon on block matrices, AdamW on the rest
+    eval_every: int = 100          # steps between validations (20 to 500); each saves a checkpoint
+    eval_windows: int = 64         # windows in a validation; 0: all
+    seed: int = 0                  # random seed of the start weights and of the window order
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
+    compile: bool = False          # use torch.compile; it takes a minute and helps on a GPU
+    fresh: bool = False            # start again at step 0 and replace out/NAME.pt
 
 
 def main(cfg):
-    """Set up, self-check, and the loop of six numbered steps."""
+    """Set up, print the self-check, then train: each step has six numbered parts."""
     common.positive(cfg, "tag_weight")
     env = common.start(cfg)
-    # the model: fresh, or from a checkpoint with its shape and tokenizer
+    # the model: new, or a checkpoint with its own shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)
     train, val = open_text(cfg, tokenizer, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
@@ -93,8 +93,8 @@ def main(cfg):
             with env.autocast():
                 logits = run_model(x, document, keep)        # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
-            terms = [total(ce, weight[keep]), ce.sum()]      # the first one with the tags' weight
-            loss = terms[0] / n_valid                        # the one normaliser
+            terms = [total(ce, weight[keep]), ce.sum()]      # with tag weights, and without
+            loss = terms[0] / n_valid                        # the loss is divided only here
             loss.backward()
             sums = [s + term.item() for s, term in zip(sums, terms)]
 

@@ -1,15 +1,15 @@
-"""Pretraining: next-token cross-entropy. Makes the teacher, and every student without a teacher.
+"""Pretraining: next-token cross-entropy. It makes the teacher, and students without a teacher.
 
-    loss = 1/n_valid * sum over counted tokens t of  -ln q(x_{t+1} | x_1 .. x_t)
+    loss = 1/n_valid * sum over the n_valid counted tokens t of  -ln q(x_{t+1} | x_1 .. x_t)
 
 One CPU command (2 to 4 minutes):   python train_pretrain.py
 One GPU command:                    torchrun --nproc-per-node 1 train_pretrain.py --size 10m
-The last line but one:              out/teacher.pt: validation ce ... nats a token ...
+Second-to-last printed line:        out/teacher.pt: validation ce ... nats a token ...
 
 How it differs from the usual recipes:
-1. In conversations only the assistant's turns count, in plain text every token.
-2. Several short documents share a window but never see each other.
-3. Muon on the hidden matrices by default; --optimizer adamw is the usual choice.
+1. In conversations only the assistant's turns count in the loss. In plain text every token counts.
+2. Several short conversations share a window. Attention never crosses from one to another.
+3. By default Muon trains the matrices inside the blocks. --optimizer adamw is the usual choice.
 """
 import time
 from dataclasses import dataclass
@@ -27,36 +27,36 @@ from optim import get_lr, make_optimizers
 
 @dataclass
 class Config:
-    name: str = "teacher"          # the run: writes out/NAME.pt and out/NAME.csv
+    name: str = "teacher"          # name of the run: it writes out/NAME.pt and out/NAME.csv
     data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; its best step is kept
-    tokenizer: str = common.OUT / "tokenizer.model"      # made by tokenizer/train.py
-    size: Literal[tuple(SIZES)] = "2m"  # shape of the model, by name: see SIZES in model.py
-    init: str = ""                 # checkpoint to start from; empty: fresh, of --size
-    window: int = 256              # tokens in a window (128 to 1,024); the context is twice that
-    target: Literal["cot", "answer"] = "cot"      # answer: leave the <think> span out
+    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; the best step is kept
+    tokenizer: str = common.OUT / "tokenizer.model"      # file made by tokenizer/train.py
+    size: Literal[tuple(SIZES)] = "2m"  # name of the model's shape: see SIZES in model.py
+    init: str = ""                 # checkpoint to start from; empty: a new model of --size
+    window: int = 256              # tokens in a window (128 to 1,024); a new model accepts 2x that
+    target: Literal["cot", "answer"] = "cot"      # answer: without the <think> span
     documents: int = 0             # use only the first N documents; 0: all
-    skip_bad_lines: bool = False   # count bad lines of the data and go on, instead of stopping
-    batch: int = 8                 # windows in an optimizer step (4 to 64); small models like few
-    accumulate: int = 1            # micro-batches it is cut into, to save memory; same gradient
+    skip_bad_lines: bool = False   # skip and count bad lines of the data, instead of stopping
+    batch: int = 8                 # windows in an optimizer step (4 to 64; small models: few)
+    accumulate: int = 1            # cut a batch into N micro-batches: less memory, same gradient
     steps: int = 600               # optimizer steps (300 to 5,000)
-    lr: float = 4e-3               # peak learning rate (2m: 4e-3, smaller ones up to 1e-2)
+    lr: float = 4e-3               # peak learning rate (size 2m: 4e-3; smaller sizes: up to 1e-2)
     warmup: int = 30               # steps of linear warmup (10 to 200)
-    weight_decay: float = 0.1      # decoupled, matrices only (0 to 0.3)
-    clip: float = 1.0              # largest gradient norm; larger ones are scaled down (0.5 to 5)
-    optimizer: Literal["muon", "adamw"] = "muon"  # muon: hidden matrices by Muon, the rest by AdamW
-    eval_every: int = 100          # steps between validations, and checkpoints (20 to 500)
-    eval_windows: int = 64         # validation windows; 0: all
-    seed: int = 0                  # of the weights and of the order of the windows
-    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
-    compile: bool = False          # torch.compile: worth its minute on a GPU
-    fresh: bool = False            # start again and replace out/NAME.pt
+    weight_decay: float = 0.1      # decoupled weight decay of the matrices (0 to 0.3)
+    clip: float = 1.0              # largest gradient norm (0.5 to 5); larger ones are scaled down
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon on block matrices, AdamW on the rest
+    eval_every: int = 100          # steps between validations (20 to 500); each saves a checkpoint
+    eval_windows: int = 64         # windows in a validation; 0: all
+    seed: int = 0                  # random seed of the start weights and of the window order
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
+    compile: bool = False          # use torch.compile; it takes a minute and helps on a GPU
+    fresh: bool = False            # start again at step 0 and replace out/NAME.pt
 
 
 def main(cfg):
-    """Set up, self-check, and the loop of six numbered steps."""
+    """Set up, print the self-check, then train: each step has six numbered parts."""
     env = common.start(cfg)
-    # the model: fresh, or from a checkpoint with its shape and tokenizer
+    # the model: new, or a checkpoint with its own shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)
     train, val = open_text(cfg, tokenizer, inputs)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
@@ -83,7 +83,7 @@ def main(cfg):
                 logits = run_model(x, document, keep)        # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
             terms = [total(ce, weight[keep])]
-            loss = terms[0] / n_valid                        # the one normaliser
+            loss = terms[0] / n_valid                        # the loss is divided only here
             loss.backward()
             sums = [s + term.item() for s, term in zip(sums, terms)]
 
