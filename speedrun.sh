@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole story on two CPU cores: data, tokenizer, teacher, students, scoreboard.
+# Make everything on two CPU cores: data, tokenizer, teacher, students, scoreboard.
 #   bash speedrun.sh           at most 15 minutes, no GPU, no network after the installation
-#   bash speedrun.sh --fast    the same story in 3 minutes, too short to compare the students, in out/fast
+#   bash speedrun.sh --fast    the same in 3 minutes, in out/fast; too short to compare the students
 #   bash speedrun.sh --lang zh     in Chinese, in out/zh (with --fast: in out/zh/fast)
-# Stopped? The same command goes on where it was: every step below looks for what is there already.
-# Another PyTorch build (for example the CPU build on Linux) may be installed in .venv beforehand.
+# Stopped? Run the same command again. It continues, because every step skips what is finished.
+# You may install another PyTorch build in .venv first, for example the CPU build on Linux.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -18,16 +18,16 @@ while [ $# -gt 0 ]; do
 done
 export MINIDISTILL_OUT=$out$fast
 
-# Python 3.10+ in an environment of its own
+# a virtual environment with Python 3.10 or newer
 python=.venv/bin/python
 if ! $python -c "import torch, sentencepiece; from numpy import vecdot" 2> /dev/null; then
     echo "installing torch, numpy and sentencepiece into .venv (once)"
-    if ! $python --version &> /dev/null; then python3 -m venv --clear .venv; fi  # none, or its Python is gone
-    if ! $python -m pip --version &> /dev/null; then python3 -m venv .venv; fi  # half-made
+    if ! $python --version &> /dev/null; then python3 -m venv --clear .venv; fi  # missing or broken
+    if ! $python -m pip --version &> /dev/null; then python3 -m venv .venv; fi  # incomplete
     $python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 fi
 
-# stage SECONDS COMMAND...: show the command, what it should take, and what it took
+# stage SECONDS COMMAND...: run it; print the command, the expected seconds and the real ones
 began=$SECONDS
 stage() {
     local expected=$1 start=$SECONDS; shift
@@ -36,7 +36,7 @@ stage() {
     printf '  took %s s, %s s so far\n' $((SECONDS - start)) $((SECONDS - began))
 }
 
-# The first two students get the labels of a few stories; the others no labels at all.
+# The first two students get the labels of a few stories. The others get no labels.
 if [ -n "$fast" ]; then
     few="--documents 600"
     stage   2 dataset/stories.py --lang $lang --ops 1-2 --train 12000 --distill 2000

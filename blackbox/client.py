@@ -1,12 +1,12 @@
-"""A client of an OpenAI-compatible endpoint: many requests at once, tried again, within a budget.
+"""A client for an OpenAI-compatible endpoint. It sends many requests at once, within a budget.
 
-408, 429, 5xx, a broken connection and invalid JSON are asked again, up to --retries times. A
-Retry-After holds back every request. 400, 413 and 422 refuse one prompt, which may be too long.
-Anything else, such as 401 or a redirect, stops the run.
+After 408, 429, 5xx, a broken connection or invalid JSON, it sends a request again, at most
+--retries times. A Retry-After makes all requests wait. 400, 413 and 422 refuse one prompt, for
+example because it is too long. Any other status, such as 401 or a redirect, stops the run.
 
-Each try is a row, and the budgets count rows: a kill -9 forgets at most --concurrency requests.
-No redirect is followed, no proxy asked: they would see the key. Without TLS it is sent to
-this machine only.
+Each try is written as a row, and the budgets count these rows. So after a kill -9, at most
+--concurrency requests are not counted. The client follows no redirect and uses no proxy, because
+both would see the key. Without TLS the key is sent only to this machine.
 """
 import hashlib
 import http.client
@@ -22,40 +22,40 @@ from urllib.parse import urlsplit
 
 from common import check
 
-FINISHED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # in any case
+FINISHED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete")  # in lower case
 URL = re.compile(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?(/[\w./~%+:=,-]*)?", re.A | re.I)
-LONGEST_PAUSE = 60  # seconds; the first is 1, then 2, 4, 8 ...
+LONGEST_PAUSE = 60  # seconds between two tries of a request: about 1, then 2, 4, 8 ... up to this
 PATIENCE = 600      # seconds: a longer Retry-After ends the run
-GIVE_UP = 10        # as many faults in a row as these answers have tries end it, too
+GIVE_UP = 10        # the run also ends after GIVE_UP * (1 + --retries) faults in a row
 NO_USAGE = dict(prompt_tokens=None, completion_tokens=None)
 
 
 def finished(reason, tokens=0, limit=float("inf")):
-    """Is an answer whole? Only these finish_reasons say so, or none at all below the limit."""
+    """True if an answer is complete, by its finish_reason or (if None) because tokens < limit."""
     return tokens < limit if reason is None else str(reason).lower() in FINISHED
 
 
 class Fault(Exception):
-    """No answer. then: "again", "refused" (only this prompt) or "stop"; wait: seconds to wait."""
+    """A try without an answer. then: "again", "refused" (this prompt) or "stop"; wait: seconds."""
     def __init__(self, kind, words="", then="again", wait=0.0):
         super().__init__(f"{kind}: {words}" if words else kind)
         self.kind, self.words, self.then, self.wait = kind, words, then, wait
 
 
 def read_endpoint(url):
-    """--base-url -> (url, key or ""), or UserError, which does not show what may be a secret."""
+    """--base-url -> (url, key or ""). UserError if one is wrong; its text contains no secret."""
     key, match = os.environ.get("OPENAI_API_KEY", "").strip(), URL.fullmatch(url)
-    check(re.fullmatch("[!-~]*", key), "OPENAI_API_KEY has a character that no key has")
+    check(re.fullmatch("[!-~]*", key), "OPENAI_API_KEY has a character that no key can have")
     check(match, "--base-url must be http(s)://HOST[:PORT]/PATH, often ending in /v1, without "
-                 "user, password or ?query; a key goes into OPENAI_API_KEY")
+                 "user, password or ?query; put the key into OPENAI_API_KEY")
     here = re.fullmatch(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]", match[1], re.A | re.I)
     check(not key or here or url.lower().startswith("https:"),
-          f"OPENAI_API_KEY would be readable on its way to {url}; use https, or unset it")
+          f"OPENAI_API_KEY would be sent to {url} without encryption; use https, or unset it")
     return url.rstrip("/"), key
 
 
 def post(url, key, body, timeout):
-    """Send a request (bytes) -> what parse_answer returns, or Fault. timeout: silent seconds."""
+    """POST body (JSON, bytes) -> what parse_answer returns, or Fault. timeout: silent seconds."""
     headers = {"Content-Type": "application/json", "User-Agent": "minidistill"}
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     parts = urlsplit(url)
@@ -69,20 +69,20 @@ def post(url, key, body, timeout):
         raise Fault(type(error).__name__, str(error)) from None
     finally:
         connection.close()
-    data = data.replace(key, "[key]") if len(key) >= 8 else data  # a server may repeat it
+    data = data.replace(key, "[key]") if len(key) >= 8 else data  # a server may repeat the key
     try:
         found = json.loads(data)
-        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        json.dumps(found, ensure_ascii=False).encode()  # fails for half of a surrogate pair
     except (ValueError, RecursionError):
         found = data
     if reply.status == 200 and not (isinstance(found, dict) and found.get("error")):
         return parse_answer(found)
-    error = found.get("error", found) if isinstance(found, dict) else found  # also in a 200
+    error = found.get("error", found) if isinstance(found, dict) else found  # a 200 may have one
     error = error if isinstance(error, dict) else dict(message=error)
     code, words = error.get("code"), str(error.get("message") or error.get("detail") or error)
     words = "".join(c if c.isprintable() else " " for c in words[:300])
     status = code if reply.status == 200 and code in range(400, 600) else reply.status
-    empty = "insufficient_quota" in (code, error.get("type"))  # no retry fills the account
+    empty = "insufficient_quota" in (code, error.get("type"))  # a retry would not help
     passing = status in (200, 408, 429) or status >= 500
     then = "again" if passing and not empty else "stop"
     wait = reply.headers.get("Retry-After", "")
@@ -91,8 +91,8 @@ def post(url, key, body, timeout):
 
 
 def parse_answer(found):
-    """The JSON of a 200 -> dict(content, reasoning_content, finish_reason, model, usage), with a
-    verdict if it is a refusal; or Fault. Null content is an empty answer: it would stay so."""
+    """The JSON of a 200 -> dict(content, reasoning_content, finish_reason, model, usage). A refusal
+    has a verdict, too. Raises Fault. Null content is not a Fault, since a retry gives it again."""
     try:
         choice = found["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
@@ -101,7 +101,7 @@ def parse_answer(found):
         thought, refusal = thought or join_parts(own)[0], message.get("refusal")
     except (LookupError, TypeError, AttributeError):
         raise Fault("invalid JSON" if isinstance(found, str) else "no choices", str(found)[:100])
-    if choice.get("error") or reason in ("error", "abort"):  # the server's own trouble
+    if choice.get("error") or reason in ("error", "abort"):  # the server failed
         raise Fault(f"finish_reason {reason}", str(choice.get("error") or "")[:300])
     usage = found["usage"] if isinstance(found.get("usage"), dict) else {}
     usage = {k: usage[k] if type(usage.get(k)) is int and usage[k] >= 0 else None for k in NO_USAGE}
@@ -111,7 +111,7 @@ def parse_answer(found):
 
 
 def join_parts(content):
-    """Text, null or a list of parts -> (text, thought); Fault for a part of another type."""
+    """Text, None or a list of parts -> (text, thought). Fault for a part of an unknown type."""
     if content is None or isinstance(content, str):
         return content or "", ""
     texts = dict(text="", thinking="", reasoning="")
@@ -124,41 +124,41 @@ def join_parts(content):
 
 
 def seed_of(seed, question, sample):
-    """The seed of one answer, below 2^31: the same in every run, another one for each sample."""
+    """The seed of one answer, below 2^31: the same in every run, and different for each sample."""
     digest = hashlib.sha256(f"{seed} {question} {sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 class Client:
-    """An endpoint, its budgets, and what the threads that ask it share. rows: of earlier runs, for
-    the budgets. write(job, found) is called for each try, one at a time."""
+    """An endpoint, its budgets, and what its request threads share. rows: the rows of earlier runs,
+    which the budgets count. write(job, found) is called after each try, never two at once."""
     def __init__(self, cfg, rows, write):
         self.cfg, self.write, self.changed = cfg, write, threading.Condition()
         self.url, self.key = read_endpoint(cfg.base_url)
         self.limit = "max_tokens"       # OpenAI's newer models ask for "max_completion_tokens"
         self.requests, self.tokens = len(rows), sum(row.get("tokens", 0) for row in rows)
         self.answered = any(row["verdict"] not in ("failed", "refused") for row in rows)
-        self.held_until, self.in_a_row, self.faults = 0.0, 0, Counter()  # since an answer; by words
-        self.why = self.error = ""      # why no more is sent; what the user has to mend
+        self.held_until, self.in_a_row, self.faults = 0.0, 0, Counter()  # faults: {text: count}
+        self.why = self.error = ""      # why no more is sent; what the user must fix
 
     def ask_all(self, jobs, messages):
-        """Ask for every job, (question, sample). What is under way at a stop is waited for."""
+        """Ask for every job (question, sample). After a stop, wait for the requests under way."""
         with ThreadPoolExecutor(self.cfg.concurrency) as pool:
             try:
                 for done in as_completed([pool.submit(self.ask, job, messages) for job in jobs]):
                     done.result()
             finally:
                 with self.changed:
-                    self.stop(f"none of {1 + self.cfg.retries} tries brought them")
+                    self.stop(f"no answer in {1 + self.cfg.retries} tries")
 
     def ask(self, job, messages):
-        """A thread: one answer, in at most 1 + --retries tries."""
+        """Run in a thread: get one answer, in at most 1 + --retries tries."""
         cfg, wait = self.cfg, 0.0
         body = dict(model=cfg.model, messages=messages[job[0]], temperature=cfg.temperature)
         body |= dict(seed=seed_of(cfg.seed, *job)) if cfg.seed >= 0 else {}
         for tried in range(cfg.retries + 1):
             data = json.dumps(body | {self.limit: cfg.max_new_tokens}, ensure_ascii=False).encode()
-            most = len(data) + cfg.max_new_tokens  # tokens: one of the prompt is a byte or more
+            most = len(data) + cfg.max_new_tokens  # tokens: one of the prompt has 1 byte or more
             if not self.begin(most, wait):
                 return
             began, fault = time.monotonic(), None
@@ -176,10 +176,10 @@ class Client:
                 self.end(job, found, most, fault)
             if not fault or fault.then != "again":
                 return
-            wait = min(LONGEST_PAUSE, 2 ** tried) * random.uniform(0.5, 1)  # no crowd comes back
+            wait = min(LONGEST_PAUSE, 2 ** tried) * random.uniform(0.5, 1)  # not all at once
 
     def begin(self, most, wait):
-        """Wait until a request of at most so many tokens may be sent; None if no more are."""
+        """Wait `wait` seconds or longer, then reserve `most` tokens -> True. None: send no more."""
         due, cfg = time.monotonic() + wait, self.cfg
         with self.changed:
             while not self.why:
@@ -195,7 +195,7 @@ class Client:
                     return True
 
     def end(self, job, found, most, fault):
-        """Write the row of a try, set free what it did not take, decide how to go on."""
+        """Write the row of a try, give back the tokens it did not use, decide whether to stop."""
         used = found["usage"].values()
         found["tokens"] = sum(used) if all(used) else 0 if fault and fault.kind == "429" else most
         self.tokens += found["tokens"] - most
@@ -215,6 +215,6 @@ class Client:
             self.stop(f"{self.in_a_row} tries in a row failed")
 
     def stop(self, why):
-        """Send no more; the first reason counts. The lock is held."""
+        """Send no more requests. The first reason is kept. The caller holds the lock."""
         self.why = self.why or why
         self.changed.notify_all()

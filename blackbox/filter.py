@@ -1,29 +1,29 @@
-"""Which of the teacher's rows to train on: rules that say why a row is dropped, and a card.
+"""Choose the teacher's rows to train on. A dropped row gets a reason, and a report counts them.
 
     python blackbox/filter.py     # out/data/traces.jsonl -> out/data/filtered.jsonl, CPU, about 6 s
     python blackbox/filter.py --input my.jsonl --out kept.jsonl --against val.jsonl,test.jsonl
 
 Last line: next: python train_distill_reason.py ...
 
-Reads every .jsonl format of dataset/formats.py, and the OUT.all.jsonl of generate.py. A kept line
-goes to OUT byte for byte. A dropped one goes to OUT.dropped.jsonl with "dropped", the first of
-these reasons, and "of", the line that it repeats. OUT.card.md counts both.
+It reads every .jsonl format of dataset/formats.py, and OUT.all.jsonl of generate.py. A kept line is
+copied to OUT byte for byte. A dropped one goes to OUT.dropped.jsonl. There "dropped" is the first
+reason that applies, and "of" is the line that it repeats. OUT.card.md counts both kinds.
 
-    truncation  finish_reason or verdict say that the text was cut off, or a tag is open
-    format      verdict "format", or tags that formats.py cannot take apart
-    answer      no answer, or a verdict that it is wrong; in a row of generate.py (keys operation,
-                source, label) also another answer than "reference"
-    length      prompt and answer have more than 20,000 characters
-    repetition  a loop: half of the runs of four words stood before in the same answer
-    language    the answer is written in another script than the prompt
-    overlap     an evaluation question, or 13 words in a row of one (Brown et al. 2020, appendix C),
-                if the numbers agree, too: stories share sentences
-    exact       prompt and answer stood before, in any case and with any spaces
-    near        nearly so: see blackbox/near.py
+    truncation  finish_reason or verdict says that the text was cut off, or a tag is not closed
+    format      the verdict is "format", or formats.py cannot read the tags
+    answer      there is no answer, or the verdict says that it is wrong. In rows of generate.py
+                (keys operation, source, label) the answer must also equal "reference"
+    length      prompt and answer together have more than 20,000 characters
+    repetition  a loop: over half of the runs of four words occurred before in the same answer
+    language    the answer is in another script (alphabet) than the prompt
+    overlap     the prompt is an evaluation question, or the row has 13 words in a row of one (Brown
+                et al. 2020, appendix C). Numbers must agree, because stories share sentences
+    exact       prompt and answer equal those of an earlier row, except for case and spaces
+    near        they are nearly equal: see blackbox/near.py
 
-Duplicates come last, so a row that is dropped for another reason takes no other with it. --off
-length,language leaves rules out: for long chains of thought, for translations. A French answer to
-an English question passes: its script is the same. A row takes about 6 KB of memory.
+Duplicates are searched last, so a copy of a row that was dropped for another reason can be kept.
+--off length,language switches rules off, for long chains of thought or for translations. A French
+answer to an English question passes: the script is the same. A row takes about 6 KB of memory.
 """
 import json
 import re
@@ -48,48 +48,48 @@ from metrics import markdown, repetition
 class Config:
     input: str = OUT / "data/traces.jsonl"  # rows in any format of dataset/formats.py
     out: str = OUT / "data/filtered.jsonl"  # the kept lines
-    against: str = ""             # FILE,FILE: evaluation questions; empty: those of the stories
-    off: str = ""                 # rules to leave out; commas between
+    against: str = ""             # FILE,FILE: evaluation questions; empty: val, test of the stories
+    off: str = ""                 # rules to switch off, commas between
     skip_bad_lines: bool = False  # count bad lines and go on, instead of stopping
-    fresh: bool = False           # replace what is there
+    fresh: bool = False           # replace existing files
 
 
 REASONS = ("truncation", "format", "answer", "length", "repetition", "language", "overlap",
            "exact", "near")
 VERDICTS = {"truncated": "truncation", "format": "format", "no answer": "answer",
             "wrong answer": "answer", "refused": "answer", "failed": "answer",
-            "too short": "length"}  # of generate.py; the others drop nothing
+            "too short": "length"}  # from generate.py; other verdicts drop nothing
 FAULTS = {"a tag that stands": "format", "an empty answer": "answer",  # how a BadRow begins
           "a conversation that does not end": "answer", "a user turn without text": "format"}
-HEADER = {"seed", "temperature", "max_new_tokens"}  # keys of the first line of an OUT.all.jsonl
+HEADER = {"seed", "temperature", "max_new_tokens"}  # keys of the first line of OUT.all.jsonl
 MAX_LENGTH = 20_000                          # characters of a row
-RUN, RUN_UNSPACED, INSTRUCTION = 13, 26, 20  # words; letters; questions that share a run
+RUN, RUN_UNSPACED, INSTRUCTION = 13, 26, 20  # words; letters; questions that may share a run
 NO_LANGUAGE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\\[A-Za-z]+|https?://\S+", re.DOTALL)
-# A loop is of words (hahahaha, too) or numbers; a row of a matrix is one piece, a mark is none.
+# Pieces of a loop: words (cut after 16 letters: hahaha), Chinese letters, rows of numbers.
 PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]{1,16}|\d(?:(?![^\W\d_])[^\n=]){0,15}")
 
 
 @dataclass
 class Row:
-    """A line of the input. Plain text is an answer without a prompt."""
+    """A line of the input. Plain text counts as an answer without a prompt."""
     keys: dict        # its JSON object
-    turns: list       # of Turn; the last one is the assistant's; [] if `reason` is known without
-    reason: str = ""  # why it is dropped
-    of: str = ""      # the line that it repeats
-    number: int = 0   # of its line
+    turns: list       # of Turn, the last one the assistant's; [] if dropped before parsing
+    reason: str = ""  # why it is dropped; "": it is kept
+    of: str = ""      # FILE:LINE that it repeats
+    number: int = 0   # line number
 
     def sides(self):
-        """(prompt without system turns, answer) as texts."""
+        """-> (prompt, answer) as texts. The prompt is all turns before the last, without system."""
         before = [turn for turn in self.turns[:-1] if turn.role != "system"]
         return "\n".join(texts(before)), "\n".join(texts(self.turns[-1:]))
 
     def replies(self):
-        """Thoughts and answers of all the assistant's turns, each for itself."""
+        """-> the thoughts and answers of all assistant turns, as separate texts."""
         return texts([turn for turn in self.turns if turn.role == "assistant"])
 
 
 def read_row(row, off):
-    """A line of JSON -> Row, judged by itself; None for the header of generate.py; or BadRow."""
+    """JSON row -> Row, judged without other rows; None: a header of generate.py. Raises BadRow."""
     keys = row if isinstance(row, dict) else {}
     cut_off = not finished(keys.get("finish_reason"))
     reason = "truncation" if cut_off else VERDICTS.get(str(keys.get("verdict")))
@@ -115,12 +115,12 @@ def read_row(row, off):
 
 
 def unfinished(text):
-    """Is a tag open at the end?"""
+    """True if a tag is opened and not closed."""
     return any(text.rfind(f"<{tag}>") > text.rfind(f"</{tag}>") for tag in ("think", "answer"))
 
 
 def wrong(row):
-    """Another answer than "reference"? A verdict that the row brings is believed."""
+    """True if a row of generate.py has another answer than "reference" and no verdict "ok"."""
     keys, reference = row.keys, row.keys.get("reference")
     ours = isinstance(reference, str) and {"operation", "source", "label"} <= keys.keys()
     if not ours or keys.get("verdict") == "ok":
@@ -131,15 +131,15 @@ def wrong(row):
 
 
 def loops(row):
-    """Are half of its runs of four repeated, in a whole text or in its last 64 pieces?"""
+    """True if over half of the runs of four pieces are repeats, in a text or its last 64 pieces."""
     found = [PIECES.findall(text) for text in row.replies()]
     return any(max(repetition(pieces), repetition(pieces[-64:])) > 0.5
                for pieces in found if len(pieces) >= 24)
 
 
 def scripts(text):
-    """Letters by script, such as LATIN, of the first 20,000 characters without LaTeX, code, links.
-    One of Chinese, Japanese or Korean says as much as three of an alphabet."""
+    """Count letters by script, such as LATIN, without LaTeX, code and links, in the first 20,000
+    characters. A Chinese, Japanese or Korean letter counts three, because it says as much."""
     found = Counter()
     for letter, n in Counter(NO_LANGUAGE.sub(" ", text[:20_000])).items():
         if letter.isalpha():
@@ -149,7 +149,7 @@ def scripts(text):
 
 
 def foreign(row):
-    """Is a text of the answer in a script that the prompt hardly has, and hardly in its own?"""
+    """True if under 20 % of the prompt is in a reply's script, and of the reply in the prompt's."""
     prompt = scripts(row.sides()[0])
     for reply in map(scripts, row.replies()):
         a, b = (max(found, key=found.get, default="") for found in (prompt, reply))
@@ -164,22 +164,22 @@ RULES = dict(truncation=lambda row: any(map(unfinished, row.replies())), answer=
 
 
 def questions_in(document):
-    """What the user says, in all and turn by turn; a plain text is one question."""
+    """-> [all user turns as one text, each user turn ...]. A plain text counts as one question."""
     turns = [] if isinstance(document, str) else document
     prompts = [turn.content for turn in turns if turn.role == "user"] or texts(document)
     return ["\n".join(prompts), *prompts]
 
 
 def runs(found):
-    """Words -> all runs of 13 of them; of 26 letters in Chinese, where a letter is half a word."""
+    """Words -> all runs of 13 words, as texts. In Chinese: of 26 letters (two are about a word)."""
     unspaced = len(re.findall(f"[{UNSPACED}]", "".join(found)))
     n = RUN_UNSPACED if 2 * unspaced > len(found) else RUN
     return [" ".join(found[i:i + n]) for i in range(len(found) - n + 1)]
 
 
 def read_questions(paths):
-    """Evaluation files -> {a question, or a run of one: [(FILE:LINE, numbers of the question)]}. A
-    run that more than 20 questions share is an instruction ("Let us think step by step ...")."""
+    """Evaluation files -> {a question or one of its runs: [(FILE:LINE, the question's numbers)]}. A
+    run of over 20 questions is left out: an instruction ("Let us think step by step ...")."""
     known = defaultdict(list)
     for path in paths:
         for line, document in read_documents(path):
@@ -190,7 +190,7 @@ def read_questions(paths):
 
 
 def leak(known, row):
-    """FILE:LINE of an evaluation question that the row gives away, or None."""
+    """-> FILE:LINE of an evaluation question that the row contains, or None. known: the above."""
     pieces = [(found, [" ".join(found)]) for found in map(words, questions_in(row.turns))]
     pieces += [(found, runs(found)) for found in map(words, row.sides())]
     for found, keys in pieces:
@@ -201,23 +201,23 @@ def leak(known, row):
 
 
 def drop_copies(rows, off, name):
-    """Give rows that repeat an earlier one a reason, and a place in the file of this name."""
+    """Set `reason` and `of` in rows that repeat an earlier one. name: of the input file."""
     first = {}
     for row in rows if "exact" not in off else ():
         key = str([(turn.role, "\n".join(texts([turn])).casefold().split()) for turn in row.turns])
         before = first.setdefault(key, row)
         if before is not row:
             row.reason, row.of = "exact", f"{name}:{before.number}"
-    rows, gated = [row for row in rows if not row.reason], []
-    for row in rows:  # another system turn, or a prompt that was changed on purpose, is no copy
+    rows, triples = [row for row in rows if not row.reason], []
+    for row in rows:  # another system turn or operation: not a near copy
         system = [turn.content for turn in row.turns if turn.role == "system"]
-        gated.append((str([row.keys.get("operation"), system]), *row.sides()))
-    for copy, of in (find_copies(gated) if "near" not in off else {}).items():
+        triples.append((str([row.keys.get("operation"), system]), *row.sides()))
+    for copy, of in (find_copies(triples) if "near" not in off else {}).items():
         rows[copy].reason, rows[copy].of = "near", f"{name}:{rows[of].number}"
 
 
 def write_all(cfg, rows, kept, counts, asked):
-    """OUT.dropped.jsonl, the card, and last OUT: if OUT is there, all three are."""
+    """Write OUT.dropped.jsonl, OUT.card.md and last OUT: if OUT exists, all three are complete."""
     lines, dropped = Path(cfg.input).read_bytes().split(b"\n"), []
     for row in (row for row in rows if row.reason):
         more = dict(dropped=row.reason) | (dict(of=row.of) if row.of else {})
@@ -231,21 +231,21 @@ def write_all(cfg, rows, kept, counts, asked):
     out = Path(cfg.out)
     made = out.exists() and not cfg.fresh
     check(not made or out.read_bytes() == body,
-          f"{show(out)} is there with other rows; choose another --out, or --fresh")
+          f"{show(out)} exists with other rows; choose another --out, or --fresh")
     write_file(f"{out}.dropped.jsonl", b"".join(dropped))
     write_file(f"{out}.card.md", "\n\n".join([
         f"# {out.name}: {len(kept):,} of {len(rows):,} rows are kept",
-        markdown("dropped by | rows: | share:", shares),
-        markdown("characters | least: | median: | 95 %: | most:", lengths),
-        f"Input: {show(cfg.input)}. Questions kept out: {asked or None}\n"]))
+        markdown("reason | dropped rows: | share:", shares),
+        markdown("characters | shortest: | median: | 95 %: | longest:", lengths),
+        f"Input: {show(cfg.input)}. Evaluation files: {asked or None}\n"]))
     write_file(out, body)
     print(f"{'already made' if made else 'made'}: {show(out)}, {len(kept):,} of {len(rows):,} rows")
 
 
 def main(cfg):
-    """Judge each row, compare them, write, describe."""
+    """Apply the rules to each row, then look for duplicates, then write the files."""
     off, report, rows = set(filter(None, cfg.off.split(","))), {}, []
-    check(off <= set(REASONS), f"--off {cfg.off}: must be some of {','.join(REASONS)}")
+    check(off <= set(REASONS), f"--off {cfg.off}: must be one or more of {','.join(REASONS)}")
     for path in (cfg.input, cfg.out):
         check(not is_text(path), f"{show(path)}: plain text has no rows; name a .jsonl file")
     stories = [OUT / f"data/stories/{name}.jsonl" for name in ("val", "test")]
@@ -275,7 +275,7 @@ def main(cfg):
     val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
     following = command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",
                         data=cfg.out, val=val)
-    if cfg.input.endswith(".all.jsonl"):  # raw rows are to be looked at, not to train on
+    if cfg.input.endswith(".all.jsonl"):  # raw rows are not for training
         following = command("blackbox/filter.py", input=cfg.input.removesuffix(".all.jsonl"))
     print("next:", following)
 

@@ -1,4 +1,4 @@
-"""Ask the teacher: sample its answers to prompts, keep the right ones.
+"""Sample the teacher's answers to prompts, and keep the right ones.
 
     python blackbox/generate.py --teacher out/teacher.pt --input out/data/stories/distill.jsonl
     python blackbox/generate.py --base-url http://127.0.0.1:8000/v1 --model teacher --samples 4
@@ -6,15 +6,15 @@
         --max-new-tokens 250 --out out/data/written.jsonl
 
 Black box: only text is kept. The teacher is a checkpoint, or a model behind an OpenAI-compatible
-endpoint. An answer is kept if it is whole, gives the known answer and is new for its prompt
-(rejection sampling: Yuan et al. 2023, 3.3). A checkpoint's must also have the form
-<think>...</think><answer>...</answer>. If nobody knows the answer, it is kept as "unverified". With
---documents a checkpoint writes plain text, for a student that has too little (Kim & Rush 2016).
+endpoint. An answer is kept if it is complete, right and new for its prompt (rejection sampling:
+Yuan et al. 2023, 3.3). If the right answer is unknown, it is kept as "unverified". A checkpoint's
+answer must also have the format <think>...</think><answer>...</answer>. With --documents a
+checkpoint writes plain text, for a student with too little text (Kim & Rush 2016).
 
-OUT has the kept rows. OUT.all.jsonl has a header and all rows: the prompt without --system, the
-verdict, the text uncut. After a stop or a kill the same command asks for what is missing. With a
-higher --max-new-tokens, truncated answers are asked again. An endpoint may be asked for more later:
---questions, --samples, lines in --input. Status 1: some answers are missing.
+OUT has the kept rows. OUT.all.jsonl has a header and all rows: prompt (without --system), verdict
+and full text. After a stop or a kill, the same command asks only for missing answers. A higher
+--max-new-tokens asks again for truncated ones. With an endpoint you may also raise --questions or
+--samples, or add lines to --input. Exit status 1 means that some answers are missing.
 """
 import itertools
 import json
@@ -41,27 +41,27 @@ from decoding import generate
 
 @dataclass
 class Config:
-    teacher: str = OUT / "teacher.pt"  # checkpoint that is asked
-    base_url: str = ""             # asked instead: an endpoint, such as http://127.0.0.1:8000/v1
+    teacher: str = OUT / "teacher.pt"  # the teacher, a checkpoint
+    base_url: str = ""             # or an endpoint, such as http://127.0.0.1:8000/v1
     model: str = ""                # the teacher's name at the endpoint
     input: str = OUT / "data/stories/distill.jsonl"  # prompts, in any format of dataset/formats.py
     out: str = OUT / "data/traces.jsonl"  # the kept rows
     questions: int = 0             # ask only the first N; 0: all
-    samples: int = 1               # answers a prompt (1 to 16)
-    system: str = ""               # system turn before each prompt that has none of its own
+    samples: int = 1               # answers to each prompt (1 to 16)
+    system: str = ""               # system turn for each prompt that has none
     documents: int = 0             # write N documents of plain text instead of answers
-    temperature: float = 0.7       # of sampling (0.5 to 1; above 1 the traces get worse)
+    temperature: float = 0.7       # for sampling (0.5 to 1; above 1 the answers get worse)
     max_new_tokens: int = 128      # an answer that reaches this is rejected as truncated
-    batch: int = 128               # answers that a checkpoint writes together
-    dtype: Literal["auto", "float32", "bf16"] = "float32"  # of a checkpoint's forward pass
-    concurrency: int = 8           # requests under way at once (1 to 64)
+    batch: int = 128               # answers that a checkpoint writes at the same time
+    dtype: Literal["auto", "float32", "bf16"] = "float32"  # of the checkpoint's forward pass
+    concurrency: int = 8           # requests at the same time (1 to 64)
     timeout: float = 120.0         # seconds that the endpoint may be silent
-    retries: int = 6               # further requests for an answer that failed (about a minute)
-    max_requests: int = 0          # never send more, over all runs of this --out; 0: no limit
-    max_total_tokens: int = 0      # never take more tokens, prompts and answers; 0: no limit
-    seed: int = 0                  # of the answers; -1: an endpoint that refuses a seed gets none
+    retries: int = 6               # more tries for a failed request (6 take about a minute)
+    max_requests: int = 0          # limit of requests in all runs of this --out; 0: none
+    max_total_tokens: int = 0      # limit of tokens, prompts and answers together; 0: none
+    seed: int = 0                  # random seed; -1: send none, for endpoints that refuse it
     skip_bad_lines: bool = False   # count bad lines of the input and go on
-    fresh: bool = False            # ask everything again, and count the budgets anew
+    fresh: bool = False            # ask everything again; the budgets start at 0
 
 
 ENDPOINT = {"model", "concurrency", "timeout", "retries", "max_requests", "max_total_tokens"}
@@ -70,11 +70,11 @@ PROMPTS = {"input", "questions", "samples", "system", "skip_bad_lines"}
 PARAMETERS = ("temperature", "max_new_tokens", "system")
 KEPT_KEYS = ("conversations", "operation", "source", "label", "sample", "verdict", "model",
              "finish_reason", "usage")
-MIN_CHARS = 100  # of a document
+MIN_CHARS = 100  # minimum for a document
 
 
 def read_prompts(cfg):
-    """The prompts of --input: [(turns as they are sent, what is known about them)]."""
+    """--input -> [(turns to send, dict of what is known about them)]; UserError if it is empty."""
     check(not is_text(cfg.input), f"{show(cfg.input)}: plain text has no rows; name a .jsonl file")
     prompts, report = [], {}
     for line, (row, turns, known) in read_documents(
@@ -94,30 +94,30 @@ def read_prompts(cfg):
 
 
 def judge(reference, answer, ended, well_formed):
-    """verify.verdict; "unverified" if nobody knows the answer and there is no other fault."""
+    """verify.verdict, or "unverified" if the right answer is unknown and nothing else is wrong."""
     found = verdict(reference or "", answer, ended, well_formed)
     return "unverified" if reference is None and found in ("ok", "wrong answer") else found
 
 
 def judge_ids(tokenizer, about, ids):
-    """What a checkpoint wrote -> verdict, reasoning_content, content; of a document text."""
+    """Ids of an answer -> dict(verdict, reasoning_content, content); document: (verdict, text)."""
     found = parse_response(tokenizer, ids)
     if not about:
         length = "too short" if len(found["text"]) < MIN_CHARS else "ok"
         return dict(verdict=length if found["ended"] else "truncated", text=found["text"])
     thought, content = found["think"], found["answer"]
-    if not found["well_formed"]:  # all of it, with the marks by name
+    if not found["well_formed"]:  # keep it all, with its control tokens
         thought, content = None, tokenizer.decode(ids, show_control=True).removesuffix("<end>")
-    mark = judge(about["reference"], found["answer"], found["ended"], found["well_formed"])
-    return dict(verdict=mark, reasoning_content=thought, content=content)
+    decision = judge(about["reference"], found["answer"], found["ended"], found["well_formed"])
+    return dict(verdict=decision, reasoning_content=thought, content=content)
 
 
 def judge_text(reference, found, limit):
-    """The verdict on an endpoint's answer. Without <answer>, what answer_in finds counts."""
+    """Verdict on an endpoint's answer. Without <answer>, answer_in finds the part to compare."""
     ended = finished(found["finish_reason"], found["usage"]["completion_tokens"] or 0, limit)
     try:
         turn = parse_response_text(found["content"], found["reasoning_content"])
-    except BadRow:  # a tag that stands alone
+    except BadRow:  # tags that do not match
         return judge(reference, None, ended, False)
     answer = turn.content if turn.answer is None else turn.answer
     if reference is not None and "<answer>" not in found["content"]:
@@ -127,7 +127,7 @@ def judge_text(reference, found, limit):
 
 
 def keep(rows):
-    """Rows of OUT.all.jsonl -> counts by verdict, and the rows of OUT: whole, right and new."""
+    """Rows of OUT.all.jsonl -> (counts by verdict, rows of OUT: the complete, right, new ones)."""
     counts, seen, kept = Counter(), set(), []
     for row in sorted(rows, key=lambda row: (row["question"], row["sample"])):
         found = row["verdict"]
@@ -150,28 +150,28 @@ def keep(rows):
 
 
 class Answers:
-    """OUT.all.jsonl: a header, then all rows as they came; UserError if it is another command's."""
+    """OUT.all.jsonl: a header, then all rows as they came. UserError if another command made it."""
     def __init__(self, cfg, header, prompts):
         self.cfg, self.path, self.prompts = cfg, Path(cfg.out + ".all.jsonl"), prompts
         self.shown = time.monotonic()
         if cfg.fresh or not self.path.exists():
             common.write_file(self.path, common.json_lines([header]))
-        try:  # without a torn last line
+        try:  # a killed run may leave half a line
             old, *self.rows = map(json.loads, self.path.read_bytes().split(b"\n")[:-1])
             old = {name: old.get(name) for name in header}
         except (ValueError, AttributeError):
-            raise UserError(f"{show(self.path)} is there and not of this script") from None
+            raise UserError(f"{show(self.path)} exists and is not a file of this script") from None
         old["max_new_tokens"] = max(old["max_new_tokens"] or 0, cfg.max_new_tokens)  # it may grow
         common.refuse_others(self.path, old, header)
         for row in self.rows:
             for _, about in prompts[row["question"]:][:1]:
                 check(all(row[name] == about[name] for name in ("conversations", "reference")),
-                      f"{show(cfg.input)} has other questions than those of {show(self.path)}; "
+                      f"{show(cfg.input)} has other questions than {show(self.path)}; "
                       "choose another --out, or --fresh")
         self.before = len(self.rows)
 
     def settled(self):
-        """{(question, sample): row} of what need not be asked again."""
+        """-> {(question, sample): row} of the answers that need not be asked again."""
         answered = any(row["verdict"] not in ("failed", "refused") for row in self.rows)
         missing = ("failed",) if answered else ("failed", "refused")
         return {(row["question"], row["sample"]): row for row in self.rows
@@ -179,7 +179,7 @@ class Answers:
                 row["parameters"]["max_new_tokens"] >= self.cfg.max_new_tokens)}
 
     def add(self, job, found):
-        """Append what came for (question, sample); every ten seconds print how it goes."""
+        """Append what came for job (question, sample). Print the progress every ten seconds."""
         about = self.prompts[job[0]][1] if self.prompts else {}
         row = dict(question=job[0], sample=job[1], **about,
                    parameters={name: getattr(self.cfg, name) for name in PARAMETERS},
@@ -193,12 +193,12 @@ class Answers:
 
 
 def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
-    """Append the missing rows. The random numbers of a batch depend on --seed and its number, so a
-    batch with a missing row is written again whole: the answers are those of a run without stop."""
+    """Append the missing rows. If a row of a batch is missing, the whole batch is generated again.
+    Its random numbers depend on --seed and its number: the answers are as without a stop."""
     model, tokenizer, env, fingerprint = teacher
-    jobs = sorted(jobs, key=lambda job: len(prompts[job[0]][0]))  # of about equal length together
+    jobs = sorted(jobs, key=lambda job: len(prompts[job[0]][0]))  # batches of similar length
     batches = (jobs[i:i + cfg.batch] for i in range(0, len(jobs), cfg.batch))
-    if cfg.documents:  # as many as it takes
+    if cfg.documents:  # until enough are complete
         batches = ([(i + n, 0) for n in range(cfg.batch)] for i in itertools.count(0, cfg.batch))
     done = answers.settled().keys()
     for number, batch in enumerate(batches):
@@ -206,8 +206,8 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
                     for row in answers.rows)
         if cfg.documents and whole >= cfg.documents:
             return
-        check(whole or number < 3 or not cfg.documents, f"no document of {3 * cfg.batch} ended and "
-              f"had {MIN_CHARS} characters; is it a teacher of plain text, --max-new-tokens high?")
+        check(whole or number < 3 or not cfg.documents, f"none of {3 * cfg.batch} documents ended "
+              f"and had {MIN_CHARS} characters; use a plain-text teacher, raise --max-new-tokens")
         if done >= set(batch):
             continue
         asked = [([tokenizer.end], {}) if cfg.documents else prompts[q] for q, _ in batch]
@@ -227,7 +227,7 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
 
 
 def ask_endpoint(cfg, answers, prompts, jobs):
-    """Append a row for each try until all answers have come -> the Client."""
+    """Append a row for each try, until all answers are there or the client stops -> the Client."""
     def write(job, found):
         found["model"] = found["model"] or cfg.model
         if "verdict" not in found:
@@ -235,7 +235,7 @@ def ask_endpoint(cfg, answers, prompts, jobs):
             found["verdict"] = judge_text(reference, found, cfg.max_new_tokens)
         answers.add(job, found)
     client, done = Client(cfg, answers.rows, write), answers.settled()
-    # of an earlier answer no thought: some servers refuse it
+    # Earlier answers are sent without their thought: some servers refuse it.
     messages = [[dict(role=turn.role, content=turn.content if turn.answer is None else turn.answer)
                  for turn in turns] for turns, _ in prompts]
     client.ask_all([job for job in jobs if job not in done], messages)
@@ -243,7 +243,7 @@ def ask_endpoint(cfg, answers, prompts, jobs):
 
 
 def check_flags(cfg):
-    """UserError for a wrong value, for a flag without effect, for a file that would be replaced."""
+    """UserError for a wrong value, a flag without effect, or a file that would be replaced."""
     positive(cfg, "samples", "max_new_tokens", "batch", "timeout", "concurrency")
     between(cfg, 0, 10**12, "questions", "documents", "retries", "max_requests", "max_total_tokens")
     between(cfg, 0, 100, "temperature")
@@ -258,7 +258,7 @@ def check_flags(cfg):
 
 
 def conclude(cfg, answers, jobs, client):
-    """Write OUT; say what it has, what is missing, and what to type next."""
+    """Write OUT; print what it has, what is missing and the next command. Status 1: incomplete."""
     settled = answers.settled()
     counts, kept = keep(settled.values())
     kept, missing = kept[:cfg.documents or None], len(set(jobs) - settled.keys())
@@ -269,7 +269,7 @@ def conclude(cfg, answers, jobs, client):
     print(f"{counted(counts) or 'no answer'}\n{show(cfg.out)}: {len(kept):,} rows")
     if 2 * counts["format"] > len(settled):
         example = next(r["content"] for r in settled.values() if r["verdict"] == "format")
-        print(f"most answers have another form, such as {example[:300]!r}")
+        print(f"most answers have the wrong format, such as {example[:300]!r}")
     if missing:
         faults = counted(Counter(dict(client.faults.most_common(3))), ", ") or "none"
         words = f"{missing:,} answers are missing: {client.why}; faults: {faults}"
@@ -289,7 +289,7 @@ def conclude(cfg, answers, jobs, client):
 
 
 def main(cfg):
-    """Ask what is missing, keep what is right."""
+    """Ask for the missing answers, then write OUT with those to keep."""
     check_flags(cfg)
     held = common.lock(cfg.out + ".all.jsonl")  # until this function ends  # noqa: F841
     prompts = [] if cfg.documents else read_prompts(cfg)
@@ -302,7 +302,7 @@ def main(cfg):
         prompts = [(prompt_ids(tokenizer, turns), about) for turns, about in prompts]
         prompts = [(ids, about) for ids, about in prompts if len(ids) < context]
         if len(prompts) < count:
-            print(f"left out: {count - len(prompts):,} questions longer than {context} tokens")
+            print(f"left out: {count - len(prompts):,} questions of {context} tokens or more")
         check(prompts or not count, f"no question fits into the teacher's {context} tokens")
         source = "" if cfg.documents else common.sha256_file(cfg.input)
         header |= dict(batch=cfg.batch, samples=cfg.samples, questions=cfg.questions,

@@ -1,35 +1,35 @@
-"""Prompts that cover more ground: seeds, a share of them changed, each by one operation.
+"""Make more varied prompts: change a share of the seed prompts, each by one operation.
 
-    python blackbox/prompts.py            # out/data/prompts.jsonl, as many prompts, CPU, about 2 s
+    python blackbox/prompts.py            # out/data/prompts.jsonl, one for each seed, CPU, about 2 s
     python blackbox/prompts.py --input mine.jsonl --operations typos,injection,long
 
 Last line: next: python blackbox/generate.py --input out/data/prompts.jsonl --out ...
 
-A student is as robust as the text that it has seen. Seeds are the stories of the distill split, or
-free prompts: yours, in any format of dataset/formats.py, with an answer or without.
+A student is only as robust as the text that it has seen. Seeds are the stories of the distill split
+or your own prompts, in any format of dataset/formats.py, with or without an answer.
 
     typos, upper, no_punctuation    as in dataset/suites.py
-    long                            after sentences that say nothing
-    format_trap                     in code, JSON, Markdown, HTML, tags
-    injection                       with orders that somebody else gives
-    empty                           white space, or a mark; the answer is unknown
+    long                            sentences that do not matter come first
+    format_trap                     the prompt is inside code, JSON, Markdown, HTML or tags
+    injection                       the prompt contains instructions of somebody else
+    empty                           only white space or a punctuation mark; the answer is unknown
                                     Only for stories:
-    invented                        English, with made-up names and things
-    order, paraphrase               the question first; in other sentences
+    invented                        made-up names and things (English)
+    order, paraphrase               the question comes first; other sentences
     distractor, broader             one more sentence, with a number; another topic
-    other_language                  told in Chinese; Chinese in English
+    other_language                  Chinese instead of English, English instead of Chinese
                                     Only for stories, and the answer changes:
     negation                        one operation is taken back
-    unit                            "how many grams?", "how many crates?"
-    boundary                        a start of 1 or 50 to 99, n = 0, n = all
+    unit                            the question asks for another unit, such as grams or crates
+    boundary                        the start is 1 or 50 to 99, or one number is 0 or the total
     deeper                          one more operation
 
-A row has its "operation" ("none": unchanged), its "source" (the seed's id, or FILE:LINE) and a
-"label". kept, changed: the last turn is the known answer, without steps. teacher: nobody knows the
-answer, and the last turn is the user's.
+Each row has an "operation" ("none": unchanged), a "source" (the seed's id, or FILE:LINE) and a
+"label". With "kept" and "changed" the last turn is the right answer, without steps. With "teacher"
+the answer is unknown, and the last turn is the user's.
 
-What the suites test stays unseen: no reserved sentence, name or object, at most 4 operations,
-totals to 99, no row of a suite, val or test as a seed. Only the kinds of change are known.
+What the suites test stays unseen: no reserved sentence, name or object, at most 4 operations, no
+total above 99, no seed from a suite, val or test. Only some kinds of change are the same.
 """
 import json
 import random
@@ -51,27 +51,27 @@ from dataset.verify import question_of
 
 TEXTS = json.loads((Path(__file__).parent / "texts/prompts.json").read_text(encoding="utf-8"))
 REAL = {word.lower() for pair in stories.NAMES["en"] + stories.OBJECTS["en"] for word in pair}
-PATIENCE = 500  # draws until a question of the distill split (16 in 100) is given up
-# Code, LaTeX, links, tables: with a letter changed they are another prompt.
+PATIENCE = 500  # draws at most to find a question of the distill split (16 in 100 are)
+# Code, LaTeX, links, tables: one changed letter makes another prompt.
 FRAGILE = re.compile(r"[\\`{}<>|=@#_]|://|www\.")
 
 
 @dataclass
 class Config:
     input: str = OUT / "data/stories/distill.jsonl"  # seeds: stories, or prompts in any format
-    out: str = OUT / "data/prompts.jsonl"  # as many prompts
-    operations: str = "typos,invented,no_punctuation,order"  # drawn evenly; commas between
-    share: float = 0.5       # of the prompts that are changed (0.2 to 0.8)
-    seed: int = 0            # of everything that is drawn
+    out: str = OUT / "data/prompts.jsonl"  # the new prompts, one for each seed
+    operations: str = "typos,invented,no_punctuation,order"  # equally likely; commas between
+    share: float = 0.5       # share of the prompts to change (0.2 to 0.8)
+    seed: int = 0            # random seed
     skip_bad_lines: bool = False  # count bad lines of the input and go on
-    fresh: bool = False      # replace what is there
+    fresh: bool = False      # replace existing files
 
 
 # --- operations: (rng, row, story) -> row, or None if it does not apply ---------------------------
 # row: a question and its reply. story: see parse_seed.
 
 def long(rng, row, story):
-    """Behind filler. A story still fits into 512 tokens, a free prompt becomes a few pages."""
+    """Put filler first. A story still fits into 512 tokens. Other prompts become pages long."""
     length = rng.randint(300, 650) if "key" in story else rng.randint(3_000, 10_000)
     told, gap = [], " " if "key" in story else "\n\n"
     while sum(map(len, told)) < length:
@@ -80,20 +80,20 @@ def long(rng, row, story):
 
 
 def format_trap(rng, row, story):
-    """Between marks that elsewhere begin or end an answer, a code block or a conversation."""
+    """Put the prompt between tags that usually begin or end an answer, code or a conversation."""
     frame, text = rng.choice(TEXTS["FORMATS"]), text_of(row)
-    forms = dict(text=text, json=json.dumps(text, ensure_ascii=False))
-    return reworded(row, re.sub(r"\{(text|json)\}", lambda match: forms[match[1]], frame))
+    values = dict(text=text, json=json.dumps(text, ensure_ascii=False))
+    return reworded(row, re.sub(r"\{(text|json)\}", lambda match: values[match[1]], frame))
 
 
 def injection(rng, row, story):
-    """With somebody else's orders, which must not be followed."""
+    """Add instructions of somebody else. The right answer does not follow them."""
     frame = rng.choice(TEXTS["INJECTIONS"][story["lang"]]).replace("{n}", str(rng.randint(2, 99)))
     return reworded(row, frame.replace("{text}", text_of(row)))
 
 
 def invented_word(rng):
-    """Two or three syllables, such as "tiblin", that are no name or object of the stories."""
+    """A word of two or three syllables, such as "tiblin", that the stories do not have."""
     while True:
         word = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") +
                        rng.choice(["", "", "b", "l", "n", "r", "s"])
@@ -103,7 +103,7 @@ def invented_word(rng):
 
 
 def invented(rng, row, story):
-    """Zavo has 3 tiblins (Berko 1958 asked children about "wugs")."""
+    """Made-up name and thing: Zavo has 3 tiblins (Berko 1958 asked children about "wugs")."""
     if story["lang"] == "en":
         thing = invented_word(rng)
         name = invented_word(rng).title(), rng.choice(["he", "she"])
@@ -111,14 +111,14 @@ def invented(rng, row, story):
 
 
 def with_sentences(row, told, answer):
-    """A row of sentences that are not of the templates: without skeleton and numbers."""
+    """A row of these sentences and answer. It lacks skeleton and numbers: it fits no template."""
     new = reworded(row, join(row["lang"], told))
     reply = dict(role="assistant", content=str(answer))
     return dict(conversations=[new["conversations"][0], reply], id=new["id"], lang=row["lang"])
 
 
 def paraphrase(rng, row, story, topic=None):
-    """Every sentence in words that the templates do not have, or in those of a topic."""
+    """Tell every sentence in words that the templates do not have, or in those of a topic."""
     told, wordings = [], TEXTS["WORDINGS"][story["lang"]]
     for kind, n in zip(kinds(story), [*story["numbers"], 0]):
         text = topic[kind] if topic else rng.choice(wordings[kind])
@@ -127,29 +127,29 @@ def paraphrase(rng, row, story, topic=None):
 
 
 def broader(rng, row, story):
-    """The same numbers where nobody has things: passengers, points, liters, members."""
+    """Tell the same numbers about another topic: passengers, points, liters or members."""
     return paraphrase(rng, row, story, topic=rng.choice(TEXTS["TOPICS"][story["lang"]]))
 
 
 def deeper(rng, row, story):
-    """One more operation at the end, if there are at most three."""
+    """Add an operation at the end, if the story has at most three."""
     for _ in range(PATIENCE if row["ops"] < stories.LONGEST_TRAINED else 0):
         new = suites.longer(rng, row, story, row["ops"] + 1)
-        if stories.split_of(new) == "distill":  # no test question under another name
+        if stories.split_of(new) == "distill":  # not a test question with other names
             return new
 
 
 def boundary(rng, row, story):
-    """The same sentences with numbers of which one is at an edge."""
+    """The same sentences with other numbers, one of them at an edge of its range."""
     for _ in range(PATIENCE):
         if numbers := edge_numbers(rng, kinds(story)[1:-1]):
             new = tell(**{**story, "numbers": numbers})
             if "are 1 " not in text_of(new) and stories.split_of(new) == "distill":
-                return new  # and not "There are 1 pear"
+                return new  # never "There are 1 pear"
 
 
 def edge_numbers(rng, ops):
-    """A start of 1 or of 50 to 99, or one number 0, or one as large as the total; or None."""
+    """-> numbers: the start is 1 or 50 to 99, or another one is 0 or equals the total. Or None."""
     edge, place = rng.choice(["zero", "one", "equal", "huge"]), rng.randrange(len(ops))
     numbers = [rng.randint(*{"one": (1, 1), "huge": (50, 99)}.get(edge, (2, 20)))]
     for i, op in enumerate(ops):
@@ -165,7 +165,7 @@ def edge_numbers(rng, ops):
 
 
 def negation(rng, row, story):
-    """One operation is told and taken back; the others must still give whole numbers to 99."""
+    """Take back one operation after it is told. The others must still give whole numbers to 99."""
     *told, question = sentences(row)
     ops, (start, *numbers) = kinds(story)[1:-1], story["numbers"]
     for i in rng.sample(range(len(ops)), len(ops)):
@@ -177,7 +177,7 @@ def negation(rng, row, story):
 
 
 def unit(rng, row, story):
-    """The question asks for grams or crates: one more operation, if there are at most three."""
+    """Ask for grams or crates. That is one more operation; the story may have at most three."""
     total = running_totals(kinds(story)[1:-1], story["numbers"])[-1]
     fitting = [(op, n) for op in ("mul", "div") for n in operands(op, total, large=False)]
     if fitting and row["ops"] < stories.LONGEST_TRAINED:
@@ -200,12 +200,12 @@ LABEL = dict.fromkeys(["none", *OPERATIONS], "kept") | dict.fromkeys(
 
 
 def parse_seed(row):
-    """A row of any format -> (row of the question and its reply, story, earlier turns, known answer
-    or None), or BadRow. story: what `tell` takes, or only the language."""
+    """A row of any format -> (row of question and reply, story, earlier turns, right answer or
+    None), or BadRow. story: the arguments of `tell`; else the language, an empty name."""
     (*before, question), answer = question_of(row)
     if row.get("suite") or row.get("skeleton") and row.get("numbers") and (
             row.get("ops") in (5, 6) or stories.split_of(row) in ("val", "test")):
-        raise BadRow("a question of val.jsonl, test.jsonl or a suite, which nobody may train on")
+        raise BadRow("a question of val.jsonl, test.jsonl or a suite: it is for evaluation only")
     if story := suites.drawn(row):
         return row, story, [], answer
     chinese = len(re.findall("[\u4e00-\u9fff]", question.content))
@@ -216,8 +216,8 @@ def parse_seed(row):
 
 
 def change(rng, row, story, operations, seen, missed):
-    """(name, new row) after one of the operations, or ("none", row). An operation that does not
-    apply, or whose text was `seen`, is counted in `missed`."""
+    """Try operations until one changes the row -> (its name, new row), or ("none", row). `missed`
+    counts those that did not apply or gave a text that is already in `seen`."""
     text = text_of(row)
     for name in rng.sample(operations, len(operations)):
         applies = "key" in story or name in OF_ANY_PROMPT and not (
@@ -231,10 +231,10 @@ def change(rng, row, story, operations, seen, missed):
 
 
 def main(cfg):
-    """Change a share of the seeds, write them, and say how many of each kind there are."""
+    """Change a share of the seeds, write all, and print how many there are of each kind."""
     operations, out, report = cfg.operations.split(","), Path(cfg.out), {}
     check(set(operations) <= set(OPERATIONS),
-          f"--operations {cfg.operations}: must be some of {','.join(OPERATIONS)}")
+          f"--operations {cfg.operations}: must be one or more of {','.join(OPERATIONS)}")
     between(cfg, 0, 1, "share")
     check(Path(cfg.input).resolve() != out.resolve(), "--out must not be the input")
     check(not is_text(cfg.input), f"{show(cfg.input)}: plain text has no rows; name a .jsonl file")
@@ -255,11 +255,11 @@ def main(cfg):
         print(f"left out: {bad_lines_text(report)}")
     if missed:
         print(f"did not apply: {counted(missed)}")
-    check(rows, f"{show(cfg.input)} gives no prompt")
-    data = json_lines(rows).encode(errors="replace")  # an id may have half a letter
+    check(rows, f"{show(cfg.input)} contains no prompt")
+    data = json_lines(rows).encode(errors="replace")  # an id may have half a surrogate pair
     with lock(out, wait=True):
         check(cfg.fresh or not out.exists() or out.read_bytes() == data,
-              f"{show(out)} is there with other rows; choose another --out, or --fresh")
+              f"{show(out)} exists with other rows; choose another --out, or --fresh")
         write_file(out, data)
     for key in ("operation", "label"):
         print(f"{key}: {counted(Counter(row[key] for row in rows))}")

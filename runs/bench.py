@@ -1,16 +1,16 @@
-"""Speed: of a training step, of the fused loss, of writing. On an otherwise idle machine.
+"""Measure the speed of training steps, fused loss and decoding, on an otherwise idle machine.
 
     python runs/bench.py step       8 minutes, after bash speedrun.sh; kept as results/bench.md
     python runs/bench.py whitebox   20 minutes; kept as results/whitebox-times.jsonl
     python runs/bench.py fused      2 minutes and 10 GB; kept as results/fused.md
     python runs/bench.py decode     1 minute, needs requirements-dev.txt; kept as results/decode.md
 
-step: training scripts, 60 steps each on the speedrun's stories, in turns. First the share of peak,
-the best of square matmuls. FLOPs, forward and backward, are 6 * (matmul parameters of the blocks)
-+ 12 * layers * heads * channels * window for a token of a window, and 6 * width * vocabulary for a
-counted token (Chowdhery et al. 2022, appendix B). Then the logits script, one thing changed a line.
-fused: fused.py against the plain loss, each in its own process; memory is that above the inputs.
-decode: our weights as transformers' Qwen3ForCausalLM. Both must say the same; then both write.
+step: scripts take turns, 60 steps each on the speedrun's stories. Table 1: FLOP/s as a share of the
+best square matmul. Forward and backward, each token of a window costs 6 * (matmul parameters of the
+blocks) + 12 * layers * heads * channels * window. A counted token costs 6 * width * vocabulary more
+(Chowdhery et al. 2022, appendix B). Table 2: the logits script, one thing changed on each line.
+fused: fused.py against the plain loss, each in its own process; memory without the inputs.
+decode: our model against transformers' Qwen3ForCausalLM with the same weights: logits, then speed.
 """
 import multiprocessing
 import os
@@ -44,13 +44,13 @@ class Config:
     parts: list = None             # step, whitebox, fused, decode
     teacher: str = OUT / "teacher.pt"        # step: the teacher; decode: the model that writes
     size: Literal[("", *SIZES)] = ""         # decode: random weights of this size instead
-    turns: int = 3                 # how often everything is timed (2 to 10)
-    steps: int = 60                # of a training run; the first ten do not count
+    turns: int = 3                 # how often each one is timed (2 to 10)
+    steps: int = 60                # steps of a training run; the first ten are not timed
 
 
 def take_turns(commands, cfg):
-    """{name: a training script and its flags} -> {name: [seconds, text tokens, counted tokens] of a
-    step, medians}. A run that fails is left out, such as torch.compile without a compiler."""
+    """{name: a training script and its flags} -> {name: [seconds, text tokens, counted tokens]},
+    medians of a step. A run that fails is left out, such as torch.compile without a compiler."""
     found = {name: [] for name in commands}
     for _, (name, command) in product(range(cfg.turns), commands.items()):
         words = (f"{command} --steps {cfg.steps} --eval-every {cfg.steps} --eval-windows 1 "
@@ -62,7 +62,7 @@ def take_turns(commands, cfg):
 
 
 def peak_share(cfg, env):
-    """Plain training of two sizes, in each dtype that is fast here, eager and compiled: a table."""
+    """-> a table: plain training of two sizes, in each fast dtype, eager and compiled."""
     peaks, dtypes = {}, {"float32": torch.float32, "bf16": torch.bfloat16}
     for dtype, n, _ in product(sorted({env.dtype, "float32"}), (1024, 2048, 4096), range(5)):
         a = torch.randn(n, n, device=env.device, dtype=dtypes[dtype])
@@ -86,7 +86,7 @@ def peak_share(cfg, env):
 
 
 def ablation(cfg, env):
-    """The logits script with one thing changed at a time, as a table."""
+    """-> a table: the logits script with one thing changed at a time."""
     script, caches = "train_distill_logits.py --size 0.4m", {}
     live, other = f"{script} --teacher {cfg.teacher}", "float32" if env.dtype == "bf16" else "bf16"
     for kind in ("topk", "sampled"):
@@ -111,7 +111,7 @@ TIMED = {recipe.name: recipe.commands[0].replace("SEED", "0") for recipe in reci
 
 
 def whitebox(cfg, env):
-    """A row for each white-box recipe: the ms of a step, and the seconds to make what it reads."""
+    """-> a JSON row for each white-box recipe: ms of a step, seconds to make the files it reads."""
     todo, making = dict(recipes.MAKE), {}
     for word in dict.fromkeys(" ".join(TIMED.values()).split()):
         recipes.make(word, todo)
@@ -127,7 +127,7 @@ def whitebox(cfg, env):
 
 
 def one_loss(way, vocab_size, tokens, width=256):
-    """A process: loss and gradients in one way -> MB above the inputs, seconds, loss a token."""
+    """A process: loss and gradients, plain or fused -> MB above inputs, seconds, loss a token."""
     torch.manual_seed(0)
     hidden, teacher_hidden = (torch.randn(tokens, width) for _ in range(2))
     head, teacher_head = (torch.randn(vocab_size, width) * 0.05 for _ in range(2))
@@ -146,7 +146,7 @@ def one_loss(way, vocab_size, tokens, width=256):
 
 
 def fused(cfg, env):
-    """Memory and time of every size in both ways, as a table."""
+    """-> a table: memory and time of the plain and the fused loss at each size."""
     lines, sizes = [], ((8_192, 2_048), (32_768, 2_048), (32_768, 4_096), (151_936, 2_048))
     for vocab_size, tokens in sizes:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -160,7 +160,7 @@ def fused(cfg, env):
 
 @torch.inference_mode()
 def decode(cfg, env, count=128):
-    """Both write `count` tokens greedily, one row, in turns -> do they agree, and their speeds."""
+    """Both models write `count` greedy tokens, one row, in turns -> text: agreement and speeds."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
     torch.manual_seed(0)
     model = build(cfg.size, 1024).eval() if cfg.size else checkpoints.load_model(cfg.teacher)[0]
@@ -178,10 +178,10 @@ def decode(cfg, env, count=128):
     long = dict(max_new_tokens=count, min_new_tokens=count, do_sample=False)
     writers = (lambda: generate(model, prompt.tolist(), count)[0],
                lambda: theirs.generate(prompt, **long)[0, 8:].tolist())
-    same = sum(a == b for a, b in zip(*(write() for write in writers)))  # and warm up
+    same = sum(a == b for a, b in zip(*(write() for write in writers)))  # also a warm-up
     times = [], []
     for _, (write, seconds) in product(range(cfg.turns), zip(writers, times)):
-        time.sleep(0.1)  # until the other's threads no longer spin while they wait for work
+        time.sleep(0.1)  # the other's threads still spin for a moment and would slow this one
         began = time.perf_counter()
         write()
         seconds.append(time.perf_counter() - began)
@@ -195,7 +195,7 @@ def main(cfg):
     os.chdir(ROOT)
     env, v = device_and_dtype(SimpleNamespace(dtype="auto")), versions()
     parts = dict(step=[peak_share, ablation], whitebox=[whitebox], fused=[fused], decode=[decode])
-    check(cfg.parts and set(cfg.parts) <= set(parts), "which part? " + " or ".join(parts))
+    check(cfg.parts and set(cfg.parts) <= set(parts), "name a part to run: " + " or ".join(parts))
     print(f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; device {env.device}")
     for measure in (measure for name in cfg.parts for measure in parts[name]):
         print(f"\n{measure(cfg, env)}")

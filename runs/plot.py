@@ -1,6 +1,6 @@
-"""Figures from logs, reports and rows, into docs/figures/. Needs matplotlib (requirements-dev.txt).
+"""Draw logs, reports and rows into docs/figures/, with matplotlib (requirements-dev.txt).
 
-    python runs/plot.py                       every figure whose data are there
+    python runs/plot.py                       every figure that has its data
     python runs/plot.py out/student-*.csv     the learning curves of these runs, into out/figures/
     python runs/plot.py --report out/eval.json --out out/figures    your own models
 """
@@ -24,15 +24,15 @@ from runs.render import mode, models, read_rows
 
 @dataclass
 class Config:
-    logs: list = None              # CSV files of runs: their learning curves, nothing else
-    report: str = ""               # a report of eval.py, instead of the rows of the scoreboard
-    teacher: str = OUT / "teacher.pt"  # whose soft targets are drawn
-    question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # it is asked
-    out: str = ""                  # folder of the figures; empty: docs/figures, of logs out/figures
+    logs: list = None              # CSV files of runs: draw only their learning curves
+    report: str = ""               # JSON report of eval.py, instead of the scoreboard's rows
+    teacher: str = OUT / "teacher.pt"  # its soft targets are drawn
+    question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # asked
+    out: str = ""                  # output folder; empty: docs/figures, for logs out/figures
 
 
 def pyplot():
-    """matplotlib, large enough for a projector, without a screen."""
+    """-> matplotlib.pyplot with large letters for a projector; it needs no screen."""
     check(find_spec("matplotlib"), "pip install -r requirements-dev.txt installs matplotlib")
     from matplotlib import pyplot as plt
     plt.switch_backend("Agg")
@@ -43,17 +43,17 @@ def pyplot():
 
 
 def curves(cfg, plt):
-    """Validation cross-entropy against step; logarithmic, since losses fall by factors."""
+    """Validation cross-entropy against step. The axis is logarithmic: losses fall by factors."""
     for path in cfg.logs:
         rows = np.genfromtxt(Path(path).read_text().splitlines(), delimiter=",", names=True)
-        rows = rows[rows["val_ce"] > 0]  # where it was measured
+        rows = rows[rows["val_ce"] > 0]  # only steps that measured it
         plt.plot(rows["step"], rows["val_ce"], "o-", label=Path(path).stem)
     plt.gca().set(yscale="log", xlabel="step", ylabel="validation ce, nats a token")
 
 
 @torch.inference_mode()
 def soft_targets(cfg, plt):
-    """The likeliest ten tokens at the place of its own answer where the teacher is least sure."""
+    """The teacher's ten likeliest tokens at the place of its own answer where it is least sure."""
     model, tokenizer, _ = load_model(cfg.teacher)
     ids = prompt_ids(tokenizer, [Turn("user", cfg.question)])
     new = generate(model, [ids], 100, {tokenizer.end})[0]
@@ -71,17 +71,17 @@ def soft_targets(cfg, plt):
 
 
 def evaluated(cfg):
-    """{model: its runs} of a report of eval.py, or of the scoreboard's rows at equal tokens."""
+    """-> {model: its runs}, from a report of eval.py or the scoreboard's rows at equal tokens."""
     if cfg.report:
         return {r["model"]: [r] for r in json.loads(Path(cfg.report).read_text("utf-8"))["results"]}
     return {mode(runs): runs for runs in models(read_rows("scoreboard"), "few")}
 
 
 def reliability(cfg, plt):
-    """On the diagonal a model's confidence is its accuracy; the size of a dot is its tokens."""
+    """Accuracy against confidence; on the diagonal they are equal. Larger dots have more tokens."""
     plt.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1.5)
-    for name, (run, *_) in evaluated(cfg).items():  # of several seeds the first
-        bins = [b for b in run.get("reliability", []) if b[0] >= 20]  # fewer: 0 or 1 by chance
+    for name, (run, *_) in evaluated(cfg).items():  # only the first seed
+        bins = [b for b in run.get("reliability", []) if b[0] >= 20]  # fewer tokens: mere chance
         if bins:
             tokens, confidence, accuracy = zip(*bins)
             [line] = plt.plot(confidence, accuracy, label=f"{name}, ECE {run['ece']:.3f}")
@@ -91,7 +91,7 @@ def reliability(cfg, plt):
 
 
 def robustness(cfg, plt):
-    """Accuracy on each suite, mean over seeds: a group of bars a suite, a colour a model."""
+    """Accuracy on each suite, mean over seeds. A suite is a group of bars, a model is a colour."""
     results = {name: runs for name, runs in evaluated(cfg).items() if "suites" in runs[0]}
     check(results, "no model was asked the suites (eval.py --suites)")
     suites = [name for name in next(iter(results.values()))[0]["suites"] if name != "hostile"]
@@ -104,7 +104,7 @@ def robustness(cfg, plt):
 
 
 def pareto(_, plt):
-    """Accuracy against decode speed; a dot a model. The front: none beats these in both."""
+    """Accuracy against decoding speed, one dot a model. No model beats the front in both."""
     rows = sorted(sum(read_rows("students").values(), []), key=lambda run: run["decode1"])
     points = [(run["decode1"], run["exact"]) for run in rows]
     front = [(x, y) for x, y in points if all(y > other for faster, other in points if faster > x)]
@@ -119,7 +119,7 @@ def pareto(_, plt):
 
 
 def topk(_, plt):
-    """Confidence minus accuracy of students of top-k lists, with a bucket or not (TRAPS 13)."""
+    """Confidence minus accuracy of students of top-k lists, with or without a bucket (trap 13)."""
     sure = {"renormalised": [], "bucket": []}
     for recipe, [run] in read_rows("topk").items():
         tokens, confidence, accuracy = np.array(run["reliability"]).T
@@ -132,7 +132,7 @@ def topk(_, plt):
 
 
 def amount(_, plt):
-    """Accuracy against the share of the teacher's rows, a dot a seed; bare answers of all rows."""
+    """Accuracy against the share of the teacher's rows, one dot a seed; a line for bare answers."""
     rows = {mode(runs): [run["exact"] for run in runs] for runs in read_rows("blackbox").values()}
     found = {n: rows["cot" if n == 100 else f"rows-{n}"] for n in (1, 3, 10, 30, 100)}
     [line] = plt.plot([*found], list(map(fmean, found.values())), label="chains of thought")

@@ -1,11 +1,11 @@
-"""Every run behind RESULTS.md: recipes as data, and a runner that makes what is missing.
+"""The recipes of every run behind RESULTS.md, and a program that runs those that are missing.
 
     python runs/recipes.py                            all, after bash speedrun.sh; a day on 2 cores
-    python runs/recipes.py "white/c*" --seeds 1,2     the recipes of a pattern, only these seeds
-    python runs/recipes.py "white/c*" --dry-run       the commands, without running them
+    python runs/recipes.py "white/c*" --seeds 1,2     only recipes of this pattern, only these seeds
+    python runs/recipes.py "white/c*" --dry-run       print their commands without running them
 
-A finished run is a row of results/*.jsonl. A recipe and seed with a row is skipped: stop and start
-as you like. Files that a command names and MAKE knows are made first. GSM8K=FILE: its training set.
+A finished run is a row of results/*.jsonl, and it is not run again. So you may stop at any time. A
+file in MAKE is made when a command needs it. GSM8K=FILE in the environment: its training set.
 """
 import atexit
 import fnmatch
@@ -30,27 +30,27 @@ from common import ROOT, check
 @dataclass
 class Config:
     recipes: list = None           # patterns of names, such as "white/c*"; none: every recipe
-    seeds: str = ""                # only these seeds; commas between; empty: those of RESULTS.md
-    dry_run: bool = False          # print the commands instead
+    seeds: str = ""                # only these seeds, commas between; empty: all of RESULTS.md
+    dry_run: bool = False          # print the commands, run nothing
 
 
-# In its commands SEED stands for each of the seeds; the last one appends to results/ROWS.jsonl.
+# In the commands, SEED is replaced by each seed. The last one adds a row to results/ROWS.jsonl.
 Recipe = namedtuple("Recipe", "name seeds rows commands")
 
 
 @dataclass
 class Group:
-    """Recipes that are scored on the same data, beside the same teacher, into the same rows."""
+    """Recipes with the same teacher, the same test data and the same file of rows."""
     name: str
     rows: str
     teacher: str
     data: str                      # a folder
     seeds: tuple = ()
-    flags: str = ""                # of eval.py
-    test: str = "test"             # the file of the folder that scores; val for trials
+    flags: str = ""                # more flags of eval.py
+    test: str = "test"             # name of the test file in data; val for trials
 
     def run(self, name, train="", checkpoint=""):
-        """Add a recipe: train the checkpoint and score it. Without a command score the teacher."""
+        """Add a recipe: train the checkpoint and score it. Without `train`, score the teacher."""
         name = f"{self.name}/{name}".lstrip("/")
         out = f"out/{name.replace('/', '-')}-SEED"
         checkpoint = checkpoint or (f"{out}.pt" if train else self.teacher)
@@ -61,13 +61,13 @@ class Group:
         RECIPES.append(Recipe(name, self.seeds if train else (0,), self.rows, [*train, evaluate]))
 
     def both(self, name, train, steps, wall):
-        """At equal tokens, and with the steps that take the time of as many without a teacher."""
+        """Add two recipes: `steps` steps; `wall` steps, as long as `steps` without a teacher."""
         self.run(name, f"{train} --steps {steps}")
         self.run(f"{name}-wall", f"{train} --steps {wall}")
 
     def trials(self, name, train, changes):
-        """What was tried, scored on validation data, with a seed that no table uses. A trial is
-        called by its flags: 700-lr-1e-2-decay-.3 is --steps 700 --lr 1e-2 --weight-decay .3."""
+        """Add trials, scored on validation data with a seed that no table on test data uses. Their
+        names are their flags: 700-lr-1e-2-decay-.3 is --steps 700 --lr 1e-2 --weight-decay .3."""
         tried = replace(self, name=f"trial/{self.name}", seeds=(9,), flags="", test="val")
         flags = dict(decay="weight-decay", tau="temperature", weight="hidden-weight")
         for change in changes.split():
@@ -78,17 +78,17 @@ class Group:
 
 
 def made_by(*commands):
-    """Add commands to MAKE, each under its --out, or the checkpoint of its --name."""
+    """Add commands to MAKE. The key is --out, or without it the checkpoint of --name."""
     for words in map(str.split, commands):
         after = dict(zip(words, words[1:]))
         MAKE[after.get("--out") or f"out/{after['--name']}.pt"] = " ".join(words)
 
 
 RECIPES = []
-# {file, folder or server: a command; or a function of files' lines that returns lines, and files}
+# {file, folder or server: its command; or a function of lists of lines, and the files with them}
 MAKE = {}
 
-# --- scoreboard: stories, labels for 3 % of what the teacher learned from, and 8,000 more questions
+# --- scoreboard, stories: labels for 3 % of the teacher's stories, and 8,000 more questions
 STORIES, TEACHER = "out/data/stories", "out/few-teacher-0.pt"
 MAKE["out/data/few.jsonl"] = (lambda train: train[:1200], f"{STORIES}/train.jsonl")
 SMALL = f"--size 0.4m --val {STORIES}/val.jsonl --lr 1e-2"
@@ -120,7 +120,7 @@ few.both("reason-rich", rich, 1600, 770)
 RECIPES.append(Recipe("few/speed/1", (1, 2), "scoreboard", [  # and few/speed/2
     f"eval.py --questions 0 --out out/few-speed {TEACHER} out/few-reason-rich-1.pt"]))
 
-# --- scoreboard: Python's own documentation, of which the students see a quarter of the documents
+# --- scoreboard, prose: Python's documentation; students see a quarter of the documents
 PROSE = "--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl --eval-windows 0"
 PRETRAIN = f"train_pretrain.py {PROSE} --tokenizer out/prose.model"
 QUARTER = "--size 0.4m --documents 533 --lr 6e-3"
@@ -171,7 +171,7 @@ replace(tried, seeds=(0,)).run("teacher/decay-.5", f"{DEEP} --weight-decay .5")
 tried.run("teacher/decay-1")  # it became the teacher
 tried.run("init/1,8,14", f"{LOGITS} {INIT} --weight-decay 0.3")
 tried.run("init-hidden/pairs", f"{FEATURES} {INIT} --hidden-layers 1:1,2:8,3:14")
-WAYS = {  # the divergences read the cache of hidden states: the same loss in less time
+WAYS = {  # other divergences read the cache of hidden states: same loss, less time
     "alone": ALONE, "init": f"{LOGITS} {INIT}",
     **{f"cached-{kind}": f"{CACHED}-{kind}" for kind in ("hidden", "topk", "two", "sampled")},
     "init-hidden": LAST, "written": f"{LOGITS} --data {MIXED} --documents 0",
@@ -181,7 +181,7 @@ WAYS = {  # the divergences read the cache of hidden states: the same loss in le
     "reverse": f"{CACHED}-hidden --divergence reverse_kl",
     "total-variation": f"{CACHED}-hidden --divergence total_variation",
     "forward": LOGITS, "relations": f"{FEATURES} --hidden-weight 0 --relation-weight 1",
-    # as many steps as fit into the time of a recipe
+    # more steps, for a comparison at equal wall-clock
     **{f"alone-{steps}": f"{ALONE} --steps {steps}" for steps in (1400, 4000)},
     "init-on-policy": f"{ONPOLICY} --teacher {WHITE} {SOFT} {INIT}"}
 for name, train in WAYS.items():
@@ -191,16 +191,16 @@ for name in ("alone alone-1400 alone-4000 init cached-hidden init-hidden written
              "init-hidden-written hidden").split():
     best.run(name, WAYS[name] + ("" if name.startswith("alone") else " --temperature 1.5"))
 
-# the same on the stories, beside few/alone and few/logits
+# the same on the stories, to compare with few/alone and few/logits
 story = Group("few-white", "whitebox", TEACHER, STORIES, (1, 2), "--suites out/data/suites")
-replace(story, seeds=()).run("alone", ALONE_FEW)  # only its steps are timed
+replace(story, seeds=()).run("alone", ALONE_FEW)  # no seeds: bench.py times its steps
 story.both("jsd", f"train_distill_logits.py {SOFT_FEW} --divergence jsd", 1600, 780)
 story.both("hidden", f"train_distill_features.py {SOFT_FEW} --hidden-layers last", 1600, 780)
 story.both("on-policy", f"{ONPOLICY} {SOFT_FEW}", 1600, 450)
 
 
 def renormalised(source, cache):
-    """A copy of a cache of top-k lists whose k sum to 1 and whose bucket is empty (TRAPS 13)."""
+    """Copy a cache of top-k lists. The k now sum to 1, and the bucket is empty (trap 13)."""
     shutil.copytree(source, cache, dirs_exist_ok=True)
     for path in Path(cache).glob("*log_p*.npy"):
         log_p = np.load(path)                                            # (tokens, k + 1)
@@ -220,12 +220,12 @@ for k in (2, 4, 8, 16, 32):  # with the bucket for all other tokens, and renorma
         Group(kind, "topk", WHITE, "out/data/prose", (9,), test="val").run(
             str(k), f"train_distill_logits.py {LISTS} --cache {lists}")
 
-# --- black box: five lessons of one teacher's text, its prompts, its filter, its amount, spoiled
+# --- black box: five targets of one teacher's text; other prompts, no verifier, errors, fewer rows
 BOX, PORT = "out/data/blackbox", os.environ.get("PORT", "8124")
-LESSON = f"--val {BOX}-stories/val.jsonl --steps 1600 --lr 1e-2 --data {BOX}"
-RICH = f"train_distill_reason.py {LESSON}-rich.jsonl"
-FULL = f"train_distill_responses.py {LESSON}-rich.jsonl"
-SERVER = f"http://127.0.0.1:{PORT}/v1"  # the wall: no student reads the teacher's file
+BOX_FLAGS = f"--val {BOX}-stories/val.jsonl --steps 1600 --lr 1e-2 --data {BOX}"
+RICH = f"train_distill_reason.py {BOX_FLAGS}-rich.jsonl"
+FULL = f"train_distill_responses.py {BOX_FLAGS}-rich.jsonl"
+SERVER = f"http://127.0.0.1:{PORT}/v1"  # students never read the teacher's file
 MAKE[SERVER] = f"serve.py --checkpoint out/teacher.pt --port {PORT} &"
 made_by(f"dataset/stories.py --train 1 --test 2000 --out {BOX}-stories",
         *(f"dataset/suites.py --data {BOX}-stories/test.jsonl --out {BOX}-suites{more}"
@@ -240,7 +240,7 @@ for kind, asked in (("plain", "stories/distill.jsonl"), ("rich", "rich-prompts.j
             f"--base-url {SERVER} --model teacher",
             f"blackbox/filter.py --input {BOX}-{kind}-raw.jsonl --out {BOX}-{kind}-kept.jsonl "
             f"--against {BOX}-stories/val.jsonl,{BOX}-stories/test.jsonl")
-# as many rows of each: the teacher fails at more of the disturbed questions
+# equally many rows, though the teacher fails on more of the disturbed questions
 for name, rows in (("rich", "rich-kept"), ("plain", "plain-kept"), ("unjudged", "all")):
     MAKE[f"{BOX}-{name}.jsonl"] = (lambda rich, lines: lines[:len(rich)],
                                    f"{BOX}-rich-kept.jsonl", f"{BOX}-{rows}.jsonl")
@@ -301,13 +301,13 @@ zh.run("teacher")
 for kind in ("cot", "answer"):
     zh.run(kind, f"train_distill_reason.py --data out/data/traces-zh.jsonl {ZH} --target {kind}")
 
-# temperature times alpha, on validation data
+# each temperature with each alpha, on validation data
 for alpha, tau in ((alpha, tau) for alpha in ("0.5", "0.9", "1") for tau in (1, 2, 4, 8)):
     Group("", "sweep", "out/teacher.pt", STORIES, (9,), test="val").run(
         f"sweep-alpha-{alpha}-tau-{tau}",
         f"train_distill_logits.py {LABELS} --alpha {alpha} --temperature {tau}")
 
-# seven students of one teacher, three teachers of one student; a call scores all of a table
+# seven students of one teacher, three teachers of one student; one eval.py call for each table
 SHAPES = ("0.1m", "0.2m", "0.4m", "0.4m-deep", "0.4m-wide", "0.9m", "2m")
 TAUGHT = {"0.9m": "out/teacher-0.9m.pt", "2m": "out/teacher.pt", "5m": "out/teacher-5m.pt"}
 made_by(*(f"train_distill_reason.py --size {size} --name size-{size}" for size in SHAPES),
@@ -322,7 +322,7 @@ for name, rows, scored in (
     RECIPES.append(Recipe(name, (0,), rows, [
         f"eval.py {scored} --out out/{rows} --row results/{rows}.jsonl"]))
 
-# GSM8K: worked solutions; a tenth validates, a tenth is held out
+# GSM8K: worked solutions; a tenth is for validation, a tenth for the test
 MATH, PARTS = "out/data/gsm8k", dict(val={0}, train=set(range(1, 9)), heldout={9})
 if "GSM8K" in os.environ:
     for part, tenths in PARTS.items():
@@ -338,7 +338,7 @@ if "GSM8K" in os.environ:
 
 
 def make(word, todo, dry_run=False):
-    """Make the file or folder that a word of a command names, once. todo: the rest of MAKE."""
+    """Make the file or folder that a word of a command names, once. todo: what is left of MAKE."""
     name = word if word in todo else os.path.dirname(word)
     how = todo.pop(name, None)
     goes_on = name.endswith(".pt") or "generate.py" in str(how)  # these files may be unfinished
@@ -349,7 +349,7 @@ def make(word, todo, dry_run=False):
     function, *files = how
     for file in files:
         make(file, todo, dry_run)
-    print(f"# {name}: made of {', '.join(files)}")
+    print(f"# {name}: made from {', '.join(files)}")
     if not dry_run and function is renormalised:
         renormalised(*files, name)
     elif not dry_run:
@@ -358,8 +358,8 @@ def make(word, todo, dry_run=False):
 
 
 def run(command, todo, dry_run=False):
-    """Make what a script reads, then run it: it goes on where it was stopped, or says that all is
-    there. With & at the end it is a server, which stays until this program ends."""
+    """Make the files that a command reads, then run it. It continues if it was stopped before. A
+    command with & at the end is a server. It runs until this program ends. UserError: it failed."""
     words = command.removesuffix("&").split()
     for word in words[1:]:
         make(word, todo, dry_run)
@@ -367,7 +367,7 @@ def run(command, todo, dry_run=False):
     if dry_run:
         return
     if not command.endswith("&"):
-        return check(subprocess.call([sys.executable, *words]) == 0, f"{words[0]} has stopped")
+        return check(subprocess.call([sys.executable, *words]) == 0, f"{words[0]} has failed")
     server = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
     atexit.register(server.terminate)
     check(server.stdout.readline().startswith("ready:"), "serve.py did not start")
@@ -375,12 +375,12 @@ def run(command, todo, dry_run=False):
 
 def main(cfg):
     os.chdir(ROOT)
-    os.environ["MINIDISTILL_OUT"] = "out"  # of the scripts that run
-    signal.signal(signal.SIGINT, lambda *_: None)  # such a script saves and stops, then this one
+    os.environ["MINIDISTILL_OUT"] = "out"  # where the scripts write
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C: the script stops, then this
     changed = subprocess.run(["git", "status", "--porcelain", "*.py"], capture_output=True).stdout
-    check(cfg.dry_run or not changed, "commit your changes first: a row names its commit")
+    check(cfg.dry_run or not changed, "commit your changes first: each row names its commit")
     wanted = [r for r in RECIPES if any(fnmatch.fnmatch(r.name, p) for p in cfg.recipes or ["*"])]
-    check(wanted, f"no recipe is called {' or '.join(cfg.recipes or [])}")
+    check(wanted, f"no recipe matches {' or '.join(cfg.recipes or [])}")
     there = {(path.stem, row["recipe"], row["seed"]) for path in Path("results").glob("*.jsonl")
              for row in map(json.loads, path.open())}
     seeds = [int(seed) for seed in cfg.seeds.split(",") if seed] or range(10)
@@ -391,7 +391,7 @@ def main(cfg):
         print(f"# {recipe.name}, seed {seed}")
         for command in recipe.commands:
             run(command.replace("SEED", str(seed)), todo, cfg.dry_run)
-        if recipe.name == "few/speed/1" and not cfg.dry_run:  # two models, side by side: two rows
+        if recipe.name == "few/speed/1" and not cfg.dry_run:  # two models, two rows
             results = json.loads(Path("out/few-speed.json").read_text("utf-8"))["results"]
             common.append_rows("results/scoreboard.jsonl", [
                 dict(recipe=f"few/speed/{n}", seed=seed, versions=common.versions(), metrics=result)

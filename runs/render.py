@@ -1,10 +1,10 @@
-"""results/*.jsonl -> the tables of RESULTS.md and both READMEs, between `<!-- NAME -->` marks.
+"""Write the tables of RESULTS.md and both READMEs from results/*.jsonl, after each <!-- NAME -->.
 
     python runs/render.py            write the tables
     python runs/render.py --check    status 2 if a table differs from its rows (a test does this)
 
-No figure of a table is typed by hand. A table is lines and columns. A line is mostly the runs of
-one recipe, one a seed. A column is a head and a function of a line.
+No number of a table is typed by hand. A line of a table is usually one recipe: a list of its runs,
+one for each seed. A column is a pair: its head, and a function from a line to a text.
 """
 import json
 import math
@@ -31,9 +31,9 @@ class Config:
 
 
 def read_rows(*names):
-    """{recipe: its runs by seed} of results/NAME.jsonl. A run has the keys of its row, of its flags
-    and metrics, and "on SUITE" accuracies. UserError if the runs of a recipe were not alike in a
-    flag that all of them have (older rows have flags that are gone)."""
+    """results/NAME.jsonl -> {recipe: its runs, sorted by seed}. A run has the keys of its row, its
+    flags and metrics, and an accuracy "on SUITE". UserError if a recipe has a seed twice, or if its
+    runs differ in a flag that all of them have. (Older rows have flags that no longer exist.)"""
     rows = {}
     for line in (line for name in names for line in open(ROOT / f"results/{name}.jsonl")):
         row = json.loads(line)
@@ -52,7 +52,7 @@ def read_rows(*names):
 
 
 def mode(runs):
-    """few/logits-wall -> logits-wall"""
+    """The last part of the recipe's name: few/logits-wall -> logits-wall."""
     return runs[0]["recipe"].split("/")[-1]
 
 
@@ -62,14 +62,14 @@ def of(rows, group, *names):
 
 
 def models(rows, group, axes=("",)):
-    """The runs of a group's teacher, of the student without one, and of each mode of the group on
-    these axes: "" is equal tokens, "-wall" equal wall-clock. UserError if a mode has only one axis:
-    a teacher is not free (TRAPS 28)."""
+    """-> the runs of a group's teacher, its student without a teacher, and each other mode on these
+    axes: "" is equal tokens, "-wall" is equal wall-clock. UserError if a mode has only one
+    axis: a teacher costs time, so both must be compared (trap 28 of docs/traps.md)."""
     recipes = [recipe.rpartition("/") for recipe in rows]
     names = dict.fromkeys(name.removesuffix("-wall") for side, _, name in recipes if side == group)
     modes = [name for name in names if name not in ("teacher", "alone")]
     for recipe in (f"{group}/{name}{axis}" for name in modes for axis in ("", "-wall")):
-        check(recipe in rows, f"a comparison needs both axes, and there is no row of {recipe}")
+        check(recipe in rows, f"a comparison needs both axes, but there is no row of {recipe}")
     return of(rows, group, "teacher", "alone", *(name + axis for name in modes for axis in axes))
 
 
@@ -78,18 +78,18 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def paired_t(base, runs, key):
-    """Mean of runs - base over the seeds, and the half width of its 95 % interval (Student's t).
-    UserError unless both have the same seeds, 2 to 10: to leave a run out is to choose."""
+    """-> mean of runs - base over the seeds, half width of its 95 % interval (Student's t).
+    UserError unless both have the same 2 to 10 seeds: nobody may leave out the worst run."""
     seeds, others = ([run["seed"] for run in side] for side in (runs, base))
     check(seeds == others and 2 <= len(seeds) <= 10,
-          f"{runs[0]['recipe']} needs the seeds of {base[0]['recipe']}, {others}, and has {seeds}")
+          f"{runs[0]['recipe']} needs the seeds of {base[0]['recipe']}, {others}, but has {seeds}")
     differences = [run[key] - other[key] for run, other in zip(runs, base)]
     return fmean(differences), T95[len(seeds) - 2] * stdev(differences) / math.sqrt(len(seeds))
 
 
 def bootstrap(differences, rounds=10_000, seed=0):
-    """Mean of paired differences, its 95 % percentile interval (Efron & Tibshirani 1993, ch. 13).
-    Questions are drawn again with replacement: for one pair of models on many questions."""
+    """Paired differences (n,) -> mean, low, high: a 95 % percentile interval (Efron & Tibshirani
+    1993, ch. 13). It draws questions with replacement. For one pair of models, many questions."""
     d = np.asarray(differences, dtype=np.float64)
     draws = np.random.default_rng(seed).integers(0, len(d), (rounds, len(d)))
     low, high = np.quantile(d[draws].mean(axis=1), [0.025, 0.975])
@@ -97,21 +97,21 @@ def bootstrap(differences, rounds=10_000, seed=0):
 
 
 def suite_values(runs, suites=()):
-    """Accuracy on the suites (none: all except "clean"), mean over suites and runs, as one value a
-    problem -> (n,), so that `bootstrap` pairs two models problem by problem. A run's "suites_right"
-    is {suite: "10-1..."}, a character a problem: 1 right, 0 wrong, - not in this suite."""
+    """-> (n,), a value for each problem. Their mean is the accuracy, over suites (none named: all
+    except "clean") and runs. So `bootstrap` can pair two models problem by problem. A run's
+    "suites_right" is {suite: "10-1..."}, by problem: 1 right, 0 wrong, - not in this suite."""
     values = []
     for right in (run["suites_right"] for run in runs):
         for name in suites or [name for name in right if name != "clean"]:
-            marks = np.array(list(right[name]))
-            values.append((marks == "1") * len(marks) / (marks != "-").sum())
+            found = np.array(list(right[name]))
+            values.append((found == "1") * len(found) / (found != "-").sum())
     return np.mean(values, axis=0)
 
 
 # --- columns: (head, function of a line) ----------------------------------------------------------
 
 def over(key, form=",.0f", spread=True):
-    """A column's function: the mean over the seeds, ± standard deviation (spread); or a dash."""
+    """A column's function: mean over the seeds (± standard deviation if spread), or a dash."""
     def cell(runs):
         values = [run[key] for run in runs if key in run]
         around = f" ± {stdev(values):{form}}" if spread and len(values) > 1 else ""
@@ -120,8 +120,8 @@ def over(key, form=",.0f", spread=True):
 
 
 def exact(runs):
-    """Accuracy. One seed: with Wilson's interval. Several: mean ± standard deviation, since all
-    seeds answer the same questions, and pooling them would make the interval too narrow."""
+    """Accuracy. One seed: with Wilson's interval. Several: mean ± standard deviation. All seeds
+    answer the same questions, so pooling them would make the interval too narrow."""
     return figure("exact")(runs[0]) if len(runs) == 1 else over("exact", ".1%")(runs)
 
 
@@ -134,7 +134,7 @@ def kept(teacher):
 
 
 def gap_closed(alone, teacher):
-    """A column: the share of the gap in cross-entropy to the teacher."""
+    """A column: (ce alone - ce) / (ce alone - ce of the teacher), the part of the gap closed."""
     def cell(runs):
         base, own, best = (fmean(run["ce"] for run in side) for side in (alone, runs, teacher))
         return f"{(base - own) / (base - best):.0%}"
@@ -142,8 +142,8 @@ def gap_closed(alone, teacher):
 
 
 def judged(base, runs, key):
-    """[mean of runs - base over seeds and its 95 % interval, in points of accuracy or nats; the
-    verdict]. INCONCLUSIVE: the interval contains 0. DOES NOT BEAT: significantly worse."""
+    """-> [mean of runs - base over seeds with its 95 % interval, in points of accuracy or in nats;
+    the verdict]. INCONCLUSIVE: the interval contains 0. DOES NOT BEAT: significantly worse."""
     scale, form, better = (100, ".1f", 1) if key == "exact" else (1, ".4f", -1)
     mean, half = paired_t(base, runs, key)
     verdict = "BEATS" if mean * better > 0 else "DOES NOT BEAT"
@@ -152,7 +152,7 @@ def judged(base, runs, key):
 
 
 def against(head, key, base):
-    """Two columns: the difference to base(runs) and its verdict; dashes for a base or a teacher."""
+    """Two columns: the difference to base(runs), its verdict. Dashes for the base and a teacher."""
     def pair(runs):
         itself = mode(runs) == "teacher" or base(runs) is runs
         return ["-", "-"] if itself else judged(base(runs), runs, key)
@@ -163,8 +163,8 @@ WORDS = {"cot": "chains of thought", "bare": "bare answers",
          "full": "whole replies, no tags", "mixed-cot": "the same student, asked for a thought",
          "mixed": "half of the rows with a thought, asked for nothing",
          "multi": "both tasks, asked for a thought", "multi-bare": "the same, asked for an answer",
-         "unjudged": "as many chains of all answers, right and wrong",
-         "shuffled": "half of the chains of several steps shuffled",
+         "unjudged": "as many chains, of right and wrong answers",
+         "shuffled": "half of the chains with several steps are shuffled",
          "wrong": "half of the chains end with a wrong number"}
 LEARNED = ("learned", lambda runs: WORDS.get(mode(runs), mode(runs)))
 STUDENT = ("student", lambda runs: mode(runs).replace("-wall", ", equal wall-clock"))
@@ -177,7 +177,7 @@ SUITES = ("mean of the suites:", over("suite_mean", ".1%"))
 FORM = ("format:", over("format", ".1%"))
 LENGTH = ("tokens an answer:", over("answer_tokens", ".1f"))
 DECODE = [("decode 1:", over("decode1")), ("decode 32:", over("decode32"))]
-# Suites of the kinds of the disturbed prompts (blackbox/prompts.py), and of other kinds.
+# Suites with changes that the disturbed prompts have, too (blackbox/prompts.py), and other suites.
 SEEN = ["typos", "names", "order", "no_punctuation"]
 HELD = ["paraphrase", "distractor", "large", "upper"]
 
@@ -185,8 +185,8 @@ HELD = ["paraphrase", "distractor", "large", "upper"]
 # --- tables ---------------------------------------------------------------------------------------
 
 def modes_table(rows, group):
-    """Modes against the student without a teacher, on both axes: in accuracy if answers can be
-    right or wrong, else in cross-entropy."""
+    """All modes against the student without a teacher, at equal tokens and equal wall-clock. It
+    compares accuracy if answers can be right or wrong, else cross-entropy."""
     teacher, alone, *_ = lines = models(rows, group, ("", "-wall"))
     columns = [gap_closed(alone, teacher), *against("ce against alone:", "ce", lambda _: alone)]
     if "exact" in alone[0]:
@@ -196,7 +196,7 @@ def modes_table(rows, group):
 
 
 def stories_table(rows):
-    """White-box modes on the stories, beside the scoreboard's runs of the same seeds."""
+    """White-box modes on the stories, together with the scoreboard's runs of the same seeds."""
     seeds = [run["seed"] for run in rows["few-white/jsd"]]
     same = {f"few-white/{name}": [run for run in rows[f"few/{name}"] if run["seed"] in seeds]
             for name in ("alone", "logits", "logits-wall")}
@@ -204,14 +204,14 @@ def stories_table(rows):
 
 
 def robust_table(rows, group):
-    """Accuracy on the suites, and the difference to the teacher: a paired bootstrap over problems,
-    each value the mean over seeds."""
+    """Accuracy on the suites, and the difference to the teacher: a paired bootstrap over problems.
+    A problem's value is the mean over suites and seeds."""
     teacher, *students = models(rows, group)
 
     def difference(runs):
         found = bootstrap(100 * (suite_values(runs) - suite_values(teacher)))
         return "-" if runs is teacher else "{:+.1f} ({:+.1f} to {:+.1f})".format(*found)
-    unseen = [*HELD, "longer"]  # longer has a cousin among the disturbed prompts
+    unseen = [*HELD, "longer"]  # longer resembles "deeper" of blackbox/prompts.py
     return table([teacher, *students], [
         MODEL, ("clean:", over("on clean", ".1%")), SUITES,
         ("against the teacher (95 %):", difference),
@@ -219,13 +219,13 @@ def robust_table(rows, group):
 
 
 def as_long(budgets, runs, needed):
-    """The student without a teacher to compare with runs as long as `needed` of its steps: of its
-    budgets (by steps) the smallest that is enough or, since it overfits, a smaller one that is
-    better on validation data. UserError if more steps than those of any budget might help."""
+    """-> the student without a teacher that had as much time as `runs`, or less time and a better
+    validation ce (it overfits). budgets: its runs, sorted by steps; needed: its steps in the time
+    of `runs`. UserError if no budget has so many steps and the largest is the best."""
     shorter = sum(budget[0]["steps"] < needed for budget in budgets)
     best = min(budgets[:shorter + 1], key=lambda budget: fmean(run["val_ce"] for run in budget))
     check(shorter < len(budgets) or best is not budgets[-1],
-          f"{runs[0]['recipe']} takes as long as {needed:,.0f} steps alone, and no row has so many")
+          f"{runs[0]['recipe']} takes as long as {needed:,.0f} steps alone, but no row has so many")
     return best
 
 
@@ -240,7 +240,7 @@ def white_table(rows, group):
     budgets = sorted((runs for runs in found if mode(runs).startswith("alone")),
                      key=lambda runs: runs[0]["steps"])
 
-    def cost(runs):  # ms a step, and seconds in all
+    def cost(runs):  # -> ms a step, seconds in total
         ms, making = times["alone" if runs in budgets else mode(runs)]
         return ms, runs[0]["steps"] * ms / 1000 + making
 
@@ -255,19 +255,19 @@ def white_table(rows, group):
 
 
 def enriched_table(rows):
-    """Disturbed questions among those that the teacher was asked, against none, as many rows."""
-    suites = {"mean of those in training": SEEN, "mean of those held out": HELD,
+    """Students of plain and disturbed questions against students of as many plain questions."""
+    suites = {"mean of the kinds in training": SEEN, "mean of other kinds": HELD,
               **{name.replace("_", " "): [name] for name in ("clean", *SEEN, *HELD, "longer")}}
     lines = []
     for line, names in suites.items():
         plain, rich = ([{**run, "exact": fmean(run[f"on {name}"] for name in names)}
                         for run in runs] for runs in of(rows, "blackbox", "plain-2000", "cot-2000"))
         lines.append([line, exact(plain), exact(rich), *judged(plain, rich, "exact")])
-    return markdown("suites | plain questions: | disturbed ones, too: | points: | verdict", lines)
+    return markdown("suites | plain questions: | plain and disturbed: | points: | verdict", lines)
 
 
 def sweep_table(_):
-    """Accuracy: a line a temperature, a column an alpha."""
+    """Accuracy: one line for each temperature, one column for each alpha."""
     rows = read_rows("sweep")
     lines = [[tau, *(exact(rows[f"sweep-alpha-{alpha}-tau-{tau}"]) for alpha in (0.5, 0.9, 1))]
              for tau in (1, 2, 4, 8)]
@@ -275,7 +275,7 @@ def sweep_table(_):
 
 
 def scoreboard(_):
-    """The speedrun's own table, from the JSON that eval.py wrote at its end."""
+    """The speedrun's summary, from the JSON that eval.py wrote at its end."""
     found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))["results"]
     return summary(found)
 
@@ -322,10 +322,10 @@ def main(cfg):
         old = (ROOT / name).read_text(encoding="utf-8")
         new = rendered(old, rows)
         check(new == old or not cfg.check,
-              f"{name} differs from results/: python runs/render.py writes it anew")
+              f"{name} differs from results/: run python runs/render.py")
         if new != old:
             common.write_file(ROOT / name, new)
-        print(f"{name}: {'as its rows' if new == old else 'rendered'}")
+        print(f"{name}: {'unchanged' if new == old else 'written'}")
 
 
 if __name__ == "__main__":

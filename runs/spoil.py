@@ -1,13 +1,13 @@
-"""Rows spoiled on purpose: what does the student learn from a chain of thought?
+"""Corrupt rows on purpose: what does the student learn from a chain of thought?
 
     python runs/spoil.py --how shuffled --out out/data/shuffled.jsonl
 
-    shuffled    the steps of a chain in another order; its answer is right
-    wrong       another number as the last result and the answer; the order is right
-    unjudged    (--input OUT.all.jsonl) what the teacher answered, right or wrong
+    shuffled    the steps of a chain in another order; the answer stays the same
+    wrong       another number as the last result and the answer; the order stays the same
+    unjudged    (--input OUT.all.jsonl) all complete answers, right or wrong
 
 After Li et al. 2025 ("LLMs can easily learn to reason from demonstrations"). Their student is a
-trained model; here it starts from random weights, and a step is a line such as "3+19=22".
+pretrained model. Ours starts from random weights, and a step is a line such as "3+19=22".
 """
 import random
 import sys
@@ -25,20 +25,20 @@ from dataset.verify import parse_number
 class Config:
     input: str = OUT / "data/traces.jsonl"  # rows of blackbox/generate.py, with thoughts
     how: Literal["shuffled", "wrong", "unjudged"] = "shuffled"  # see above
-    share: float = 0.5             # of the rows that can be spoiled (0.25 to 1)
-    out: str = OUT / "data/spoiled.jsonl"  # as many rows
-    seed: int = 0                  # of everything that is drawn
-    fresh: bool = False            # replace what is there
+    share: float = 0.5             # share of the suitable rows to change (0.25 to 1)
+    out: str = OUT / "data/spoiled.jsonl"  # the new rows
+    seed: int = 0                  # random seed
+    fresh: bool = False            # replace an existing file
 
 
-def spoiled(rng, turn, how):
-    """The turn with another order of its steps, or another answer from 1 to 99; None if there is no
-    other order, or the chain does not end with its answer."""
-    others, other = turn.think.split("\n"), turn.answer
-    if how == "shuffled" and len(set(others)) > 1:
-        while "\n".join(others) == turn.think:
-            rng.shuffle(others)
-        return replace(turn, think="\n".join(others))
+def corrupted(rng, turn, how):
+    """-> the turn with its steps in another order, or with another answer from 1 to 99. None if it
+    has no other order, or if the chain does not end with its answer."""
+    steps, other = turn.think.split("\n"), turn.answer
+    if how == "shuffled" and len(set(steps)) > 1:
+        while "\n".join(steps) == turn.think:
+            rng.shuffle(steps)
+        return replace(turn, think="\n".join(steps))
     if how == "wrong" and turn.think.endswith(f"={other}") and parse_number(other) is not None:
         while other == turn.answer:
             other = str(rng.randint(1, 99))
@@ -46,7 +46,7 @@ def spoiled(rng, turn, how):
 
 
 def unjudged(row):
-    """A line of OUT.all.jsonl -> turns; [] for the header, a cut-off answer, or no thought."""
+    """A row of OUT.all.jsonl -> turns; [] for the header, an incomplete answer, or no thought."""
     if row.get("verdict") not in ("ok", "wrong answer", "unverified"):
         return []
     reply = {name: row[name] for name in ("content", "reasoning_content")}
@@ -61,12 +61,12 @@ def main(cfg):
     read = unjudged if cfg.how == "unjudged" else parse_row
     for turns in (turns for _, turns in read_documents(cfg.input, parse=read) if turns):
         last = turns[-1]
-        other = spoiled(rng, last, cfg.how) if last.think and last.answer else None
+        other = corrupted(rng, last, cfg.how) if last.think and last.answer else None
         if other and rng.random() < cfg.share:
             turns, count = [*turns[:-1], other], count + 1
         rows.append(dict(conversations=[turn_row(turn) for turn in turns]))
     count = count if read is parse_row else len(rows)
-    check(count, f"{show(cfg.input)} has no row with a thought that can be {cfg.how}")
+    check(count, f"{show(cfg.input)} has no row with a thought for --how {cfg.how}")
     write_file(out, json_lines(rows))
     print(f"{show(out)}: {count:,} of {len(rows):,} rows {cfg.how}\nnext:",
           command("train_distill_reason.py", name=f"student-{out.stem}", data=out))

@@ -1,5 +1,5 @@
 """What every test may use: the project on sys.path, tiny models, a tokenizer, scripts as processes.
-Nothing here or in a subprocess can touch the user's out/: MINIDISTILL_OUT is a temporary folder."""
+MINIDISTILL_OUT is a temporary folder, so tests and their processes cannot touch the user's out/."""
 import importlib
 import json
 import os
@@ -21,13 +21,13 @@ import torch
 import common
 from model import ModelConfig, Transformer
 
-os.fsync = lambda file: None  # the tests write thousands of small files, and no power is cut
-torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
+os.fsync = lambda file: None  # thousands of small files; none must survive a power cut
+torch.set_num_threads(1)  # tiny tensors: a second thread makes them slower
 
 TINY = dict(vocab_size=300, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48,
             max_seq_len=64)
 
-# Enough different letters for real words, few enough for a vocabulary of 320.
+# Enough different letters for real words, but few enough for a vocabulary of 320.
 SENTENCES = ["Mia has 3 pears. She buys 4 more. How many pears has she now?",
              "Tom has 12 books. He gives 5 away. How many books are left?",
              "Ann bakes 6 cakes and sells 2. Then she bakes 10 more."]
@@ -49,12 +49,12 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def tiny_model():
-    """A function: `tiny_model(vocab_size=300, n_layers=2, seed=0, fresh=False)` -> Transformer, float32,
-    with weights as large as a trained model's: a wrong mask, position or norm shows in the logits;
-    `fresh=True` leaves the small weights that training starts from."""
+    """A function: `tiny_model(vocab_size=300, n_layers=2, seed=0, fresh=False)` -> Transformer in
+    float32. Its weights are as large as a trained model's, so a wrong mask, position or norm shows
+    in the logits. `fresh=True` keeps the small weights that training starts from."""
     def make(seed=0, fresh=False, **changes):
         generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):  # a test's own random numbers stay as they were
+        with torch.random.fork_rng(devices=[]):  # the test's random state does not change
             torch.manual_seed(seed)
             model = Transformer(ModelConfig(**{**TINY, **changes}))
         if not fresh:
@@ -76,20 +76,20 @@ def tiny_tokenizer():
 
 @pytest.fixture
 def out_dir(tmp_path, monkeypatch):
-    """An empty out/ of this test's own, for this process and for those that it starts."""
+    """An empty out/ only for this test, in this process and in those that it starts."""
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setenv("MINIDISTILL_OUT", str(out))
     before = common.OUT
     for module in [m for m in sys.modules.values() if getattr(m, "OUT", None) == before]:
-        monkeypatch.setattr(module, "OUT", out)  # defaults of a Config stay as they were
+        monkeypatch.setattr(module, "OUT", out)  # defaults of a Config do not change
     return out
 
 
 @pytest.fixture
 def run_script():
-    """A function: `run_script("eval.py", "--steps", 2, cwd=..., check=True)` -> CompletedProcess. A script's
-    path is relative to the project. check: status 0 or the test fails."""
+    """A function: `run_script("eval.py", "--steps", 2, cwd=..., check=True)` -> CompletedProcess.
+    A script's path is relative to the project. check: the test fails if the status is not 0."""
     def run(script, *flags, cwd=ROOT, check=True, timeout=300, **env):
         done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd,
                               env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True,
@@ -112,9 +112,9 @@ def tiny_stories(count):
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory, tiny_tokenizer):
-    """What a training script needs, as paths: train and val (.jsonl), tokenizer, teacher and init (two
-    models); `flags(script, **changes)` are those of a run of a second, alike for every script. Train is
-    16 windows of 143 tokens with two or three stories each: `batch=16` is the whole of it."""
+    """Paths of what a training script needs: train, val, tokenizer, the models teacher and init.
+    `flags(script, **changes)` are the flags of a run that takes a second. Train has 16 windows of
+    143 tokens, with two or three stories each. So `batch=16` is all of it."""
     import checkpoints
     from model import build
     folder = tmp_path_factory.mktemp("world")
@@ -142,7 +142,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
                    "distill_onpolicy": dict(max_new_tokens=20)}.get(script, {})
         black_box = script in ("pretrain", "distill_reason", "distill_responses")
         values |= (dict(tokenizer=world.tokenizer) if black_box else dict(teacher=world.teacher)) | changes
-        for own in ("size", "tokenizer") if values.get("init") else ():  # a start has both
+        for own in ("size", "tokenizer") if values.get("init") else ():  # the --init model has both
             values.pop(own, None)
         return [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in values.items()]
 
@@ -152,14 +152,14 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture
 def call(monkeypatch, capsys, out_dir):
-    """A function: `call("train_pretrain", *flags)` runs a script inside this process -> status, out, err,
-    three seconds faster than a fresh one. A bug raises here as anywhere."""
+    """A function: `call("train_pretrain", *flags)` runs a script in this process -> status, out,
+    err. That is three seconds faster than a new process. Unexpected exceptions are raised."""
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(name, *flags):
         module, status = importlib.import_module(name), 0
         monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
         with torch.random.fork_rng(devices=[]):
             try:
                 common.run(module.main, module.Config)

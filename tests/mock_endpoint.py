@@ -1,9 +1,9 @@
-"""An OpenAI-compatible server that fails on purpose, by plan, and counts what it is asked.
+"""An OpenAI-compatible server that fails on purpose, by a plan, and records its requests.
 
-    with serving(faults=0.2) as mock:          # a fifth of the requests, drawn by seed; mock.url ...
+    with serving(faults=0.2) as mock:          # a fifth of the requests fail, drawn by seed
     with serving(plan=lambda number, asked: "429" if number < 3 else "") as mock:
 
-Its answers add up the numbers of the question, as tiny_stories in conftest.py demands.
+Its answer is the sum of the numbers in the question: right for tiny_stories in conftest.py.
 """
 import contextlib
 import json
@@ -12,24 +12,24 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-FAULTS = ("429", "500", "timeout", "dropped", "cut", "invalid", "empty")  # what may pass
+FAULTS = ("429", "500", "timeout", "dropped", "cut", "invalid", "empty")  # a retry may help
 
 
 def said(content, finish_reason="stop", **message):
-    """The body of a reply, except what is alike in all."""
+    """The body of a reply, without the model and usage that all replies have."""
     message = dict(role="assistant", content=content, **message)
     return dict(choices=[dict(index=0, message=message, finish_reason=finish_reason)])
 
 
 def worked(asked):
-    """Steps, then the sum of the numbers in the last turn; other words for another seed."""
+    """A reply: steps, then the sum of the numbers in the last turn. The seed changes its text."""
     numbers = list(map(int, re.findall(r"\d+", asked["messages"][-1]["content"])))
     steps = f"{' + '.join(map(str, numbers))} = {sum(numbers)}, I say {asked['seed']}."
     return said(f"<think>{steps}</think><answer>{sum(numbers)}</answer>")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request: counted, then answered or failed as the plan says."""
+    """One request: it is recorded, then answered or failed as the plan says."""
     def do_POST(self):
         mock = self.server
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
             mock.open_now += 1
             mock.most_open = max(mock.most_open, mock.open_now)
         fault = mock.plan(number, asked)
-        with mock.lock:  # before the answer: who has it may ask again at once
+        with mock.lock:  # before the answer: after it the client may ask at once
             mock.open_now -= 1
         with contextlib.suppress(OSError):  # the client has gone
             self.answer(fault, asked)
@@ -64,14 +64,14 @@ class Handler(BaseHTTPRequestHandler):
         if ": " in more:
             self.send_header(*more.split(": ", 1))
         self.end_headers()
-        self.wfile.write(data[:len(data) - 30 * (fault == "cut")])  # the others are only promised
+        self.wfile.write(data[:len(data) - 30 * (fault == "cut")])  # "cut" sends 30 too few
 
     def log_message(self, *_):
-        """Nothing: the tests read what the script prints."""
+        """Print nothing: the tests read what the script prints."""
 
 
 def drawn(share, seed, kinds=FAULTS):
-    """A plan: each request fails with chance `share`; the same seed, the same plan."""
+    """A plan: each request fails with probability `share`. The same seed gives the same plan."""
     def plan(number, asked):
         rng = random.Random(f"{seed}/{number}")
         return rng.choice(kinds) if rng.random() < share else ""
@@ -80,7 +80,7 @@ def drawn(share, seed, kinds=FAULTS):
 
 @contextlib.contextmanager
 def serving(faults=0.0, seed=0, plan=None, reply=worked):
-    """Serve on loopback while the block runs; .url, .asked, .headers, .most_open tell about it."""
+    """Serve on loopback while the block runs -> the mock: .url, .asked, .headers, .most_open."""
     mock = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     mock.daemon_threads, mock.request_queue_size = True, 128
     mock.asked, mock.headers, mock.open_now, mock.most_open = [], [], 0, 0

@@ -1,12 +1,12 @@
-"""Break the code on purpose: for every trap of docs/traps.md a change that somebody really shipped.
+"""Break the code on purpose. Each trap of docs/traps.md has a change that somebody really shipped.
 
-    python tests/mutants.py              all of them: a line each, status 1 if one survives
-    python tests/mutants.py 7 12a        those of trap 7, and those whose name begins with 12a
-    python tests/mutants.py --apply 3 FOLDER    make a broken copy of the project, to be mended in class
+    python tests/mutants.py              all mutants, one line each; status 1 if one survives
+    python tests/mutants.py 7 12a        only those of trap 7 and those whose name begins with 12a
+    python tests/mutants.py --apply 3 FOLDER    make a broken copy of the project, to fix in class
 
-A mutant is (trap, file, old text, new text, test). It is applied to a copy of the tree. There the named
-test must turn red, by an assertion or an error of its own; in an untouched copy it must be green. A test
-that cannot see its bug is worse than none. test_mutants.py runs this file.
+A mutant is (trap, file, old text, new text, test). It is applied to a copy of the tree. The test
+must fail there, and pass in an unchanged copy. An error outside the test, such as a broken import,
+does not count. A test that cannot see its bug is worse than none. test_mutants.py runs this file.
 """
 import os
 import shutil
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", ".pytest_cache", "*.pt")
-LIMIT = 300  # seconds for one mutant: a test that hangs has not turned red
+LIMIT = 300  # seconds for one mutant: a test that hangs does not count as failed
 
 FORMULA = "test_train.py::test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula"
 RANKS = "test_ranks.py::test_two_processes_give_the_gradient_of_one_and_stay_equal"
@@ -120,7 +120,7 @@ def names():
 
 
 def mutated(mutant):
-    """The text of the mutant's file with its old text, which must occur exactly once, replaced."""
+    """The file's text with the old text replaced. ValueError unless that occurs exactly once."""
     _, file, old, new, _ = mutant
     text = (ROOT / file).read_text(encoding="utf-8")
     if text.count(old) != 1:
@@ -129,14 +129,14 @@ def mutated(mutant):
 
 
 def make_tree(folder, mutant):
-    """A copy of the tree, broken in one place."""
+    """Copy the tree to `folder`, and apply the mutant if there is one."""
     shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
     if mutant:
         (folder / mutant[1]).write_text(mutated(mutant), encoding="utf-8")
 
 
 def run(name, mutant, tests):
-    """Run the tests in a copy of the tree, print a line -> did they turn red (no mutant: stay green)?"""
+    """Run the tests in a copy of the tree, print a line -> did they fail (no mutant: pass)?"""
     words = [sys.executable, "-m", "pytest", "-qx", "--all", "-p", "no:cacheprovider",
              *[f"tests/{test}" for test in tests]]
     with tempfile.TemporaryDirectory(prefix="minidistill-mutants-") as folder:
