@@ -342,7 +342,10 @@ def end(cfg, env, progress):
     if progress.step < cfg.steps:
         stop(f"stopped; {show(path)} is saved: the same command goes on from there", 130)
     elif env.rank == 0:
+        following = command("chat.py", path)  # --data without --val: no file is left for eval.py
+        if "val" in cfg.given or "data" not in cfg.given:
+            following = command("eval.py", path, data=cfg.val if "val" in cfg.given else "",
+                                teacher=getattr(cfg, "teacher", ""))
         print(f"{show(path)}: validation ce {progress.best_ce:.4f} nats a token at step "
               f"{progress.best_step}, {progress.train_seconds:.0f} s of training\n"
-              "next: " + command("eval.py", path, data=cfg.val if "val" in cfg.given else "",
-                                 teacher=getattr(cfg, "teacher", "")))
+              f"next: {following}")

@@ -74,3 +74,8 @@ def table(lines, columns):
     """Lines (dicts) -> a Markdown table. columns: (head, function from a line to its cell)."""
     rows = [[cell(line) for _, cell in columns] for line in lines]
     return markdown(" | ".join(head for head, _ in columns), rows)
+
+
+def counted(counter, between=" | "):
+    """A Counter as one line, the most frequent first: `ok 12 | format 3`."""
+    return between.join(f"{name} {n:,}" for name, n in counter.most_common())

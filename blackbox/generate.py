@@ -33,10 +33,11 @@ import checkpoints
 import common
 from blackbox.client import Client, finished
 from common import OUT, UserError, between, check, positive, show
-from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, counted, is_text,
-                             parse_response_text, prompt_ids, read_documents, turn_row)
+from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, is_text, parse_response_text,
+                             prompt_ids, read_documents, turn_row)
 from dataset.verify import answer_in, parse_response, question_of, verdict
 from decoding import generate
+from metrics import counted
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Make more varied prompts: change a share of the seed prompts, each by one operation.
 
-    python blackbox/prompts.py            # out/data/prompts.jsonl, one for each seed, CPU, about 2 s
+    python blackbox/prompts.py           # out/data/prompts.jsonl, one for each seed, CPU, about 2 s
     python blackbox/prompts.py --input mine.jsonl --operations typos,injection,long
 
 Last line: next: python blackbox/generate.py --input out/data/prompts.jsonl --out ...
@@ -43,11 +43,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, between, check, command, json_lines, lock, run, show, write_file
 from dataset import stories, suites
-from dataset.formats import (BadRow, Turn, bad_lines_text, counted, is_text, read_documents,
-                             turn_row)
+from dataset.formats import BadRow, Turn, bad_lines_text, is_text, read_documents, turn_row
 from dataset.stories import fields, join, operands, running_totals, tell
 from dataset.suites import kinds, reworded, sentences, text_of
 from dataset.verify import question_of
+from metrics import counted
 
 TEXTS = json.loads((Path(__file__).parent / "texts/prompts.json").read_text(encoding="utf-8"))
 REAL = {word.lower() for pair in stories.NAMES["en"] + stories.OBJECTS["en"] for word in pair}

@@ -61,7 +61,7 @@ def open_cache(cfg, env, data):
     folder, about = Path(cfg.cache), read_about(cfg.cache)
     differing = [f"{key} {about[key]} there, {value} here"
                  for key, value in what_it_is_of(cfg, data).items() if about[key] != value]
-    check(not differing, f"{show(folder)} was made from other data: {', '.join(differing)}")
+    check(not differing, f"{show(folder)} is of other --data or --val: {', '.join(differing)}")
     check(not missing(folder, about), f"{show(folder)} is not finished; run its command again")
     check(about["temperature"] in (None, cfg.temperature), f"{show(folder)} is for temperature "
           f"{about['temperature']}, not {cfg.temperature}; --kind hidden fits every temperature")

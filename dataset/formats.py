@@ -235,11 +235,6 @@ def bad_lines_text(report):
                       for reason, (count, places) in report.items())
 
 
-def counted(counter, between=" | "):
-    """A Counter as one line, the most frequent first: `ok 12 | format 3`."""
-    return between.join(f"{name} {n:,}" for name, n in counter.most_common())
-
-
 def texts(document):
     """All texts of a document as a list, without control tokens."""
     if isinstance(document, str):
@@ -262,7 +257,8 @@ def encode_document(tokenizer, document, target="cot"):
         body = [t.answer, *t.encode(turn.answer), t.end_answer] if turn.answer is not None \
             else t.encode(turn.content)
         if turn.answer is not None and target == "full":
-            body = t.encode(plain_reply(turn))
+            gap = "\n" if "\n" in turn.answer else "\n#### "  # as GSM8K, if one line
+            body = t.encode(turn.answer if turn.think is None else turn.think + gap + turn.answer)
         elif turn.think is not None and target == "cot":
             body = [t.think, *t.encode(turn.think), t.end_think, *body]
         body = [*body, t.end]
@@ -282,14 +278,6 @@ def forms(document, target):
     prompt = "\n".join(turn.content for turn in document)
     half = hashlib.sha256(prompt.encode()).digest()[0] % 2
     return ["cot", "answer"] if target == "multi" else [("cot", "answer")[half]]
-
-
-def plain_reply(turn):
-    """A reply as plain text in GSM8K's notation: the thought, then `#### ` and the answer. #### is
-    left out without a thought, and before several lines, because it would read as a heading."""
-    if turn.think is None:
-        return turn.answer
-    return turn.think + ("\n" if "\n" in turn.answer else "\n#### ") + turn.answer
 
 
 def prompt_ids(tokenizer, turns, target="cot"):

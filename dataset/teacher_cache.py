@@ -3,8 +3,6 @@
     python dataset/teacher_cache.py          # out/teacher.pt, default stories, top 32
     python train_distill_logits.py --name student-cached --cache out/data/cache
 
-Last line: next: python train_distill_logits.py --name student-cached --cache ...
-
 Only tokens that count in the loss are stored. float16 is precise enough: on the prose teacher it
 changes a token's KL by about 0.0002 nats. There are three kinds. [] is the size in bytes a token.
 
@@ -35,7 +33,7 @@ import checkpoints
 import common
 from common import OUT, check, show
 from dataset.cache_reader import NAMES, SAME, SHARD, missing, read_about, what_it_is_of
-from dataset.windows import open_data, tensors
+from dataset.windows import open_text, tensors
 from losses import log_softmax
 
 BATCH = 32  # windows that the teacher reads together
@@ -46,6 +44,7 @@ class Config:
     others: list = None            # more teachers; the mean of all distributions is stored
     teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher
     data: str = OUT / "data/stories/train.jsonl"  # what the student will train on
+    val: str = OUT / "data/stories/val.jsonl"  # the training's: without it, a tenth is held out
     out: str = OUT / "data/cache"  # folder of the cache
     kind: Literal["topk", "sampled", "hidden"] = "topk"  # what to store for each token
     k: int = 32                    # tokens to store, or to draw (8 to 64); topk: at most V
@@ -120,7 +119,7 @@ def main(cfg):
     check(cfg.window <= context, f"--window {cfg.window}: the teacher's context is {context}")
     check(all(other.fingerprint == tokenizer.fingerprint for other in others),
           f"{', '.join(map(show, paths))} have different tokenizers")
-    data = open_data(cfg.data, tokenizer, cfg.window, cfg.target, cfg.documents, cfg.skip_bad_lines)
+    data, _ = open_text(cfg, tokenizer, {})
     k = {"topk": min(cfg.k, tokenizer.vocab_size), "sampled": cfg.k, "hidden": 0}[cfg.kind]
     about = dict(kind=cfg.kind, vocab_size=tokenizer.vocab_size, windows=len(data["ids"]), k=k,
                  temperature=None if hidden else cfg.temperature, seed=cfg.seed, dtype=env.dtype,
@@ -145,7 +144,7 @@ def main(cfg):
     size, tokens = sum(p.stat().st_size for p in folder.glob("*-*.npy")), data["meta"]["supervised"]
     print(f"{show(folder)}: {'made' if todo else 'already made'}, {tokens:,} tokens, "
           f"{size / max(tokens, 1):.0f} bytes each, {size / 1e6:,.1f} MB")
-    given = sorted(cfg.given & {"data", *SAME, "temperature", "skip_bad_lines"})
+    given = sorted(cfg.given & {"data", "val", *SAME, "temperature", "skip_bad_lines"})
     print("next: " + common.command("train_distill_logits.py", name="student-cached", cache=folder,
                                     **{name: getattr(cfg, name) for name in given}))
 

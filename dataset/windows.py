@@ -43,21 +43,22 @@ SORTED, OPEN_WINDOWS = 1024, 1024  # documents sorted together; windows kept ope
 NAMES = ("ids", "mask", "document")
 
 
-def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines=False):
+def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines=False, part=""):
     """Any file that formats.py reads -> dict: meta, and ids, mask, document (windows, window + 1):
     read-only arrays on disk. The file is cut once. The folder's name has a hash of the file, the
     tokenizer and the settings, so that any change makes new windows.
-    documents: only the first N rows; 0: all. UserError if nothing in the file can be learned.
+    documents: only the first N rows; 0: all. part: "" is the whole file; "val" is a tenth of it and
+    "train" the rest, see is_in. UserError if nothing in the file can be learned.
     """
     next(chunks(path, documents))  # UserError if the file cannot be read
     source = sha256_file(path)
     settings = (VERSION, source, is_text(path), tokenizer.fingerprint, window, target, documents,
-                skip_bad_lines)
+                skip_bad_lines, part)
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
     folder = OUT / "windows" / f"{Path(path).stem}-{key}"
     with lock(folder, wait=True):  # several runs and ranks may start at once
         if not (folder / "meta.json").exists():  # written last
-            job = functools.partial(cut, tokenizer, path, window, target, skip_bad_lines)
+            job = functools.partial(cut, tokenizer, path, window, target, skip_bad_lines, part)
             write_windows(path, folder, window, source, cut_all(job, path, documents))
     arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r").reshape(-1, window + 1)
               for name, dtype in zip(NAMES, dtypes(tokenizer))}
@@ -86,7 +87,7 @@ def write_windows(path, folder, window, source, parts):
                 done, rate = total["bytes"] / 1e6, total["bytes"] / 1e6 / (shown - began)
                 print(f"{show(path)}: {done:.0f}/{size / 1e6:.0f} MB cut | {rate:.1f} MB/s "
                       f"| eta {(size / 1e6 - done) / rate:.0f} s")
-    why = bad_lines_text(report) or "no row"
+    why = bad_lines_text(report) or "too few rows"
     if total["too_long"]:
         why = f"all documents are longer than the window; --window {total['longest'] - 1} fits"
     check(total["windows"], f"{show(path)}: nothing to learn from; {why}")
@@ -116,16 +117,26 @@ def start_worker():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def cut(tokenizer, path, window, target, skip_bad_lines, chunk):
+def is_in(document, part):
+    """Is it in this part? A hash of the first question decides: its answers are all in one part."""
+    question = document if isinstance(document, str) else next(
+        (turn.content for turn in document if turn.role == "user"), "")
+    return not part or (part == "val") == (hashlib.sha256(question.encode()).digest()[0] < 26)
+
+
+def cut(tokenizer, path, window, target, skip_bad_lines, part, chunk):
     """A chunk -> [ids, mask, document], (windows, window + 1) each; counts; what was left out."""
     texts, fitting, too_long, report = [], [], [], {}
     parse = functools.partial(parse_row, report=report)
     for _, document in read_documents(path, skip_bad_lines, report, parse, [chunk]):
-        for form in forms(document, target):
+        for form in forms(document, target) if is_text(path) or is_in(document, part) else ():
             ids, mask = encode_document(tokenizer, document, form)
             kind = fitting if len(ids) <= window + 1 else too_long
             (texts if isinstance(document, str) else kind).append((ids, mask))
     stream = [token for ids, _ in texts for token in ids]
+    if part and is_text(path):  # the last tenth of every 4 MB
+        end = len(stream) * 9 // 10
+        stream = stream[end:] if part == "val" else stream[:end]
     pieces = [stream[i:i + window + 1] for i in range(0, len(stream) - 1, window)]
     pieces = [(ids, [0] + [1] * (len(ids) - 1)) for ids in pieces]  # each token is learned once
     packed = [pack_documents(group, window + 1, tokenizer.pad) for group in (fitting, pieces)]
@@ -175,10 +186,11 @@ def summary(meta):
 
 def open_text(cfg, tokenizer, inputs):
     """(train, val) windows for a training run. Adds the hashes of both to the dict `inputs`."""
-    check("val" in cfg.given or "data" not in cfg.given,
-          f"--data {cfg.data} needs --val, text of the same kind: for example, hold out a tenth")
-    val, train = (open_data(path, tokenizer, cfg.window, cfg.target, rows, cfg.skip_bad_lines)
-                  for path, rows in ((cfg.val, 0), (cfg.data, cfg.documents)))
+    files = [(cfg.val, 0, ""), (cfg.data, cfg.documents, "")]
+    if "data" in cfg.given and "val" not in cfg.given:  # hold out a tenth of the data
+        files = [(cfg.data, cfg.documents, part) for part in ("val", "train")]
+    val, train = (open_data(path, tokenizer, cfg.window, cfg.target, rows, cfg.skip_bad_lines, part)
+                  for path, rows, part in files)
     inputs |= dict(data_sha256=train["meta"]["source_sha256"],
                    val_sha256=val["meta"]["source_sha256"],
                    tokenizer_fingerprint=tokenizer.fingerprint)
@@ -260,8 +272,9 @@ def validation_ce(model, val, cfg, env):
 def self_check(cfg, env, model, train, val, teacher=None):
     """-> {name: text} for the log, to check before the first step. The KL between two passes of the
     teacher must be 0, or it is not deterministic. UserError if its logits are not finite."""
+    held_out = train["meta"]["source_sha256"] == val["meta"]["source_sha256"]
     facts = {"data": f"{show(cfg.data)}: {summary(train['meta'])}",
-             "validation": summary(val["meta"]),
+             "validation": "a tenth of the data: " * held_out + summary(val["meta"]),
              "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
              "ce at start": f"{validation_ce(model, val, cfg, env):.3f} nats; "
                             f"ln V = {math.log(model.config.vocab_size):.3f} is guessing"}

@@ -48,7 +48,8 @@ def curves(cfg, plt):
         rows = np.genfromtxt(Path(path).read_text().splitlines(), delimiter=",", names=True)
         rows = rows[rows["val_ce"] > 0]  # only steps that measured it
         plt.plot(rows["step"], rows["val_ce"], "o-", label=Path(path).stem)
-    plt.gca().set(yscale="log", xlabel="step", ylabel="validation ce, nats a token")
+    plt.gca().set(yscale="log", xlabel="step", ylabel="validation ce, nats a token",
+                  title="Lower is better; where a curve rises, it overfits")
 
 
 @torch.inference_mode()
@@ -65,9 +66,9 @@ def soft_targets(cfg, plt):
         plt.bar(x + shift, height.tolist(), 0.27, label=f"temperature {tau}")
     names = [repr(tokenizer.decode([i], show_control=True)) for i in best.tolist()]
     plt.xticks(x, names, rotation=35, ha="right")
-    plt.gca().set(yscale="log", ylabel="probability (logarithmic)")
     before = tokenizer.decode(new[:place], show_control=True).replace("\n", " ")
-    plt.title(f"... {before[-50:]} ?", fontsize=13)
+    plt.gca().set(yscale="log", ylabel="probability (logarithmic)", title="A higher temperature "
+                  f"shows what else\nthe teacher considers after {before[-30:]!r}")
 
 
 def evaluated(cfg):
@@ -87,35 +88,37 @@ def reliability(cfg, plt):
             [line] = plt.plot(confidence, accuracy, label=f"{name}, ECE {run['ece']:.3f}")
             plt.scatter(confidence, accuracy, [20 + 300 * n / max(tokens) for n in tokens],
                         color=line.get_color(), alpha=0.6)
-    plt.gca().set(xlabel="confidence of the likeliest token", ylabel="how often it is right")
+    plt.gca().set(xlabel="confidence in the likeliest token", ylabel="how often it is right",
+                  title="Below the diagonal: more confident than right")
 
 
 def robustness(cfg, plt):
-    """Accuracy on each suite, mean over seeds. A suite is a group of bars, a model is a colour."""
+    """Accuracy on each suite: a bar is the mean over seeds, its line ± one standard deviation."""
     results = {name: runs for name, runs in evaluated(cfg).items() if "suites" in runs[0]}
     check(results, "no model was asked the suites (eval.py --suites)")
     suites = [name for name in next(iter(results.values()))[0]["suites"] if name != "hostile"]
     x, width = np.arange(len(suites)), 0.8 / len(results)
     for k, (name, runs) in enumerate(results.items()):
-        heights = [fmean(run["suites"][suite]["exact"] for run in runs) for suite in suites]
-        plt.bar(x + (k - (len(results) - 1) / 2) * width, heights, width, label=name)
+        exact = [[run["suites"][suite]["exact"] for run in runs] for suite in suites]
+        plt.bar(x + (k - (len(results) - 1) / 2) * width, [*map(fmean, exact)], width, label=name,
+                yerr=[np.std(e, ddof=len(e) > 1) for e in exact], error_kw={"lw": 1})
     plt.xticks(x, [suite.replace("_", " ") for suite in suites], rotation=35, ha="right")
-    plt.gca().set(ylabel="exact match", ylim=(0, 1))
+    plt.gca().set(ylabel="share answered right", ylim=(0, 1.02),
+                  title="Who still answers when a question is disturbed?")
 
 
 def pareto(_, plt):
-    """Accuracy against decoding speed, one dot a model. No model beats the front in both."""
+    """Accuracy (95 % interval) against speed. No model is better in both than one of the front."""
     rows = sorted(sum(read_rows("students").values(), []), key=lambda run: run["decode1"])
     points = [(run["decode1"], run["exact"]) for run in rows]
     front = [(x, y) for x, y in points if all(y > other for faster, other in points if faster > x)]
     plt.plot(*zip(*front), color="gray", linestyle="--", label="Pareto front")
-    for i, (run, point) in enumerate(zip(rows, points)):
-        plt.scatter(*point, 90)
-        name = f"{mode([run]).removeprefix('size-')}\n{run['parameters'] / 1e6:.2f} M"
-        plt.annotate(name, point, fontsize=11, textcoords="offset points", ha="center",
-                     xytext=(0, -34 if i % 2 else 12))
-    plt.gca().set(xscale="log", xlabel="tokens written a second, batch 1 (logarithmic)",
-                  ylabel="exact match", xmargin=0.15, ymargin=0.15)
+    for marker, run, (x, y) in zip("osD^vP*X", rows, points):
+        low, high = run["exact_interval"]
+        name = f"{mode([run]).removeprefix('size-')}: {run['parameters'] / 1e6:.2f} M parameters"
+        plt.errorbar(x, y, [[y - low], [high - y]], fmt=marker, ms=10, capsize=4, label=name)
+    plt.gca().set(xlabel="tokens written a second, batch 1", ylabel="share answered right",
+                  title="Faster students: little accuracy is lost at first, then a lot")
 
 
 def topk(_, plt):
@@ -125,23 +128,29 @@ def topk(_, plt):
         tokens, confidence, accuracy = np.array(run["reliability"]).T
         kind, k = recipe.split("/")
         sure[kind].append((int(k), 100 * np.average(confidence - accuracy, weights=tokens)))
-    plt.semilogx(*zip(*sorted(sure["renormalised"])), "s-", base=2, label="renormalised")
-    plt.semilogx(*zip(*sorted(sure["bucket"])), "o-", base=2, label="one bucket for all others")
-    plt.axhline(0, color="gray", linestyle="--", label="as sure as right")
-    plt.gca().set(xlabel="k, tokens that the cache keeps", ylabel="confidence - accuracy, points")
+    plt.plot(*zip(*sorted(sure["renormalised"])), "s-", label="made to sum to 1")
+    plt.plot(*zip(*sorted(sure["bucket"])), "o-", label="one bucket for all other tokens")
+    plt.axhline(0, color="gray", linestyle="--", label="as confident as right")
+    plt.gca().set(xscale="log", xlabel="k, tokens that the cache keeps (logarithmic)",
+                  ylabel="confidence - accuracy, points",
+                  title="Without a bucket the student becomes too confident")
+    plt.xticks([2, 4, 8, 16, 32], [2, 4, 8, 16, 32])
+    plt.minorticks_off()
 
 
 def amount(_, plt):
-    """Accuracy against the share of the teacher's rows, one dot a seed; a line for bare answers."""
+    """Accuracy against the share of the teacher's rows: mean ± standard deviation over seeds."""
     rows = {mode(runs): [run["exact"] for run in runs] for runs in read_rows("blackbox").values()}
     found = {n: rows["cot" if n == 100 else f"rows-{n}"] for n in (1, 3, 10, 30, 100)}
-    [line] = plt.plot([*found], list(map(fmean, found.values())), label="chains of thought")
-    for share, exact in found.items():
-        plt.scatter([share] * len(exact), exact, 50, color=line.get_color())
+    spreads = [np.std(exact, ddof=len(exact) > 1) for exact in found.values()]
+    plt.errorbar([*found], list(map(fmean, found.values())), spreads, fmt="o-", capsize=5,
+                 label="chains of thought")
     plt.axhline(fmean(rows["bare"]), color="gray", linestyle="--", label="bare answers of all rows")
     plt.gca().set(xscale="log", xlabel="share of the teacher's rows (logarithmic)",
-                  ylabel="exact match", ylim=(0, 1))
+                  ylabel="share answered right", ylim=(0, 1),
+                  title="A third of the teacher's rows teaches nearly all")
     plt.xticks([*found], [f"{share} %" for share in found])
+    plt.minorticks_off()
 
 
 def main(cfg):

@@ -117,8 +117,8 @@ few.run("alone", f"{ALONE_FEW} --steps 1600")
 few.both("logits", f"train_distill_logits.py {SOFT_FEW}", 1600, 780)
 few.both("reason", reason, 1600, 770)
 few.both("reason-rich", rich, 1600, 770)
-RECIPES.append(Recipe("few/speed/1", (1, 2), "scoreboard", [  # and few/speed/2
-    f"eval.py --questions 0 --out out/few-speed {TEACHER} out/few-reason-rich-1.pt"]))
+RECIPES.append(Recipe("few-teacher-0", (0,), "speed", [  # a row for each of the two models
+    f"eval.py --questions 0 --row results/speed.jsonl {TEACHER} out/few-reason-rich-1.pt"]))
 
 # --- scoreboard, prose: Python's documentation; students see a quarter of the documents
 PROSE = "--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl --eval-windows 0"
@@ -150,7 +150,7 @@ INIT = "--init-from-teacher 1,8,14"
 ONPOLICY = "train_distill_onpolicy.py --divergence forward_kl --on-policy-share 0.25"
 LAST = f"{FEATURES} {INIT} --hidden-layers last"
 CACHE = ("dataset/teacher_cache.py --data out/data/prose/train.jsonl --documents 533 "
-         f"--teacher {WHITE}")  # the same documents as the students'
+         f"--val out/data/prose/val.jsonl --teacher {WHITE}")  # the same documents as the students'
 made_by(*(f"{DEEP} --weight-decay 1 --name white-teacher-{seed} --seed {seed}" for seed in (0, 1)),
         *(f"{CACHE} --kind {kind} --out out/data/white-cache-{kind}"
           for kind in ("topk", "sampled", "hidden")),
@@ -391,11 +391,6 @@ def main(cfg):
         print(f"# {recipe.name}, seed {seed}")
         for command in recipe.commands:
             run(command.replace("SEED", str(seed)), todo, cfg.dry_run)
-        if recipe.name == "few/speed/1" and not cfg.dry_run:  # two models, two rows
-            results = json.loads(Path("out/few-speed.json").read_text("utf-8"))["results"]
-            common.append_rows("results/scoreboard.jsonl", [
-                dict(recipe=f"few/speed/{n}", seed=seed, versions=common.versions(), metrics=result)
-                for n, result in enumerate(results, 1)])
     print("next: python runs/render.py")
 
 

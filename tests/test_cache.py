@@ -107,11 +107,11 @@ def test_the_sampled_loss_and_its_gradient_are_unbiased():
 def make(tiny_world, call, out_dir):
     """A function: `make(kind="hidden", others=teachers)` -> folder of a cache of the tiny world's train."""
     def run(status=0, others=(), **changes):
-        flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, out=out_dir / "cache", window=143,
+        flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, val=tiny_world.val, out=out_dir / "cache", window=143,
                      dtype="float32", k=8, temperature=1) | changes
         if changes.get("kind") == "hidden":
             del flags["k"], flags["temperature"]
-        words = [f"--{k}" + ("" if v is True else f"={v}") for k, v in flags.items()]
+        words = [f"--{k}" + ("" if v is True else f"={v}") for k, v in flags.items() if v is not None]
         done = call("dataset.teacher_cache", *words, *others)
         assert done.status == status, done.err
         run.said = done.out + done.err
@@ -262,16 +262,18 @@ def test_another_training_is_refused(make, opened, tiny_world, tmp_path):
             opened(folder, **changes)
     changed = tmp_path / "changed.jsonl"  # edited after the teacher had read it: the same shape
     changed.write_text(tiny_world.train.read_text().replace("pears", "peers"))
-    with pytest.raises(UserError, match="made from other data.*data_sha256"):
+    with pytest.raises(UserError, match="other --data.*data_sha256"):
         opened(folder, changed)
 
 
-def test_what_it_says_to_type_next_works(make, tiny_world, call):
+@pytest.mark.parametrize("val", [True, False])
+def test_what_it_says_to_type_next_works(val, make, tiny_world, call):
     """A next command that is refused (another temperature, other data, a run of the same name)."""
-    folder = make(temperature=3)
+    folder = make(temperature=3, **({} if val else dict(val=None)))
     words = make.said.strip().splitlines()[-1].removeprefix("next: python train_distill_logits.py ").split()
-    done = call("train_distill_logits", *words, f"--val={tiny_world.val}", "--steps=1", "--size=0.1m")
+    done = call("train_distill_logits", *words, "--steps=1", "--size=0.1m")
     assert done.status == 0 and str(folder) in words, done.err
+    assert ("a tenth of the data: " in done.out) == ("chat.py" in done.out.splitlines()[-1]) == (not val)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ def row(recipe, seed, exact):
     suites = {name: dict(exact=exact) for name in ("clean", "typos", "other_language")}
     bins = [(50, 0.4, 0.2), (90, 0.9, 0.8), (2, 0.1, 1.0)]
     return dict(recipe=recipe, seed=seed, metrics=dict(exact=exact, ece=0.1, reliability=bins,
+                exact_interval=(exact - 0.1, exact + 0.1),
                 suites=suites, decode1=1000 * seed, parameters=10 ** 5))
 
 
@@ -40,11 +41,13 @@ def test_the_figures_show_the_rows(call, tiny_world, tmp_path, drawn):
     """A figure that stays the old one; bars of the wrong model, of wall-clock runs, of one seed."""
     flags = ("--teacher", tiny_world.teacher, "--out", tmp_path / "new", "--question", "2 + 3?")
     assert call("runs.plot", *flags).status == 0 and len(drawn) == 6
-    heights = [bar.get_height() for bars in drawn["robustness.png"].containers for bar in bars]
+    heights = [bar.get_height() for bar in drawn["robustness.png"].patches]
     assert heights == pytest.approx([1.0] * 3 + [0.6] * 3 + [0.9] * 3)  # the mean of 0.5 and 0.7
+    spreads = drawn["robustness.png"].collections[1].get_segments()[0]  # of the second model, its first bar
+    assert np.diff(spreads[:, 1]) == pytest.approx(2 * 0.02 ** 0.5)  # twice the standard deviation
     sure = 100 * (50 * 0.2 + 90 * 0.1 - 2 * 0.9) / 142  # points surer than right, over all tokens
     assert drawn["topk.png"].lines[1].get_xydata() == pytest.approx(np.array([[2, sure], [8, sure]]))
-    chains, bare = drawn["amount.png"].lines
+    chains, *_, bare = drawn["amount.png"].lines
     assert chains.get_xydata()[-2:].tolist() == [[30, pytest.approx(0.6)], [100, 0.9]]
     assert bare.get_ydata()[0] == 0.2
     for figure, line, points in (("reliability", 1, [[0.4, 0.2], [0.9, 0.8]]),  # no bin of two tokens
@@ -58,7 +61,7 @@ def test_a_report_of_eval_is_drawn_and_what_is_missing_costs_no_other_figure(cal
     (tmp_path / "report.json").write_text(json.dumps(dict(results=[result])))
     done = call("runs.plot", "--report", tmp_path / "report.json", "--out", tmp_path, "--teacher", "none")
     assert done.status == 0 and "soft-targets.png is not drawn" in done.out and len(drawn) == 5
-    assert [bar.get_height() for bar in drawn["robustness.png"].containers[0]] == [0.25] * 3
+    assert [bar.get_height() for bar in drawn["robustness.png"].patches] == [0.25] * 3
 
 
 def test_the_curves_are_those_of_the_named_logs(call, out_dir, drawn):

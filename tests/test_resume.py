@@ -114,7 +114,7 @@ def test_a_run_from_a_cache_or_with_the_fused_loss_goes_on_to_the_same_bits(kind
     flags = tiny_world.flags("distill_logits", steps=6, accumulate=2, fused="on")
     if kind != "fused":
         made = call("dataset.teacher_cache", f"--teacher={tiny_world.teacher}", f"--data={tiny_world.train}",
-                    f"--kind={kind}", "--window=143", f"--out={out_dir / 'cache'}", "--dtype=float32")
+                    f"--val={tiny_world.val}", f"--kind={kind}", "--window=143", f"--out={out_dir / 'cache'}", "--dtype=float32")
         assert made.status == 0, made.err
         flags = [f for f in flags if not f.startswith("--fused")]
         flags.append(f"--cache={out_dir / 'cache'}")

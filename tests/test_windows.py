@@ -115,6 +115,29 @@ def test_a_book_is_cut_in_chunks_and_loses_no_character(tmp_path, tokenizer, sma
     assert tokenizer.decode(data["ids"][kept]) == text
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_a_tenth_of_the_questions_is_held_out_with_all_their_answers(tmp_path, tokenizer, out_dir):
+    """Two answers to one question on both sides: validation rewards a student that memorises."""
+    rows = [dict(messages=[dict(role="user", content=f"how many {question}"),
+                           dict(role="assistant", content=f"{question} plus {answer}")])
+            for answer in range(3) for question in range(400)]
+    source = write(tmp_path / "a.jsonl", rows)
+    whole, *parts = ({tokenizer.decode(ids, True) for ids, _ in documents_in(
+        open_data(source, tokenizer, 60, part=part))} for part in ("", "val", "train"))
+    val, train = ({text.split("<end>")[0] for text in part} for part in parts)
+    assert len(whole) == 1200 and parts[0] | parts[1] == whole and not val & train
+    assert 25 < len(val) < 55 and len(parts[0]) == 3 * len(val)
+
+
+def test_of_plain_text_the_last_tenth_is_held_out(tmp_path, tokenizer, out_dir):
+    """Windows held out here and there begin and end in the middle of sentences that are trained."""
+    text = "".join(words(random.Random(i), 1, 12) + "\n" for i in range(300))
+    (tmp_path / "book.txt").write_text(text, encoding="utf-8")
+    parts = [open_data(tmp_path / "book.txt", tokenizer, 32, part=part) for part in ("train", "val")]
+    train, val = ([data["ids"][0, 0], *data["ids"][:, 1:][data["mask"][:, 1:] == 1]] for data in parts)
+    assert tokenizer.decode([*train, *val]) == text and len(val) == pytest.approx(len(train) / 9, abs=1)
+
+
 def test_documents_takes_the_first_rows_of_the_file(tmp_path, tokenizer, source, small_chunks):
     """A label budget of N must be the same N rows however the file is cut."""
     limited = open_data(source, tokenizer, 60, documents=123)
