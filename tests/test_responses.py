@@ -11,7 +11,7 @@ import train_distill_responses
 import train_pretrain
 from eval import judge
 from dataset.windows import eval_batches, open_data
-from dataset.formats import Turn, parse_row, plain_reply
+from dataset.formats import Turn, encode_document, parse_row
 from dataset.verify import extract_answer
 
 # the formats of dataset/formats.py, each as a file may hold it
@@ -47,13 +47,16 @@ def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tin
 @pytest.mark.parametrize("think, answer", [
     ("13+14=27\n27*2=54", "54"), ("So 5 or 6? The answer is 6, no: 7.", "7"), ("a\n\nb", "Paris"),
     ("Half of it.", "-1/2"), ("See #### 3 above", "4"), ("3 is it, 5 is not", "14 apples")])
-def test_a_full_answer_gives_its_answer_back(think, answer):
+def test_a_full_answer_gives_its_answer_back(think, answer, tiny_tokenizer):
     """A whole reply whose final answer cannot be told from its steps would be scored as wrong."""
-    text = plain_reply(Turn("assistant", "", think, answer))
+    def reply(*said):
+        ids, _ = encode_document(tiny_tokenizer, [Turn("assistant", "", *said)], "full")
+        return tiny_tokenizer.decode(ids[1:-1])
+    text = reply(think, answer)
     assert extract_answer(text) == answer
     assert parse_row({"question": "?", "answer": text})[1] == Turn("assistant", "", think, answer)
-    assert plain_reply(Turn("assistant", "", None, answer)) == answer  # "#### So:" would be a heading
-    assert plain_reply(Turn("assistant", "", think, "So:\nit is 7.")) == f"{think}\nSo:\nit is 7."
+    assert reply(None, answer) == answer  # "#### So:" would be a heading
+    assert reply(think, "So:\nit is 7.") == f"{think}\nSo:\nit is 7."
 
 
 @pytest.mark.parametrize("said, wanted, verdict", [
