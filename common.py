@@ -65,7 +65,8 @@ def parse(Config, argv=None):
         comments |= re.findall(r"^ +(\w+) *:[^#\n]+# *(.+)", inspect.getsource(parent), re.M)
     parser = argparse.ArgumentParser(description=inspect.getmodule(Config).__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False, argument_default=argparse.SUPPRESS)
+                                     allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                                     epilog="(...) usual values, not limits. [...] the default.")
     parser.error = lambda message: check(False, f"{message}; see --help")
     for name, kind in kinds.items():
         default, choices = getattr(Config, name), typing.get_args(kind)

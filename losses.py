@@ -1,9 +1,10 @@
 """The losses, written by hand. Each returns one value for each token.
 
 Logits (..., V) come in, values (...) in nats go out: (B, T, V) -> (B, T), or (N, V) -> (N,).
-Nothing is averaged here, and only `total` sums over tokens. A training script sums the values of
-the tokens that count and divides once, by their number in the whole optimizer step (`n_valid`).
-Many public distillation bugs divide twice, or by the wrong number (docs/traps.md).
+Only `total` sums over tokens, and nothing here averages over them. A token counts if its mask is 1:
+it is no prompt and no padding. A training script sums the values of the tokens that count, and
+divides once by their number in the whole optimizer step, `n_valid` (with tag weights: the sum of
+their weights). Many public bugs divide twice, or by the wrong number (docs/traps.md).
 
 float16 and bfloat16 logits become float32 before any softmax. bf16 has 8 significant bits, and its
 rounding can make a small KL negative. float64 stays float64, for tests.
@@ -115,12 +116,12 @@ def mixture(log_a, log_b, share):
 
 
 def scale(name, temperature):
-    """tau^2, or tau for total variation. It keeps the gradient at the same size at any temperature.
+    """tau^2, or tau for total variation. It keeps the gradient at about the same size at every tau.
 
-    Dividing logits by tau divides the gradient by tau. It also makes p and q more alike, which
-    divides the gradient of a KL by about tau again (Hinton, Vinyals & Dean 2015, section 2). In
-    total variation that second effect is missing, because its derivative by q is only a sign.
-    """
+    Dividing logits by tau divides the gradient by tau. It also makes p and q more alike: if tau is
+    large, q - p is about (z_q - z_p) / (tau V), for logits z of mean 0. So the gradient of a KL is
+    divided by tau again (Hinton, Vinyals & Dean 2015, section 2). The derivative of total variation by q is
+    only a sign, so there the second effect is missing."""
     return temperature if name == "total_variation" else temperature ** 2
 
 
@@ -134,7 +135,7 @@ def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None)
     student_logits (N, V); ids (N, k); log_p (N, k + 1) at the same tau, the bucket last -> (N,).
     If k = V, log_p is (N, k), without a bucket. The result is at most the divergence on the whole
     vocabulary: merging tokens makes two distributions more alike. float16 rounds log_p, so it is
-    normalised again, bucket included. Without a bucket the student would become too sure.
+    normalised again, bucket included. For k < V a list without a bucket makes the student too sure.
     """
     z = upcast(student_logits) / temperature                               # (N, V)
     merged = z.gather(-1, ids)                                             # (N, k)

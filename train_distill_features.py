@@ -50,12 +50,12 @@ class Config:
     beta: float = 0.5              # only for jsd: 0 is forward KL, 1 is reverse KL (0 to 1)
     skew: float = 0.1              # only for skew_*: share s in their formulas (0 to 0.5)
     data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; the best step is kept
+    val: str = common.OUT / "data/stories/val.jsonl"  # validation text, else a tenth of own --data
     size: Literal[tuple(SIZES)] = "0.4m"  # name of the student's shape: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: a new model of --size
     init_from_teacher: str = ""    # copy these blocks of the teacher at the start, such as 1,3,4
-    window: int = 256              # tokens in a window (128 to 1,024); a new model accepts 2x that
-    target: Literal["cot", "answer"] = "cot"      # answer: without the <think> span
+    window: int = 256              # tokens in a window (128 to 1,024); a new model's context is 2x
+    target: Literal["cot", "answer"] = "cot"      # cot: steps and answer; answer: no steps
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # skip and count bad lines of the data, instead of stopping
     batch: int = 8                 # windows in an optimizer step (4 to 64; small models: few)

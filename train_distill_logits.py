@@ -3,13 +3,13 @@
     loss = (1 - alpha) * CE(labels, q) + alpha * tau^2 * KL(p_teacher || q_student)
     a mean over the tokens that count; the KL uses logits / tau (Hinton et al. 2015, section 2)
 
-One CPU command (2 minutes):        python train_distill_logits.py
+One CPU command (2 minutes):        python train_distill_logits.py --name my-student
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_logits.py --size 2m
-Second-to-last printed line:        out/student-logits.pt: validation ce ... nats a token ...
+Second-to-last printed line:        out/my-student.pt: validation ce ... nats a token ...
 
 How it differs from the paper:
 1. In the paper each example has one distribution. Here each token has one, over the vocabulary.
-2. The paper tried temperatures from 1 to 20. In our trials 2 was better than 1 (RESULTS.md).
+2. The paper tried temperatures from 1 to 20. At alpha 0.9, our 2 was better than 1 (RESULTS.md).
 3. The teacher runs at every step. With --cache its saved outputs are used instead.
 """
 import time
@@ -40,12 +40,12 @@ class Config:
     fused: Literal["auto", "on", "off"] = "auto"  # logits in parts: see fused.py; auto: if many
     cache: str = ""                # folder of dataset/teacher_cache.py, used instead of the teacher
     data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; the best step is kept
+    val: str = common.OUT / "data/stories/val.jsonl"  # validation text, else a tenth of own --data
     size: Literal[tuple(SIZES)] = "0.4m"  # name of the student's shape: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: a new model of --size
     init_from_teacher: str = ""    # copy these blocks of the teacher at the start, such as 1,3,4
-    window: int = 256              # tokens in a window (128 to 1,024); a new model accepts 2x that
-    target: Literal["cot", "answer"] = "cot"      # answer: without the <think> span
+    window: int = 256              # tokens in a window (128 to 1,024); a new model's context is 2x
+    target: Literal["cot", "answer"] = "cot"      # cot: steps and answer; answer: no steps
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # skip and count bad lines of the data, instead of stopping
     batch: int = 8                 # windows in an optimizer step (4 to 64; small models: few)
@@ -109,7 +109,7 @@ def main(cfg):
                     teacher_logits = teacher(x, document, keep)                       # (N, V)
                 kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)
                 teacher_ce = cross_entropy(teacher_logits, y[keep])                   # (N,)
-            values = (1 - cfg.alpha) * ce + cfg.alpha * kd   # (N,) at alpha 1, ce is only logged
+            values = (1 - cfg.alpha) * ce + cfg.alpha * kd   # (N,) kd has its tau^2
             terms = [total(v, weight[keep]) for v in (values, ce, kd, teacher_ce)]
             loss = terms[0] / n_valid                        # the loss is divided only here
             loss.backward()

@@ -37,11 +37,11 @@ from optim import get_lr, make_optimizers
 class Config:
     name: str = "student-reason"   # name of the run: it writes out/NAME.pt and out/NAME.csv
     data: str = common.OUT / "data/traces.jsonl"  # from blackbox/generate.py, or your own file
-    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; the best step is kept
+    val: str = common.OUT / "data/stories/val.jsonl"  # validation text, else a tenth of own --data
     tokenizer: str = common.OUT / "tokenizer.model"      # file made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "0.4m"  # name of the model's shape: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: a new model of --size
-    window: int = 256              # tokens in a window (128 to 1,024); a new model accepts 2x that
+    window: int = 256              # tokens in a window (128 to 1,024); a new model's context is 2x
     target: Literal["cot", "answer", "multi", "mixed"] = "cot"  # what is learned: see above
     tag_weight: float = 1.0        # weight of the four tags in the loss (1 to 10)
     documents: int = 0             # use only the first N documents; 0: all

@@ -29,12 +29,12 @@ from optim import get_lr, make_optimizers
 class Config:
     name: str = "teacher"          # name of the run: it writes out/NAME.pt and out/NAME.csv
     data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = common.OUT / "data/stories/val.jsonl"     # validation text; the best step is kept
+    val: str = common.OUT / "data/stories/val.jsonl"  # validation text, else a tenth of own --data
     tokenizer: str = common.OUT / "tokenizer.model"      # file made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "2m"  # name of the model's shape: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: a new model of --size
-    window: int = 256              # tokens in a window (128 to 1,024); a new model accepts 2x that
-    target: Literal["cot", "answer"] = "cot"      # answer: without the <think> span
+    window: int = 256              # tokens in a window (128 to 1,024); a new model's context is 2x
+    target: Literal["cot", "answer"] = "cot"      # cot: steps and answer; answer: no steps
     documents: int = 0             # use only the first N documents; 0: all
     skip_bad_lines: bool = False   # skip and count bad lines of the data, instead of stopping
     batch: int = 8                 # windows in an optimizer step (4 to 64; small models: few)
