@@ -120,8 +120,8 @@ def scale(name, temperature):
 
     Dividing logits by tau divides the gradient by tau. It also makes p and q more alike: if tau is
     large, q - p is about (z_q - z_p) / (tau V), for logits z of mean 0. So the gradient of a KL is
-    divided by tau again (Hinton, Vinyals & Dean 2015, section 2). The derivative of total variation by q is
-    only a sign, so there the second effect is missing."""
+    divided by tau again (Hinton, Vinyals & Dean 2015, section 2). The derivative of total variation
+    by q is only a sign, so there the second effect is missing."""
     return temperature if name == "total_variation" else temperature ** 2
 
 
