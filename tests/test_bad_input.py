@@ -1,6 +1,6 @@
-"""What a user can do wrong: one clear line on stderr, status 2, no traceback, nothing lost.
+"""A user's mistake ends in one clear line on stderr and status 2, without a traceback or lost files.
 
-Each case runs a whole script inside this process: an exception that is no UserError fails the test.
+Each case runs a whole script inside this process. Any exception except UserError fails the test.
 """
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tokenizer.train import train
 
 @pytest.fixture
 def refused(call):
-    """A function: `refused("eval", *flags)` -> the one line that the script says; status 2."""
+    """Returns a function: `refused("eval", *flags)` runs a script, checks status 2 -> its one error line."""
     def run(name, *flags):
         done = call(name, *flags)
         assert done.status == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1, done
@@ -23,7 +23,7 @@ def refused(call):
 
 
 def write_checkpoint(path, tokenizer, change=lambda state: None, vocab_size=None):
-    """A small untrained checkpoint, after `change(state)`."""
+    """Writes a small untrained checkpoint, first changed by `change(state)` -> its path."""
     model = build("0.1m", vocab_size or tokenizer.vocab_size, max_seq_len=160)
     state = dict(model=model.state_dict(), model_config=vars(model.config),
                  tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8))
@@ -38,7 +38,7 @@ def write_checkpoint(path, tokenizer, change=lambda state: None, vocab_size=None
     "--seed=-1", "--documents=-1", "--eval-windows=-1", "--alpha=1.5", "--temperature=0", "--beta=1.1",
     "--skew=1", "--beta=0.3", "--skew=0.3"])
 def test_a_wrong_flag_or_value_is_named(flag, refused, tiny_world):
-    """A value that passes here divides by zero, climbs the loss or fails an hour later."""
+    """A wrong value that is not refused divides by zero, raises the loss, or fails an hour later."""
     assert flag.partition("=")[0] in refused("train_distill_logits", *tiny_world.flags("distill_logits"), flag)
 
 
@@ -47,11 +47,11 @@ def test_a_wrong_flag_or_value_is_named(flag, refused, tiny_world):
     ("onpolicy", "--sample-temperature=-1"), ("features", "--hidden-weight=-1"),
     ("features", "--relation-weight=nan"), ("reason", "--target=full"), ("responses", "--target=cot")])
 def test_a_wrong_value_of_a_scripts_own_knob_is_named(script, flag, refused, tiny_world):
-    """A share of 1.1 is every window and more; a weight below 0 pushes away from the teacher."""
+    """A share of 1.1 is more than all windows; a weight below 0 pushes the student away from the teacher."""
     flags = tiny_world.flags(f"distill_{script}")
     assert flag.partition("=")[0] in refused(f"train_distill_{script}", *flags, flag)
     flags = tiny_world.flags("distill_features", logits_weight=0, hidden_weight=0, relation_weight=0)
-    assert "weights are 0" in refused("train_distill_features", *flags)  # to the end, on nothing
+    assert "weights are 0" in refused("train_distill_features", *flags)  # it would train on no loss
 
 
 @pytest.mark.parametrize("script, flag, command", [
@@ -59,7 +59,7 @@ def test_a_wrong_value_of_a_scripts_own_knob_is_named(script, flag, refused, tin
     ("pretrain", "tokenizer", "tokenizer/train.py"), ("distill_logits", "teacher", "speedrun.sh"),
     ("distill_logits", "cache", "teacher_cache.py")])
 def test_a_missing_file_says_which_command_makes_it(script, flag, command, refused, tiny_world, tmp_path):
-    """The first thing that a new user meets: it must say what to do."""
+    """A missing file is often a new user's first error. The message must say what to do."""
     path = tmp_path / f"{flag}.jsonl"
     text = refused(f"train_{script}", *tiny_world.flags(script, **{flag: path}))
     assert f"{flag}.jsonl" in text and command in text
@@ -69,8 +69,8 @@ def test_a_missing_file_says_which_command_makes_it(script, flag, command, refus
 
 
 def test_truncated_or_foreign_checkpoints_are_refused_and_kept(refused, tiny_world, tmp_path, tiny_tokenizer, out_dir):
-    """A zip error's traceback helps nobody; a half-read checkpoint trains from noise; to start afresh
-    over a damaged file would destroy what may still be saved from it."""
+    """A zip error's traceback helps nobody, and a half-read checkpoint trains from random weights. A run that
+    starts again over a damaged file would destroy what could still be recovered."""
     whole = write_checkpoint(tmp_path / "whole.pt", tiny_tokenizer).read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 4
@@ -78,7 +78,7 @@ def test_truncated_or_foreign_checkpoints_are_refused_and_kept(refused, tiny_wor
                           "a bit flipped.pt": flipped, "model.gguf": b"x"}.items():  # FAULTS 28
         (tmp_path / name).write_bytes(content)
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "other project.pt")
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled module.pt")  # would run code
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled module.pt")  # loading it would run code
     (tmp_path / "huggingface").mkdir()
     write_checkpoint(tmp_path / "wrong vocabulary.pt", tiny_tokenizer, vocab_size=400)
     paths = [p for p in sorted(tmp_path.iterdir()) if p.name not in ("whole.pt", "out")]
@@ -101,7 +101,7 @@ def test_truncated_or_foreign_checkpoints_are_refused_and_kept(refused, tiny_wor
     (lambda state: state.update(tokenizer="text"), "numpy")])
 def test_weights_that_do_not_fit_their_config_are_refused(change, words, refused, tiny_world, tmp_path,
                                                           tiny_tokenizer):
-    """TRAPS 26: with strict=False nothing is loaded and the student trains from a random teacher."""
+    """TRAPS 26: with strict=False nothing is loaded, and the student learns from a random teacher."""
     path = write_checkpoint(tmp_path / "changed.pt", tiny_tokenizer, change)
     for text in (refused("train_distill_logits", *tiny_world.flags("distill_logits", teacher=path)),
                  refused("train_pretrain", *tiny_world.flags("pretrain", init=path))):
@@ -110,7 +110,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(change, words, refused
 
 @pytest.mark.parametrize("script, flag", [("pretrain", "data"), ("distill_reason", "val")])
 def test_a_bad_line_is_named_by_file_and_line(script, flag, refused, call, tiny_world, tmp_path):
-    """A bad line in the middle of a million: without its number nobody finds it."""
+    """Nobody finds a bad line among a million if the error does not give its number."""
     lines = tiny_world.train.read_text(encoding="utf-8").splitlines()
     path = tmp_path / "bad.jsonl"
     path.write_text("\n".join([*lines[:9], '{"messages": [{"role": "narrator"}]}', *lines[9:]]),
@@ -123,7 +123,7 @@ def test_a_bad_line_is_named_by_file_and_line(script, flag, refused, call, tiny_
 
 
 def test_a_student_of_another_tokenizer_is_refused(refused, tiny_world, tiny_tokenizer, tmp_path):
-    """TRAPS 17 and 18: equal sizes, other pieces: the teacher speaks of other words."""
+    """TRAPS 17 and 18: vocabularies of one size can have different tokens, so the ids mean different text."""
     text = ["Hugo cooks rice and beans with kale; 14 jugs fill up, 29 do not."] * 9
     other = Tokenizer(train(text, tiny_tokenizer.vocab_size))
     assert other.vocab_size == tiny_tokenizer.vocab_size
@@ -133,7 +133,7 @@ def test_a_student_of_another_tokenizer_is_refused(refused, tiny_world, tiny_tok
 
 def test_the_window_must_fit_the_context_of_a_checkpoint_and_may_fill_it(refused, call, tiny_world,
                                                                          tiny_tokenizer, tmp_path, out_dir):
-    """No script asks for a context that a checkpoint knows."""
+    """The checkpoint decides the context: a longer window must be refused, an equal one accepted."""
     paths = [write_checkpoint(tmp_path / f"{n}.pt", tiny_tokenizer, lambda state: state["model_config"].update(
         max_seq_len=n)) for n in (64, 600)]
     for script, flag in (("pretrain", "init"), ("distill_logits", "teacher")):
@@ -147,7 +147,7 @@ def test_the_window_must_fit_the_context_of_a_checkpoint_and_may_fill_it(refused
 
 @pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])
 def test_a_teacher_whose_logits_overflow_is_named(script, refused, tiny_world, monkeypatch):
-    """Its weights are finite; a lower learning rate is no remedy."""
+    """The weights can be finite while the logits are not. Advice to lower the learning rate would not help."""
     real = torch.nn.Linear.forward
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: real(self, x) * (
         1 if self.weight.requires_grad else float("inf")))
@@ -155,14 +155,14 @@ def test_a_teacher_whose_logits_overflow_is_named(script, refused, tiny_world, m
 
 
 def test_one_name_has_one_process(refused, tiny_world, out_dir):
-    """Checkpoints and rows of two runs mix without a word."""
+    """Two processes with one name would silently mix their checkpoints and rows."""
     flags = tiny_world.flags("pretrain")
     with common.lock(out_dir / "run.pt"):
         assert "another process is writing" in refused("train_pretrain", *flags)
 
 
 def test_no_output_replaces_an_input_or_another_file(refused, tiny_world, tmp_path, out_dir):
-    """--name x --init out/x.pt --fresh: the checkpoint would be gone after the first save."""
+    """With --name x --init out/x.pt --fresh the first save would overwrite the input checkpoint."""
     (out_dir / "run.pt").write_bytes(tiny_world.init.read_bytes())
     assert "--name" in refused("train_pretrain", *tiny_world.flags("pretrain", init=out_dir / "run.pt", fresh=True))
     (out_dir / "a.csv").write_text("my,log\n", encoding="utf-8")
@@ -178,7 +178,7 @@ def test_no_output_replaces_an_input_or_another_file(refused, tiny_world, tmp_pa
                                            ("distill_logits", "init_from_teacher")])
 def test_a_run_from_a_checkpoint_says_the_truth_about_its_shape(script, start, call, refused, tiny_world,
                                                                out_dir):
-    """--size means nothing then; rows must not repeat its default."""
+    """The checkpoint decides the shape, so --size has no effect and rows must not show its default."""
     checkpoints.save(out_dir / "a.pt", checkpoints.load(tiny_world.init) | dict(tokens=1000))
     changes = {start: out_dir / "a.pt" if start == "init" else "1"}
     flags = [f for f in tiny_world.flags(script, steps=1, **changes) if "--size" not in f]
@@ -190,6 +190,6 @@ def test_a_run_from_a_checkpoint_says_the_truth_about_its_shape(script, start, c
 
 @pytest.mark.parametrize("blocks", ["0,1", "1,5", "3,1", "1,1", "x", "1,"])
 def test_blocks_of_the_teacher_are_named_from_1_in_order(blocks, refused, tiny_world):
-    """Block 0, the same one twice or a wrong order: a network that was never trained so."""
+    """Block 0, a block twice or a wrong order would make a network that was never trained that way."""
     flags = tiny_world.flags("distill_logits", init_from_teacher=blocks)
     assert "--init-from-teacher" in refused("train_distill_logits", *flags)

@@ -1,4 +1,4 @@
-"""Claims about dataset/teacher_cache.py: a cache says what the teacher says, of the right tokens."""
+"""Claims about dataset/teacher_cache.py: a cache gives the teacher's values, for the right tokens."""
 import shutil
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ N = 5
 
 
 def top(teacher, k, temperature=1.0):
-    """What a cache would keep of these logits: ids (N, k), log_p (N, k + 1) or (N, k)."""
+    """What a cache keeps of teacher logits (N, V) -> ids (N, k), log_p (N, k + 1); if k = V, log_p (N, k)."""
     log_p = log_softmax(teacher, temperature)
     best = log_p.topk(k)
     rest = log_p.scatter(-1, best.indices, -torch.inf).logsumexp(-1, keepdim=True)
@@ -34,7 +34,7 @@ def top(teacher, k, temperature=1.0):
 @every
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_topk_of_the_whole_vocabulary_is_the_divergence(name, mix, temperature):
-    """TRAPS 14: a bucket for nothing is ln 0; every loss after it is NaN or wrong."""
+    """TRAPS 14: if k = V, a bucket for other tokens has ln 0, and the loss becomes NaN or wrong."""
     student, teacher = draw(N, V, seed=1).requires_grad_(), draw(N, V, seed=2)
     both = (topk_divergence(name, student, *top(teacher, V, temperature), temperature, mix),
             divergence(name, student, teacher, temperature, mix))
@@ -45,7 +45,7 @@ def test_topk_of_the_whole_vocabulary_is_the_divergence(name, mix, temperature):
 
 @every
 def test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k(name, mix):
-    """TRAPS 13: renormalised, the k can cost more than the whole vocabulary, or less than nothing."""
+    """TRAPS 13: with a renormalised list the loss can be above the full divergence, or negative."""
     student, teacher = draw(200, V, seed=1), draw(200, V, seed=2)
     whole = divergence(name, student, teacher, 1.0, mix)
     before = torch.full_like(whole, -1e-12)
@@ -57,23 +57,23 @@ def test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k(name, mix):
 
 
 def test_a_renormalised_topk_teaches_to_be_too_sure():
-    """TRAPS 13, made visible: the teacher itself is pulled off its tail; the bucket lets it be."""
+    """TRAPS 13: a renormalised list removes the tail even from a perfect student; with a bucket it does not."""
     student = draw(N, V, seed=2).requires_grad_()  # the teacher itself
     ids, log_p = top(student.detach(), 3)
-    p = log_p[:, :3].softmax(-1)  # the k made to sum to 1
+    p = log_p[:, :3].softmax(-1)  # the k are made to sum to 1
     log_q = log_softmax(student)
     renormalised = (p * (p.log() - log_q.gather(-1, ids))).sum()
     [gradient] = torch.autograd.grad(renormalised, student, retain_graph=True)
     kept = torch.zeros(N, V).bool().scatter(-1, ids, True)
-    torch.testing.assert_close(gradient[~kept], log_q.exp()[~kept])  # all of the tail is to go,
-    assert (gradient[kept] < -0.001).all()                           # to the tokens of the list
+    torch.testing.assert_close(gradient[~kept], log_q.exp()[~kept])  # takes all mass from the tail
+    assert (gradient[kept] < -0.001).all()                           # and gives it to the list
     with_bucket = topk_divergence("forward_kl", student, ids, log_p)
     [gradient] = torch.autograd.grad(with_bucket.sum(), student)
     assert with_bucket.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
 
 
 def test_a_tail_that_rounds_to_nothing_leaves_finite_values_and_gradients():
-    """A sure teacher: in float32 its tail is 1e-30, and 1 - sum would be 0 or below."""
+    """A sure teacher's tail (here about 1e-60) is 0 in float32: 1 - sum would be 0 or negative."""
     teacher = torch.full((1, V), -70.0).index_fill(1, torch.tensor([2]), 70.0)
     for seed in range(20):
         student = draw(1, V, seed=seed, scale=20, dtype=torch.float32).requires_grad_()
@@ -84,8 +84,8 @@ def test_a_tail_that_rounds_to_nothing_leaves_finite_values_and_gradients():
 
 
 def test_the_sampled_loss_and_its_gradient_are_unbiased():
-    """Counts of draws are an estimate of p; renormalised or deduplicated they would not be. What a second
-    epoch over the same draws leads to: a kd below 0, and a KL that is not."""
+    """If draws are renormalised or deduplicated, they are no longer an unbiased estimate of p. A student that
+    has memorised the draws, after more epochs, has a kd below 0 although its KL is above 0."""
     student, teacher, draws, tau = draw(1, V, seed=1).requires_grad_(), draw(1, V, seed=2), 20_000, 2.0
     p = log_softmax(teacher, tau).exp().expand(draws, -1)
     ids = torch.multinomial(p, 4, True, generator=torch.Generator().manual_seed(0))  # (draws, k)
@@ -98,14 +98,14 @@ def test_the_sampled_loss_and_its_gradient_are_unbiased():
     [expected] = torch.autograd.grad(whole.sum(), student)
     counts = torch.stack([(ids == v).double().mean(1) for v in range(V)], 1)  # (draws, V)
     assert ((gradient - expected).abs() < 4 * tau * counts.std(0) / draws ** 0.5 + 1e-12).all()
-    by_heart = tau * counts.add(0.01).log()  # (draws, V) of a student that has learned the draws
+    by_heart = tau * counts.add(0.01).log()  # (draws, V): a student that memorised the draws
     assert sampled_forward_kl(by_heart, ids, negentropy, tau).mean() < -0.1
     assert divergence("forward_kl", by_heart, teacher.expand(draws, -1), tau).mean() > 0.1
 
 
 @pytest.fixture
 def make(tiny_world, call, out_dir):
-    """A function: `make(kind="hidden", others=teachers)` -> folder of a cache of the tiny world's train."""
+    """Returns a function: `make(kind="hidden", others=teachers)` caches the tiny world's train -> folder."""
     def run(status=0, others=(), **changes):
         flags = dict(teacher=tiny_world.teacher, data=tiny_world.train, val=tiny_world.val, out=out_dir / "cache", window=143,
                      dtype="float32", k=8, temperature=1) | changes
@@ -121,7 +121,7 @@ def make(tiny_world, call, out_dir):
 
 @pytest.fixture
 def opened(tiny_world, tiny_tokenizer, out_dir):
-    """A function: folder -> (cache, data, teacher, cfg), as a training opens them."""
+    """Returns a function: folder -> (cache, data, teacher, cfg), opened as in a training script."""
     def run(folder, text=tiny_world.train, **changes):
         cfg = SimpleNamespace(**dict(window=143, target="cot", documents=0, temperature=1.0, steps=4,
                                      divergence="forward_kl", batch=4, cache=str(folder)) | changes)
@@ -131,12 +131,12 @@ def opened(tiny_world, tiny_tokenizer, out_dir):
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.0])
-@pytest.mark.parametrize("kind", ["topk", "hidden"])  # those that are exact, except for float16
+@pytest.mark.parametrize("kind", ["topk", "hidden"])  # both are exact, except for float16
 @torch.no_grad()
 def test_a_whole_cache_is_the_teacher(kind, tau, make, opened, monkeypatch):
-    """TRAPS 4, 7, 16: another temperature, other windows, one place off, and it still "learns"."""
+    """TRAPS 4, 7, 16: with a wrong temperature, a wrong window or a shift by one, training still "works"."""
     for module in (teacher_cache, cache_reader):
-        monkeypatch.setattr(module, "SHARD", 5)  # rows are found across files
+        monkeypatch.setattr(module, "SHARD", 5)  # so rows are in several files
     more = dict(k=320, temperature=tau) if kind == "topk" else {}
     cache, data, teacher, cfg = opened(make(kind=kind, **more), temperature=tau)
     sizes = {name: array.dtype.itemsize for name, array in cache["shards"][0].items()}
@@ -156,8 +156,8 @@ def test_a_whole_cache_is_the_teacher(kind, tau, make, opened, monkeypatch):
 
 @torch.no_grad()
 def test_several_teachers_speak_with_the_mean_of_their_distributions(make, opened, tiny_world, tmp_path):
-    """Averaged logits are a geometric mean: what one teacher excludes, the others cannot say. Hidden states
-    of two networks live in two spaces; ids of two tokenizers are two languages."""
+    """The mean of logits is a geometric mean: a token that one teacher excludes is lost for all. Hidden states
+    of two networks have no common meaning, and neither have ids of two tokenizers."""
     make(status=2, kind="hidden", others=[tiny_world.init])
     swapped = train([sentence.swapcase() for sentence in SENTENCES * 5], 320, coverage=1.0)
     make(status=2, others=[write_checkpoint(tmp_path / "other.pt", Tokenizer(swapped))])
@@ -179,7 +179,7 @@ def test_several_teachers_speak_with_the_mean_of_their_distributions(make, opene
 @pytest.mark.parametrize("tau", [1.0, 2.0])
 @torch.no_grad()
 def test_a_sampled_cache_holds_draws_from_the_softened_teacher(tau, make, opened):
-    """TRAPS 4: drawn at 1, or with the sum p ln p of another p, the loss is finite and wrong."""
+    """TRAPS 4: draws at temperature 1, or a sum p ln p of another p, give a finite but wrong loss."""
     cache, data, teacher, cfg = opened(make(kind="sampled", k=64, temperature=tau), temperature=tau)
     x, y, document, weight = tensors(data, np.arange(16))
     log_p = torch.log_softmax(teacher(x, document, weight > 0).double() / tau, -1)   # (N, V)
@@ -187,7 +187,7 @@ def test_a_sampled_cache_holds_draws_from_the_softened_teacher(tau, make, opened
     ids = torch.from_numpy(cache["shards"][0]["ids"].astype(np.int64))               # (N, k)
     drawn = log_p.gather(-1, ids)                                                    # (N, k)
     error = (drawn.var(-1).sum() / 64) ** 0.5
-    assert (drawn.mean(-1) - negentropy).sum().abs() < 4 * error  # its mean over p is sum p ln p
+    assert (drawn.mean(-1) - negentropy).sum().abs() < 4 * error  # the mean of ln p under p is sum p ln p
     student = draw(len(log_p), 320, seed=1)
     log_q = torch.log_softmax(student / tau, -1).gather(-1, ids)                     # (N, k)
     kd, _ = cached_divergence(cache, np.arange(16), student, cfg, 0)
@@ -195,7 +195,7 @@ def test_a_sampled_cache_holds_draws_from_the_softened_teacher(tau, make, opened
 
 
 def test_draws_are_announced_if_read_again_and_give_forward_kl_only(make, opened):
-    """Without bias in the first pass; then a kd below 0 is no KL. No draw from p is one from q."""
+    """Draws from p give forward KL only. They are unbiased only in the first epoch; later kd can be below 0."""
     folder = make(kind="sampled")  # 16 windows
     for steps, batch, again in ((4, 4, False), (5, 4, True), (2, 8, False), (2, 16, True)):
         assert ("below 0" in opened(folder, steps=steps, batch=batch)[0]["facts"]["cache"]) == again
@@ -203,13 +203,13 @@ def test_draws_are_announced_if_read_again_and_give_forward_kl_only(make, opened
         with pytest.raises(UserError, match="forward KL only"):
             opened(folder, divergence=name)
     folder = make(kind="topk", fresh=True)
-    assert "below 0" not in opened(folder, steps=99)[0]["facts"]["cache"]  # a list is the same each time
+    assert "below 0" not in opened(folder, steps=99)[0]["facts"]["cache"]  # a top-k list has no random draws
 
 
 @pytest.mark.parametrize("kind, last", [("topk", "log_p"), ("sampled", "negentropy"), ("hidden", "hidden")])
 def test_an_unfinished_cache_goes_on_to_the_same_bytes(kind, last, make, opened, monkeypatch):
-    """A stop in the middle costs a file; drawing anew would give the rest another stream. What says that
-    windows are there is written last, or a kill between two of their files leaves some for ever out."""
+    """After a stop, new random numbers would give the rest other draws. The file that marks windows as done
+    must be written last: otherwise a kill between two files would leave windows out for ever."""
     for module in (teacher_cache, cache_reader):
         monkeypatch.setattr(module, "SHARD", 4)
     folder, save, stops, saved = make(kind=kind), np.save, ["-0000", f"{last}-0001"], []
@@ -228,7 +228,7 @@ def test_an_unfinished_cache_goes_on_to_the_same_bytes(kind, last, make, opened,
         with pytest.raises(UserError, match="not finished"):
             opened(folder)
     make(kind=kind)
-    assert len(saved) == 1 + 3 * (len(whole) - 3) // 4  # the head, and three shards of four
+    assert len(saved) == 1 + 3 * (len(whole) - 3) // 4  # head.npy, and three of four shards
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == whole
     make(kind=kind)
     assert "already made" in make.said
@@ -236,7 +236,7 @@ def test_an_unfinished_cache_goes_on_to_the_same_bytes(kind, last, make, opened,
 
 @pytest.mark.parametrize("name", ["about.json", "thesis.txt"])
 def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(name, make, tmp_path):
-    """dataset/stories.py writes an about.json, too: --fresh would have removed it and all beside it."""
+    """dataset/stories.py also writes an about.json: --fresh would have removed all files of its folder."""
     (tmp_path / name).write_text('{"settings": {}}')
     before = sorted(tmp_path.iterdir())
     for changes in (dict(), dict(fresh=True)):
@@ -245,7 +245,7 @@ def test_a_folder_of_somebody_else_is_left_alone_even_with_fresh(name, make, tmp
 
 
 def test_a_teacher_that_is_not_finite_or_too_large_for_float16_is_refused(make, tiny_tokenizer, tmp_path):
-    """NaN or infinity would be cached, trained on, and found at the first loss."""
+    """NaN or infinity would be cached, and found only when a training run computes its first loss."""
     for factor, words in ((1e6, "float16"), (float("nan"), "not finite")):
         teacher = write_checkpoint(tmp_path / "big.pt", tiny_tokenizer,
                                    lambda state: state["model"]["norm.weight"].mul_(factor))
@@ -254,13 +254,13 @@ def test_a_teacher_that_is_not_finite_or_too_large_for_float16_is_refused(make, 
 
 
 def test_another_training_is_refused(make, opened, tiny_world, tmp_path):
-    """TRAPS 15, 17: a cached list at another temperature, or of other tokens, is another teacher."""
+    """TRAPS 15, 17: a cache made at another temperature, or from other tokens, acts as another teacher."""
     folder = make()
     for changes, words in ((dict(temperature=2.0), "temperature"), (dict(window=140), "window 143 there, 140"),
                            (dict(target="answer"), "target cot there, answer")):
         with pytest.raises(UserError, match=words):
             opened(folder, **changes)
-    changed = tmp_path / "changed.jsonl"  # edited after the teacher had read it: the same shape
+    changed = tmp_path / "changed.jsonl"  # edited after the cache was made: the same shape
     changed.write_text(tiny_world.train.read_text().replace("pears", "peers"))
     with pytest.raises(UserError, match="other --data.*data_sha256"):
         opened(folder, changed)
@@ -268,7 +268,7 @@ def test_another_training_is_refused(make, opened, tiny_world, tmp_path):
 
 @pytest.mark.parametrize("val", [True, False])
 def test_what_it_says_to_type_next_works(val, make, tiny_world, call):
-    """A next command that is refused (another temperature, other data, a run of the same name)."""
+    """The printed next command could be refused: other temperature, other data, or a name in use."""
     folder = make(temperature=3, **({} if val else dict(val=None)))
     words = make.said.strip().splitlines()[-1].removeprefix("next: python train_distill_logits.py ").split()
     done = call("train_distill_logits", *words, "--steps=1", "--size=0.1m")
@@ -278,7 +278,7 @@ def test_what_it_says_to_type_next_works(val, make, tiny_world, call):
 
 @pytest.fixture
 def learn(tiny_world, call, out_dir):
-    """A function: `learn(cache=folder, temperature=1)` -> the student's state; with status=2 the error."""
+    """Returns a function: `learn(cache=folder, temperature=1)` -> the student's state; status=2 -> the error."""
     def run(status=0, script="distill_logits", name="run", **changes):
         flags = [f for f in tiny_world.flags(script, name=name, **changes) if f != "--teacher="]
         done = call(f"train_{script}", *flags)
@@ -289,7 +289,7 @@ def learn(tiny_world, call, out_dir):
 
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
 def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, learn):
-    """Shuffled, over two epochs, with accumulation: each window finds its own rows (TRAPS 16)."""
+    """TRAPS 16: after a shuffle, in epoch 2 or with accumulation, a window could get another window's rows."""
     folder = make(kind=kind, k=320 if kind == "topk" else 64)
     flags = dict(steps=4, alpha=1, temperature=1, seed=3)  # 2 steps an epoch
     online = learn(name="online", **flags)["model"]
@@ -298,13 +298,13 @@ def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, learn)
     for name, weights in online.items():
         for found in (cached[name], parts[name]):
             assert (found - weights).norm() < (1e-3 if kind != "sampled" else 0.2) * weights.norm(), name
-    if kind == "sampled":  # not the same, or nothing was sampled
+    if kind == "sampled":  # if all were equal, nothing was sampled
         assert any(not torch.equal(cached[n], w) for n, w in online.items())
 
 
 def test_a_training_from_a_cache_needs_no_teacher_and_refuses_another(make, learn, tiny_world):
-    """The teacher may be gone, or private. Resumed from other samples, a run is neither the one nor the
-    other; --teacher beside --cache names who should have made it (TRAPS 17)."""
+    """The teacher may be deleted or private. A run that is resumed with another cache would mix two runs.
+    TRAPS 17: --teacher with --cache names the teacher that must have made the cache."""
     flags = dict(cache=make(), temperature=1, steps=1)
     made_by = learn(teacher="", **flags)["inputs"]["teacher_fingerprint"]
     assert made_by == checkpoints.weights_fingerprint(checkpoints.load_model(tiny_world.teacher)[0])
@@ -319,7 +319,7 @@ def test_a_training_from_a_cache_needs_no_teacher_and_refuses_another(make, lear
 
 @pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])
 def test_a_student_starts_as_its_teacher(script, tiny_world, learn):
-    """With all layers and no step yet it is the teacher: the first KL is 0."""
+    """A student with all layers of the teacher must equal it before the first step, with a KL of 0."""
     found = learn(script=script, init_from_teacher="1", steps=1, lr=1e-9, warmup=0, weight_decay=0)
     teacher = checkpoints.load(tiny_world.teacher)["model"]
     torch.testing.assert_close(found["model"], teacher, rtol=0, atol=1e-7)

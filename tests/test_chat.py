@@ -13,7 +13,7 @@ from decoding import generate
 @pytest.mark.parametrize("target", ["auto", "cot", "answer"])
 @pytest.mark.parametrize("temperature", [0, 0.9])
 def test_an_answer_is_what_the_model_generates(call, tiny_world, target, temperature):
-    """Another prompt, opening or seed than that of the evaluation shows another model."""
+    """With another prompt, opening or seed than eval.py, chat.py would show another model than was measured."""
     model, t, _ = checkpoints.load_model(tiny_world.init)
     done = call("chat", tiny_world.init, "--prompt=2 + 3?", "--max-new-tokens=30",
                 f"--target={target}", "--seed=3", f"--temperature={temperature}")
@@ -24,7 +24,7 @@ def test_an_answer_is_what_the_model_generates(call, tiny_world, target, tempera
 
 
 def test_a_chat_goes_on_after_a_question_that_is_too_long(call, tiny_world, monkeypatch):
-    """A question that does not fit must not end the conversation; an empty line and Ctrl-D do."""
+    """A question that is too long must not end the conversation. Only an empty line or Ctrl-D ends it."""
     answer = call("chat", tiny_world.teacher, "--max-new-tokens=5", "--prompt=2 + 3?")
     for end in ("", EOFError):
         monkeypatch.setattr("builtins.input", Mock(side_effect=["Why? " * 99, "2 + 3?", end]))
@@ -51,6 +51,6 @@ def test_the_likeliest_tokens_are_those_of_a_full_pass(call, tiny_world, tiny_to
     ["--prompt", "Why? " * 99], ["--complete=a", "--prompt=b"], ["--complete=a", "--target=cot"],
     ["--max-new-tokens=-1"], ["--top=-1"], ["another.pt"], ["--prompts=a"]], ids=lambda f: f[0][:20])
 def test_a_mistake_is_one_line(call, tiny_world, flags):
-    """A flag that is ignored in silence, or a traceback."""
+    """A wrong flag could be silently ignored, or end in a traceback."""
     done = call("chat", tiny_world.teacher, *flags)
     assert done.status == 2 and done.err.count("\n") == 1 and done.out == ""

@@ -1,6 +1,6 @@
-"""Claims about asking an endpoint: whatever a server does, an answer, a further try or its words.
+"""Claims about asking an endpoint: each request ends in an answer, another try or the server's words.
 
-The server is tests/mock_endpoint.py, on loopback. What becomes of the answers: test_generate.py.
+The server is tests/mock_endpoint.py, on this machine. test_generate.py tests what is done with the answers.
 """
 import contextlib
 import json
@@ -21,13 +21,13 @@ BODY = json.dumps(dict(messages=[dict(role="user", content="2 and 3?")], seed=1)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Pauses of a hundredth of a second, and no key."""
+    """Limits pauses to 0.01 seconds and removes the key."""
     monkeypatch.setattr(client, "LONGEST_PAUSE", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 def test_a_url_or_a_key_that_is_none_is_refused_without_being_shown(monkeypatch):
-    """A password ends in the shell's history; http.client's own error would show the key."""
+    """A password in a URL stays in the shell's history, and http.client's own error would show the key."""
     urls = ["127.0.0.1:8000/v1", "ftp://a.com", "http://", "http://a b/v1", "http://a.com/v1\r\nX: 1",
             f"https://user:{KEY}@a.com/v1", f"https://{KEY}@a.com", f"https://a.com/v1?key={KEY}"]
     keys = ["sk-one sk-two", "sk-o\nne", "sk-é"]
@@ -39,7 +39,7 @@ def test_a_url_or_a_key_that_is_none_is_refused_without_being_shown(monkeypatch)
 
 
 def test_a_key_leaves_this_machine_only_under_tls(monkeypatch):
-    """Whoever reads a key on its way keeps it."""
+    """Without encryption, anyone on the network path can read the key."""
     hosts = {"127.0.0.1": True, "127.9.9.9": True, "LocalHost": True, "[::1]": True, "10.0.0.7": False,
              "127.0.0.1.a.com": False, "localhost.a.com": False, "0.0.0.0": False, "a-b.com": False}
     for host, here in hosts.items():
@@ -59,8 +59,8 @@ def test_a_key_leaves_this_machine_only_under_tls(monkeypatch):
     (dict(code=402, message="no credits"), "402", "stop"), (dict(code=429, message="slower"), "429", "again"),
     (dict(message="Model off"), "200", "again"), (dict(message="0", type="insufficient_quota", code=429), "429", "stop")])
 def test_what_may_pass_is_asked_again_and_the_servers_words_are_kept(fault, kind, then):
-    """Seven requests with a wrong key are six too many; "failed" helps nobody; nor does the key in a
-    log. Routers send an error (here a dict) inside a 200."""
+    """A wrong key must not be tried seven times. A log must show the server's words, but never the key. Some
+    routers send an error (here a dict) with status 200."""
     plan, reply = (fault, {}) if isinstance(fault, str) else ("", dict(error=fault))
     with serving(plan=lambda *_: plan, reply=lambda _: reply) as mock, pytest.raises(Fault) as found:
         post(mock.url, KEY, BODY, 0.2)
@@ -71,7 +71,7 @@ def test_what_may_pass_is_asked_again_and_the_servers_words_are_kept(fault, kind
 
 
 def test_neither_a_redirect_nor_a_proxy_gets_the_key(monkeypatch):
-    """urllib would send the request, key and all, to whatever host they name."""
+    """urllib would send the request, with the key, to the host that a redirect or a proxy variable names."""
     for status in (301, 302, 307, 308):
         with serving() as other:
             plan = f"{status} Location: {other.url}/chat?{KEY}"
@@ -93,7 +93,7 @@ def test_neither_a_redirect_nor_a_proxy_gets_the_key(monkeypatch):
     ([dict(type="reasoning", text="2 + 3"), dict(type="text", text="5")], {}, "5", "2 + 3"),
     (None, dict(refusal="I will not."), "I will not.", None)])
 def test_content_and_thought_are_found_under_the_names_that_servers_use(content, more, answer, thought):
-    """Null content and a refusal were asked for seven times, and stay so; a thought in a part was lost."""
+    """Null content and refusals were requested seven times without change; a thought in a part was lost."""
     found = parse_answer(said(content, **more))
     assert (found["content"], found["reasoning_content"]) == (answer, thought)
     assert found.get("verdict") == ("refused" if "refusal" in more else None)
@@ -105,14 +105,14 @@ def test_content_and_thought_are_found_under_the_names_that_servers_use(content,
     (said([dict(type="image", text="x")]), "refused"),
     (dict(choices=[dict(said("5")["choices"][0], error=dict(message="cuda"))]), "again")])
 def test_what_is_no_answer_is_a_fault(body, then):
-    """An exception in a thread, half a text learned as whole, a part that is left out silently."""
+    """A bad reply could raise an error in a thread, pass as a complete text, or silently lose a part."""
     with pytest.raises(Fault) as found:
         parse_answer(body)
     assert found.value.then == then
 
 
 def test_only_known_words_say_that_an_answer_is_whole():
-    """A list of bad reasons let "abort" pass: half a text was learned as a whole one."""
+    """A list of bad reasons did not contain "abort", so half a text was learned as a complete one."""
     assert all(finished(reason, 10, 10) for reason in ("stop", "eos", "STOP", "end_turn", "COMPLETE"))
     assert finished(None, 9, 10) and not finished(None, 10, 10)
     unknown = ("length", "content_filter", "abort", "error", "tool_calls", "MAX_TOKENS", "")
@@ -120,7 +120,7 @@ def test_only_known_words_say_that_an_answer_is_whole():
 
 
 def ask(mock, jobs, rows=(), **flags):
-    """Ask for jobs (a number of questions, or a list) -> (the Client, the rows that it wrote)."""
+    """Ask for jobs: a number of questions, or [(question, sample)] -> (the Client, the rows that it wrote)."""
     cfg = dict(base_url=mock.url, model="m", temperature=0.7, max_new_tokens=20, seed=0, concurrency=4,
                timeout=20.0, retries=9, max_requests=0, max_total_tokens=0)
     jobs = [(q, 0) for q in range(jobs)] if isinstance(jobs, int) else jobs
@@ -140,7 +140,7 @@ def came(rows):
 
 
 def test_with_a_fifth_of_faults_each_answer_comes_once_and_each_try_is_a_row():
-    """A retry whose first answer was only late would bring it twice; a fault forgotten, never."""
+    """A retry of a late answer could give it twice, and a fault that is not retried would lose it."""
     jobs = [(q, s) for q in range(30) for s in range(2)]
     with serving(faults=0.2, seed=3) as mock:
         asker, rows = ask(mock, jobs, timeout=0.3)
@@ -150,7 +150,7 @@ def test_with_a_fifth_of_faults_each_answer_comes_once_and_each_try_is_a_row():
 
 @pytest.mark.parametrize("limit", [1, 15])
 def test_the_budget_of_requests_holds_over_runs_and_is_used_up(limit):
-    """A retry is a request, too; and what is left after a stop is for the next run."""
+    """A retry also counts as a request. What is left of the budget after a stop is for the next run."""
     with serving(plan=drawn(0.5, limit, ("429", "500", "dropped", "cut", "invalid"))) as mock:
         asker, rows = ask(mock, 20, max_requests=limit)
         assert len(mock.asked) == limit == len(rows) and "--max-requests" in asker.why
@@ -163,7 +163,7 @@ def test_the_budget_of_requests_holds_over_runs_and_is_used_up(limit):
 
 @pytest.mark.parametrize("limit", [150, 1000])
 def test_the_budget_of_tokens_holds(limit):
-    """Four requests under way may each take all that is left: their most is set aside beforehand."""
+    """Four open requests could each use all that is left, so the maximum of each is reserved before it is sent."""
     taken = []
     def reply(asked):
         numbers = dict(prompt_tokens=30, completion_tokens=20 - len(taken) % 15)
@@ -171,7 +171,7 @@ def test_the_budget_of_tokens_holds(limit):
         return worked(asked) | dict(usage=numbers)
     with serving(reply=reply) as mock:
         asker, rows = ask(mock, 100, max_total_tokens=limit)
-    most = len(json.dumps(mock.asked[0])) + 20 + 9  # the longest seed
+    most = len(json.dumps(mock.asked[0])) + 20 + 9  # a seed may have 9 more digits
     assert limit - 5 * most < sum(taken) == asker.tokens <= limit and len(rows) == len(taken)
     assert "--max-total-tokens" in asker.why
 
@@ -181,7 +181,7 @@ def test_the_budget_of_tokens_holds(limit):
     ("", dict(prompt_tokens=5), "most"), ("", dict(prompt_tokens=5, completion_tokens=2), 7), ("", 5, "most"),
     ("", dict(prompt_tokens=-9, completion_tokens=2), "most"), ("", dict(prompt_tokens="9"), "most")])
 def test_what_nobody_counted_counts_as_its_most(fault, usage, tokens):
-    """A timeout's tokens are on the bill; of a 429 none were written. A usage below 0 refills a budget."""
+    """The tokens of a timeout are billed, those of a 429 are not. A usage below 0 would refill the budget."""
     reply = said("<answer>3</answer>") | dict(usage=usage)
     with serving(plan=lambda *_: fault, reply=lambda _: reply) as mock:
         _, [(_, row)] = ask(mock, 1, retries=0)
@@ -190,7 +190,7 @@ def test_what_nobody_counted_counts_as_its_most(fault, usage, tokens):
 
 
 def test_a_retry_after_holds_back_every_request():
-    """The key is limited, not the prompt: the others would only be refused as well."""
+    """The limit is on the key, not on one prompt: other requests would be refused as well."""
     times = []
     def plan(number, _):
         times.append(time.monotonic())
@@ -198,7 +198,7 @@ def test_a_retry_after_holds_back_every_request():
         return "429 Retry-After: 0.3" if number == 2 else ""
     with serving(plan=plan) as mock:
         _, rows = ask(mock, 8, concurrency=2)
-    assert len(came(rows)) == 8  # below: two may be under way
+    assert len(came(rows)) == 8  # below: two requests may be open
     assert sum(later - times[2] >= 0.25 for later in times[3:]) >= len(times) - 5
 
 
@@ -207,7 +207,7 @@ def test_a_retry_after_holds_back_every_request():
     ("429 Retry-After: 86400", {}, 4, "86,400 s"), ("401", {}, 4, "401: no"),
     ("", dict(error="Model not loaded"), 4, "Model not loaded")])
 def test_a_server_that_never_answers_gets_few_requests(fault, reply, sent, words):
-    """Ten thousand prompts, seven tries each, to a server that was turned off at midnight."""
+    """A server that was turned off would get ten thousand prompts, each tried seven times."""
     with serving(plan=lambda *_: fault, reply=lambda _: reply) as mock:
         asker, rows = ask(mock, 200, retries=1)
         assert not came(rows) and len(mock.asked) <= sent and words in asker.why
@@ -215,7 +215,7 @@ def test_a_server_that_never_answers_gets_few_requests(fault, reply, sent, words
 
 
 def test_some_that_fail_for_good_do_not_end_the_run():
-    """Prompts that the server cannot stand, here and there, must not take the others with them."""
+    """A few prompts that the server always refuses must not end the run for all others."""
     def plan(_, asked):
         question = int(asked["messages"][0]["content"].split()[0])
         return "400" if question > 23 else "500" if question % 8 else ""
@@ -225,7 +225,7 @@ def test_some_that_fail_for_good_do_not_end_the_run():
 
 
 def test_the_newer_name_of_the_limit_is_used_if_a_server_asks_for_it():
-    """OpenAI's newer models refuse max_tokens: each prompt would be a refused row."""
+    """OpenAI's newer models refuse max_tokens, so every prompt would be stored as refused."""
     words = "400 use max_completion_tokens"
     with serving(plan=lambda _, asked: "" if "max_completion_tokens" in asked else words) as mock:
         _, rows = ask(mock, 6, concurrency=2)
@@ -241,7 +241,7 @@ def test_a_bug_or_a_full_disk_in_a_thread_is_raised(monkeypatch):
 
 
 def test_seeds_are_small_whole_numbers_and_differ():
-    """The same for every sample: the same answer N times. Above 2^31: refused by some servers."""
+    """One seed for all samples would give the same answer N times. Some servers refuse seeds above 2^31."""
     seeds = {seed_of(seed, q, s) for seed in range(3) for q in range(50) for s in range(8)}
     assert len(seeds) == 1200 and all(0 <= seed < 2**31 for seed in seeds)
     with serving(reply=lambda _: said("<answer>3</answer>")) as mock:

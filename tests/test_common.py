@@ -17,7 +17,7 @@ from common import ROOT, UserError, append_rows, atomic_write, parse, write_file
 
 @dataclasses.dataclass
 class Config:
-    """What follows is told apart from code: not_a_field: int = 3  # not a comment of a knob"""
+    """This text looks like code but is not: not_a_field: int = 3  # not a comment of a flag"""
     words: list = None       # files to read
     steps: int = 1000        # optimizer steps (300 to 5,000); 50 % more is fine
     lr: float = 1e-3         # learning rate
@@ -38,7 +38,7 @@ class Other(Config):
     ("--fast", "fast", True), ("--fast --no-fast", "fast", False), ("--path=y", "path", "y"),
     ("a b", "words", ["a", "b"]), ("a --steps 1 b", "words", ["a", "b"]), ("--steps 1 a", "words", ["a"])])
 def test_a_flag_becomes_a_value_of_its_type(words, name, value):
-    """"0.001" as a string compares wrongly with numbers, hours later. The others keep their defaults."""
+    """The string "0.001" compares wrongly with numbers, hours later. All other flags keep their defaults."""
     cfg = parse(Config, words.split())
     assert getattr(cfg, name) == value and type(getattr(cfg, name)) is type(value) and name in cfg.given
     expected = vars(Config()) | dict(path=str(ROOT / "x"), given=cfg.given) | {n: vars(cfg)[n] for n in cfg.given}
@@ -49,13 +49,13 @@ def test_a_flag_becomes_a_value_of_its_type(words, name, value):
     ("--stesp 3", "--stesp"), ("--step 3", "--step"), ("--steps 1.5", "--steps"), ("--steps", "--steps"),
     ("--steps --lr 1", "--steps"), ("--kind c", "--kind")])
 def test_a_wrong_flag_or_value_is_one_sentence_with_its_name(words, part):
-    """A misspelt knob that is ignored is a run with other settings than its log says."""
+    """If a misspelt flag is ignored, the run has other settings than its command says."""
     with pytest.raises(UserError, match=re.escape(part)):
         parse(Config, words.split())
 
 
 def test_help_shows_every_knob_with_its_comment_and_default(capsys):
-    """The comment is the help: a knob whose comment is not found has none."""
+    """A field's comment is its help text: if the comment is not found, the flag has no help."""
     with pytest.raises(SystemExit) as end:
         parse(Other, ["--steps", "3", "--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -69,7 +69,7 @@ SCRIPTS = [path for path in sorted(ROOT.glob("[!.]*/*.py")) + sorted(ROOT.glob("
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_knob_of_every_script_is_explained(path, capsys):
-    """A knob without meaning; a comment that breaks --help."""
+    """A flag could have no explanation, or its comment could break --help."""
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     with pytest.raises(SystemExit):
         parse(module.Config, ["--help"])
@@ -79,7 +79,7 @@ def test_every_knob_of_every_script_is_explained(path, capsys):
 
 
 def test_ranges_are_checked_and_nan_is_in_none():
-    """A comparison with NaN is False: `value < 0` lets it pass."""
+    """A comparison with NaN is False, so the check `value < 0` lets NaN pass."""
     common.positive(Config(), "steps", "lr")
     common.between(Config(), 0, 1000, "steps", "lr")
     for lr in (0.0, -1.0, float("nan"), 1.1):
@@ -91,7 +91,7 @@ def test_ranges_are_checked_and_nan_is_in_none():
 
 
 def test_a_printed_command_can_be_pasted(tmp_path, monkeypatch):
-    """FAULTS 17: `my data.jsonl` without quotes is two words."""
+    """FAULTS 17: without quotes, the shell reads `my data.jsonl` as two words."""
     (tmp_path / "my data.jsonl").touch()
     monkeypatch.chdir(tmp_path)
     text = common.command("eval.py", tmp_path / "my data.jsonl", data="a'b", target="", batch_size=3, fast=True)
@@ -144,7 +144,7 @@ def script(tmp_path):
     ("--stesp 3", 2), ("5", 2), ("--how user", 2), ("--how memory", 2), ("--out /proc/no/x", 2),
     ("--how interrupt", 130), ("--how bug", 1)])
 def test_a_users_mistake_is_one_line_and_a_bug_a_traceback(script, run_script, words, status):
-    """A traceback hides the line that helps; an error of ours, dressed as the user's, is never found."""
+    """A traceback hides the line that helps. A bug that is reported as the user's mistake is never found."""
     done = run_script(script, *words.split(), check=False)
     assert (done.returncode, done.stdout) == (status, "")
     assert (done.stderr.count("\n") > 3) == ("ZeroDivisionError" in done.stderr) == (status == 1)
@@ -152,13 +152,13 @@ def test_a_users_mistake_is_one_line_and_a_bug_a_traceback(script, run_script, w
 
 
 def test_a_script_runs_from_anywhere_and_prints_utf8(script, run_script, out_dir, tmp_path):
-    """A C locale or a lone surrogate in a text must not stop a log; OUT is not the cwd."""
+    """A C locale or half a surrogate pair must not stop a log. OUT must not depend on the working directory."""
     done = run_script(script, cwd=tmp_path, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.stdout == f"steps 3 out {out_dir} 你好 \\ud800\n" and done.stderr == ""
 
 
 def test_a_closed_pipe_is_no_error(script):
-    """`script.py | head -1`: BrokenPipeError is an OSError; caught as one it is a traceback."""
+    """With `script.py | head -1`, the BrokenPipeError of the closed pipe would be shown as an error."""
     done = subprocess.run(f"'{sys.executable}' '{script}' --how many | head -1", shell=True,
                           capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0\n", "")
@@ -171,7 +171,7 @@ def old(tmp_path):
 
 
 def test_a_file_is_replaced_whole(old, monkeypatch):
-    """Until the last byte is on the disk, a reader sees the old file: a rename may reach it first."""
+    """Readers must see the old file until the new one is complete: without fsync, the rename may come first."""
     order, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
@@ -185,7 +185,7 @@ def test_a_file_is_replaced_whole(old, monkeypatch):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_error_leaves_the_old_file_and_no_other(old, error):
-    """Ctrl-C in the middle of a save: the checkpoint of an hour is half a file."""
+    """Ctrl-C or a full disk during a save would leave half a file in place of the old checkpoint."""
     with pytest.raises(type(error)) as raised, atomic_write(old) as file:
         file.write(b"new")
         raise error
@@ -194,7 +194,7 @@ def test_an_error_leaves_the_old_file_and_no_other(old, error):
 
 
 def test_a_link_is_followed_and_a_device_refused(old, tmp_path):
-    """FAULTS 33: out/NAME.pt as a link to a larger disk became a file; /dev/null, as root, too."""
+    """FAULTS 33: a file replaced the link out/NAME.pt to a larger disk and, for root, also /dev/null."""
     link = tmp_path / "link.pt"
     link.symlink_to(old)
     write_file(link, b"new")
@@ -205,7 +205,7 @@ def test_a_link_is_followed_and_a_device_refused(old, tmp_path):
 
 
 def test_rows_are_whole_lines_after_a_kill(tmp_path):
-    """Half a row of a killed writer, and the next row behind it on the same line: two are lost."""
+    """A killed writer leaves half a row. If the next row follows on the same line, both are lost."""
     path = tmp_path / "new" / "rows.jsonl"
     append_rows(path, [{"a": 1}, {"a": "é"}])
     with open(path, "ab") as file:
@@ -215,7 +215,7 @@ def test_rows_are_whole_lines_after_a_kill(tmp_path):
 
 
 def test_one_writer_at_a_time(tmp_path, monkeypatch, capsys):
-    """Two runs of one name mix their checkpoints; a file system without locks is no traceback (FAULTS 13)."""
+    """Two runs of one name mix their checkpoints. FAULTS 13: file systems without locks gave a traceback."""
     with common.lock(tmp_path / "x.pt"):
         with pytest.raises(UserError, match="another process"):
             common.lock(tmp_path / "x.pt")

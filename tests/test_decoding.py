@@ -1,4 +1,4 @@
-"""Claims about decoding.py and fast_decode.py: the cache, one token at a time, the sampling."""
+"""Claims about decoding.py and fast_decode.py: key-value cache, single steps, sampling."""
 from unittest.mock import Mock
 
 import pytest
@@ -17,7 +17,7 @@ PROMPTS = [draw_ids(n, seed=seed).tolist() for seed, n in enumerate((9, 1, 4, 9)
 @pytest.mark.parametrize("blocks", [[1] * 12, [12], [5, 1, 4, 2], [1, 11], [11, 1]], ids=str)
 @torch.no_grad()
 def test_reading_in_pieces_equals_reading_at_once(tiny_model, blocks):
-    """A wrong position or mask in the cache: the first tokens are right, the rest is babble."""
+    """With a wrong position or mask in the cache, the first tokens are right and the rest is nonsense."""
     model, ids = tiny_model(n_layers=3), draw_ids(2, 12)
     cache, hidden = KVCache(model, 2, 12), []
     for piece in ids.split(blocks, dim=1):
@@ -29,7 +29,7 @@ def test_reading_in_pieces_equals_reading_at_once(tiny_model, blocks):
 @pytest.mark.parametrize("blocks", [[12], [7, 1, 4], [2, 10], [1] * 12], ids=str)
 @torch.no_grad()
 def test_the_cache_hides_left_padding(tiny_model, blocks):
-    """Rows of different lengths in one batch: padding that is seen changes the shorter ones."""
+    """If rows of different lengths share a batch, visible padding would change the shorter rows."""
     model, lengths = tiny_model(), [12, 5, 1]
     texts = [draw_ids(n, seed=n) for n in lengths]
     ids = torch.stack([torch.cat([torch.zeros(12 - len(t), dtype=torch.int64), t]) for t in texts])
@@ -42,8 +42,8 @@ def test_the_cache_hides_left_padding(tiny_model, blocks):
 
 
 def test_a_changed_weight_changes_what_is_written(tiny_model):
-    """Joined weights that outlive a change write with the model of yesterday; fused AdamW changes a
-    parameter without counting it."""
+    """Joined weights that are not updated after a change would write with the old model. Fused AdamW changes
+    a parameter without changing its `_version`."""
     model, fresh, ids = tiny_model(), tiny_model(seed=5), draw_ids(2, 9)
     before = generate(model, PROMPTS[:1], 8)
     for optimizer in make_optimizers(model, "adamw", 0.05, 0.1):
@@ -61,10 +61,10 @@ def test_a_changed_weight_changes_what_is_written(tiny_model):
 
 @pytest.mark.parametrize("changes", [{}, dict(qk_norm=False), dict(tie_embeddings=False),
                                      dict(n_kv_heads=4), dict(n_kv_heads=1)], ids=str)
-@pytest.mark.parametrize("sharp", [1.0, 30.0])  # the second: scores beyond what exp can take
+@pytest.mark.parametrize("sharp", [1.0, 30.0])  # 30: scores so large that exp overflows
 @torch.no_grad()
 def test_the_decoder_says_what_the_model_says(tiny_model, changes, sharp):
-    """TRAPS 6: a fast path with folded norms and joined matrices may be another model."""
+    """TRAPS 6: the fast path joins matrices and multiplies norms into them; it could be another model."""
     model, text, new = tiny_model(**changes), draw_ids(7, seed=1), draw_ids(4, seed=9)
     for layer in model.layers:
         for p in (layer.self_attn.q_norm, layer.self_attn.k_norm) if model.config.qk_norm else ():
@@ -79,7 +79,7 @@ def test_the_decoder_says_what_the_model_says(tiny_model, changes, sharp):
 
 @torch.no_grad()
 def test_generate_equals_reading_everything_again(tiny_model):
-    """The cache, the last column and the next position, all at once: greedy, without a cache."""
+    """A wrong cache, last column or next position would write another text than greedy decoding without a cache."""
     model = tiny_model()
     for prompt in PROMPTS:
         ids = list(prompt)
@@ -90,25 +90,25 @@ def test_generate_equals_reading_everything_again(tiny_model):
 
 @pytest.mark.parametrize("changes", [{}, dict(qk_norm=False, n_kv_heads=1)], ids=str)
 def test_the_model_itself_writes_what_the_decoder_writes(tiny_model, changes, monkeypatch):
-    """Several rows, or a GPU: the model goes on with its cache, and must write the same."""
+    """For several rows, or on a GPU, the model itself writes: its text could differ from the decoder's."""
     model = tiny_model(**changes)
     before = generate(model, PROMPTS[:1], 24)
-    monkeypatch.setattr(Decoder, "step", None)  # not to be called
+    monkeypatch.setattr(Decoder, "step", None)  # must not be called
     assert generate(model, [PROMPTS[0]] * 2, 24) == before * 2
 
 
 @pytest.mark.parametrize("sampling", [{}, dict(temperature=0.7, top_p=1e-6)], ids=str)
 def test_a_batch_is_generated_as_one_by_one(tiny_model, sampling):
-    """Padding on the left that is seen or shifts positions changes the answers of short prompts."""
+    """If left padding is visible or shifts positions, the answers to short prompts change."""
     model = tiny_model(n_kv_heads=1)
     one_by_one = [generate(model, [p], 24, **sampling)[0] for p in PROMPTS]
     assert generate(model, PROMPTS, 24, **sampling) == one_by_one
-    assert len({tuple(row) for row in one_by_one}) == 4  # or it proves little
+    assert len({tuple(row) for row in one_by_one}) == 4  # equal rows would prove little
 
 
 @pytest.mark.parametrize("sampling", [{}, dict(temperature=1.3, top_p=0.8)], ids=str)
 def test_stream_equals_generate(tiny_model, sampling):
-    """What the chat shows and what the evaluation scores must be one thing."""
+    """The chat could show another text than the evaluation scores."""
     model = tiny_model()
     again = lambda: dict(sampling, generator=torch.Generator().manual_seed(5))
     row = generate(model, PROMPTS[:1], 30, **again())[0]
@@ -120,7 +120,7 @@ def test_stream_equals_generate(tiny_model, sampling):
 
 
 def test_nothing_after_the_end_counts(tiny_model):
-    """A finished row goes on being computed in its batch; those tokens are no answer."""
+    """A finished row is still computed in its batch, but those tokens are not part of the answer."""
     model = tiny_model()
     free = generate(model, PROMPTS, 24)
     stops = {free[0][3], free[1][10]}
@@ -132,7 +132,7 @@ def test_nothing_after_the_end_counts(tiny_model):
 
 
 def test_a_finished_batch_stops_computing(tiny_model, monkeypatch):
-    """Without it every answer costs max_new_tokens steps."""
+    """Without an early stop, every batch would cost max_new_tokens steps."""
     model = tiny_model()
     [first] = generate(model, PROMPTS[:1], 1)
     read = Mock(side_effect=model.hidden_states)
@@ -142,19 +142,19 @@ def test_a_finished_batch_stops_computing(tiny_model, monkeypatch):
 
 
 def test_generation_stops_at_the_context(tiny_model):
-    """One token more and the position table ends: an error in the middle of an answer."""
+    """Beyond the context there are no positions: one token more would fail in the middle of an answer."""
     model = tiny_model(max_seq_len=16)
     assert len(list(stream(model, PROMPTS[2], 1000))) == 12
     assert [len(row) for row in generate(model, PROMPTS, 1000)] == [16 - len(p) for p in PROMPTS]
     assert len(generate(model, [list(range(15))], 1000)[0]) == 1
     assert generate(model, PROMPTS, 0) == [[], [], [], []] and generate(model, [], 5) == []
-    for prompts in ([[1], []], [list(range(16))], [[1], list(range(17))]):  # nothing to continue
+    for prompts in ([[1], []], [list(range(16))], [[1], list(range(17))]):  # empty, or no place left
         with pytest.raises(ValueError):
             generate(model, prompts, 4)
 
 
 def test_generation_leaves_no_graph(tiny_model, monkeypatch):
-    """With gradients on, the cache keeps the graph of every step: memory grows with the text."""
+    """With gradients on, the cache keeps the graph of every step, so memory grows with the text."""
     model, modes = tiny_model(), []
     for owner, name in ((Decoder, "step"), (model, "hidden_states")):
         monkeypatch.setattr(owner, name, lambda *a, real=getattr(owner, name), **k: (
@@ -166,7 +166,7 @@ def test_generation_leaves_no_graph(tiny_model, monkeypatch):
 
 
 def test_generation_runs_under_bf16_autocast(tiny_model):
-    """Queries, keys and the cache may then have different dtypes, which attention refuses."""
+    """Under autocast, queries, keys and cache may have different dtypes, which attention refuses."""
     with torch.autocast("cpu", torch.bfloat16):
         rows = generate(tiny_model(), PROMPTS, 5)
     assert [len(r) for r in rows] == [5] * 4
@@ -176,14 +176,14 @@ LOGITS = torch.tensor([1.5, -0.5, 2.0, 0.0, 1.0, -3.0, 0.5])
 
 
 def test_greedy_is_the_argmax():
-    """Temperature 0, or (almost) no mass, which HTTP clients do send: the likeliest token."""
+    """HTTP clients send temperature 0, or a top_p of (almost) 0: both must give the likeliest token."""
     logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
     for temperature, top_p in ((0, 1.0), (0.0, 0.5), (2.0, 1e-9), (1.0, 0.0)):
         assert torch.equal(sample(logits, temperature, top_p), logits.argmax(-1))
 
 
 def nucleus(p, top_p):
-    """Holtzman et al.: the smallest set of likeliest tokens with at least that mass."""
+    """Holtzman et al.: p (V,) -> ids of the fewest likeliest tokens with a total of at least top_p."""
     mass, kept = 0.0, []
     for i in sorted(range(len(p)), key=lambda i: -p[i]):
         if mass >= top_p and kept:
@@ -196,8 +196,8 @@ def nucleus(p, top_p):
 @pytest.mark.parametrize("top_p", [0.01, 0.3, 0.5, 0.8, 0.95, 0.999, 1.0])
 @pytest.mark.parametrize("temperature", [0.6, 1.5])
 def test_top_p_draws_from_the_nucleus_in_proportion(top_p, temperature):
-    """A set without the token that crosses the mass is too small; one more is not the smallest. With 1
-    it is the softmax (6 degrees of freedom, p 1e-4: 27.9)."""
+    """The set must include the token that crosses top_p, and none after it. If top_p is 1, it is the softmax.
+    The limit 27.9 is chi-square at p = 1e-4 with 6 degrees of freedom."""
     whole = (LOGITS.double() / temperature).softmax(-1)
     kept = nucleus(whole, top_p)
     expected = 20_000 * whole[kept] / whole[kept].sum()
@@ -208,7 +208,7 @@ def test_top_p_draws_from_the_nucleus_in_proportion(top_p, temperature):
 
 
 def test_each_row_has_its_own_limits():
-    """The sorted order of one row applied to another."""
+    """The sorted order of one row could be applied to another row."""
     logits = torch.stack([LOGITS, LOGITS.flip(0)])
     generator = torch.Generator().manual_seed(0)
     rows = torch.stack([sample(logits, 1.0, 0.8, generator) for _ in range(300)], 1).tolist()
@@ -216,7 +216,7 @@ def test_each_row_has_its_own_limits():
 
 
 def test_the_generator_decides():
-    """Without it a seed given on the command line does nothing."""
+    """If the generator is not used, a seed on the command line has no effect."""
     seeded = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
     one, again, other = [sample(LOGITS.expand(40, -1), 1.0, generator=g).tolist() for g in seeded]
     assert one == again != other

@@ -1,4 +1,4 @@
-"""Claims about the divergences of losses.py: six formulas, each against plain Python and its closed form."""
+"""Claims about the divergences of losses.py: six formulas, compared with plain Python and closed forms."""
 import math
 
 import pytest
@@ -7,7 +7,7 @@ import torch
 from losses import DIVERGENCES, divergence, scale
 from test_losses import B, T, TEMPERATURES, V, draw, kl_by_hand, softmax_by_hand
 
-# (name, mix): every divergence, those with a parameter at several, ends included
+# (name, mix): every divergence; those with a parameter at several values, with its ends
 CASES = [("forward_kl", 0), ("reverse_kl", 0), ("total_variation", 0), ("jsd", 0), ("jsd", 0.1),
          ("jsd", 0.5), ("jsd", 0.9), ("jsd", 1), ("skew_forward_kl", 0.1), ("skew_forward_kl", 0),
          ("skew_reverse_kl", 0.1), ("skew_reverse_kl", 0)]
@@ -19,7 +19,7 @@ def mixed(a, b, share):
 
 
 def by_hand(name, mix, q, p):
-    """The definition, of two lists of probabilities."""
+    """The definition: q (student) and p (teacher), two lists of probabilities -> nats."""
     if name == "jsd" and 0 < mix < 1:
         m = mixed(p, q, mix)
         return mix * kl_by_hand(p, m) + (1 - mix) * kl_by_hand(q, m)
@@ -31,14 +31,14 @@ def by_hand(name, mix, q, p):
 
 
 def test_every_divergence_is_tested():
-    """A new one without a case would pass everything below."""
+    """A new divergence without a case would pass all tests below."""
     assert {name for name, _ in CASES} == set(DIVERGENCES)
 
 
 @every
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_values_equal_an_explicit_double_loop(name, mix, temperature):
-    """TRAPS 1, 5: a mean over V, or the other direction, under the right name."""
+    """TRAPS 1, 5: a mean over V or the other direction could have the right name."""
     student, teacher = draw(B, T, V, seed=1), draw(B, T, V, seed=2)
     values = divergence(name, student, teacher, temperature, mix)
     assert values.shape == (B, T)
@@ -50,7 +50,7 @@ def test_values_equal_an_explicit_double_loop(name, mix, temperature):
 
 
 def closed_form(name, mix, q, p):
-    """The gradient by the student's logits that each docstring promises, tau left out."""
+    """The gradient by the student's logits as each docstring gives it, without the factor tau."""
     s, total = mix, lambda x: x.sum(-1, keepdim=True)
     if name == "forward_kl" or (name, mix) in (("jsd", 0), ("skew_forward_kl", 0)):
         return q - p
@@ -68,7 +68,7 @@ def closed_form(name, mix, q, p):
 @every
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_gradients_equal_the_closed_form(name, mix, temperature):
-    """TRAPS 3, 21: a detach, a lost term through the mixture, or one tau too few."""
+    """TRAPS 3, 21: a detach, a lost term through the mixture, or a missing tau gives a wrong gradient."""
     student, teacher = draw(B, T, V, seed=1).requires_grad_(), draw(B, T, V, seed=2)
     divergence(name, student, teacher, temperature, mix).sum().backward()
     q, p = ((z.detach() / temperature).softmax(-1) for z in (student, teacher))
@@ -86,7 +86,7 @@ def test_gradients_agree_with_finite_differences(name, mix):
 @every
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_the_teacher_itself_costs_nothing_and_pulls_nowhere(name, mix, temperature):
-    """TRAPS 6: a path that rounds one side differently does not end at 0."""
+    """TRAPS 6: if one side is rounded differently, equal distributions do not give 0."""
     student, teacher = draw(B, T, V, seed=2).requires_grad_(), draw(B, T, V, seed=2)
     values = divergence(name, student, teacher, temperature, mix)
     values.sum().backward()
@@ -96,7 +96,7 @@ def test_the_teacher_itself_costs_nothing_and_pulls_nowhere(name, mix, temperatu
 @every
 @pytest.mark.parametrize("spread", [1e-4, 0.1, 1.0, 10.0])
 def test_no_divergence_is_negative_beyond_rounding_and_none_is_clamped(name, mix, spread):
-    """TRAPS 13: a negative one has a side that is no distribution; a clamp kills gradients."""
+    """TRAPS 13: a negative value means that a side does not sum to 1. A clamp sets gradients to 0."""
     teacher = draw(1000, V, seed=3, scale=max(spread, 1.0), dtype=torch.float32)
     student = (teacher + draw(1000, V, seed=4, scale=spread, dtype=torch.float32)).requires_grad_()
     values = divergence(name, student, teacher, 1.0, mix)
@@ -108,7 +108,7 @@ def test_no_divergence_is_negative_beyond_rounding_and_none_is_clamped(name, mix
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_of_80_are_finite_and_near_float64(name, mix, dtype):
-    """TRAPS 20: probabilities underflow, logarithms of 0 follow, 0 * inf is NaN."""
+    """TRAPS 20: probabilities underflow to 0, their logarithm is minus infinity, and 0 * inf is NaN."""
     signs = draw(2, B, T, 1024, seed=6).sign()
     student, teacher = (80 * signs + draw(2, B, T, 1024, seed=7)).to(dtype)
     values = divergence(name, student.requires_grad_(), teacher, 1.0, mix)
@@ -121,7 +121,7 @@ def test_half_precision_logits_of_80_are_finite_and_near_float64(name, mix, dtyp
 
 @every
 def test_an_impossible_token_costs_nothing_where_nobody_believes_in_it(name, mix):
-    """Logits of minus infinity (a masked token): 0 ln 0 is 0, and no NaN reaches a gradient."""
+    """A masked token has a logit of minus infinity. 0 ln 0 must be 0, or NaN reaches the gradient."""
     student, teacher = draw(T, V, seed=1), draw(T, V, seed=2)
     student[:, 3] = teacher[:, 3] = -math.inf
     values = divergence(name, student.requires_grad_(), teacher, 2.0, mix)
@@ -134,7 +134,7 @@ def test_an_impossible_token_costs_nothing_where_nobody_believes_in_it(name, mix
 
 @pytest.mark.parametrize("name", ["skew_forward_kl", "skew_reverse_kl", "jsd", "total_variation"])
 def test_the_bounded_ones_are_bounded(name):
-    """What they are chosen for: two that share no token cost -ln s (ln 2, 1), not infinity."""
+    """Distributions that share no token must cost -ln s (JSD: ln 2, total variation: 1), not infinity."""
     student, teacher = torch.tensor([0.0, -200.0]).double(), torch.tensor([-200.0, 0.0]).double()
     bound = {"jsd": math.log(2), "total_variation": 1.0}.get(name, -math.log(0.1))
     assert divergence(name, student, teacher).item() == pytest.approx(bound, rel=1e-12)
@@ -142,7 +142,7 @@ def test_the_bounded_ones_are_bounded(name):
 
 
 def test_the_ends_of_jsd_are_the_kls_by_definition_and_the_value_jumps():
-    """GKD's formula is 0 at both ends: taken literally, beta 0 trains nothing."""
+    """GKD's formula is 0 if beta is 0 or 1. Without a special case, both would train nothing."""
     student, teacher = draw(T, V, seed=1), draw(T, V, seed=2)
     for end, near, other in ((0, 1e-6, "forward_kl"), (1, 1 - 1e-6, "reverse_kl")):
         whole = divergence("jsd", student, teacher, 1.0, end)
@@ -154,7 +154,7 @@ def test_the_ends_of_jsd_are_the_kls_by_definition_and_the_value_jumps():
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_gradients_keep_their_size_at_every_temperature(name):
-    """TRAPS 3: tau^2 for the KL family, tau for total variation; the wrong one is 2 to 4 times off."""
+    """TRAPS 3: the KL family needs tau^2, total variation tau; the wrong one is off by a factor of 2 to 4."""
     norms = []
     for temperature in (1.0, 2.0, 4.0):
         student = draw(B, T, V, seed=1, scale=0.3).requires_grad_()
@@ -165,7 +165,7 @@ def test_gradients_keep_their_size_at_every_temperature(name):
 
 
 def test_a_mix_that_is_no_share_is_refused_and_each_has_its_own_default():
-    """beta 0.5 is JSD itself; a skew of 0.5 would be another loss than the papers'."""
+    """A beta of 0.5 is the usual JSD, but a skew of 0.5 would not be the loss of the papers."""
     student, teacher = draw(T, V, seed=1), draw(T, V, seed=2)
     for name, default in (("jsd", 0.5), ("skew_forward_kl", 0.1), ("skew_reverse_kl", 0.1)):
         torch.testing.assert_close(divergence(name, student, teacher),
@@ -176,7 +176,7 @@ def test_a_mix_that_is_no_share_is_refused_and_each_has_its_own_default():
 
 
 def test_no_mass_costs_nothing_even_where_the_other_side_is_impossible():
-    """A teacher's e^-150 is 0 in float32: times ln 0 of a masked student it would be NaN."""
+    """A teacher's e^-150 is 0 in float32. Multiplied by ln 0 of a masked student, it would be NaN."""
     student, teacher = torch.tensor([0.0, -math.inf]), torch.tensor([0.0, -150.0])
     assert divergence("forward_kl", student, teacher) == 0
-    assert divergence("forward_kl", student, torch.zeros(2)) == math.inf  # true, and not hidden
+    assert divergence("forward_kl", student, torch.zeros(2)) == math.inf  # correct, so it is not hidden

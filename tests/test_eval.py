@@ -1,4 +1,4 @@
-"""Claims about eval.py: every figure of the table against a number made another way."""
+"""Claims about eval.py: every figure of the table equals a number computed in another way."""
 import json
 import math
 import re
@@ -19,7 +19,7 @@ from metrics import table, wilson
 
 @pytest.fixture
 def report(call, tiny_world, out_dir):
-    """A function: `report(checkpoints, *flags)` runs eval.py -> (results, OUT.md, rows of the answers)."""
+    """Returns a function: `report(checkpoints, *flags)` runs eval.py -> (results, OUT.md, rows of answers)."""
     def run(checkpoints, *flags):
         done = call("eval", *checkpoints, f"--data={tiny_world.val}", f"--out={out_dir / 'report'}",
                     "--no-speed", "--questions=6", "--max-new-tokens=12", *flags)
@@ -33,7 +33,7 @@ def report(call, tiny_world, out_dir):
 
 @pytest.fixture
 def written(monkeypatch):
-    """A function: `written(ids)`: from here on every model writes these ids -> a mock that was asked."""
+    """Returns a function: after `written(ids)` every model writes these ids -> the mock with the calls."""
     def write(ids):
         asked = Mock(side_effect=lambda model, prompts, *_: [ids for _ in prompts])
         monkeypatch.setattr(evaluation, "generate", asked)
@@ -42,12 +42,12 @@ def written(monkeypatch):
 
 
 def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world, tiny_tokenizer):
-    """Packing, masks, batches and sums must not reach the table; bits are per byte of counted text."""
+    """Packing, masks, batches or sums could change a figure. Bits are per byte of the counted text."""
     paths = [tiny_world.teacher, tiny_world.init]
     [itself, found], _, _ = report(paths)
     teacher, model = (checkpoints.load_model(path)[0] for path in paths)
     ce = kl = agree = tokens = size = 0
-    bins = [0.0] * 15  # hits - confidence
+    bins = [0.0] * 15  # sum of hits - confidence
     for _, document in read_documents(tiny_world.val):
         ids, mask = encode_document(tiny_tokenizer, document)
         keep, x = torch.tensor(mask[1:]) > 0, torch.tensor([ids[:-1]])
@@ -68,7 +68,7 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
 
 
 def test_the_report_has_the_tables_and_the_answers(report, tiny_world):
-    """One table for people, one file for programs, and what the models really answered."""
+    """A report needs a table for people, a file for programs, and the models' own answers."""
     results, text, rows = report([tiny_world.teacher, tiny_world.init])
     assert [(r["model"], r["parameters"], r["n"]) for r in results] == [
         ("teacher", 63_744, 6), ("init", 63_744, 6)]
@@ -80,8 +80,8 @@ def test_the_report_has_the_tables_and_the_answers(report, tiny_world):
 
 
 def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
-    """A figure without its config, seed, data and machine cannot be made again. A majority of 4 at
-    temperature 1 and one of 32 at 0.5 are two figures. Samples repeat, and follow their seed."""
+    """A figure without its config, seed, data and machine cannot be reproduced. A majority also depends on the
+    number of samples and the temperature. One seed must always give the same samples."""
     call("train_pretrain", *tiny_world.flags("pretrain", name="student", seed=5, steps=2))
     rows = out_dir / "rows.jsonl"
     report([out_dir / "student.pt"], f"--row={rows}", "--recipe=alone")
@@ -98,8 +98,8 @@ def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
 
 
 def test_the_tables_by_hand():
-    """A suite of 2 problems at 50 % says nothing; a model agrees with itself: no finding. The line that
-    everybody quotes is of the first model, not of the last."""
+    """A suite of only 2 problems needs an interval. The teacher's KL with itself says nothing, so it is a dash.
+    The summary must compare with the first model, not with the last."""
     first = dict(model="teacher", teacher="teacher", kl=0.0, exact=0.8, parameters=1000, decode1=100,
                  decode32=500, suites=dict(clean=dict(n=2, exact=0.5, exact_interval=wilson(1, 2),
                                                       drop=0.25, p=1.0),
@@ -118,7 +118,7 @@ def test_the_tables_by_hand():
 
 
 def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
-    """TRAPS 18: a KL between distributions over different pieces is a number without a meaning."""
+    """TRAPS 18: a KL between distributions over different tokens is a number without a meaning."""
     from test_bad_input import write_checkpoint
     from tokenizer import Tokenizer
     from tokenizer.train import train
@@ -130,7 +130,7 @@ def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
 
 
 def test_all_models_are_scored_at_the_smallest_trained_window(report, call, tiny_world, out_dir):
-    """Beyond its window a model has learned no position: the score would be of extrapolation."""
+    """Beyond its training window a model has learned no positions, so the score would measure extrapolation."""
     for name, window in (("short", 100), ("long", 143)):
         call("train_pretrain", *tiny_world.flags("pretrain", name=name, window=window, steps=1))
     results, text, _ = report([out_dir / "long.pt", out_dir / "short.pt"])
@@ -139,7 +139,7 @@ def test_all_models_are_scored_at_the_smallest_trained_window(report, call, tiny
 
 
 def test_suites_are_paired_with_their_own_clean_problems(written, tiny_world, tiny_tokenizer):
-    """Unpaired, a suite of fewer or easier problems would look like robustness."""
+    """Without pairing, a suite of fewer or easier problems would look like robustness."""
     def suite(answers, *sources, question="2 + 3?"):
         return [dict(question=question, answer=f"#### {answer}", source=source)
                 for answer, source in zip(answers, sources)]
@@ -157,16 +157,16 @@ def test_suites_are_paired_with_their_own_clean_problems(written, tiny_world, ti
 
 
 def test_the_copy_probe_knows_a_copier_from_a_parrot(tiny_world, tiny_tokenizer):
-    """A probe that a model without any copying passes measures something else."""
+    """If a model that cannot copy passes the probe, the probe measures something else."""
     data = open_data(tiny_world.val, tiny_tokenizer, 143)
-    for back, least, most in ((23, 1, 1), (0, 0, 0.2)):  # says what it heard so many tokens ago
+    for back, least, most in ((23, 1, 1), (0, 0, 0.2)):  # repeats the token `back` places ago
         model = Mock(side_effect=lambda ids: F.one_hot(ids.roll(back, 1), tiny_tokenizer.vocab_size))
         model.config.max_seq_len, model.embed_tokens.weight.device = 160, "cpu"
         assert least <= evaluation.copy_probe(model, data) <= most
 
 
 def say(tokenizer, text, end=True):
-    """Ids of a response whose tags are control pieces."""
+    """A response as text -> its ids. Tags become control tokens; if `end`, <end> follows."""
     t = tokenizer
     tags = dict(zip("<think> </think> <answer> </answer>".split(),
                     (t.think, t.end_think, t.answer, t.end_answer)))
@@ -175,8 +175,8 @@ def say(tokenizer, text, end=True):
 
 
 def test_an_answer_is_judged_by_its_answer_and_its_end(tiny_tokenizer):
-    """An answer that ran into the limit is wrong, even if the right number stands in it. A question
-    of knowledge has no number in its answer: every model would score 0 %."""
+    """An answer that was cut off at the limit is wrong, even if it contains the right number. Answers without
+    a number, to questions of knowledge, must be compared as text, or every model scores 0 %."""
     t = tiny_tokenizer
     for said, wanted, verdict in (("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
                                   ("It is 14.", "So 14", "ok")):
@@ -195,7 +195,7 @@ def test_an_answer_is_judged_by_its_answer_and_its_end(tiny_tokenizer):
 
 
 def test_a_constant_or_endless_model_scores_so(written, report, tiny_world, tiny_tokenizer):
-    """Constant models are where a score that is always good, or a loop that never ends, shows."""
+    """A constant model shows whether a score is always good, and an endless one whether the loop ends."""
     for end in (True, False):
         ids = say(tiny_tokenizer, "<think>So.</think><answer>7</answer>", end)
         written(ids)
@@ -207,8 +207,8 @@ def test_a_constant_or_endless_model_scores_so(written, report, tiny_world, tiny
 
 
 def test_speed_and_memory_are_a_models_own(tiny_world, tmp_path):
-    """A child inherits its parent's ru_maxrss: every model would show what eval.py itself had used.
-    FAULTS 11: a process that was killed for its memory took the figures of all models with it."""
+    """A child process inherits ru_maxrss, so every model would show the memory of eval.py itself.
+    FAULTS 11: when one process was killed for its memory, the figures of all models were lost."""
     ballast = torch.ones(400 * 2**20 // 4)  # 400 MB in this process
     questions = [document for _, document in read_documents(tiny_world.val)][:3]
     dead, one = speed.measure([tmp_path / "gone.pt", tiny_world.init], questions, rounds=1)
@@ -228,8 +228,8 @@ def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir,
 
 
 def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatch):
-    """Three questions, four samples each: right 2, 1 and 3 times; the second is lost by the vote.
-    Cut-off answers do not vote, and every token of every sample is paid for."""
+    """Of four samples to each of three questions, 2, 1 and 3 are right. The vote on the second one is wrong.
+    Cut-off answers must not vote, but the tokens of every sample count."""
     right = "<think>So.</think><answer>7</answer>"
     wrong, other = right.replace("7", "8"), right.replace("7", "9")
     cut_off = say(tiny_tokenizer, wrong, end=False)
@@ -244,7 +244,7 @@ def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatc
     [result], text, rows = report([tiny_world.init], f"--data={path}", "--samples=4",
                                   "--temperature=0.7")
     vote, size = result["vote"], len(say(tiny_tokenizer, right))
-    assert result["exact"] == 1 and result["answer_tokens"] == size  # greedy, as ever
+    assert result["exact"] == 1 and result["answer_tokens"] == size  # from greedy answers
     assert vote["majority"] == 2 / 3 and vote["majority_interval"] == pytest.approx(wilson(2, 3))
     assert dict(vote["best_of"]) == pytest.approx({1: 6 / 12, 2: (5 / 6 + 3 / 6 + 1) / 3, 4: 1})
     assert vote["tokens"] == pytest.approx((12 * size - 1) / 3)
@@ -253,8 +253,8 @@ def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatc
 
 
 def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_path, monkeypatch):
-    """A vote among greedy answers, which are all the same, would look like a result; and a report
-    must not replace somebody's own file of its name."""
+    """Greedy answers are all the same, but a vote among them would look like a result. A report must not
+    replace a user's own file of the same name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text('{"mine": 1}', encoding="utf-8")
     for flag in ("--samples=4", "--temperature=0.7", "--batch=0", "--out=rows"):
@@ -263,7 +263,7 @@ def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_
 
 
 def test_a_target_begins_the_response(report, written, tiny_world, tiny_tokenizer):
-    """How a model of two forms is told which is asked; its first token is counted as said."""
+    """--target tells a model with two formats which one to use. The tag must count as a token of the answer."""
     ids = tiny_tokenizer.encode("7") + [tiny_tokenizer.end]
     asked = written(ids)
     for target, first in (("cot", "<think>"), ("answer", "<answer>"), ("full", "")):
@@ -275,7 +275,7 @@ def test_a_target_begins_the_response(report, written, tiny_world, tiny_tokenize
 
 
 def test_by_itself_a_model_is_scored_as_it_was_trained(report, call, tiny_world, out_dir):
-    """ce of the chains for a model that knows both forms, so that it compares with the others'."""
+    """A model trained on both formats must get the ce of chains, or it cannot be compared with others."""
     for trained, asked in (("answer", "answer"), ("multi", "cot")):
         call("train_distill_reason", *tiny_world.flags("distill_reason", name=trained, target=trained,
                                                        steps=1))
@@ -286,8 +286,8 @@ def test_by_itself_a_model_is_scored_as_it_was_trained(report, call, tiny_world,
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(report, tiny_world, tmp_path):
-    """One long question in a batch used up the room of all the others: exact 0 % instead of 90 %.
-    One that is longer than the context is wrong: left out, it would change n."""
+    """One long question left no context for the others in its batch: exact was 0 % instead of 90 %. A question
+    that is longer than the context counts as wrong: without it, n would change."""
     path, answers = tmp_path / "test.jsonl", []
     long = [json.dumps({"question": "How many? " * n, "answer": "#### 5"}) for n in (24, 99)]
     path.write_text(tiny_world.val.read_text(encoding="utf-8") + "\n".join(long), encoding="utf-8")
@@ -300,7 +300,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(report, tiny_world, tmp_pat
 
 
 def test_two_models_of_one_file_name_are_told_apart(report, tiny_world, tmp_path):
-    """a/m.pt and b/m.pt: one was missing among the answers, or taken for the other's teacher."""
+    """Of a/m.pt and b/m.pt, one was missing among the answers, or was taken for the other's teacher."""
     paths = [tmp_path / "a/m.pt", tmp_path / "b/m.pt"]
     for path, source in zip(paths, (tiny_world.teacher, tiny_world.init)):
         path.parent.mkdir()

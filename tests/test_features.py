@@ -1,4 +1,4 @@
-"""Claims about train_distill_features.py: the right layers, the right tokens, nothing left over."""
+"""Claims about train_distill_features.py: right layers, right tokens, only the student is kept."""
 import math
 from itertools import product
 
@@ -28,7 +28,7 @@ def test_maps_name_block_outputs(rule, layers, pairs):
 @pytest.mark.parametrize("rule", ["first", "0:1", "1:0", "4:1", "1:10", "1-2", "1:2:3", "1:", ",", "", "1.5:2",
                                   "-1:2", "1:2,"])
 def test_a_layer_that_does_not_exist_is_refused(rule):
-    """Python's index -1 would quietly take the last one."""
+    """Python's index -1 would silently take the last layer."""
     with pytest.raises(UserError, match="1:1 to 3:9"):
         layer_pairs(rule, 3, 9)
 
@@ -45,7 +45,7 @@ SAME = [nn.Identity()] * 3  # no projections
 @pytest.mark.parametrize("rule", ["last", "uniform", "2:2", "1:1,3:3"])
 @torch.no_grad()
 def test_identical_networks_cost_nothing_under_every_map(rule, tiny_model):
-    """TRAPS 22: comparing before a block with after it, or student's and teacher's other sides."""
+    """TRAPS 22: the input of a block could be compared with the output of another network's block."""
     model = tiny_model(n_layers=3)
     ids = torch.randint(0, 300, (B, T), generator=torch.Generator().manual_seed(1))
     document = torch.tensor([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]])
@@ -62,7 +62,7 @@ def test_identical_networks_cost_nothing_under_every_map(rule, tiny_model):
 
 @torch.no_grad()
 def test_what_is_recorded_are_the_blocks_outputs_and_qkv_before_rope(tiny_model):
-    """The final norm's output is no block's; rotated queries of equal tokens would differ by place."""
+    """The final norm's output is not a block's output. After RoPE, queries of equal tokens differ by position."""
     model, ids = tiny_model(n_layers=3), torch.full((1, T), 7)
     seen = recorded(model, ids)
     assert len(seen) == 3 and seen[0]["hidden"].shape == (1, T, 32)
@@ -74,18 +74,18 @@ def test_what_is_recorded_are_the_blocks_outputs_and_qkv_before_rope(tiny_model)
 
 
 def test_hidden_distances_by_hand():
-    """Summed instead of averaged, a wider teacher would weigh more."""
+    """If channels were summed instead of averaged, a wider teacher would weigh more."""
     a, b = torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 0.0]])
     assert hidden_mse(a, b).item() == pytest.approx(8 / 3)
     assert hidden_cosine(a, b).item() == pytest.approx(1 - 1 / 3)
-    assert hidden_cosine(5 * a, b).item() == pytest.approx(1 - 1 / 3)  # blind to length
+    assert hidden_cosine(5 * a, b).item() == pytest.approx(1 - 1 / 3)  # length has no effect
 
 
 @torch.no_grad()
 def test_of_several_pairs_a_term_is_the_mean_that_of_relations_over_queries_keys_and_values(tiny_model):
-    """Summed, twice the layers would weigh twice as much; the map would be a second weight."""
+    """If pairs were summed, twice the layers would weigh twice as much: the map would act as a second weight."""
     def block(*numbers):
-        return dict(hidden=torch.tensor([[numbers, (9.0, 9.0)]]))  # (1, 2, D), one left out
+        return dict(hidden=torch.tensor([[numbers, (9.0, 9.0)]]))  # (1, 2, D); one token does not count
     student, teacher = [block(1.0, 2.0), block(0.0, 3.0)], [block(1.0, 0.0), block(4.0, 3.0)]
     for loss, mean in (("mse", (4 / 2 + 16 / 2) / 2), ("cosine", (1 - 1 / 5 ** 0.5 + 1 - 3 / 5) / 2)):
         value = hidden_term(Config(hidden_loss=loss), [(1, 1), (2, 2)], SAME, student, teacher,
@@ -100,7 +100,7 @@ def test_of_several_pairs_a_term_is_the_mean_that_of_relations_over_queries_keys
 
 
 def relation_by_hand(student, teacher, heads, document):
-    """Loops over batch, head, t and s, in plain Python: (B, H, T, C) of both -> [[nats]]."""
+    """Plain loops over batch, head, t and s: student and teacher (B, H, T, C) -> KL in nats, B lists of T."""
     values = [[0.0] * T for _ in range(B)]
     for b, h, t in product(range(B), range(heads), range(T)):
         see = [s for s in range(t + 1) if document[b][s] == document[b][t]]
@@ -118,8 +118,8 @@ def relation_by_hand(student, teacher, heads, document):
 
 
 def test_relations_equal_explicit_loops_over_pairs_of_one_document():
-    """Another document, the future, or padding that takes part; a scale by the wrong width; attention
-    heads that the parts cut across."""
+    """Other documents, later tokens or padding could take part, or the scale could use the wrong width. The
+    relation heads here do not match the attention heads."""
     student, teacher = draw(B, 2, T, 4, seed=1), draw(B, 3, T, 4, seed=2)
     for document in ([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]], None):
         values = relation_kl(student, teacher, 4, document and torch.tensor(document))
@@ -128,7 +128,7 @@ def test_relations_equal_explicit_loops_over_pairs_of_one_document():
 
 
 def test_relation_gradients_are_finite_with_documents_and_padding():
-    """Masked scores are minus infinity: 0 times infinity is one careless line away."""
+    """Masked scores are minus infinity: if one is multiplied by 0, the gradient is NaN."""
     student = draw(B, 1, T, 8, seed=1).float().requires_grad_()
     relation_kl(student, draw(B, 1, T, 8, seed=2).float(), 2,
                 torch.tensor([[1, 1, 2, 2, 0, 0], [0] * 6])).sum().backward()
@@ -137,7 +137,7 @@ def test_relation_gradients_are_finite_with_documents_and_padding():
 
 @pytest.fixture
 def train(call, tiny_world, out_dir):
-    """A function: `train(size="0.2m", steps=1)` -> checkpoint."""
+    """Returns a function: `train(size="0.2m", steps=1)` -> checkpoint; None if status is not 0."""
     def run(status=0, **changes):
         done = call("train_distill_features", *tiny_world.flags("distill_features", **changes))
         assert done.status == status, done.err
@@ -147,14 +147,14 @@ def train(call, tiny_world, out_dir):
 
 
 def test_relation_heads_that_do_not_divide_are_refused(train):
-    """32 channels in 5 heads: a traceback, or channels left out."""
+    """32 channels do not fit into 5 heads: a traceback would follow, or channels would be left out."""
     for heads in (5, 0, -1):
         train(status=2, relation_weight=1, relation_heads=heads)
 
 
 def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train, monkeypatch, out_dir):
-    """Left at their random start they are noise; drawn anew at a resume, the loss jumps. A student with
-    keys of its own is refused by every other script (strict=True)."""
+    """Untrained projections are noise. If a resume draws new ones, the loss jumps. If they stay in the student,
+    every other script refuses it (strict=True)."""
     wider = dict(size="0.4m", relation_heads=2)  # 96 wide, the teacher 64
     seen, real, advance = [], torch.nn.utils.clip_grad_norm_, checkpoints.count_step
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: (
@@ -170,7 +170,7 @@ def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train,
             raise KeyboardInterrupt
     monkeypatch.setattr(checkpoints, "count_step", stop)
     train(status=130, name="parts", **wider)
-    assert "projections" in checkpoints.load(out_dir / "parts.pt")  # of step 2
+    assert "projections" in checkpoints.load(out_dir / "parts.pt")  # saved at step 2
     monkeypatch.setattr(checkpoints, "count_step", advance)
     parts = train(name="parts", **wider)
     assert torch.equal(seen[-1], seen[3])
@@ -178,7 +178,7 @@ def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train,
 
 
 def test_weights_of_zero_leave_logits_distillation(train, call, tiny_world, out_dir):
-    """A term that stays in the gradient although its weight is 0."""
+    """A term could stay in the gradient although its weight is 0."""
     features = train(hidden_weight=0, relation_weight=0)
     assert call("train_distill_logits", *tiny_world.flags("distill_logits", name="logits")).status == 0
     logits = checkpoints.load(out_dir / "logits.pt")
@@ -186,7 +186,7 @@ def test_weights_of_zero_leave_logits_distillation(train, call, tiny_world, out_
 
 
 def test_every_knob_changes_the_training(train):
-    """TRAPS 4: a dead knob."""
+    """TRAPS 4: a flag could have no effect."""
     knobs = [dict(), dict(hidden_weight=0), dict(relation_weight=0), dict(hidden_loss="cosine"),
              dict(hidden_layers="1:1"), dict(hidden_weight=2), dict(divergence="jsd", beta=0.9)]
     base, *others = [train(size="0.2m", steps=2, fresh=True, **flags)["model"] for flags in knobs]

@@ -1,4 +1,4 @@
-"""Claims about blackbox/filter.py: each row is kept as it was, or dropped for one reason."""
+"""Claims about blackbox/filter.py: each row is kept unchanged, or dropped for one reason."""
 import json
 import os
 import random
@@ -34,7 +34,7 @@ def write_rows(path, *rows):
 
 @pytest.fixture
 def sift(call, tmp_path):
-    """A function: `sift(rows, *flags)` -> status, kept lines, dropped rows, reasons, card, words."""
+    """Returns a function: `sift(rows, *flags)` -> status, kept lines, dropped rows, reasons, card, output."""
     write_rows(tmp_path / "none.jsonl", turns("Which?", "That."))
 
     def run(rows, *flags, name="in.jsonl", out="out.jsonl", against=tmp_path / "none.jsonl"):
@@ -64,7 +64,7 @@ SCRIPTS = ("Հայերեն գրված պատասխան", "ქართულა�
 BAD = {
     "truncation": [
         turns(ASKED, "She has 12+", finish_reason="length"), turns(ASKED, "<think>She has 12+"),
-        turns(ASKED, "She has 12+", finish_reason="abort"),  # no list of bad ones
+        turns(ASKED, "She has 12+", finish_reason="abort"),  # a reason that is not known
         turns(ASKED, "She has 12+", verdict="truncated"), turns(ASKED, "<think>She has 17</think><answer>1"),
         {**RAW, "content": None, "verdict": "failed", "finish_reason": "length"}],
     "format": [turns(ASKED, "17", verdict="format"),
@@ -79,7 +79,7 @@ BAD = {
                {"text": " ".join(map(str, range(6000)))}],
     "repetition": [
         turns(ASKED, LOOP * 20), turns(ASKED, PROSE + " " + LOOP * 12), turns(ASKED, "ha" * 300),
-        turns(ASKED, " ".join(map(str, range(500))) + LOOP * 12),  # only its end
+        turns(ASKED, " ".join(map(str, range(500))) + LOOP * 12),  # only the end is a loop
         turns(ASKED, "<think>" + LOOP * 20 + "</think><answer>17</answer>"), turns(ASKED, "17, " * 120),
         turns(ASKED, "12+5=17\n" * 30), turns("笑一笑吧，好吗", "哈" * 100)],
     "language": [
@@ -95,9 +95,9 @@ FINE = [
     turns(ASKED, "17 of them", verdict="unverified", finish_reason="EOS"), turns(ASKED, PROSE),
     turns(ASKED, "So 17", verdict="a new word", finish_reason=None), turns("<answer>", "What is <br> for?"),
     turns("What is <think>?", "It opens a thought."), turns(ASKED, "It is 17", reference="17.0", **OWN),
-    turns(ASKED, "See there", reference="https://example.org"),  # anybody's column of that name
+    turns(ASKED, "See there", reference="https://example.org"),  # somebody else's column of that name
     turns("Where?", "Paris", reference="Paris", **OWN), turns("A?", "Yes.", reference="yes", **OWN),
-    turns(ASKED, "It is 18", reference="17", verdict="ok", **OWN),  # a verdict is believed
+    turns(ASKED, "It is 18", reference="17", verdict="ok", **OWN),  # a verdict is trusted
     turns("Count.", " ".join(map(str, range(1, 200)))), turns("Sing.", "la la la la"),
     turns("Show the table.", TABLE), turns("The unit matrix?", MATRIX), turns("In LaTeX?", LATEX * 2),
     turns("A line?", "-" * 300 + "\n" + "- " * 99), turns(ASKED, "十七"),
@@ -118,14 +118,14 @@ FINE = [
 
 
 def test_a_bad_row_is_dropped_for_its_reason_and_not_for_another(sift):
-    """A reason that is wrong leads to the wrong cure."""
+    """A wrong reason would lead the user to a wrong fix."""
     done = sift([GOOD, *sum(BAD.values(), [])])
     assert done.reasons == [reason for reason, rows in BAD.items() for _ in rows]
     assert done.kept == [(json.dumps(GOOD) + "\n").encode()]
 
 
 def test_good_rows_stay_and_a_rule_that_is_off_drops_nothing(sift):
-    """A filter that is too eager costs the hard and the unusual rows; the first is taken for a header."""
+    """A filter that is too strict loses hard and unusual rows, or mistakes the first row for a header."""
     off = [*BAD["length"], *BAD["repetition"], *BAD["language"]]
     for rows, flags in ((FINE[::-1], ()), (off, ["--fresh", "--off=length,repetition,language"])):
         done = sift([*rows, GOOD], *flags)
@@ -135,15 +135,15 @@ def test_good_rows_stay_and_a_rule_that_is_off_drops_nothing(sift):
 
 
 def test_a_row_has_only_the_first_reason(sift):
-    """Counted twice, the reasons are more than the rows."""
+    """If a row counted twice, there would be more reasons than dropped rows."""
     loop = turns("which", LOOP * 20, reference="1", **OWN)
     rows = [dict(loop, finish_reason="length", verdict="wrong answer"), dict(loop, verdict="format"), loop,
             turns("which", LOOP * 1000), turns("which", LOOP * 20), turns("which", "她现在一共有十七个苹果" * 2)]
-    assert sift([GOOD, *rows]).reasons == [*REASONS[:5], "overlap"]  # "which" is too short
+    assert sift([GOOD, *rows]).reasons == [*REASONS[:5], "overlap"]  # "which" has too few letters
 
 
 def test_the_first_good_row_is_kept_and_named(sift):
-    """Which row stays must not be chance; a row dropped for another reason takes none with it."""
+    """Chance must not decide which copy stays. A copy of a row dropped for another reason must stay."""
     rows = [turns(ASKED, GOOD["answer"], finish_reason="length"), GOOD, turns("Other?", "Yes."), GOOD,
             {**GOOD, "question": ASKED.replace("?", "!")}, GOOD]
     done = sift(rows)
@@ -153,7 +153,7 @@ def test_the_first_good_row_is_kept_and_named(sift):
 
 
 def test_a_changed_prompt_or_system_turn_is_no_copy_of_its_seed(sift):
-    """prompts.py makes typos on purpose; the filter would undo its work."""
+    """prompts.py makes typos on purpose, and the filter would drop these rows as copies."""
     typo, system = ASKED.replace("apples", "aplpes"), [dict(role="system", content="Be kind.")]
     rows = [turns(ASKED, "It is 17.", operation="none"), turns(typo, "It is 17.", operation="typos"),
             {"messages": system + turns(typo, "It is 17.")["messages"], "operation": "none"},
@@ -162,7 +162,7 @@ def test_a_changed_prompt_or_system_turn_is_no_copy_of_its_seed(sift):
 
 
 def test_every_format_is_read_and_its_lines_stay_as_they_were(sift):
-    """A row that is parsed and written again has other spaces, escapes, key orders: another file."""
+    """A row that is parsed and written again can change its spaces, escapes or key order."""
     lines = [b'\xef\xbb\xbf{"text":  "One \\u00e9 text, about the sky and the sea."}\r\n', b'\n',
              b'  {"conversations": [{"role":"user","content":"A question?"},{"role":"assistant",'
              b'"content":"<think>t</think><answer>An answer.</answer>"}] , "n": 1.0, "n": 2} \n', b" \n",
@@ -180,7 +180,7 @@ def test_every_format_is_read_and_its_lines_stay_as_they_were(sift):
 
 
 def test_the_raw_file_of_generate_is_read(sift):
-    """Its first line is the command, and its conversations end with the question."""
+    """The raw file's first line has the settings, not a row, and its conversations end with the question."""
     header = {"model": "", "system": "", "temperature": 0.7, "max_new_tokens": 128, "seed": 0}
     rows = [header, RAW, {**RAW, "content": None, "verdict": "truncated", "finish_reason": "length"},
             {**RAW, "content": "18", "verdict": "wrong answer"}]
@@ -188,11 +188,11 @@ def test_the_raw_file_of_generate_is_read(sift):
     assert done.status == 0 and done.reasons == ["truncation", "answer"]
     assert [json.loads(line) for line in done.kept] == [RAW]
     assert re.search(r"next: python blackbox/filter.py --input \S+/t.jsonl$", done.words.strip())
-    assert sift([RAW, header], out="2.jsonl").status == 2  # elsewhere it would be a lost row
+    assert sift([RAW, header], out="2.jsonl").status == 2  # in another line, a row could be lost
 
 
 def test_a_bad_line_is_named_or_counted(sift):
-    """A line that is neither kept nor dropped would be lost in silence."""
+    """A line that is neither kept nor dropped would be silently lost."""
     done = sift([GOOD, b"{}\n", turns("Other?", "Yes.")])
     assert done.status == 2 and f"{done.path}:2: " in done.words and not done.kept
     done = sift(None, "--skip-bad-lines")
@@ -200,7 +200,7 @@ def test_a_bad_line_is_named_or_counted(sift):
 
 
 def test_every_row_is_in_one_of_the_two_files_and_counted_on_the_card(sift):
-    """A row that is lost, and counts that are not those of the files."""
+    """A row could be lost, or the counts on the card could differ from the files."""
     rng, bad = random.Random(0), sum(BAD.values(), [])
     rows = [rng.choice([turns(f"Q {i % 40}?", f"A {i % 30}."), rng.choice(bad)]) for i in range(300)]
     done = sift(rows)
@@ -214,21 +214,21 @@ def test_every_row_is_in_one_of_the_two_files_and_counted_on_the_card(sift):
 
 
 def test_the_same_command_again_is_finished_and_another_is_refused(sift):
-    """A file that was filtered otherwise under the name of this one."""
+    """An existing file with other rows could be mistaken for the output of this command."""
     thought = turns("So?", "<think>a</think><answer>b</answer>")
     done = sift([thought])
     assert "next: python train_distill_reason.py --name student-out --data" in done.words
     assert "already made" in sift(None).words
     again = sift([turns("So?", "b")])
     assert again.status == 2 and again.kept == done.kept and again.dropped == done.dropped
-    assert "train_distill_responses.py" in sift(None, "--fresh").words  # no thought
+    assert "train_distill_responses.py" in sift(None, "--fresh").words  # no thoughts
     done.out.write_text("mine\n")
     assert sift(None).status == 2 and done.out.read_text() == "mine\n"
 
 
 @pytest.mark.parametrize("end", ["", ".dropped.jsonl", ".card.md"])
 def test_a_run_that_was_killed_between_its_files_goes_on(end, sift, monkeypatch):
-    """It refused its own output for ever: "is there, without a card"."""
+    """After a kill, filter.py always refused its own output: "is there, without a card"."""
     replace = os.replace
 
     def killed(source, target):
@@ -243,7 +243,7 @@ def test_a_run_that_was_killed_between_its_files_goes_on(end, sift, monkeypatch)
 
 
 def test_several_evaluation_files_count_and_by_default_those_of_the_stories(sift, out_dir, tmp_path):
-    """A leak in the second file; no leak looked for if no flag was given."""
+    """A leak in the second file could be missed, and without --against no leak was looked for."""
     rows = [GOOD, turns("Who was the first?", "I."), turns("Who was the second?", "You.")]
     a, b = (write_rows(tmp_path / f"{name}.jsonl", row) for name, row in zip("ab", rows[1:]))
     done = sift(rows, against=f"{a},{b}")
@@ -255,7 +255,7 @@ def test_several_evaluation_files_count_and_by_default_those_of_the_stories(sift
 
 
 def test_a_mistake_costs_no_file(sift, tmp_path):
-    """An output in the place of an input; nothing kept, and an empty training file."""
+    """An output could replace an input, or an empty training file could be written if no row is kept."""
     for name in ("out.jsonl", "out.jsonl.dropped.jsonl", "out.jsonl.card.md"):
         assert sift([GOOD], name=name).status == 2
         assert json.loads((tmp_path / name).read_bytes()) == GOOD
@@ -282,7 +282,7 @@ def piece(text, first, count):
 
 @pytest.fixture
 def leaks(tmp_path):
-    """A function: `leaks(questions, row)` -> the line of the question that a row gives away, or None."""
+    """Returns a function: `leaks(questions, row)` -> line number of the question that a row leaks, or None."""
     def run(questions, row):
         path = write_rows(tmp_path / "test.jsonl", *map(question, questions))
         row = question(row) if isinstance(row, str) else row
@@ -295,20 +295,20 @@ def leaks(tmp_path):
     (CLIPS, 1), (CLIPS.upper().replace(",", ""), 1), (f"Solve this. {CLIPS} Think!", 1), ({"text": NILE}, 2),
     (question("What did she ask?", f"She asked: {CLIPS}\n#### 72"), 1),
     ("A rather different start, but then she " + piece(CLIPS, 9, 30), 1),
-    ("Well: " + piece(CLIPS, 1, 13), 1), ("Well: " + piece(CLIPS, 1, 12), None),  # a part of the numbers
-    (CLIPS.replace("48", "52"), None),                                # another problem of that template
+    ("Well: " + piece(CLIPS, 1, 13), 1), ("Well: " + piece(CLIPS, 1, 12), None),  # only some of the numbers
+    (CLIPS.replace("48", "52"), None),                                # another problem from that template
     ("Well: " + piece(NILE, 3, 13), 2), ("Well: " + piece(NILE, 3, 12), None),
     ("In 1902 somebody asked me: " + piece(NILE, 3, 13), 2), ("what is 2 + 3", 3),
-    (SHORT.replace("+", "-"), None), ("Please tell me, what is 2+3?", None),  # only the whole question
+    (SHORT.replace("+", "-"), None), ("Please tell me, what is 2+3?", None),  # too short for a part
     ({"messages": turns("Hello!", "Hi.")["messages"] + turns(SHORT, "5")["messages"]}, 3),
     (turns(piece(NILE, 0, 7), piece(NILE, 7, 9)), None)])              # across two turns
 def test_a_question_is_given_away_by_itself_or_by_13_words_of_it(row, line, leaks):
-    """Twelve words are chance, a changed number is another problem, a prefix hides nothing."""
+    """Twelve shared words are chance, and a changed number is another problem. A prefix must not hide a leak."""
     assert leaks([CLIPS, NILE, SHORT], row) == line
 
 
 def test_an_instruction_that_all_questions_share_is_no_leak(leaks):
-    """"Please reason step by step ..." behind each question: everything would be dropped."""
+    """If many questions end with "Please reason step by step ...", every row with that text would be dropped."""
     how = "Please think about it step by step and write the final answer into a box at the end."
     asked = [" ".join(random.Random(i).choices("abcdefgh", k=9)) + "? " + how for i in range(21)]
     row = "Why is grass green? " + how
@@ -316,7 +316,7 @@ def test_an_instruction_that_all_questions_share_is_no_leak(leaks):
 
 
 def test_chinese_has_runs_of_26_letters(leaks):
-    """13 letters are six or seven words: one sentence of a template."""
+    """In Chinese, 13 letters are only six or seven words: every sentence of a template would be a leak."""
     letters = "".join(random.Random(0).sample([chr(0x4E00 + i) for i in range(3000)], 60))
     assert leaks([letters], "说" + letters[10:36]) == 1 and leaks([letters], "说" + letters[10:35]) is None
     assert len(runs(words(letters))) == 60 - 25 and len(runs(words("a " * 20))) == 8
@@ -324,7 +324,7 @@ def test_chinese_has_runs_of_26_letters(leaks):
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_stories_of_the_training_split_are_kept_and_leaked_ones_are_found(lang, sift, tmp_path):
-    """13 words in a row are shared by one story in nine: a filter that eats the templates."""
+    """One story in nine shares 13 words in a row with another: they would be dropped for their template."""
     stories.main(stories.Config(train=800, val=1, test=100, distill=1, lang=lang, out=str(tmp_path)))
     train, test = ([*map(json.loads, open(tmp_path / f"{name}.jsonl", "rb"))] for name in ("train", "test"))
     asked = [row["conversations"][0]["content"] for row in test]

@@ -1,4 +1,4 @@
-"""Every format becomes the same turns; every bad line is named; only the response is learned."""
+"""Claims about dataset/formats.py: formats give equal turns, bad lines are named, only responses count."""
 import json
 import random
 from itertools import groupby
@@ -30,7 +30,7 @@ def chat(content, **more):
 
 
 def test_minimind_and_openai_rows_are_the_same_turns():
-    """One reader: other keys are ignored, a leading system turn is kept."""
+    """Two formats could give different turns. Other keys must be ignored, a leading system turn kept."""
     rows = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "2+3?", "id": 7},
             {"role": "assistant", "content": "5", "reasoning_content": "2+3=5", "tools": None}]
     turns = [Turn("system", "Be kind."), Turn("user", "2+3?"), assistant("2+3=5", "5")]
@@ -48,13 +48,13 @@ def test_minimind_and_openai_rows_are_the_same_turns():
     ("Write </answer> or <answer> last.", assistant(content="Write </answer> or <answer> last.")),
     ("<think></think><answer>5</answer>", assistant(None, "5"))])
 def test_r1_tags_become_think_and_answer(content, turn):
-    """Left as text, "<think>" is seven characters and the format is never learned."""
+    """If "<think>" stays text, it is seven characters, and the format is never learned."""
     assert parse_row(chat(content))[-1] == turn
     assert parse_row({"instruction": "2+3?", "output": content})[-1] == turn
 
 
 def test_reasoning_content_is_the_thought_and_content_the_answer():
-    """Content that is tagged already is unwrapped, not tagged twice."""
+    """Content that already has tags could be tagged twice."""
     for content in ("5", "<answer>5</answer>", "\n5"):
         assert parse_row(chat(content, reasoning_content="2+3"))[-1] == assistant("2+3", "5")
     for empty in ("", None):
@@ -64,7 +64,7 @@ def test_reasoning_content_is_the_thought_and_content_the_answer():
 
 
 def test_tags_of_a_user_stay_text():
-    """Text from a user can never become a mark."""
+    """Text from a user must never become a control token."""
     literal = "<think>x</think><answer>5</answer>"
     rows = [{"role": "user", "content": literal}, {"role": "assistant", "content": "x <think> y"}]
     assert parse_row({"messages": rows}) == [Turn("user", literal), assistant(content="x <think> y")]
@@ -78,12 +78,12 @@ def test_tags_of_a_user_stay_text():
     ("cin<<a>>b #### 5", assistant("cin<<a>>b", "5")),
     ("#### Step 1\nadd\n#### Step 2\nso 5", assistant(None, "#### Step 1\nadd\n#### Step 2\nso 5"))])
 def test_worked_answers(answer, turn):
-    """R1 tags inside a GSM8K row, headings of Markdown, C++: all of them came in some file."""
+    """Real files have R1 tags inside GSM8K rows, Markdown headings with ####, and C++ code with <<."""
     assert parse_row({"question": "2+3?", "answer": answer})[1] == turn
 
 
 def test_a_turn_written_back_reads_as_the_same_turn():
-    """generate.py copies earlier turns: a thought lost there is a row that the reader refuses."""
+    """generate.py copies earlier turns: if a thought is lost, the reader refuses the row."""
     turns = [Turn("user", "<think>?"), assistant("2+3", "5"), assistant(None, "5"),
              assistant(content="Hello."), Turn("system", "Be short."), assistant("so", "a <b>")]
     assert parse_row({"conversations": [turn_row(turn) for turn in turns]}) == turns
@@ -110,20 +110,20 @@ AB = [Turn("user", "a"), assistant(content="b")]
         {"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b", "thinking": "t"}]},
      [Turn("system", "s"), Turn("user", "a"), assistant("t", "b")])])
 def test_rows_as_people_have_them(row, turns):
-    """FAULTS 3, 8, 18, 19, 27: a key dropped in silence changes the question; a null hides the format."""
+    """FAULTS 3, 8, 18, 19, 27: a silently dropped key changes the question; a null key hides the format."""
     assert parse_row(row) == turns
 
 
 @pytest.mark.parametrize("mark", ["<end>", "<|im_end|>", "</s>", "<|eot_id|>", "."])
 def test_a_stop_mark_at_the_end_of_an_answer_is_cut_off(mark):
-    """FAULTS 23: a server that leaves its stop mark in the text spoils every row."""
+    """FAULTS 23: some servers leave their stop token in the text, which makes every row wrong."""
     assert parse_row(chat(f"<answer>54</answer>{mark}"))[-1] == assistant(None, "54")
     if mark != ".":
         assert parse_row(chat(f"54{mark}"))[-1] == assistant(content="54")
 
 
 def test_a_prompt_needs_no_reply():
-    """A question whose answer nobody knows is a row of a teacher's prompts, and of nothing else."""
+    """A question without an answer may be a prompt for a teacher, but not a row to train on."""
     for row in ({"question": "a"}, {"messages": [{"role": "user", "content": "a"}]},
                 {"instruction": "a"}, {"prompt": "a", "completion": ""}):
         assert parse_row(row, need_reply=False) == [Turn("user", "a")]
@@ -150,7 +150,7 @@ BAD = [
 
 @pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
 def test_a_bad_line_is_named_with_file_and_line(tmp_path, line):
-    """A skipped row is silent data loss; a traceback is no help among a million rows."""
+    """A silently skipped row is lost data, and a traceback does not say which of a million rows is bad."""
     path, report = tmp_path / "rows.jsonl", {}
     path.write_bytes(b"\n".join([GOOD, b"", line, GOOD]) + b"\n")
     with pytest.raises(UserError, match="rows.jsonl:3: ") as error:
@@ -162,7 +162,7 @@ def test_a_bad_line_is_named_with_file_and_line(tmp_path, line):
 
 
 def test_skipped_lines_are_counted_by_reason(tmp_path):
-    """The report says how many and where the first three stand."""
+    """The report must say how many lines were skipped, and where the first three are."""
     path, report = tmp_path / "rows.jsonl", {}
     path.write_bytes(b"\n".join([b"{", GOOD, b"{", b"5", b"{", b"{"]))
     assert len(list(read_documents(path, True, report))) == 1
@@ -172,7 +172,7 @@ def test_skipped_lines_are_counted_by_reason(tmp_path):
 @pytest.mark.parametrize("data", [b"\x1f\x8b\x08rest", b"PAR1rest", b"PK\x03\x04rest", b"",
                                   "text".encode("utf-16"), b"\xfe\xff\x00a"])
 def test_an_empty_compressed_or_utf16_file_is_refused_as_a_whole(tmp_path, data):
-    """FAULTS 14: with --skip-bad-lines every line of it is skipped, and the run goes on with nothing."""
+    """FAULTS 14: with --skip-bad-lines every line would be skipped, and the run would go on without data."""
     for name in ("rows.jsonl", "book.txt"):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=f"{name} is "):
@@ -180,8 +180,8 @@ def test_an_empty_compressed_or_utf16_file_is_refused_as_a_whole(tmp_path, data)
 
 
 def test_only_a_newline_ends_a_line(tmp_path):
-    """A byte order mark or CR LF must not make the first line, or every line, a bad one. NUL, U+2028
-    and U+0085 are text."""
+    """A byte order mark must not make the first line bad, and CR LF must not make every line bad. NUL,
+    U+2028 and U+0085 are text."""
     path, text = tmp_path / "rows.jsonl", "a\0b\u2028c\u0085d\u2581"
     row = json.dumps({"text": text}, ensure_ascii=False).encode()
     path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n" + row + b"\r\n")
@@ -189,7 +189,7 @@ def test_only_a_newline_ends_a_line(tmp_path):
 
 
 def test_a_text_file_is_one_document_cut_at_line_ends(tmp_path, monkeypatch):
-    """Cutting inside a line, or losing the blank lines, would change the text."""
+    """A cut inside a line, or lost blank lines, would change the text."""
     path, text = tmp_path / "book.txt", "".join(f"line {i}\n\n" for i in range(500)) + "end"
     path.write_bytes(text.replace("\n\n", "\r\n\n").encode())  # FAULTS 22: no \r is learned
     assert list(read_documents(path)) == [(1, text)]
@@ -205,7 +205,7 @@ MANY = [Turn("system", "hello"), Turn("user", "how many"), assistant(content="tw
 
 
 def learned(tokenizer, document, **options):
-    """The learned spans as text, marks by name."""
+    """The spans that count in the loss, as a list of texts; control tokens are shown by name."""
     ids, mask = encode_document(tokenizer, document, **options)
     assert len(ids) == len(mask) and set(mask) <= {0, 1}
     spans = [list(span) for m, span in groupby(zip(ids, mask), key=lambda pair: pair[1]) if m]
@@ -218,12 +218,12 @@ def test_a_conversation_is_rendered_with_one_mark_a_turn_and_its_texts_have_none
     assert tokenizer.decode(ids, show_control=True) == (
         "<system>hello<end><user>how many<end><assistant>two<end><user>plus three<end>"
         "<assistant><think>two plus three is five</think><answer>5</answer><end>")
-    assert set(tokenizer.tag_ids) <= set(ids)  # trap 24: the tags are single ids
+    assert set(tokenizer.tag_ids) <= set(ids)  # TRAPS 24: each tag is one id
     assert texts(MANY) == ["hello", "how many", "two", "plus three", "two plus three is five", "5"]
 
 
 def test_the_learned_span_runs_from_the_first_response_token_to_the_end(tokenizer):
-    """Traps 9, 25: a mask off by one leaves a first token or <end> untrained. FAULTS 3: weight 0 is read."""
+    """TRAPS 9, 25: a mask off by one leaves a first token or <end> untrained. FAULTS 3: weight 0 was ignored."""
     assert learned(tokenizer, MANY) == ["two<end>", "<think>two plus three is five</think><answer>5</answer><end>"]
     assert learned(tokenizer, MANY, target="answer") == ["two<end>", "<answer>5</answer><end>"]
     assert tokenizer.think not in encode_document(tokenizer, MANY, target="answer")[0]
@@ -239,20 +239,20 @@ def test_text_ends_with_end_and_is_learned_whole(tokenizer):
 
 
 def test_prompt_and_response_make_the_document(tokenizer):
-    """A prompt that differs from training by one token costs accuracy in silence."""
+    """A prompt that differs from training by one token silently costs accuracy."""
     for target in ("cot", "answer"):
         ids, mask = encode_document(tokenizer, MANY, target)
         prompt = prompt_ids(tokenizer, MANY, target)
         assert prompt == ids[:len(prompt)] and prompt[-1] == tokenizer.assistant
         assert all(mask[len(prompt):]) and not mask[len(prompt) - 1]
-        assert prompt_ids(tokenizer, MANY[:-1], target) == prompt  # a question alone
+        assert prompt_ids(tokenizer, MANY[:-1], target) == prompt  # without the reply
 
 
 def test_a_response_is_parsed_back(tokenizer):
-    """What was encoded is found again, by ids."""
+    """A parser of text instead of ids would accept a tag that the model only spelled in letters."""
     ids, _ = encode_document(tokenizer, MANY)
     response = ids[len(prompt_ids(tokenizer, MANY)):]
-    found = parse_response(tokenizer, response + [tokenizer.answer, 300])  # after <end>: ignored
+    found = parse_response(tokenizer, response + [tokenizer.answer, 300])  # ignored after <end>
     assert found == {"think": "two plus three is five", "answer": "5", "ended": True,
                      "text": "two plus three is five5", "well_formed": True}
     assert not parse_response(tokenizer, response[:-1])["ended"]
@@ -262,7 +262,7 @@ def test_a_response_is_parsed_back(tokenizer):
 
 
 def test_well_formed_means_exactly_the_format(tokenizer):
-    """A format reward or a filter that is lax accepts two answers, or text between the tags."""
+    """A check that is not exact would accept two answers, or text between the tags."""
     marks = {name: i for i, name in enumerate(CONTROL)}
 
     def ids(text):

@@ -1,4 +1,4 @@
-"""Claims about fused.py: the plain loss and its gradients, without ever holding all logits."""
+"""Claims about fused.py: the plain loss and its gradients, but never all logits in memory."""
 from unittest.mock import Mock
 
 import numpy as np
@@ -20,7 +20,7 @@ def inputs(dtype=torch.float32, n=N, v=V):
     g = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=g)
     weight = torch.rand(n, generator=g) + 0.5
-    weight[3:4] = 0  # an uncounted one that slipped through
+    weight[3:4] = 0  # a token that does not count
     hidden, head = draw(n, D).to(dtype).requires_grad_(), (draw(v, D) * 0.5).requires_grad_()
     return (hidden, head, torch.randint(v, (n,), generator=g), weight,
             draw(n, TEACHER_D).to(dtype), draw(v, TEACHER_D) * 0.5)
@@ -36,7 +36,7 @@ def plain(hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, ta
 
 
 def both(*how, dtype=torch.float32):
-    """(values, gradients of hidden and head) of the fused and of the plain way."""
+    """[fused, plain]: (four sums (4,), gradient of hidden (N, D), gradient of head (V, D)) each."""
     found = []
     for way in (fused_loss, plain):
         hidden, head, *rest = inputs(dtype)
@@ -57,7 +57,7 @@ def test_values_and_gradients_are_the_plain_ones(name, mix, chunk, monkeypatch):
 
 
 def test_the_matrix_gradients_of_a_thousand_chunks_are_summed_in_float32(monkeypatch):
-    """A sum of 8 bits stops growing where the next number is below its last bit: off by 3 %."""
+    """A bfloat16 sum (8 bits) ignores numbers below its last bit: the gradient was off by 3 %."""
     monkeypatch.setattr(fused, "CHUNK", V)  # one token at a time
     gradients = []
     for dtype, way in ((torch.bfloat16, fused_loss), (torch.float32, plain)):
@@ -71,8 +71,8 @@ def test_the_matrix_gradients_of_a_thousand_chunks_are_summed_in_float32(monkeyp
 
 
 def test_the_teacher_itself_costs_nothing_and_the_loss_alone_has_a_gradient():
-    """TRAPS 6: 0, and no pull, where the student is the teacher. Who learns from ce or kd instead
-    of the loss would get gradients of zero, without a word."""
+    """TRAPS 6: if the student is the teacher, loss and gradient must be 0. ce and kd must not require
+    gradients: with gradients of 0, training on them would silently do nothing."""
     hidden, head, y, weight, *_ = inputs()
     loss, *others = fused_loss(hidden, head, y, weight, hidden.detach(), head.detach())
     loss.backward()
@@ -81,7 +81,7 @@ def test_the_teacher_itself_costs_nothing_and_the_loss_alone_has_a_gradient():
 
 
 def test_no_tensor_of_all_logits_is_ever_made(monkeypatch):
-    """The point of it; a profile of shapes sees what a memory meter might miss."""
+    """The fused loss exists to avoid this tensor. Checking shapes finds what a memory meter might miss."""
     monkeypatch.setattr(fused, "CHUNK", 4 * V)
     tensors, largest = inputs(), []
 
@@ -96,7 +96,7 @@ def test_no_tensor_of_all_logits_is_ever_made(monkeypatch):
 
 
 def test_no_token_gives_zero_and_zero_gradients():
-    """TRAPS 9: a step without a counted token."""
+    """TRAPS 9: a step without a token that counts must not give NaN."""
     _, head, *_ = tensors = inputs(n=0)
     loss = fused_loss(*tensors)[0]
     loss.backward()
@@ -106,7 +106,7 @@ def test_no_token_gives_zero_and_zero_gradients():
 @pytest.mark.parametrize("flags", [
     {}, dict(accumulate=2, divergence="jsd", beta=0.2), dict(alpha=1, temperature=4)], ids=str)
 def test_the_script_trains_the_same_student_either_way(flags, call, tiny_world, out_dir, monkeypatch):
-    """TRAPS 6, in the script: another mask, normaliser or teacher on one of the two paths."""
+    """TRAPS 6, in the script: one of the two paths could use another mask, normaliser or teacher."""
     monkeypatch.setattr(fused, "CHUNK", 5 * 320)
     for name in ("on", "off"):
         done = call("train_distill_logits", *tiny_world.flags("distill_logits", name=name, fused=name,
@@ -121,7 +121,7 @@ def test_the_script_trains_the_same_student_either_way(flags, call, tiny_world, 
 
 
 def test_it_is_chosen_by_size_and_never_beside_a_cache(call, tiny_world):
-    """A small vocabulary pays for the loop and gets nothing; a flag must not be without effect."""
+    """With a small vocabulary the loop costs time and saves nothing. --fused on must not be silently ignored."""
     done = call("train_distill_logits", *tiny_world.flags("distill_logits", fused="on", compile=True))
     assert done.status == 2 and "--fused" in done.err
     base = dict(batch=8, window=256, accumulate=1, cache="", compile=False, fused="auto")

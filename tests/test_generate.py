@@ -1,6 +1,6 @@
-"""Claims about asking a teacher: what is kept is right, whole, new and in the teacher's words.
+"""Claims about blackbox/generate.py: kept answers are right, complete, new and in the teacher's words.
 
-The checkpoint here is a script of replies (`says`), the endpoint is tests/mock_endpoint.py; the rest is real.
+Here the checkpoint has prepared replies (`says`), and the endpoint is tests/mock_endpoint.py. The rest is real.
 """
 import json
 import os
@@ -25,7 +25,7 @@ QUESTION = dict(role="user", content="2 and 3?")
 
 
 def say(tokenizer, text, end=True):
-    """Ids of a response whose tags are control pieces."""
+    """A response as text -> its ids. Tags become control tokens; if `end`, <end> follows."""
     t = tokenizer
     marks = dict(zip(TAGS, (t.think, t.end_think, t.answer, t.end_answer)))
     ids = [i for part in re.split("(</?(?:think|answer)>)", text)
@@ -38,14 +38,14 @@ def read(path):
 
 
 def timeless(rows):
-    """Rows without what differs between two equal runs, in an order of their own."""
+    """Rows without their times, which differ between equal runs, sorted by question and sample."""
     return sorted(({k: v for k, v in row.items() if k not in ("time", "seconds")} for row in rows),
                   key=lambda row: (row["question"], row["sample"]))
 
 
 @pytest.fixture
 def ask(call, tiny_world, out_dir, monkeypatch):
-    """A function: `ask(*flags)` runs generate.py -> (kept rows, all rows, printed). A mock asks that one."""
+    """Returns a function: `ask(*flags)` runs generate.py -> (kept rows, all rows, printed). mock: the endpoint."""
     monkeypatch.setattr(client, "LONGEST_PAUSE", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     def run(*flags, mock=None, status=0, out="kept.jsonl", input=tiny_world.val):
@@ -58,7 +58,7 @@ def ask(call, tiny_world, out_dir, monkeypatch):
 
 @pytest.fixture
 def says(monkeypatch, tiny_tokenizer):
-    """A function: `says(reply)` makes the teacher say reply(number of the answer) -> (text, ended)."""
+    """Returns a function: after `says(reply)` the teacher's answer n is reply(n) -> (text, ended)."""
     def plan(reply):
         told = []
         def generate(model, prompts, limit, stop_ids, generator, **sampling):
@@ -71,7 +71,7 @@ def says(monkeypatch, tiny_tokenizer):
 
 @pytest.fixture
 def heard(monkeypatch):
-    """The ids that the real, untrained teacher said, answer after answer."""
+    """A list of the answers (tuples of ids) that the real, untrained teacher gave."""
     ids, generate = [], generation.generate
     def listen(*asked, **named):
         rows = generate(*asked, **named)
@@ -82,8 +82,8 @@ def heard(monkeypatch):
 
 
 def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says, tiny_world, tiny_tokenizer):
-    """A wrong answer that is kept teaches the error; a reason that is not counted hides a bad teacher."""
-    right = "<think>I count {0}.</think><answer>{0}</answer>"  # below: twice the same, another way, the limit
+    """A wrong answer that is kept teaches the error. A reason that is not counted hides a bad teacher."""
+    right = "<think>I count {0}.</think><answer>{0}</answer>"  # below: twice the same, another thought, cut off
     replies = [(right, True), (right, True), ("<think>Fingers: {0}.</think><answer>{0}</answer>", True), (right, False),
                ("<think>I count {0}.</think><answer>99</answer>", True), ("<answer>{0}</answer>", True),
                ("<think>I count {0}.</think><answer> </answer>", True)]
@@ -106,7 +106,7 @@ def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says,
 
 
 def test_the_kept_rows_train_as_the_teacher_said_them(ask, says, tiny_tokenizer, out_dir):
-    """Text in a format that the next script reads otherwise would teach other tokens."""
+    """If the next script reads the format differently, it would train on other tokens."""
     says(lambda number: ("<think>It is 3.</think><answer>3</answer>", True))
     kept, _, printed = ask()
     assert len(kept) == 1 and "next: python train_distill_reason.py --name student-kept" in printed
@@ -116,11 +116,11 @@ def test_the_kept_rows_train_as_the_teacher_said_them(ask, says, tiny_tokenizer,
 
 
 def test_exactly_the_missing_answers_are_written_again_with_the_same_random_numbers(ask, heard, out_dir):
-    """A kill in the middle of a batch: an answer twice, or another one than in a run without a stop."""
+    """After a kill in the middle of a batch, an answer could come twice, or differ from an undisturbed run."""
     path, flags = out_dir / "kept.jsonl.all.jsonl", ("--samples=2", "--max-new-tokens=6")
-    ask(*flags, status=2)  # untrained: nothing to keep
+    ask(*flags, status=2)  # the teacher is untrained: nothing to keep
     lines, rows, first = path.read_bytes().split(b"\n")[:-1], timeless(read(path)[1:]), heard[:]
-    assert all(one != other for one, other in zip(first[::2], first[1::2]))  # two samples
+    assert all(one != other for one, other in zip(first[::2], first[1::2]))  # the two samples differ
     kept = [lines[:1], lines[:7], lines[:12], lines[:3] + lines[4:9] + lines[10:], lines]
     for some, batches in zip(kept, ([0, 1, 2], [1, 2], [2], [0, 2], [])):
         path.write_bytes(b"\n".join(some) + b'\n{"question": 1, "samp')
@@ -131,7 +131,7 @@ def test_exactly_the_missing_answers_are_written_again_with_the_same_random_numb
 
 
 def test_another_command_on_the_same_file_is_refused(ask, call, out_dir, tiny_world):
-    """Answers at two temperatures or of two teachers in one file; or a user's own text that is replaced."""
+    """One file could mix temperatures or teachers, or a user's own text could be replaced."""
     path = out_dir / "kept.jsonl.all.jsonl"
     ask("--max-new-tokens=6", status=2)
     before = path.read_bytes()
@@ -148,7 +148,7 @@ def test_another_command_on_the_same_file_is_refused(ask, call, out_dir, tiny_wo
 
 
 def test_a_row_of_any_format_is_a_prompt_if_it_asks_something():
-    """A row that ends with the user asks for what nobody knows; its earlier turns are no answers to it."""
+    """The answer to a last user turn is unknown: an earlier assistant turn must not be taken for it."""
     tagged, alpaca = dict(role="assistant", content="<answer>5 pears</answer>"), dict(instruction="Add!", input="2 and 3?")
     for row, reference in (
             (dict(messages=[QUESTION]), None), (dict(text=None, messages=[QUESTION]), None),
@@ -164,7 +164,7 @@ def test_a_row_of_any_format_is_a_prompt_if_it_asks_something():
 
 
 def test_what_is_known_about_a_prompt_is_kept_and_the_system_turn_is_not(ask, says, tiny_tokenizer, tmp_path):
-    """The student does without --system. Many public files have a "label" or a "source" of another kind."""
+    """Kept rows must not contain --system. In many public files "label" or "source" means something else."""
     own = [dict(role="system", content="Be sad."), QUESTION]
     grown = dict(operation="typos", source="seed-3", label="changed")
     rows = [dict(messages=[QUESTION], id=7, source="forum", label=1), dict(messages=own, **grown)]
@@ -194,7 +194,7 @@ CUT = dict(finish_reason="length")
     (None, dict(CUT, reasoning_content="2"), "truncated", None), (WORDS, dict(finish_reason=None), "ok", (WORDS, "3")),
     (WORDS, dict(finish_reason="content_filter"), "truncated", None)])
 def test_an_endpoints_answer_needs_no_tags_but_the_right_end(content, more, verdict, turn, ask):
-    """A commercial model answers in prose: demanding tags keeps nothing, believing any last number keeps errors."""
+    """Commercial models answer in prose. To require tags keeps nothing; to trust any last number keeps errors."""
     with serving(reply=lambda _: said(content, **more)) as mock:
         kept, [row], printed = ask("--questions=1", mock=mock, status=0 if turn else 2)
     said_so = row["verdict"], row["content"], row["reasoning_content"]
@@ -204,7 +204,7 @@ def test_an_endpoints_answer_needs_no_tags_but_the_right_end(content, more, verd
 
 
 def test_a_row_keeps_all_that_is_known_about_an_answer(ask, tiny_world):
-    """What is not written down when it happens cannot be put on a data card later."""
+    """A fact that is not stored with the answer cannot be added to a data card later."""
     with serving(reply=lambda _: said("3", reasoning_content="So.")) as mock:
         kept, [row], _ = ask("--questions=1", "--temperature=0.5", "--max-new-tokens=40", "--system=Add.", mock=mock)
     asked, seed = read(tiny_world.val)[0]["conversations"][:1], client.seed_of(0, 0, 0)
@@ -224,17 +224,17 @@ def test_a_row_keeps_all_that_is_known_about_an_answer(ask, tiny_world):
 
 
 def test_faults_are_asked_again_shown_with_their_words_and_never_kept(ask, out_dir):
-    """Status 0 for half of the data; "500 82" without what the server said."""
+    """Half of the data gave status 0, and "500 82" was printed without the server's words."""
     with serving(plan=lambda _, asked: "500 no system role" if "has 4" in str(asked) else "") as mock:
         kept, rows, printed = ask("--retries=2", mock=mock, status=1)
         assert len(kept) == 5 and len(rows) == len(mock.asked) == 8 and "500: no system role 3" in printed
-    with serving() as mock:  # another port is no other teacher
+    with serving() as mock:  # a new port is not a new teacher
         kept, rows, _ = ask("--retries=0", mock=mock)
         assert len(kept) == 6 and len(mock.asked) == 1
 
 
 def test_the_same_seed_gives_the_same_rows_in_any_order_with_any_faults(ask, out_dir):
-    """The order of arrival must not matter."""
+    """The order in which answers arrive could change the rows."""
     files = []
     for flags in (["--concurrency=1"], ["--concurrency=5", "--fresh"], ["--seed=1", "--fresh"]):
         with serving(faults=0.2, seed=len(files)) as mock:
@@ -244,7 +244,7 @@ def test_the_same_seed_gives_the_same_rows_in_any_order_with_any_faults(ask, out
 
 
 def test_more_can_be_asked_later_and_only_what_is_new_or_was_truncated_is(ask, tmp_path, tiny_world):
-    """Whole answers were paid for twice when the limit was raised, or a line added to the prompts."""
+    """Complete answers were paid for twice when the limit was raised or a prompt was added."""
     path, lines = tmp_path / "q.jsonl", tiny_world.val.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:4]))
     def reply(asked):
@@ -262,7 +262,7 @@ def test_more_can_be_asked_later_and_only_what_is_new_or_was_truncated_is(ask, t
 
 
 def test_a_refused_prompt_is_a_row_unless_all_are_refused(ask):
-    """What was paid for before, and could not be written because of one that is too long."""
+    """Because of one prompt that was too long, answers that were already paid for were not written."""
     with serving(plan=lambda *_: "400") as mock:
         assert "400: no" in ask(mock=mock, status=1)[2] and len(mock.asked) == 6
     with serving(plan=lambda number, _: "400" if number == 2 else "") as mock:
@@ -275,7 +275,7 @@ def test_a_refused_prompt_is_a_row_unless_all_are_refused(ask):
 
 
 def test_the_key_is_nowhere_but_in_the_request(ask, monkeypatch, out_dir):
-    """Servers repeat what they were sent; files and logs are shared."""
+    """Servers repeat what they were sent, and files and logs are shared, so the key could leak."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     faults = ["", "500", "307 Location: http://127.0.0.1/" + KEY]
     with serving(reply=lambda _: said(f"I saw {KEY}, so the answer is 3.") | dict(model=KEY),
@@ -287,7 +287,7 @@ def test_the_key_is_nowhere_but_in_the_request(ask, monkeypatch, out_dir):
 
 
 def test_a_flag_without_effect_or_sense_is_refused(ask):
-    """--max-requests with a checkpoint would promise a limit that is none."""
+    """--max-requests with a checkpoint has no effect, but looks like a limit."""
     for flag in ("--model=m", "--timeout=5", "--max-requests=9", "--temperature=nan", "--samples=0"):
         assert flag[:6] in ask(flag, status=2)[2]
     with serving() as mock:
@@ -296,7 +296,7 @@ def test_a_flag_without_effect_or_sense_is_refused(ask):
 
 
 def test_documents_that_are_cut_off_are_left_out_and_a_killed_writer_goes_on(ask, monkeypatch, out_dir):
-    """The cut ones were stored as whole, and a student learned to end in the middle of a sentence."""
+    """Cut-off documents were stored as complete: a student learned to end in the middle of a sentence."""
     monkeypatch.setattr(generation, "MIN_CHARS", 1)
     flags = ("--documents=4", "--max-new-tokens=20", "--temperature=2")
     texts, rows, printed = ask(*flags, input=None)
@@ -318,7 +318,7 @@ client.LONGEST_PAUSE = 0.01; common.run(generate.main, generate.Config)"""
 
 @pytest.mark.slow
 def test_killed_at_random_moments_exactly_the_rows_asked_for_come_and_the_budget_holds(tiny_world, out_dir):
-    """SIGKILL between the request and the row. What was under way may be asked once more, nothing else."""
+    """After a SIGKILL between a request and its row, only the open requests may be sent again."""
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments of seed {seed}")  # shown when the test fails
     rng, faults, kills, out = random.Random(seed), drawn(0.2, seed), 0, out_dir / "kept.jsonl"
