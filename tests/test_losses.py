@@ -1,4 +1,4 @@
-"""Claims about losses.py: right values, right gradients, and no second normaliser anywhere."""
+"""Claims about losses.py: values and gradients are right, and nothing is divided twice."""
 import math
 
 import pytest
@@ -31,7 +31,7 @@ def teacher():
 
 
 def softmax_by_hand(row, temperature=1.0):
-    """A list of probabilities, in plain Python."""
+    """List of logits -> list of probabilities, in plain Python."""
     weights = [math.exp(z / temperature) for z in row]
     return [w / sum(weights) for w in weights]
 
@@ -41,7 +41,7 @@ def kl_by_hand(p, q):
 
 
 def test_cross_entropy_equals_an_explicit_double_loop(student):
-    """TRAPS 1: a hidden mean over V or B scales the loss and is never noticed."""
+    """TRAPS 1: a mean over V or B inside the loss makes it too small, and nobody notices."""
     targets = draw_targets()
     values = cross_entropy(student, targets)
     assert values.shape == (B, T)
@@ -53,7 +53,7 @@ def test_cross_entropy_equals_an_explicit_double_loop(student):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_forward_kl_equals_an_explicit_double_loop(student, teacher, temperature):
-    """TRAPS 1: `reduction="mean"` divides by V, "batchmean" on (B, T, V) by B, not by tokens."""
+    """TRAPS 1: `reduction="mean"` also divides by V. "batchmean" divides by B, not by the tokens."""
     values = forward_kl(student, teacher, temperature)
     assert values.shape == (B, T)
     for b in range(B):
@@ -64,7 +64,7 @@ def test_forward_kl_equals_an_explicit_double_loop(student, teacher, temperature
 
 
 def test_losses_equal_pytorchs_own(student, teacher):
-    """A formula and its test could share one author's mistake: PyTorch is the second author."""
+    """We could make the same mistake in a formula and in its test. PyTorch's losses are independent."""
     targets = draw_targets()
     theirs = F.cross_entropy(student.transpose(1, 2), targets, reduction="none")
     torch.testing.assert_close(cross_entropy(student, targets), theirs, rtol=0, atol=1e-12)
@@ -77,7 +77,7 @@ def test_losses_equal_pytorchs_own(student, teacher):
 
 
 def test_flat_tokens_have_the_same_losses_as_batches(student, teacher):
-    """TRAPS 1: a loss that looks at B or T changes when counted tokens are taken out."""
+    """TRAPS 1: a loss that depends on B or T changes if it is given only the tokens that count."""
     targets = draw_targets()
     flat = cross_entropy(student.flatten(0, 1), targets.flatten())
     assert torch.equal(flat, cross_entropy(student, targets).flatten())
@@ -98,23 +98,23 @@ def test_forward_kl_is_the_teachers_expectation():
 
 
 def test_uniform_logits_cost_ln_v():
-    """The number that the self-check of every script compares with."""
+    """The self-check compares the first loss with ln V. A scaled loss would make that useless."""
     values = cross_entropy(torch.zeros(B, T, V), draw_targets())
     torch.testing.assert_close(values, torch.full((B, T), math.log(V)))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_kl_is_zero_where_the_student_is_the_teacher(teacher, temperature):
-    """TRAPS 6: a path that scales, shifts or rounds one side differently does not end at 0."""
+    """TRAPS 6: if only one side is scaled, shifted or rounded, equal logits do not give 0."""
     assert forward_kl(teacher, teacher, temperature).abs().max() == 0
-    shifted = forward_kl(teacher + 3.0, teacher, temperature)  # a constant is no difference
+    shifted = forward_kl(teacher + 3.0, teacher, temperature)  # a constant changes no probability
     assert shifted.abs().max() < 1e-12
 
 
 # --- gradients ------------------------------------------------------------------------------------
 
 def test_gradient_of_cross_entropy_is_p_minus_onehot(student):
-    """The closed form that the docstring and docs/equations.md promise."""
+    """The docstring and docs/equations.md state this formula. The code must not differ from it."""
     targets, student = draw_targets(), student.requires_grad_()
     cross_entropy(student, targets).sum().backward()
     expected = student.detach().softmax(-1) - F.one_hot(targets, V)
@@ -123,7 +123,7 @@ def test_gradient_of_cross_entropy_is_p_minus_onehot(student):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_gradient_of_forward_kl_is_tau_times_q_minus_p(student, teacher, temperature):
-    """TRAPS 3: without tau squared, or with it twice, the factor is not tau."""
+    """TRAPS 3: if tau squared is missing or applied twice, the factor is not tau."""
     student.requires_grad_()
     forward_kl(student, teacher, temperature).sum().backward()
     q, p = (student.detach() / temperature).softmax(-1), (teacher / temperature).softmax(-1)
@@ -136,11 +136,11 @@ def test_gradients_agree_with_finite_differences(student, teacher):
     targets = draw_targets()
     assert torch.autograd.gradcheck(lambda z: cross_entropy(z, targets), student)
     assert torch.autograd.gradcheck(lambda z: forward_kl(z, teacher, 2.0), student)
-    assert torch.autograd.gradcheck(lambda z: forward_kl(teacher, z, 2.0), student)  # other side
+    assert torch.autograd.gradcheck(lambda z: forward_kl(teacher, z, 2.0), student)  # by the teacher
 
 
 def test_gradient_keeps_its_size_at_every_temperature():
-    """TRAPS 3: without tau squared alpha means something else at each temperature (1/4, 1/16)."""
+    """TRAPS 3: without tau squared, alpha means something else at each temperature (factor 1/tau^2)."""
     norms = []
     for temperature in (1.0, 2.0, 4.0):
         student = draw(B, T, V, seed=1, scale=0.3).requires_grad_()
@@ -150,11 +150,11 @@ def test_gradient_keeps_its_size_at_every_temperature():
 
 
 def test_kl_is_never_clamped():
-    """TRAPS 13: clamp(min=0) hides a rounding of -1e-9 and with it kills that token's gradient."""
+    """TRAPS 13: clamp(min=0) turns a rounded -1e-9 into 0, and the token's gradient into 0, too."""
     teacher = draw(1000, V, seed=5, dtype=torch.float32)
     student = (teacher + draw(1000, V, seed=6, scale=1e-4, dtype=torch.float32)).requires_grad_()
     values = forward_kl(student, teacher)
-    assert (values < 0).any()  # or this test could not see a clamp
+    assert (values < 0).any()  # otherwise this test could not see a clamp
     values.sum().backward()
     assert (student.grad.norm(dim=-1) > 0).all()
 
@@ -162,7 +162,7 @@ def test_kl_is_never_clamped():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_half_precision_logits_lose_nothing_in_the_loss(dtype, temperature):
-    """TRAPS 20: a softmax in bf16 rounds each probability to 8 bits: negative KL, NaN."""
+    """TRAPS 20: a softmax in bf16 rounds each probability to 8 bits. A KL may be negative or NaN."""
     signs = draw(2, B, T, 1024, seed=6).sign()
     student, teacher = (80 * signs + draw(2, B, T, 1024, seed=7)).to(dtype)
     values = forward_kl(student, teacher, temperature)
@@ -173,13 +173,13 @@ def test_half_precision_logits_lose_nothing_in_the_loss(dtype, temperature):
     targets = student.argmin(-1)
     values, exact = cross_entropy(student, targets), cross_entropy(student.double(), targets)
     torch.testing.assert_close(values.double(), exact, rtol=1e-5, atol=1e-6)
-    mass = log_softmax(student / 40, temperature).exp().sum(-1)  # 1,024 times 8 bits: not 1
+    mass = log_softmax(student / 40, temperature).exp().sum(-1)  # with 8 bits each, 1,024 do not sum to 1
     torch.testing.assert_close(mass, torch.ones(B, T), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [(B, T, V + 1), (B, T, 1), (1, T, V), (T, V), (B, T + 1, V)])
 def test_different_vocabularies_or_shapes_are_refused(student, wrong):
-    """TRAPS 18: padding, slicing or broadcasting the logits invents probability without a word."""
+    """TRAPS 18: padding, cutting or broadcasting logits silently changes the distribution."""
     for name in DIVERGENCES:
         with pytest.raises(ValueError) as error:
             divergence(name, student, torch.zeros(wrong).double())
@@ -189,14 +189,14 @@ def test_different_vocabularies_or_shapes_are_refused(student, wrong):
 # --- weights and the one normaliser ---------------------------------------------------------------
 
 def test_total_is_the_weighted_sum():
-    """A weight of 2 (a boosted tag) is not a mask."""
+    """If weights were only a mask, a tag with weight 2 would count once."""
     values, weights = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.5, 0.0, 2.0]])
     assert total(values, weights).item() == 6.5
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_uncounted_tokens_may_hold_anything(bad):
-    """TRAPS 9: 0 * NaN is NaN: one uncounted token poisons the sum and every gradient."""
+    """TRAPS 9: 0 * NaN is NaN. One token with weight 0 could make the sum and all gradients NaN."""
     values = torch.tensor([[1.0, bad, 2.0]], requires_grad=True)
     loss = total(values, torch.tensor([[1.0, 0.0, 1.0]]))
     loss.backward()
@@ -204,7 +204,7 @@ def test_uncounted_tokens_may_hold_anything(bad):
 
 
 def test_an_infinite_uncounted_cross_entropy_leaves_finite_gradients():
-    """TRAPS 9: the label of padding may have probability 0; its row's gradient is 0, not NaN."""
+    """TRAPS 9: a label of padding may have probability 0. Its gradient must be 0, not NaN."""
     logits = draw(B, T, V, dtype=torch.float32)
     logits[0, 1, 4] = -math.inf
     targets, weights = draw_targets(), torch.ones(B, T)
@@ -217,7 +217,7 @@ def test_an_infinite_uncounted_cross_entropy_leaves_finite_gradients():
 
 
 def test_a_batch_without_a_counted_token_gives_zero_and_finite_gradients(student, teacher):
-    """TRAPS 9: 0/0 = NaN where a whole batch is prompt."""
+    """TRAPS 9: 0/0 = NaN if a whole batch is prompt."""
     student.requires_grad_()
     total(forward_kl(student, teacher), torch.zeros(B, T)).backward()
     assert student.grad.abs().max() == 0
@@ -228,12 +228,12 @@ def test_a_batch_without_a_counted_token_gives_zero_and_finite_gradients(student
 
 
 def normalised(student, teacher, weights):
-    """The line of every training loop."""
+    """The loss as in every training loop: the sum over tokens / the sum of weights."""
     return (total(forward_kl(student, teacher, 2.0), weights) / weights.sum()).item()
 
 
 def test_doubling_the_batch_changes_nothing(student, teacher):
-    """TRAPS 2: divided by the mask twice, the loss halves when the batch doubles."""
+    """TRAPS 2: if the mask divides twice, the loss halves when the batch doubles."""
     weights = torch.tensor([[1.0, 0, 1], [1, 1, 0]])
     once = normalised(student, teacher, weights)
     twice = normalised(*(torch.cat([t, t]) for t in (student, teacher, weights)))
@@ -251,7 +251,7 @@ def test_appended_padding_changes_nothing(student, teacher):
 
 
 def test_micro_batches_add_up_to_one_gradient(student, teacher):
-    """TRAPS 10: a mean in each micro-batch weighs the tokens of short ones more."""
+    """TRAPS 10: with a mean for each micro-batch, the tokens of short ones weigh more."""
     weights = torch.tensor([[1.0, 0, 0], [1, 1, 1]])
     gradients = []
     for parts in (1, 2):

@@ -80,7 +80,7 @@ def logits_oracle(model, ids, document):
     dict(rope_theta=100.0, norm_eps=1e-2)], ids=str)
 @torch.no_grad()
 def test_logits_equal_the_formulas(tiny_model, changes):
-    """A head that reads another group's keys, a scale or a norm too much: it trains, only worse."""
+    """With a wrong key head, or a scale or norm too many, a model still trains, but worse."""
     model = tiny_model(**changes).double()
     ids, document = draw_ids(1, 7), torch.tensor([[1, 1, 1, 1, 2, 2, 2]])
     assert_close(model(ids)[0], logits_oracle(model, ids[0], [1] * 7), atol=1e-6)
@@ -89,7 +89,7 @@ def test_logits_equal_the_formulas(tiny_model, changes):
 
 
 def test_parameter_names_are_those_of_hugging_face(tiny_model):
-    """Llama and Qwen3 checkpoints are read by name; a renamed one is a missing one."""
+    """Weights of Llama and Qwen3 are found by name. A renamed parameter would not be found."""
     block = {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
              "self_attn.v_proj", "self_attn.o_proj", "self_attn.q_norm", "self_attn.k_norm",
              "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
@@ -102,8 +102,8 @@ def test_parameter_names_are_those_of_hugging_face(tiny_model):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_has_the_parameters_of_its_name(size, monkeypatch):
-    """A "2m" of 3.1 M parameters makes every comparison by size wrong."""
-    for draw in ("normal_", "uniform_"):  # shapes alone: memory that nobody writes costs nothing
+    """A size "2m" with 3.1 M parameters would make every comparison by size wrong."""
+    for draw in ("normal_", "uniform_"):  # only shapes matter; unwritten memory costs nothing
         monkeypatch.setattr(torch.Tensor, draw, lambda self, *args, **kwargs: self)
     model = build(size, 1024)
     c, count = model.config, model.num_parameters()
@@ -114,7 +114,7 @@ def test_a_size_has_the_parameters_of_its_name(size, monkeypatch):
 
 
 def test_tied_embeddings_are_one_tensor_counted_once_and_stay_tied_after_loading(tiny_model):
-    """Two tensors drift apart in training; counted twice, a small model looks 30 % larger."""
+    """Two tensors would drift apart in training. Counted twice, a small model looks 30 % larger."""
     tied, untied = tiny_model(seed=1), tiny_model(tie_embeddings=False)
     tied.load_state_dict(tiny_model(seed=2).state_dict(), strict=True)
     assert tied.lm_head.weight is tied.embed_tokens.weight
@@ -125,7 +125,7 @@ def test_tied_embeddings_are_one_tensor_counted_once_and_stay_tied_after_loading
 @pytest.mark.parametrize("size", ["0.1m", "0.4m", "2m"])
 @torch.no_grad()
 def test_loss_at_init_is_guessing(size):
-    """Large initial logits cost the first hundred steps; tied, a token's own is the largest."""
+    """Large logits at the start cost a hundred steps. With tied embeddings each token would predict itself."""
     torch.manual_seed(0)
     model, ids = build(size, 1024, max_seq_len=64), draw_ids(8, 64, vocab_size=1024)
     logits, targets = model(ids), draw_ids(8, 64, vocab_size=1024, seed=1)
@@ -134,7 +134,7 @@ def test_loss_at_init_is_guessing(size):
 
 
 def test_rope_turns_channel_i_with_i_plus_half():
-    """The other pairing (2i with 2i + 1) has the same shapes and reads Llama's weights as noise."""
+    """The other pairing (2i with 2i + 1) has the same shapes, but turns Llama's weights into noise."""
     cos, sin = rope_table(4, 8, 10_000.0)
     first, last = (rotate(torch.eye(8)[channel], cos, sin) for channel in (0, 7))  # (T, C)
     for t in range(4):
@@ -146,7 +146,7 @@ def test_rope_turns_channel_i_with_i_plus_half():
 @pytest.mark.parametrize("packed", [False, True])
 @torch.no_grad()
 def test_no_token_sees_a_later_one(tiny_model, packed):
-    """A leak from the future makes the training loss beautiful and generation useless."""
+    """If a token sees later ones, the training loss looks very good, but generation is useless."""
     model, ids = tiny_model(), draw_ids(1, 12)
     document = torch.tensor([[1] * 5 + [2] * 7]) if packed else None
     before = model(ids, document)
@@ -156,27 +156,27 @@ def test_no_token_sees_a_later_one(tiny_model, packed):
         after = model(changed, document)
         assert torch.equal(after[:, :t], before[:, :t])
         assert (after[:, t] - before[:, t]).abs().max() > 1e-2
-        end = 5 if packed and t < 5 else 12  # and every later token of its document does see it
+        end = 5 if packed and t < 5 else 12  # every later token of its document sees it
         assert ((after - before).abs().amax(-1)[0, t:end] > 1e-6).all()
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 @torch.no_grad()
 def test_packed_documents_equal_one_by_one(tiny_model, n_kv_heads):
-    """Attention across documents is context that is not there when the model is asked; and a
-    document's place in the window must not matter."""
+    """Attention across documents gives context that is missing when the model is used. A document's
+    place in the window must not change its logits."""
     model = tiny_model(n_kv_heads=n_kv_heads)
     texts = [draw_ids(n, seed=n) for n in (5, 3, 8, 1)]
     ids = torch.cat([*texts, torch.zeros(4, dtype=torch.int64)])[None]  # (1, 21), four of padding
     numbers = torch.tensor([5, 6, 7, 8, 0]).repeat_interleave(torch.tensor([5, 3, 8, 1, 4]))[None]
     logits = model(ids, numbers)[0]
-    assert logits.isfinite().all()  # padding, too: its NaN would reach the gradient
+    assert logits.isfinite().all()  # padding, too: a NaN there would reach the gradient
     for text, packed in zip(texts, logits.split([5, 3, 8, 1, 4])):
         assert_close(packed, model(text[None])[0])
 
 
 def test_packed_documents_have_the_gradients_of_one_by_one(tiny_model):
-    """TRAPS 8: padding in a window must not reach a gradient either."""
+    """TRAPS 8: padding or other documents in the window would change a gradient."""
     model = tiny_model()
     texts = [draw_ids(n, seed=n) for n in (5, 8)]
     for text in texts:
@@ -193,7 +193,7 @@ def test_packed_documents_have_the_gradients_of_one_by_one(tiny_model):
 
 @torch.no_grad()
 def test_keep_equals_selecting_afterwards(tiny_model):
-    """TRAPS 7: an order of its own would pair the teacher's logits with other tokens."""
+    """TRAPS 7: in another order, logits would be paired with the labels of other tokens."""
     model, ids = tiny_model(), draw_ids(2, 6)
     document = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
     keep = torch.tensor([[0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 1]]).bool()
@@ -203,7 +203,7 @@ def test_keep_equals_selecting_afterwards(tiny_model):
 
 
 def test_a_window_longer_than_the_context_is_refused(tiny_model):
-    """Positions beyond the table would be cut off or wrap around without a word."""
+    """Positions beyond the table of RoPE would be cut off or start again at 0, without an error."""
     model = tiny_model(max_seq_len=8)
     assert model(draw_ids(1, 8)).shape == (1, 8, V)
     with pytest.raises(ValueError):
@@ -212,7 +212,7 @@ def test_a_window_longer_than_the_context_is_refused(tiny_model):
 
 @torch.no_grad()
 def test_a_student_of_some_blocks_is_the_teacher_without_the_others(tiny_model):
-    """TRAPS 26: loaded by wrong names, some weights stay random and nobody is told."""
+    """TRAPS 26: with wrong names, some weights are not loaded. They stay random, without an error."""
     teacher, ids = tiny_model(n_layers=5, tie_embeddings=False), draw_ids(2, 9)
     student = with_layers(teacher, [2, 5])
     assert student.config.n_layers == 2
@@ -223,7 +223,7 @@ def test_a_student_of_some_blocks_is_the_teacher_without_the_others(tiny_model):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_one_batch_can_be_learned_by_heart(tiny_model, tied):
-    """If not, something is detached, masked or shifted: the oldest smoke test of all."""
+    """If a model cannot memorise one batch, something is detached, masked or shifted by mistake."""
     model = tiny_model(fresh=True, n_layers=1, tie_embeddings=tied).train()
     ids, optimizers = draw_ids(2, 9), make_optimizers(model, "muon", 0.02, 0.0)
     for step in range(60):
@@ -233,12 +233,12 @@ def test_one_batch_can_be_learned_by_heart(tiny_model, tied):
             optimizer.step()
             optimizer.zero_grad()
     assert loss.item() < 0.05
-    assert generate(model, [ids[0, :1].tolist()], 8)[0] == ids[0, 1:].tolist()  # shift included
+    assert generate(model, [ids[0, :1].tolist()], 8)[0] == ids[0, 1:].tolist()  # a wrong shift would show here
 
 
 def test_every_parameter_gets_a_gradient_and_train_mode_is_eval_mode(tiny_model):
-    """A weight that is registered and not used counts as a parameter and never learns. TRAPS 19: no
-    dropout anywhere, so a teacher in train mode is not noisy."""
+    """A weight that is registered but not used would be counted and never trained. TRAPS 19: dropout
+    would make a teacher in train mode noisy."""
     model, ids = tiny_model(tie_embeddings=False), draw_ids(2, 6)
     cross_entropy(model(ids), draw_ids(2, 6, seed=1)).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or p.grad.norm() == 0] == []

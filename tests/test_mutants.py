@@ -1,4 +1,4 @@
-"""Each trap has a test that sees it: mutants.py breaks the code, the named test must turn red."""
+"""Each trap has a test that sees it: if mutants.py breaks the code, the named test must fail."""
 import re
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from common import ROOT
 
 
 def test_every_trap_of_the_list_has_a_mutant_that_still_applies():
-    """A mutant whose text is gone breaks nothing, and nobody would miss it."""
+    """A mutant whose text is no longer in the code breaks nothing, and nobody would notice."""
     listed = {int(n) for n in re.findall(r"^\| (\d+) \|", (ROOT / "docs/traps.md").read_text("utf-8"), re.M)}
     assert listed == {mutant[0] for mutant in mutants.names().values()} == {*range(1, 29)}
     for mutant in mutants.MUTANTS:
@@ -20,17 +20,17 @@ def test_every_trap_of_the_list_has_a_mutant_that_still_applies():
 
 
 def test_a_mutant_can_be_left_in_a_copy_for_a_class(tmp_path, capsys):
-    """The exercise of docs/class.md: the copy has the bug, the original has not."""
+    """In the exercise of docs/class.md, the bug could be missing in the copy or also be in the original."""
     copy, right = tmp_path / "broken", "scale(name, temperature) * of_log_probabilities("
     assert mutants.main(["--apply", "3", str(copy)]) == 0
     assert [right in (root / "losses.py").read_text("utf-8") for root in (ROOT, copy)] == [True, False]
-    for trap, folder in (("3", copy), ("99", tmp_path / "other")):  # it is there; no such trap
+    for trap, folder in (("3", copy), ("99", tmp_path / "other")):  # the folder exists; no such trap
         assert mutants.main(["--apply", trap, str(folder)]) == 2
     assert "test_gradient_keeps_its_size" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_the_code_broken_by_a_mutant_turns_its_test_red():
-    """A test that stays green over its own bug protects nothing."""
+    """A test that passes although its bug is in the code protects nothing."""
     done = subprocess.run([sys.executable, mutants.__file__], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Claims about blackbox/near.py: near copies are found, what is counted or named otherwise stays."""
+"""Claims about blackbox/near.py: near copies are found, rows with other numbers or names are not."""
 import itertools
 import random
 import re
@@ -20,7 +20,7 @@ STORY = "Mia has 12 apples. She buys 5 more. Then she gives away 3. How many app
     ("Ünïcode straße", "ünïcode strasse"), ("שלום עולם", "שלום עולם"), ("สวัสดี", "ส ว ั ส ด ี"),
     (" !!! ", "!!!"), ("", None)])
 def test_words_are_without_case_punctuation_and_width_but_with_signs(text, found):
-    """"2+3?" and "2-3?" as one question, "apples." and "apples" as two words, !!! and ??? as copies."""
+    """2+3 and 2-3 would be one question, "apples." and "apples" two words, and !!! and ??? copies."""
     assert words(text) == ([""] if found is None else found.split())
 
 
@@ -28,7 +28,7 @@ def test_words_are_without_case_punctuation_and_width_but_with_signs(text, found
     (STORY, "12 5 3"), ("17-3=14", "17 - 3 = 14"), ("17 - 3", "17 - 3"), ("a 50% cut", "50%"),
     ("五个 and five", ""), ("", ""), ("!?", ""), ("- 5", "- 5"), ("1,000 is 1000", "1000 1000")])
 def test_numbers_keep_their_order_and_signs(text, expected):
-    """Sorted or unsigned, 5-3 is 3-5 is 3+5."""
+    """If numbers were sorted or had no signs, 5-3, 3-5 and 3+5 would be the same."""
     assert numbers(words(text)).split() == expected.split()
 
 
@@ -37,8 +37,8 @@ COPIES = [
     STORY.replace("more", "moer"), STORY.replace("Then she", "She"), STORY.replace("buys", "gets"),
     STORY.replace("Mia has 12", "Mai has 12"), STORY.replace("gives away", "away gives"),
     STORY.replace("How", "Tell me: how"), STORY.replace("apples has Mia now", "apples does Mia have now"),
-    STORY.replace("Mia", "Mai"), STORY.replace("apples", "aplpes"),  # the same slip twice
-    STORY.replace("Mia has", "Ann has", 1),  # a name in one place of two: a slip
+    STORY.replace("Mia", "Mai"), STORY.replace("apples", "aplpes"),  # the same typo twice
+    STORY.replace("Mia has", "Ann has", 1),  # a name changed in one of two places: a typo
     "How many apples has Mia now? " + STORY.replace(" How many apples has Mia now?", "")]
 OTHERS = [
     STORY.replace("12", "13"), STORY.replace("3", "4"), STORY.replace("5 more", "3 more").replace("away 3", "away 5"),
@@ -54,7 +54,7 @@ def copies(*rows):
 
 @pytest.mark.parametrize("text, copy", [(t, True) for t in COPIES] + [(t, False) for t in OTHERS])
 def test_a_near_copy_has_the_numbers_the_names_and_most_of_the_words(text, copy):
-    """Either the filter eats the templates, or it finds nothing that was touched."""
+    """The filter would drop other problems of the same template, or miss every copy that was edited."""
     a, b = (STORY, "12+5=17\n17-3=14\n14"), (text, "12+5=17\n17-3=14\n14")
     assert copies(a, b) == copies(b, a) == ({1: 0} if copy else {})
 
@@ -69,20 +69,20 @@ def test_a_near_copy_has_the_numbers_the_names_and_most_of_the_words(text, copy)
      "It was Molière who wrote the play.", False), ("what?", "!!!", "???", False),
     ("what?", "😀", "😂", False)])
 def test_another_answer_to_the_same_prompt_is_no_copy(prompt, a, b, copy):
-    """Best-of-n keeps several answers; and "no" is no copy of "yes", however long the question."""
+    """Best-of-n would lose answers: "no" would be a copy of "yes" if the question is long."""
     assert copies((prompt, a), (prompt, b)) == ({1: 0} if copy else {})
 
 
 @pytest.mark.parametrize("every, found", [(7, True), (6, False)])
 def test_one_word_in_seven_may_be_another(every, found):
-    """What the threshold means in words, as the top of near.py tells it."""
+    """near.py says that about one word in seven may differ. Another threshold would make that wrong."""
     text = [chr(97 + i % 26) * (2 + i // 26) for i in range(50)]
     other = [word + word if i % every == 3 else word for i, word in enumerate(text)]
     assert similar(("", " ".join(text)), ("", " ".join(other))) is found
 
 
 def planted(text, rng):
-    """A near copy of an English story, as a careless hand or a second crawl would make it."""
+    """An English story -> a near copy of it: one word changes, or all of its case or punctuation."""
     parts = text.split(" ")
     i = rng.choice([i for i, word in enumerate(parts[:-1]) if word.isalpha() and word.islower()])
     other = rng.choice("really quickly old green today perhaps".split())
@@ -96,8 +96,8 @@ def planted(text, rng):
 
 
 def test_the_search_finds_planted_copies_and_what_brute_force_finds():
-    """Recall and precision of 95 %; a bucket that is looked at in part loses copies in silence. The
-    oracle is brute force: all pairs of rows with the same numbers."""
+    """A bucket that is searched only in part would silently lose copies. Recall and precision must be at
+    least 95 %. The oracle is brute force: all pairs of rows with the same numbers."""
     rng, rows, originals = random.Random(3), [], {}
     while len(rows) < 2000:
         story, answer = stories.make_story(rng, "en", rng.randint(1, 4))["conversations"][:2]
@@ -118,8 +118,8 @@ def test_the_search_finds_planted_copies_and_what_brute_force_finds():
 
 
 def test_the_number_of_exact_comparisons_is_bounded(monkeypatch):
-    """A template with a digit changed, or without numbers, a hundred thousand times: hours."""
-    assert copies(*[(STORY, "14")] * 500) == dict.fromkeys(range(1, 500), 0)  # one each, not all pairs
+    """A hundred thousand rows of one template would take hours if all pairs were compared."""
+    assert copies(*[(STORY, "14")] * 500) == dict.fromkeys(range(1, 500), 0)  # one comparison a row, not all pairs
     pairs = []
     monkeypatch.setattr(near, "similar", lambda *pair: pairs.append(pair))
     assert copies(*[(STORY.replace("12", str(i)), "14") for i in range(100, 400)]) == {}
@@ -130,6 +130,6 @@ def test_the_number_of_exact_comparisons_is_bounded(monkeypatch):
 
 
 def test_a_process_finds_what_another_finds():
-    """Python's hash() differs from process to process: another file each time."""
+    """Python's hash() differs from process to process. With it, each run would write another file."""
     assert near.bands("Mia has 12 apples.", "14 äpfel 苹果")[7] == (
         7, 2139934098939880219, 332186625349450576, 1175562194961059754)

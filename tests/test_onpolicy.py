@@ -1,4 +1,4 @@
-"""Claims about train_distill_onpolicy.py: the student's own words, corrected exactly, and nothing else."""
+"""Claims about train_distill_onpolicy.py: who writes which window, what counts, exact gradients."""
 import csv
 from itertools import groupby
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def train(call, tiny_world, out_dir):
 @pytest.mark.parametrize("flags", [dict(), dict(accumulate=2), dict(divergence="jsd", beta=0.1),
                                    dict(dtype="bf16")], ids=str)
 def test_share_0_is_logits_distillation_to_the_bit(train, flags):
-    """Another reader, order, random stream or normaliser, and the comparison is of two things."""
+    """If data, order, random numbers or normaliser differed, the two methods could not be compared."""
     flags = dict(divergence="reverse_kl", steps=3) | flags
     off = train("distill_logits", name="off", **flags)
     on = train(name="on", on_policy_share=0, **flags)
@@ -43,9 +43,9 @@ def data(tiny_world, tiny_tokenizer, out_dir):
 
 
 def test_prompts_are_what_stands_before_the_responses_or_the_first_half_of_plain_text(data, tiny_tokenizer):
-    """A prompt that holds a token of the answer gives it away; one that is cut asks something else."""
+    """A prompt with a token of the answer gives it away. A prompt that is cut asks something else."""
     text = dict(ids=np.arange(9)[None], mask=np.array([[0] + [1] * 8]), document=np.ones((1, 9), int))
-    assert prompts_of(text, 0, 8) == [[0, 1, 2, 3]]  # all counts except the first, which nothing predicts
+    assert prompts_of(text, 0, 8) == [[0, 1, 2, 3]]  # all tokens count except the first, which is never predicted
     for number in range(4):
         prompts = prompts_of(data, number, 143)
         assert len(prompts) == data["document"][number].max() - data["document"][number][0] + 1
@@ -56,7 +56,7 @@ def test_prompts_are_what_stands_before_the_responses_or_the_first_half_of_plain
 
 @pytest.fixture
 def step_of(data, tiny_tokenizer):
-    """A function: `step_of(3, model, on_policy_share=1)` -> what student_writes makes of step 3."""
+    """A function: `step_of(3, model, on_policy_share=1)` -> what student_writes returns for step 3."""
     def run(step, model=None, rank=0, world=1, **changes):
         cfg = dict(batch=8, accumulate=1, seed=0, window=143, on_policy_share=0.5, max_new_tokens=20,
                    sample_temperature=1.0) | changes
@@ -66,20 +66,20 @@ def step_of(data, tiny_tokenizer):
 
 
 def test_packed_windows_hold_each_pair_once_and_count_the_responses_alone(step_of, monkeypatch):
-    """TRAPS 9: counted prompts; TRAPS 8: counted padding; a pair that runs over the window's edge."""
+    """TRAPS 8 and 9: padding or prompts that count in the loss, or a pair that is longer than its window."""
     prompts, responses = zip(([1, 2, 3], [4, 5]), ([6], [7, 8, 9]), ([10, 11], [12] * 9), ([13], [14]))
     monkeypatch.setattr(train_distill_onpolicy, "prompts_of", lambda *_: list(prompts))
     monkeypatch.setattr(train_distill_onpolicy, "generate", lambda *_, **__: responses)
     batches, *_ = step_of(0, batch=1, window=9, on_policy_share=1)
     ids, documents, counts = ([b[i][0].tolist() for b in batches] for i in (1, 2, 3))
-    assert ids == [[11] + [12] * 8, [2, 3, 4, 5, 6, 7, 8, 9, 0], [14] + [0] * 8]  # y: without the first
+    assert ids == [[11] + [12] * 8, [2, 3, 4, 5, 6, 7, 8, 9, 0], [14] + [0] * 8]  # y has no first token
     assert counts == [[0] + [1] * 8, [0, 0, 1, 1, 0, 1, 1, 1, 0], [1] + [0] * 8]
     assert documents == [[1] * 9, [1] * 5 + [2] * 4, [1, 1] + [0] * 7]
 
 
 @pytest.fixture
 def fake_words(monkeypatch, tiny_tokenizer):
-    """What the student writes, whatever it is asked: 50, 51, <end>."""
+    """The student writes 50, 51, <end> to every prompt -> these ids."""
     words = [50, 51, tiny_tokenizer.end]
     monkeypatch.setattr(train_distill_onpolicy, "generate", lambda m, prompts, *a, **k: [words for _ in prompts])
     return words
@@ -90,7 +90,7 @@ def fake_words(monkeypatch, tiny_tokenizer):
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, places, accumulate, data, step_of,
                                                               fake_words):
-    """A share that drifts with the batch's cut, or a window both rewritten and kept."""
+    """A share that depends on how the batch is cut, or a window that is both rewritten and kept."""
     batches, n_valid, counts, _ = step_of(1, on_policy_share=share, accumulate=accumulate)
     windows = step_windows(16, 1, 8, 0)
     ours = [windows[i] for i in places]  # of step 1, places 8 to 15
@@ -103,8 +103,8 @@ def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, places, acc
 
 
 def test_over_many_steps_the_share_is_exact_even_if_a_window_comes_twice(step_of, fake_words):
-    """Rounded in each step, a twentieth of eight windows is none: a dead knob. Chosen by its number, a
-    window would be rewritten both times: share 0.5 of 32 of 16 windows was 1."""
+    """If the share were rounded in each step, 0.05 of 8 windows would be none. If windows were chosen by
+    number, a window that comes twice would be rewritten twice, and a share of 0.5 could become 1."""
     for share, batch in ((0.05, 8), (0.3, 8), (0.5, 32), (0.9, 8)):
         steps = [step_of(step, on_policy_share=share, batch=batch)[0] for step in range(25)]
         kept = sum(len(b[0]) for batches in steps for b in batches if b[4] is False)
@@ -112,7 +112,7 @@ def test_over_many_steps_the_share_is_exact_even_if_a_window_comes_twice(step_of
 
 
 def test_writing_depends_on_seed_and_step_alone(step_of, tiny_model):
-    """A resumed run must write what the undisturbed one wrote."""
+    """A resumed run would write other text than an uninterrupted one."""
     model = tiny_model(vocab_size=320, max_seq_len=160)
     written = lambda *args, **kw: [b[0].tolist() for b in step_of(*args, **kw)[0] if b[4] is True]
     first = written(3, model)
@@ -122,7 +122,7 @@ def test_writing_depends_on_seed_and_step_alone(step_of, tiny_model):
 
 @pytest.fixture
 def write(step_of, tiny_model, tiny_tokenizer):
-    """A function: `write(end=3.0)` -> (student, what it wrote in a step); its logit of <end> is 3 higher."""
+    """A function: `write(end=3.0)` -> (student, batches of a step). The logit of <end> is 3 higher."""
     def run(end=0.0, **changes):
         model = tiny_model(vocab_size=320, max_seq_len=160)
         bias = torch.zeros(320).index_fill(0, torch.tensor([tiny_tokenizer.end]), end)
@@ -134,7 +134,7 @@ def write(step_of, tiny_model, tiny_tokenizer):
 
 
 def by_weight(batches):
-    """[(ids that do not count, ids after them that do)] of all windows, without the padding."""
+    """Batches -> [(ids that do not count, the ids after them that count)], without padding."""
     found = []
     for x, y, _, weight, _ in batches:
         for first, ids, counts in zip(x[:, 0].tolist(), y.tolist(), (weight > 0).tolist()):
@@ -146,22 +146,22 @@ def by_weight(batches):
 
 def test_nothing_counts_after_the_first_end_and_no_gradient_flows_through_the_writing(
         write, data, tiny_tokenizer):
-    """What comes after the end is no answer; a graph through the sampling would hold every step."""
+    """Text after <end> would be learned as an answer, or a graph through the sampling would fill the memory."""
     _, batches = write(end=3.0)
     assert write.graphs and not any(write.graphs)
-    assert not any(t.is_inference() for batch in batches for t in batch[:4])  # or backward fails
+    assert not any(t.is_inference() for batch in batches for t in batch[:4])  # otherwise backward fails
     found, windows = by_weight(batches), step_windows(16, 0, 8, 0)
     assert sorted(prompt for prompt, _ in found) == sorted(sum((prompts_of(data, n, 143) for n in windows), []))
     for _, response in found:
         assert tiny_tokenizer.end not in response[:-1]
         assert response[-1] == tiny_tokenizer.end or len(response) == 20
-    assert {len(response) == 20 for _, response in found} == {True, False}  # both were seen
+    assert {len(response) == 20 for _, response in found} == {True, False}  # both cases occur
 
 
 def test_the_student_writes_max_new_tokens_at_sample_temperature(write):
-    """TRAPS 4: dead knobs. Every answer is cut off, or half of a step is spent on babble. At 0 it takes
-    the likeliest token, and less often the warmer it is."""
-    for count in (3, 12):  # a response without an end
+    """TRAPS 4: a flag without effect. At temperature 0 the student takes the likeliest token. The higher
+    the temperature, the less often it does."""
+    for count in (3, 12):  # <end> never comes
         _, batches = write(end=-torch.inf, max_new_tokens=count)
         assert {len(response) for _, response in by_weight(batches)} == {count}
     shares = []
@@ -174,21 +174,21 @@ def test_the_student_writes_max_new_tokens_at_sample_temperature(write):
 
 
 def test_share_alpha_and_divergence_are_knobs_and_its_own_words_no_labels(train, out_dir):
-    """With cross-entropy on its own samples a student would only grow surer of itself. GKD's point:
-    on-policy with forward KL, or off-policy with reverse KL, are both possible."""
+    """Cross-entropy on its own samples only makes a student more certain. In GKD each divergence works on
+    the data and on the student's own text, so each of the flags must have an effect."""
     f, r, found = "forward_kl", "reverse_kl", []
     for share, name, alpha in zip((0, 0, .5, .5, 1, 1, 1), (f, r, r, r, f, r, r), (.2, .2, .2, .9, .2, .2, .9)):
         state = train(fresh=True, steps=2, on_policy_share=share, divergence=name, alpha=alpha)
         found.append(torch.cat([v.flatten() for v in state["model"].values()]))
     pairs = [(i, j) for j in range(7) for i in range(j) if torch.equal(found[i], found[j])]
-    assert pairs == [(5, 6)]  # at share 1 alpha weighs no label
+    assert pairs == [(5, 6)]  # at share 1 there is no label, so alpha does nothing
     row = next(csv.DictReader((out_dir / "run.csv").open()))
     assert 0 < float(row["writing"]) < 1  # the share of time: most of a step is sampling
 
 
 def test_the_exact_reverse_kl_gradient_is_the_mean_of_the_score_function_estimate():
-    """TRAPS 21: KL(q || p) differentiated through one sampled token has the gradient 0, or another. With
-    the prefix fixed, the gradient is E_{v~q}[(ln q_v - ln p_v) d ln q_v]: 200,000 draws."""
+    """TRAPS 21: KL(q || p) estimated from one sampled token has gradient 0, or a wrong one. For a fixed
+    prefix the gradient is E_{v~q}[(ln q_v - ln p_v) d ln q_v], here the mean of 200,000 draws."""
     student, teacher, draws = draw(1, 7, seed=1).requires_grad_(), draw(1, 7, seed=2), 200_000
     [exact] = torch.autograd.grad(divergence("reverse_kl", student, teacher).sum(), student)
     log_q, log_p = log_softmax(student.detach())[0], log_softmax(teacher)[0]
@@ -201,7 +201,7 @@ def test_the_exact_reverse_kl_gradient_is_the_mean_of_the_score_function_estimat
 
 
 def test_a_run_on_two_halves_of_the_windows_counts_all_of_them(step_of, fake_words, monkeypatch):
-    """TRAPS 11: each rank writes its own part; n_valid is of all of them."""
+    """TRAPS 11: each rank writes its own part, but n_valid must be the sum over all ranks."""
     seen = []
     monkeypatch.setattr(common, "sum_over_ranks", lambda values, env: seen.append(values) or values)
     for rank, world in ((0, 2), (1, 2), (0, 1)):

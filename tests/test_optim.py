@@ -1,4 +1,4 @@
-"""Claims about optim.py: the schedule by hand, Muon against PyTorch's, every parameter once."""
+"""Claims about optim.py: the schedule, Muon compared with PyTorch's, each parameter once."""
 import copy
 import math
 
@@ -13,20 +13,20 @@ def random_matrix(*shape, seed=0):
 
 
 def test_learning_rate_equals_hand_computed_values():
-    """An off-by-one in the warmup or a cosine that reaches its end too early or too late."""
-    for step, expected in [(0, 0.1), (4, 0.5), (9, 1.0),  # warmup starts above 0: no lost step
-                           (10, 1.0), (35, 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2),  # a quarter
+    """An off-by-one in the warmup, or a cosine that ends too early or too late."""
+    for step, expected in [(0, 0.1), (4, 0.5), (9, 1.0),  # step 0 is not lost: its rate is above 0
+                           (10, 1.0), (35, 0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2),  # a quarter of the cosine
                            (60, 0.6), (110, 0.2), (500, 0.2)]:  # half way: the mean of 1 and .2
         rate = get_lr(step, steps=110, lr=1.0, warmup=10, min_lr=0.2)
         assert rate == pytest.approx(expected, abs=1e-12)
-    assert get_lr(0, 10, 1.0, 0) == 1.0 == get_lr(0, 1, 1.0, 1)  # no warmup; nothing but warmup
+    assert get_lr(0, 10, 1.0, 0) == 1.0 == get_lr(0, 1, 1.0, 1)  # no warmup; only warmup
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (32, 64), (5, 7), (1, 9)], ids=str)
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_orthogonalize_makes_every_singular_value_about_one_and_keeps_the_vectors(shape, scale):
-    """Near U V^T of its singular value decomposition. Without the normalisation the quintic explodes;
-    with too few iterations rare directions stay short."""
+    """The result must be about U V^T of the singular value decomposition. Without the normalisation the
+    iteration diverges. With too few iterations rare directions stay short."""
     m = scale * random_matrix(*shape).double()
     u, _, vh = torch.linalg.svd(m, full_matrices=False)
     inner = u.T @ orthogonalize(m) @ vh.T  # diagonal, all about 1
@@ -36,7 +36,7 @@ def test_orthogonalize_makes_every_singular_value_about_one_and_keeps_the_vector
 
 @pytest.mark.parametrize("shape", [(4, 16, 40), (3, 40, 16), (2, 3, 8, 8)], ids=str)
 def test_a_stack_is_orthogonalized_as_one_by_one(shape):
-    """Matrices of one shape go through together; a norm over the whole stack would mix them."""
+    """Matrices of one shape are updated together. A norm over the whole stack would mix them."""
     stack = random_matrix(*shape)
     stack *= torch.logspace(-3, 3, shape[0]).view(-1, *[1] * (len(shape) - 1))  # large and small
     together = orthogonalize(stack)
@@ -44,12 +44,12 @@ def test_a_stack_is_orthogonalized_as_one_by_one(shape):
         torch.testing.assert_close(result, orthogonalize(matrix), rtol=1e-4, atol=1e-5)
 
 
-SHAPES = [(24, 24), (24, 48), (48, 24), (24, 24), (12, 24)]  # two of one shape: one stack
+SHAPES = [(24, 24), (24, 48), (48, 24), (24, 24), (12, 24)]  # two of one shape form a stack
 
 
 def test_muon_equals_pytorchs_muon():
-    """Momentum, Nesterov, the scale 0.2 * sqrt(max(R, C)), the weight decay and their order:
-    PyTorch's Muon (in bfloat16, hence the tolerance) gets the same gradients."""
+    """A mistake in momentum, Nesterov, the scale 0.2 * sqrt(max(R, C)), weight decay or their order.
+    PyTorch's Muon gets the same gradients. It computes in bfloat16, so the tolerance is large."""
     ours = [torch.nn.Parameter(random_matrix(*s, seed=i)) for i, s in enumerate(SHAPES)]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     optimizers = (Muon(ours, lr=0.05, weight_decay=0.3),
@@ -61,7 +61,7 @@ def test_muon_equals_pytorchs_muon():
             for p in pair:
                 p.grad = random_matrix(*p.shape, seed=100 * step + i) * 10.0 ** (i - 2)
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = 0.05 / (step + 1)  # a schedule reaches both
+            optimizer.param_groups[0]["lr"] = 0.05 / (step + 1)  # a schedule changes both
             optimizer.step()
         moved = [p - b for p, b in zip(ours + theirs, before)]
         for a, b in zip(moved[:len(ours)], moved[len(ours):]):
@@ -69,7 +69,7 @@ def test_muon_equals_pytorchs_muon():
 
 
 def test_muon_goes_on_exactly_after_a_checkpoint():
-    """TRAPS 26: a momentum that is not in state_dict() restarts at zero: a bump at each resume."""
+    """TRAPS 26: a momentum that is not in state_dict() starts at zero after each resume: the loss jumps."""
     def steps(optimizer, parameters, numbers):
         for number in numbers:
             for i, p in enumerate(parameters):
@@ -80,15 +80,15 @@ def test_muon_goes_on_exactly_after_a_checkpoint():
     optimizer = Muon(one, lr=0.02, weight_decay=0.1)
     steps(optimizer, one, range(3))
     other = [torch.nn.Parameter(p.detach().clone()) for p in one]
-    resumed = Muon(other, lr=9.0)  # its own numbers come from the checkpoint, too
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # a file shares no memory
+    resumed = Muon(other, lr=9.0)  # lr and weight decay come from the checkpoint, too
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as from a file: no shared memory
     steps(optimizer, one, range(3, 6))
     steps(resumed, other, range(3, 6))
     assert all(map(torch.equal, one, other))
 
 
 def test_muon_leaves_out_what_has_no_gradient_and_does_not_move_what_has_a_zero_one():
-    """A frozen matrix must not be decayed either; 0 / 0 in the normalisation is NaN."""
+    """Weight decay would shrink a frozen matrix, or a gradient of 0 would become 0 / 0 = NaN."""
     used, unused, still = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(3))
     used.grad, still.grad = random_matrix(4, 4), torch.zeros(4, 4)
     Muon([used, unused, still], lr=0.1, weight_decay=0.5).step()
@@ -99,7 +99,7 @@ def test_muon_leaves_out_what_has_no_gradient_and_does_not_move_what_has_a_zero_
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_has_exactly_one_optimizer_and_a_frozen_one_none(tiny_model, kind, tied):
-    """In two optimizers a weight steps twice; in none it never learns, and the loss still falls."""
+    """In two optimizers a weight is updated twice. In none it never learns, but the loss still falls."""
     model = tiny_model(tie_embeddings=tied)
     for trained in (True, False):
         model.embed_tokens.requires_grad_(trained)
@@ -110,7 +110,7 @@ def test_every_parameter_has_exactly_one_optimizer_and_a_frozen_one_none(tiny_mo
 
 
 def test_muon_gets_the_matrices_inside_blocks_and_no_others(tiny_model):
-    """Orthogonalised embeddings move rare and frequent tokens alike: the loss gets worse."""
+    """Muon on embeddings would move rare tokens as far as frequent ones, and the loss gets worse."""
     model = tiny_model(tie_embeddings=False)
     _, muon = make_optimizers(model, "muon", 1e-3, 0.1)
     held = {id(p) for p in muon.param_groups[0]["params"]}
@@ -122,7 +122,7 @@ def test_muon_gets_the_matrices_inside_blocks_and_no_others(tiny_model):
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_weight_decay_shrinks_matrices_and_leaves_norms(tiny_model, kind):
-    """A norm weight pulled to 0 turns its layer off. With gradients of 0 only the decay is left."""
+    """Weight decay on a norm weight would turn off its layer. With gradients of 0 only the decay acts."""
     model = tiny_model()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     for p in model.parameters():

@@ -1,4 +1,4 @@
-"""Claims about blackbox/prompts.py: other words, a known answer, nothing reserved."""
+"""Claims about blackbox/prompts.py: new wording, right labels, nothing that is reserved."""
 import hashlib
 import json
 import random
@@ -22,7 +22,7 @@ OF_STORIES = [name for name in OPERATIONS if name not in OF_ANY_PROMPT]
 
 @pytest.fixture(scope="module")
 def distill(tmp_path_factory):
-    """Questions in both languages, as a user would have made them."""
+    """Path of 400 questions in both languages, made by dataset/stories.py."""
     out = tmp_path_factory.mktemp("stories")
     stories.main(stories.Config(train=10, val=10, test=10, distill=400, lang="both", out=str(out)))
     return out / "distill.jsonl"
@@ -30,7 +30,7 @@ def distill(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """{operation: [(row, seed)]}, many of each."""
+    """{operation: [(new row, its seed)]}, made of 3,200 seeds."""
     out = tmp_path_factory.mktemp("many")
     stories.main(stories.Config(train=1, val=1, test=1, distill=3200, lang="both", out=str(out)))
     found, source = defaultdict(list), out / "distill.jsonl"
@@ -66,7 +66,7 @@ def answer(row):
     return row["conversations"][-1]["content"]
 
 
-# An independent reader: what a sentence does, in the order in which it tries. It knows only verbs.
+# An independent reader: the first pattern found in a sentence says what it does. It knows only verbs.
 READER = {"en": dict(
     nothing="lives in house|has rained|feet high|^bus .* goes by|radio plays|would like|does not buy",
     undo="does not happen|is not true|never comes to this|is not so",
@@ -93,7 +93,7 @@ def told(row):
 
 
 def solved(row):
-    """(answer, operations that count) of a story, read from its text alone."""
+    """Row of a story -> (answer, number of operations that count), read only from its text."""
     totals = []
     for sentence in map(str.lower, told(row)):
         op = next((op for op, verbs in READER[row["lang"]].items() if re.search(verbs, sentence)), None)
@@ -102,19 +102,19 @@ def solved(row):
         if op == "undo":
             totals.pop()
         elif op == "nothing" or n is None:
-            continue  # or the question
+            continue  # this also skips the question
         elif not totals:
             totals.append(n)
         else:
             total = totals[-1]
-            assert op != "div" or total % n == 0, text(row)  # a KeyError: no reader would understand it
+            assert op != "div" or total % n == 0, text(row)  # a KeyError in the next line: no verb was found
             totals.append(dict(add=total + n, sub=total - n, mul=total * n, div=total // (n or 1))[op])
     return str(totals[-1]), len(totals) - 1
 
 
 @pytest.mark.parametrize("operation", ["none", *OF_STORIES])
 def test_the_text_alone_gives_the_answer(many, operation, distill, tmp_path):
-    """A label that the text does not say: the teacher's right answers are thrown away."""
+    """If a label is not the answer of its text, the teacher's right answers are thrown away."""
     rows = [row for row, _ in many[operation]] or make(distill, tmp_path / "p.jsonl", share=0)
     assert len(rows) > 100
     for row in rows:
@@ -126,7 +126,7 @@ def test_the_text_alone_gives_the_answer(many, operation, distill, tmp_path):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_does_to_the_answer_what_its_label_says(many, operation):
-    """"kept" where the question is another one, or a surface that swallows a digit."""
+    """The label "kept" although the question changed, or a change of spelling that loses a digit."""
     found = many[operation]
     for row, seed in found:
         assert row["label"] == LABEL[operation] and row["source"] == seed["id"] and text(row) != text(seed)
@@ -148,7 +148,7 @@ def totals_of(row):
 
 
 def words(lang, *texts):
-    """English words; of Chinese, which has no spaces, the pairs of characters."""
+    """Texts -> set of English words. Chinese has no spaces: there, all pairs of neighbouring characters."""
     text = re.sub(r"\{\w+\}", " ", " ".join(texts)).lower()
     if lang == "en":
         return set(re.findall("[a-z]+", text))
@@ -157,14 +157,14 @@ def words(lang, *texts):
 
 @pytest.mark.parametrize("lang, known", [("en", {"thief", "hugo", "lemons"}), ("zh", {"仙女", "丝带"})])
 def test_no_prompt_has_a_word_that_the_suites_keep_for_themselves(many, lang, known):
-    """"Unseen sentences" that the student has seen; a suite of distractors that were in the training
-    data, each with other numbers."""
+    """A suite would test nothing new if its names, sentences or distractors were in the training data,
+    even with other numbers."""
     found = {True: set(), False: set()}
     for items in (*TEMPLATES[lang].values(), NAMES[lang], OBJECTS[lang]):
         for reserved in (True, False):
             for item in [items[i] for i in stories.pool(items, reserved)]:
                 found[reserved] |= words(lang, *([item] if isinstance(item, str) else item))
-    kept = found[True] - found[False] - {"on", "that", "their", "was", "me"}  # no style of its own
+    kept = found[True] - found[False] - {"on", "that", "their", "was", "me"}  # words of many sentences
     assert known <= kept
     for row, _ in sum(many.values(), []):
         assert row["lang"] != lang or not words(lang, text(row)) & kept, text(row)
@@ -176,8 +176,8 @@ def test_no_prompt_has_a_word_that_the_suites_keep_for_themselves(many, lang, kn
 
 
 def test_no_prompt_is_as_large_as_the_suites_or_of_another_split(many):
-    """Chains of 5 and numbers of three digits are surprises of the suites; a test question under
-    another name has been trained on."""
+    """Chains of 5 and numbers of three digits would no longer be new in the suites, or a student would
+    train on a test question with another name."""
     for row, _ in sum(many.values(), []):
         assert all(int(n) <= 99 for n in re.findall(r"\d+", text(row))), text(row)
         assert row["label"] == "teacher" or 0 <= int(answer(row)) <= 99
@@ -190,7 +190,7 @@ def test_no_prompt_is_as_large_as_the_suites_or_of_another_split(many):
 
 @pytest.mark.parametrize("split", ["val", "test", "large", "hostile"])
 def test_what_the_evaluation_asks_is_no_seed(distill, tmp_path, split):
-    """A student that is robust on the suites because it was trained on them."""
+    """A student would look robust on the suites only because it was trained on them."""
     path = distill.with_name(f"{split}.jsonl")
     if not path.exists():
         suites.main(suites.Config(problems=10, data=str(path.with_name("test.jsonl")), out=str(tmp_path)))
@@ -203,7 +203,7 @@ def test_what_the_evaluation_asks_is_no_seed(distill, tmp_path, split):
 
 
 def test_the_operations_of_the_published_rows_do_what_they_did(distill, tmp_path):
-    """results/ has rows that were made with these: another draw, and they cannot be repeated."""
+    """Rows in results/ used these operations. With other random draws nobody could repeat them."""
     for flags, digest in ((dict(share=0.5), "2aa7963f5f276784"),
                           (dict(share=0.8, seed=3, operations=DEFAULT + ",upper"), "f4cf06aaaef0432b"),
                           (dict(share=1, operations=",".join(sorted(OPERATIONS))), "668aa9e29e237d83")):
@@ -213,7 +213,7 @@ def test_the_operations_of_the_published_rows_do_what_they_did(distill, tmp_path
 
 
 def test_every_question_is_there_once_with_its_answer_and_no_steps(distill, tmp_path):
-    """A lost question, a changed answer, steps that nobody may train on; a share that is a dead knob."""
+    """A lost question, a changed answer, worked steps in the output, or a --share without effect."""
     for source, share, low, high in ((distill, 0, 0, 0), (distill, 0.5, 160, 240), (distill, 1, 400, 400),
                                      (distill.with_name("train.jsonl"), 1, 10, 10)):  # it has steps
         rows = make(source, tmp_path / "p.jsonl", share=share, operations=DEFAULT + ",upper", fresh=True)
@@ -225,7 +225,7 @@ def test_every_question_is_there_once_with_its_answer_and_no_steps(distill, tmp_
 
 
 def test_an_invented_story_is_about_nobody_known(many, monkeypatch):
-    """A reserved name among the invented ones; a handful of words, which would be learned by heart."""
+    """An invented name that is a real one, or so few invented words that a student memorises them."""
     known = {word.lower() for pair in (*NAMES["en"], *OBJECTS["en"]) for word in pair} - {"he", "she"}
     for row, _ in many["invented"]:
         assert row["lang"] == "en" and not known & set(re.findall("[a-z]+", text(row).lower()))
@@ -237,7 +237,7 @@ def test_an_invented_story_is_about_nobody_known(many, monkeypatch):
 
 
 def test_boundary_numbers_are_at_a_boundary(many):
-    """Edge cases that are not: nobody learns what 0 more and all of them mean."""
+    """Without real edge cases a student never learns what "0 more" or "all of them" mean."""
     edges = Counter()
     for row, _ in many["boundary"]:
         start, *rest = row["numbers"]
@@ -251,8 +251,8 @@ def test_boundary_numbers_are_at_a_boundary(many):
 
 
 def test_what_is_added_to_a_story_stands_where_it_should(many):
-    """The same problem again; a sentence that was taken back and counts all the same; "She would like
-    3 pears" of the person herself, which could be meant to count; filler with a number."""
+    """An added operation that is missing, a sentence that is taken back and still counts, filler with a
+    number, or a distractor about the same person, which could be meant to count."""
     for row, seed in many["deeper"]:
         assert row["ops"] == seed["ops"] + 1 and row["numbers"][:-1] == seed["numbers"]
         assert told(row)[:-2] == told(seed)[:-1] and told(row)[-1] == told(seed)[-1]
@@ -264,13 +264,13 @@ def test_what_is_added_to_a_story_stands_where_it_should(many):
         else:
             people = [name for name, _ in NAMES[row["lang"]] if name in extra]
             assert re.search(r"\d", extra) and not any(name in text(seed) for name in people)
-    for row, seed in many["long"]:  # as long as the 512 tokens of a teacher of stories allow
+    for row, seed in many["long"]:  # a teacher of stories has a context of 512 tokens
         filler = text(row).removesuffix(text(seed)).strip()
         assert 300 <= len(filler) < 800 and not re.search(r"\d", filler)
 
 
 def test_what_makes_no_sense_is_left_out_and_counted(distill, tmp_path, capsys):
-    """Chinese in capitals; or rows that are quietly left as they were."""
+    """Capitals in Chinese, or rows that stay unchanged without a message."""
     rows = make(distill, tmp_path / "p.jsonl", share=1, operations="upper,typos,invented")
     chinese = [row["operation"] for row in rows if row["lang"] == "zh"]
     assert set(chinese) == {"none"} and len(chinese) > 100
@@ -281,14 +281,14 @@ def test_what_makes_no_sense_is_left_out_and_counted(distill, tmp_path, capsys):
 @pytest.mark.parametrize("row, known", [
     ({"question": "What is 3 times 4?", "answer": "3*4=<<3*4=12>>12\n#### 12"}, "12"),
     ({"instruction": "Name a river.", "input": "In Egypt.", "output": "The Nile."}, None),
-    ({"instruction": "Tell of Rome.", "output": "In 753 it began."}, None),  # an essay with a number
+    ({"instruction": "Tell of Rome.", "output": "In 753 it began."}, None),  # a number in an essay is no answer
     ({"messages": [dict(role="system", content="Short!"), *turns("Hi.", "So?", "3+4?", "\\boxed{7}")]}, "7"),
     ({"id": "w", "conversations": [*turns("Is water wet?"), dict(
         role="assistant", reasoning_content="Well.", content="yes")]}, "yes"),
     ({"question": "Print {text}, {json}, {n}, {x} and {}.", "answer": ""}, None),
     ({"messages": turns("Hello there.", "Hi.", "And now what?")}, None)])
 def test_a_prompt_of_any_format_becomes_a_prompt_row(tmp_path, row, known):
-    """Another turn changed, an answer lost or invented, a row that nobody can trace."""
+    """The wrong turn is changed, an answer is lost or invented, or a row does not name its source."""
     path = write(tmp_path / "mine.jsonl", *[row] * 40)
     asked = row.get("messages") or row.get("conversations") or turns(
         row.get("question") or "\n\n".join(filter(None, (row["instruction"], row.get("input")))))
@@ -303,14 +303,14 @@ def test_a_prompt_of_any_format_becomes_a_prompt_row(tmp_path, row, known):
         before, after = asked[last]["content"], question["content"]
         assert question["role"] == "user" and (before == after) == (new["operation"] == "none")
         if new["operation"] in ("long", "format_trap", "injection"):
-            assert before in after or json.dumps(before)[1:-1] in after  # braces are text
+            assert before in after or json.dumps(before)[1:-1] in after  # braces stay text
         assert new["label"] == ("kept" if known and new["operation"] != "empty" else "teacher")
         assert len(reply) == (new["label"] == "kept")
         assert not reply or same_answer(parse_row(new)[-1].answer, known)
 
 
 def test_a_prompt_of_code_is_not_misspelled(tmp_path):
-    """`pritn(x)`, a link in capitals, 1,234.5 as three numbers: another question, the old answer."""
+    """`pritn(x)`, a link in capitals or 1 234 5 for 1,234.5 is another question with the old answer."""
     texts = ["What does `print(len(word))` show?", "Open https://site.org/page", "\\frac{1}{2}"]
     path = write(tmp_path / "code.jsonl", *[dict(question=text, answer="") for text in texts])
     rows = make(path, tmp_path / "p.jsonl", share=1, operations="typos,upper,no_punctuation")
@@ -321,7 +321,7 @@ def test_a_prompt_of_code_is_not_misspelled(tmp_path):
 
 
 def test_rows_that_only_look_like_stories_are_prompts(distill, tmp_path):
-    """A traceback in the middle of a file: no number divides by 0, an id may be any JSON."""
+    """A row that looks like a story but divides by 0, or has an odd id, would stop the run."""
     seed = lines_of(distill)[0]
     odd = [{**seed, "skeleton": "en opening0 div0 question0", "numbers": [3, 0], "id": "\ud800"},
            {**seed, "skeleton": [], "id": [1]}, {**seed, "skeleton": "en x", "numbers": {}}]
@@ -330,7 +330,7 @@ def test_rows_that_only_look_like_stories_are_prompts(distill, tmp_path):
 
 
 def test_wrong_flags_are_refused_and_nothing_is_lost(distill, tmp_path):
-    """The seeds replaced by what was made of them; a misspelled operation, or a flag, without effect."""
+    """The output would replace the seeds, or a misspelled operation or a flag would have no effect."""
     out, before = tmp_path / "p.jsonl", distill.read_bytes()
     (tmp_path / "x.txt").write_text("Once upon a time.")
     made = make(distill, out)

@@ -1,4 +1,4 @@
-"""Claims about dataset/prose.py: a module has one split, nothing is quoted across or imported."""
+"""Claims about dataset/prose.py: a module is in one split, no text repeats, nothing is imported."""
 import json
 
 import pytest
@@ -26,7 +26,7 @@ def tiny_python(tmp_path, monkeypatch):
 
 
 def test_no_module_is_in_two_splits_and_the_order_is_ours(tiny_python, tmp_path):
-    """Docstrings of one module repeat each other: split by text, the test split is half known."""
+    """Docstrings of one module are alike. If each had its own split, half of the test would be known."""
     for name in "ab":
         main(Config(out=str(tmp_path / name)))
     modules = {}
@@ -40,7 +40,7 @@ def test_no_module_is_in_two_splits_and_the_order_is_ours(tiny_python, tmp_path)
 
 
 def test_tests_and_site_packages_are_left_out_and_nothing_is_imported(tiny_python):
-    """Third-party text that differs between machines; a module whose import has side effects."""
+    """Third-party text would differ between machines, or importing a module would have side effects."""
     found = dict(sources(tiny_python))
     assert not any("Hidden" in text for text in found.values())
     assert "Explodes" in found["explodes"] and "broken" not in found
@@ -48,7 +48,7 @@ def test_tests_and_site_packages_are_left_out_and_nothing_is_imported(tiny_pytho
 
 
 def test_a_long_paragraph_is_kept_once_short_texts_never_and_margins_go():
-    """The topic "compound" quotes all of "if", indented: test text would be in train."""
+    """The topic "compound" contains all of "if", indented. Test text would be in the training data."""
     texts = [f"One. {LONG}\n\n{LONG * 2}", f"Two. {LONG}\n\n   {LONG * 2}\n\n{LONG * 3} end",
              "Return self.", f"Title.\n\n        {LONG * 3}"]
     fill = [(module, f"{module} {LONG * 3}") for module in map(str, range(100))]

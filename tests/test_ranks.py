@@ -1,9 +1,9 @@
-"""Two processes are one: the claims about torchrun, with real processes over gloo. All slow.
+"""Claims about torchrun: two processes train like one. Real processes over gloo; all tests are slow.
 
-This file is also what torchrun starts: each rank runs a training script's own main and writes what it
-saw. Compared are the gradients of the first step, to 1e-5: both sides have the same weights there. Later
-steps amplify rounding (Muon and Adam divide by a gradient's own size), so the logged losses are
-compared, loosely. Within one run the ranks must agree to the bit.
+torchrun also starts this file: each rank runs the main of a training script and saves its gradients.
+The gradients of the first step must agree to 1e-5, because there both runs have the same weights.
+Later steps amplify rounding, because Muon and Adam divide by the size of a gradient. So only the
+logged losses are compared, to 0.1 %. Within one run the ranks must agree to the bit.
 """
 import csv
 import hashlib
@@ -22,12 +22,12 @@ SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
            "distill_onpolicy", "distill_responses")
 KNOBS = {"distill_logits": dict(alpha=0.7, temperature=2), "distill_reason": dict(tag_weight=3),
          "distill_features": dict(hidden_loss="cosine"),
-         "distill_onpolicy": dict(sample_temperature=0)}  # greedy: both ways write the same
+         "distill_onpolicy": dict(sample_temperature=0)}  # greedy: one or two processes write the same
 
 
 def worker(script, folder, stop_at, *flags):
-    """One rank: run the script, record its gradients, write them with a hash of its parameters. In step
-    `stop_at` only rank 1 gets a SIGTERM; 0: nobody."""
+    """Run a script as one rank. Save its gradients and a hash of its parameters in `folder`. In step
+    `stop_at` only rank 1 gets a SIGTERM; 0: no rank does."""
     sys.path.insert(0, str(ROOT))
     import common
     module, rank = importlib.import_module(f"train_{script}"), int(os.environ.get("RANK", 0))
@@ -50,7 +50,7 @@ def worker(script, folder, stop_at, *flags):
 
 
 def launch(processes, script, folder, flags, stop_at=0):
-    """-> (output, [what each rank wrote]). A run ends with status 0, unless it is to be stopped."""
+    """-> (output, [what each rank saved]). The status must be 0, except if stop_at stops the run."""
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
@@ -67,7 +67,7 @@ def losses(out, name):
 
 MORE = [("distill_features", dict(size="0.9m", relation_weight=0)),  # with projections
         ("distill_logits", dict(fused="on")),
-        ("distill_reason", dict(target="multi")),  # rank 0 chooses the rows
+        ("distill_reason", dict(target="multi")),  # each row is two examples
         *(("distill_logits", dict(divergence=name)) for name in (
             "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation"))]
 
@@ -75,13 +75,13 @@ MORE = [("distill_features", dict(size="0.9m", relation_weight=0)),  # with proj
 @pytest.mark.slow
 @pytest.mark.parametrize("script, more", [*((s, {}) for s in SCRIPTS), *MORE], ids=str)
 def test_two_processes_give_the_gradient_of_one_and_stay_equal(script, more, tiny_world, out_dir, tmp_path):
-    """TRAPS 11 and 12: a mean of the ranks' means; a sub-module whose gradients nobody adds up."""
+    """TRAPS 11 and 12: a mean of the ranks' means, or a module whose gradients are not summed over ranks."""
     def flags(name, **changes):
         return tiny_world.flags(script, name=name, steps=6, eval_every=3, eval_windows=0,
                                 **KNOBS.get(script, {}) | more, **changes)
     _, [one] = launch(1, script, tmp_path / "one", flags("one"))
     said, two = launch(2, script, tmp_path / "two", flags("two", accumulate=2))
-    assert "2 process(es)" in said  # and each line once, not once a rank:
+    assert "2 process(es)" in said  # each line is printed once, not by each rank:
     assert said.count("| val ce") == 2 and said.count("validation ce") == 1
 
     difference = two[0]["gradients"][0] - one["gradients"][0]
@@ -97,7 +97,7 @@ def test_two_processes_give_the_gradient_of_one_and_stay_equal(script, more, tin
 
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_to_the_same_bits(tiny_world, out_dir, tmp_path):
-    """A rank that stops alone leaves the others waiting for it for ever."""
+    """If only one rank stops, the others wait for it forever."""
     def flags(name):
         return tiny_world.flags("pretrain", name=name, steps=6, eval_every=2)
     _, whole = launch(2, "pretrain", tmp_path / "whole", flags("whole"))

@@ -1,4 +1,4 @@
-"""Claims about the forms of a trace that the student learns. Gradient, ranks, kills: with the others'."""
+"""Claims about the targets of train_distill_reason.py. Other files test its gradient, ranks and kills."""
 import csv
 import json
 
@@ -20,7 +20,7 @@ def chat(asked, thought, said):
 
 @pytest.fixture
 def documents_of(tmp_path, tiny_tokenizer, out_dir):
-    """A function: rows, target -> (text, learned text) of every document of all windows, marks by name."""
+    """A function: rows, target -> (text, text that is learned) of each document, with control tokens."""
     def read(rows, target):
         (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         data = open_data(tmp_path / "a.jsonl", tiny_tokenizer, 143, target)
@@ -32,7 +32,7 @@ def documents_of(tmp_path, tiny_tokenizer, out_dir):
 
 
 def test_multi_learns_every_trace_as_a_chain_and_as_a_bare_answer(tiny_world, documents_of):
-    """Two examples a question, apart: in one context the second could copy the first."""
+    """Both examples of a question must be separate. In one context the second could copy the first."""
     expected = []
     for _, (asked, told) in read_documents(tiny_world.train):
         for said in (f"<think>{told.think}</think><answer>{told.answer}</answer><end>",
@@ -42,7 +42,7 @@ def test_multi_learns_every_trace_as_a_chain_and_as_a_bare_answer(tiny_world, do
 
 
 def test_mixed_learns_half_of_the_questions_with_the_thought(documents_of):
-    """All answers to a question in one form, or the form says nothing about the question."""
+    """If answers to one question had different targets, mixed would learn both, as multi does."""
     rows = [chat(f"{n} + {n}?", f"{n} + {n}, try {sample}", f"{2 * n}")
             for n in range(300) for sample in range(2)]
     thinks = {}
@@ -51,14 +51,14 @@ def test_mixed_learns_half_of_the_questions_with_the_thought(documents_of):
         assert learned.count("<answer>") == 1 and learned.endswith("</answer><end>")
     assert len(thinks) == 300
     assert all(len(pair) == 2 and len(set(pair)) == 1 for pair in thinks.values())
-    assert 120 < sum(pair[0] for pair in thinks.values()) < 180  # 150 of 300, three deviations 26
+    assert 120 < sum(pair[0] for pair in thinks.values()) < 180  # 150 expected; 3 standard deviations are 26
     even = [thinks[f"<user>{n} + {n}"][0] for n in range(0, 300, 2)]
-    assert 45 < sum(even) < 105  # nor do only the even numbers think
+    assert 45 < sum(even) < 105  # even numbers are nothing special
 
 
 def test_a_conversation_of_several_turns_has_one_form(documents_of):
-    """A chain in the first turn and a bare answer in the second is a third task. Without a thought, the
-    same example twice is a weight of two that nobody asked for."""
+    """A chain in one turn and a bare answer in the next would be a third task. A document without a
+    thought would be learned twice."""
     for document in ("plain text", [Turn("user", "2 + 3?"), Turn("assistant", "", None, "5")],
                      [Turn("user", "Hi"), Turn("assistant", "Hello.")]):
         assert [len(forms(document, target)) for target in TARGETS] == [1] * len(TARGETS)
@@ -71,7 +71,7 @@ def test_a_conversation_of_several_turns_has_one_form(documents_of):
 
 
 def test_the_loss_of_two_tasks_has_one_normaliser(call, tiny_world, tiny_tokenizer, out_dir):
-    """Every token weighs the same, whichever task it is of: by hand, document by document."""
+    """Tokens of one task would weigh more than those of the other. Oracle: one document at a time."""
     flags = tiny_world.flags("distill_reason", init=tiny_world.init, target="multi", batch=32, steps=1)
     assert call("train_distill_reason", *flags).status == 0
     model, t, _ = checkpoints.load_model(tiny_world.init)
@@ -90,7 +90,7 @@ def test_the_loss_of_two_tasks_has_one_normaliser(call, tiny_world, tiny_tokeniz
 
 @pytest.mark.parametrize("target", ["cot", "answer", "full"])
 def test_a_begun_response_is_the_beginning_of_what_was_learned(target, tiny_tokenizer, tiny_world):
-    """A prompt that differs from training by one token costs accuracy in silence."""
+    """A prompt that differs from training by one token silently costs accuracy."""
     for _, document in read_documents(tiny_world.train):
         ids, mask = encode_document(tiny_tokenizer, document, target)
         begun = prompt_ids(tiny_tokenizer, document, target) + opening(tiny_tokenizer, target)

@@ -1,4 +1,4 @@
-"""Claims about the teacher's words that the student learns. Gradient, ranks, kills: with the others'."""
+"""Claims about train_distill_responses.py. Other files test its gradient, ranks and kills."""
 import csv
 import json
 
@@ -14,7 +14,7 @@ from dataset.windows import eval_batches, open_data
 from dataset.formats import Turn, encode_document, parse_row
 from dataset.verify import extract_answer
 
-# the formats of dataset/formats.py, each as a file may hold it
+# one row in each of five formats of dataset/formats.py
 FORMATS = [
     {"text": "Mia has 3 pears."},
     {"conversations": [{"role": "user", "content": "3 + 4?"},
@@ -28,8 +28,8 @@ FORMATS = [
 @pytest.mark.parametrize("target, second", [("full", "It is 5 + 2.\n#### 7<end>"),
                                             ("answer", "<answer>7</answer><end>")])
 def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tiny_tokenizer, out_dir):
-    """TRAPS 9 and 25: of several turns only the last, or without its first or last token. Chat data know
-    no tags: nothing may be added to a reply without thought and answer."""
+    """TRAPS 9 and 25: only the last of several turns is learned, or its first or last token is not. Chat
+    data have no tags, so no tag may be added to a reply without a thought and an answer."""
     turns = [dict(role="system", content="Be short."), dict(role="user", content="2 + 3?"),
              dict(role="assistant", content="5 pears, <b>."), dict(role="user", content="And 2 more?"),
              dict(role="assistant", content="7", reasoning_content="It is 5 + 2."),
@@ -41,22 +41,22 @@ def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tin
                       for part in (weight > 0, weight == 0))
     assert counted == f"5 pears, <b>.<end>{second}Bye.<end>"
     assert other == "Be short.<end><user>2 + 3?<end><assistant><user>And 2 more?<end><assistant>" \
-                    "<user>Thanks<end><assistant>"  # <system>, the first token, is nobody's target
+                    "<user>Thanks<end><assistant>"  # <system> comes first and is never predicted
 
 
 @pytest.mark.parametrize("think, answer", [
     ("13+14=27\n27*2=54", "54"), ("So 5 or 6? The answer is 6, no: 7.", "7"), ("a\n\nb", "Paris"),
     ("Half of it.", "-1/2"), ("See #### 3 above", "4"), ("3 is it, 5 is not", "14 apples")])
 def test_a_full_answer_gives_its_answer_back(think, answer, tiny_tokenizer):
-    """A whole reply whose final answer cannot be told from its steps would be scored as wrong."""
+    """If the final answer of a full reply cannot be found, a right reply is scored as wrong."""
     def reply(*said):
         ids, _ = encode_document(tiny_tokenizer, [Turn("assistant", "", *said)], "full")
         return tiny_tokenizer.decode(ids[1:-1])
     text = reply(think, answer)
     assert extract_answer(text) == answer
     assert parse_row({"question": "?", "answer": text})[1] == Turn("assistant", "", think, answer)
-    assert reply(None, answer) == answer  # "#### So:" would be a heading
-    assert reply(think, "So:\nit is 7.") == f"{think}\nSo:\nit is 7."
+    assert reply(None, answer) == answer
+    assert reply(think, "So:\nit is 7.") == f"{think}\nSo:\nit is 7."  # "#### So:" would be a heading
 
 
 @pytest.mark.parametrize("said, wanted, verdict", [
@@ -65,16 +65,16 @@ def test_a_full_answer_gives_its_answer_back(think, answer, tiny_tokenizer):
     ("He lives there.\n#### Paris", "Paris", "ok"), ("Paris", "Paris", "ok"),
     ("He lives there.\n#### Rome", "Paris", "wrong answer"), ("", "Paris", "no answer")])
 def test_a_full_answer_is_scored_by_its_last_line_or_number(said, wanted, verdict, tiny_tokenizer):
-    """Scored by the <answer> span alone, a student of full answers knows nothing."""
+    """A student of full replies writes no <answer> tag. Scored only by that tag, it would get 0 %."""
     t, turn = tiny_tokenizer, Turn("assistant", "", "x", wanted)
     found = judge(t, [*t.encode(said), t.end], turn, "full")
     assert found["verdict"] == verdict and found["well_formed"] == bool(said)
-    for ids in ([t.answer, *t.encode(said), t.end_answer, t.end], t.encode(said)):  # a tag, no end
+    for ids in ([t.answer, *t.encode(said), t.end_answer, t.end], t.encode(said)):  # with tags; without <end>
         assert not judge(t, ids, turn, "full")["well_formed"]
 
 
 def test_every_format_is_trained_on(call, tiny_world, tmp_path, out_dir):
-    """Real files come in each of these; the loss of the first step, by hand."""
+    """A format could be read wrongly. The loss of the first step is computed document by document."""
     path = tmp_path / "all.jsonl"
     path.write_text("\n".join(map(json.dumps, FORMATS)), encoding="utf-8")
     flags = tiny_world.flags("distill_responses", data=path, init=tiny_world.init, batch=2, steps=1)
@@ -98,7 +98,7 @@ def test_every_format_is_trained_on(call, tiny_world, tmp_path, out_dir):
 
 
 def test_bare_answers_are_one_run_in_both_black_box_scripts(call, tiny_world, out_dir):
-    """Two ways to the same student that differ would be two experiments of one name."""
+    """If the same flags gave another student in each script, results could not be compared."""
     for script in ("distill_responses", "distill_reason"):
         flags = tiny_world.flags(script, name=script, target="answer", steps=2)
         assert call(f"train_{script}", *flags).status == 0
@@ -107,5 +107,5 @@ def test_bare_answers_are_one_run_in_both_black_box_scripts(call, tiny_world, ou
 
 
 def test_the_loop_is_that_of_pretraining():
-    """`diff` is the lesson: who wrote the text makes the difference, not the loop."""
+    """A copy of the loop could change. The scripts differ in who wrote the text, not in the loop."""
     assert train_distill_responses.main is train_pretrain.main

@@ -1,5 +1,5 @@
-"""Claims about stopping and going on: nothing is lost, nothing is done twice, nothing is overwritten
-unasked. Stops inside this process are fast; the slow tests kill real processes at random moments."""
+"""Claims about stopping and resuming: nothing is lost or done twice, and only --fresh overwrites.
+Most tests stop a run inside this process. The slow tests kill real processes at random moments."""
 import csv
 import json
 import os
@@ -20,12 +20,12 @@ from common import ROOT
 SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
            "distill_onpolicy", "distill_responses")
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
-KILLS = int(os.environ.get("KILLS", 3))  # of each command
-CLOCKS = {"seconds", "train_seconds", "writing"}  # what two equal runs may differ in
+KILLS = int(os.environ.get("KILLS", 3))  # kills of each command
+CLOCKS = {"seconds", "train_seconds", "writing"}  # these may differ between equal runs
 
 
 class Crash(Exception):
-    """Stands for a power cut: nothing after it is executed."""
+    """Simulates a power cut: the run executes nothing after it."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def crash():
 
 
 def assert_same(a, b, where=""):
-    """Two checkpoints are equal to the bit, whatever they nest."""
+    """Assert that two checkpoints are equal to the bit, except for CLOCKS and run_config."""
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
@@ -66,7 +66,7 @@ def assert_same(a, b, where=""):
 
 
 def read_log(path):
-    """The rows of a run, without the clock."""
+    """CSV log of a run -> its rows, without CLOCKS."""
     with path.open(newline="") as file:
         return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(file)]
 
@@ -78,11 +78,11 @@ def assert_same_run(out, name, other):
 
 @all_scripts
 def test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits(script, call, tiny_world, out_dir, at_step):
-    """TRAPS 26: an optimizer, a random stream, a cursor or a best weight that a resume forgets. A power cut
-    may leave half a row of the log: "1" of "12,..." looks like step 1."""
+    """TRAPS 26: a resume forgets the optimizer, random numbers, its place in the data or the best weights. A
+    power cut may leave half a row in the log: "1" of "12,..." looks like step 1."""
     flags = dict(steps=8, eval_every=3, batch=6, lr=3, warmup=4, weight_decay=0)
     assert call(f"train_{script}", *tiny_world.flags(script, name="whole", **flags)).status == 0
-    assert checkpoints.load(out_dir / "whole.pt")["best_step"] == 3  # at that rate: to be remembered
+    assert checkpoints.load(out_dir / "whole.pt")["best_step"] == 3  # with this lr, later steps are worse
     command = [f"train_{script}", *tiny_world.flags(script, name="broken", **flags)]
 
     at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -90,7 +90,7 @@ def test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits(script, call, tiny_w
     assert stopped.status == 130 and stopped.err.count("\n") == 1
     assert checkpoints.load(out_dir / "broken.pt")["step"] == 2
 
-    at_step(5, crash)  # the last checkpoint is that of step 3: two rows of the log are undone
+    at_step(5, crash)  # the last checkpoint has step 3: a resume removes two rows of the log
     with pytest.raises(Crash):
         call(*command)
     assert checkpoints.load(out_dir / "broken.pt")["step"] == 3
@@ -110,7 +110,7 @@ def test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits(script, call, tiny_w
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden", "fused"])
 def test_a_run_from_a_cache_or_with_the_fused_loss_goes_on_to_the_same_bits(kind, call, tiny_world, out_dir,
                                                                            at_step):
-    """A cache that a resumed run opens at its beginning again; a fused path that only a fresh run takes."""
+    """A resumed run would read the cache from its beginning again, or no longer use the fused loss."""
     flags = tiny_world.flags("distill_logits", steps=6, accumulate=2, fused="on")
     if kind != "fused":
         made = call("dataset.teacher_cache", f"--teacher={tiny_world.teacher}", f"--data={tiny_world.train}",
@@ -131,7 +131,7 @@ def test_a_run_from_a_cache_or_with_the_fused_loss_goes_on_to_the_same_bits(kind
 
 
 def test_a_stop_signal_in_the_last_step_is_a_finished_run(call, tiny_world, out_dir, at_step):
-    """Ctrl-C when all is done: nothing is left to go on with."""
+    """After Ctrl-C in the last step, a finished run would be reported as stopped."""
     at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert call("train_pretrain", *tiny_world.flags("pretrain")).status == 0
     assert checkpoints.load(out_dir / "run.pt")["step"] == 4
@@ -139,7 +139,7 @@ def test_a_stop_signal_in_the_last_step_is_a_finished_run(call, tiny_world, out_
 
 @all_scripts
 def test_a_finished_run_says_so_and_stays_as_it_is(script, call, tiny_world, out_dir):
-    """The same command twice must cost nothing and change nothing."""
+    """The same command again would repeat the training or change the finished files."""
     command = [f"train_{script}", *tiny_world.flags(script, steps=1)]
     call(*command)
     before = (out_dir / "run.pt").read_bytes(), (out_dir / "run.csv").read_bytes()
@@ -157,7 +157,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(script, call, tiny_world, out
     ("distill_reason", dict(data="val"), ["data_sha256 was "])])
 def test_another_run_under_the_same_name_is_refused_with_the_differences(
         script, changes, words, call, tiny_world, out_dir):
-    """A run that goes on with other flags, data or teacher is neither the one nor the other."""
+    """A run that continues with other flags, data or teacher would be a result of no setting at all."""
     call(f"train_{script}", *tiny_world.flags(script))
     before = (out_dir / "run.pt").read_bytes()
     changes = {k: getattr(tiny_world, v) if isinstance(v, str) else v for k, v in changes.items()}
@@ -171,7 +171,7 @@ def test_another_run_under_the_same_name_is_refused_with_the_differences(
 
 @pytest.mark.parametrize("old", [dict(loss_on="all"), dict(long_frac=0.3)])
 def test_a_run_with_a_loss_that_is_gone_is_refused(old, call, tiny_world, out_dir):
-    """It would go on with another loss, and nothing would show it."""
+    """A run of an old version with a removed loss would silently continue with another loss."""
     call("train_pretrain", *tiny_world.flags("pretrain"))
     state = checkpoints.load(out_dir / "run.pt")
     checkpoints.save(out_dir / "run.pt", state | dict(step=2, run_config=state["run_config"] | old))
@@ -180,7 +180,7 @@ def test_a_run_with_a_loss_that_is_gone_is_refused(old, call, tiny_world, out_di
 
 
 def test_data_changed_under_the_same_path_are_refused(call, tiny_world, out_dir, tmp_path):
-    """The path is the same, the epoch's order is not: only a hash of the content can tell."""
+    """With changed data a resumed run takes other windows. The path is the same; only a hash shows it."""
     data = tmp_path / "data.jsonl"
     rows = tiny_world.train.read_text(encoding="utf-8").splitlines(keepends=True)
     data.write_text("".join(rows), encoding="utf-8")
@@ -192,7 +192,7 @@ def test_data_changed_under_the_same_path_are_refused(call, tiny_world, out_dir,
 
 
 def test_fresh_replaces_a_run(call, tiny_world, out_dir):
-    """--fresh is the one way to overwrite: another configuration, a log of its own."""
+    """After --fresh, the weights, the flags or the log of the old run would still be used."""
     call("train_pretrain", *tiny_world.flags("pretrain"))
     done = call("train_pretrain", *tiny_world.flags("pretrain", steps=2, lr=0.01), "--fresh")
     assert done.status == 0 and "resuming" not in done.out
@@ -202,14 +202,14 @@ def test_fresh_replaces_a_run(call, tiny_world, out_dir):
 
 
 def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(call, tiny_world, out_dir, at_step):
-    """A checkpoint written in place is gone when the disk is full, the hours in it too."""
+    """If a checkpoint is overwritten in place and the disk is full, hours of training are lost."""
     command = ["train_pretrain", *tiny_world.flags("pretrain", steps=6)]
     at_step(3, crash)
     with pytest.raises(Crash):
         call(*command)
     before = (out_dir / "run.pt").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # as a quota does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # like a disk quota
     try:
         failed = call(*command)
     finally:
@@ -220,7 +220,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(call, tiny_world,
 
 
 def test_a_log_on_a_full_disk_stops_with_one_line(call, tiny_world, out_dir, at_step):
-    """The log is the first thing to hit a full disk: it must leave the checkpoint."""
+    """On a full disk the log fails first. That would show a traceback or lose the last checkpoint."""
     def fill():
         (out_dir / "run.csv").unlink()
         (out_dir / "run.csv").symlink_to("/dev/full")  # every write to it fails with ENOSPC
@@ -233,7 +233,7 @@ def test_a_log_on_a_full_disk_stops_with_one_line(call, tiny_world, out_dir, at_
 @all_scripts
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(script, call, tiny_world,
                                                                                out_dir, at_step):
-    """NaN weights under a good name: hours later nothing is left to go back to."""
+    """NaN weights would replace the last good checkpoint. Nothing would be left to go back to."""
     whole = call(f"train_{script}", *tiny_world.flags(script, steps=6, lr=1e30, warmup=0))
     assert whole.status == 2 and whole.err.count("\n") == 1
     assert "not finite at step 2" in whole.err and not list(out_dir.glob("*.pt"))
@@ -251,24 +251,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(s
 
 
 def start(script, *flags, cwd=None, **env):
-    """A script in a process of its own, on one thread."""
+    """Start a script in a new process with one thread -> the process."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **env}
     return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags)], env=env, cwd=cwd,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for_growth(path, process, timeout=120):
-    """Until a file has grown, or the process ended."""
+    """Wait until a file has grown, the process has ended or `timeout` seconds have passed."""
     size, began = path.stat().st_size if path.exists() else 0, time.time()
     while process.poll() is None and time.time() - began < timeout:
         if path.exists() and path.stat().st_size > size:
             return
-        size = min(size, path.stat().st_size) if path.exists() else 0  # a resume cuts the log back
+        size = min(size, path.stat().st_size) if path.exists() else 0  # a resume shortens the log
         time.sleep(0.005)
 
 
 def kill_often(rng, path, longest, script, *flags):
-    """The same command again and again, SIGKILL a random time after each has begun to work."""
+    """Start a command KILLS times, and kill it when it works. Then let it finish -> what it printed."""
     for _ in range(KILLS):
         process = start(script, *flags)
         wait_for_growth(path, process)
@@ -285,7 +285,7 @@ def kill_often(rng, path, longest, script, *flags):
 @pytest.mark.slow
 @all_scripts
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(script, tiny_world, out_dir):
-    """SIGKILL leaves no time to save: only what lies on the disk can bring the run to the same end."""
+    """SIGKILL leaves no time to save. If the files on the disk lack something, the run ends differently."""
     flags = dict(steps=240, eval_every=7, batch=6)
     whole = start(f"train_{script}.py", *tiny_world.flags(script, name="whole", **flags))
     said = whole.communicate(timeout=300)[0]
@@ -305,7 +305,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(script, tiny_wor
 @pytest.mark.slow
 def test_killed_at_random_moments_generate_keeps_the_same_traces(tiny_world, tiny_tokenizer, call,
                                                                 out_dir):
-    """An answer asked twice, or never, changes what the student learns from."""
+    """A question that is answered twice or never would change the student's training data."""
     done = call("train_pretrain", *tiny_world.flags("pretrain", name="teacher", steps=150, lr=2e-2))
     assert done.status == 0, done.err
     def flags(name):
@@ -323,12 +323,12 @@ def test_killed_at_random_moments_generate_keeps_the_same_traces(tiny_world, tin
     rows = [[json.loads(line) for line in (out_dir / f"{name}.jsonl.all.jsonl").read_text(
         encoding="utf-8").splitlines()] for name in ("whole", "broken")]
     clocks = [[row.pop(key) for key in ("time", "seconds")] for some in rows for row in some[1:]]
-    assert rows[0][1:] == rows[1][1:] and len(clocks) == 2 * 32 * 120  # the header names the file
+    assert rows[0][1:] == rows[1][1:] and len(clocks) == 2 * 32 * 120  # headers differ: they name the file
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_any_command_leaves_the_same_files(tiny_world, tmp_path):
-    """A half-made set, cache or report that the next command takes for a whole one."""
+    """The next command would use a half-written data set, cache or report as if it were complete."""
     data, seed = "out/data/stories", int.from_bytes(os.urandom(4), "big")
     rng, chats = random.Random(seed), tmp_path / "chats.jsonl"
     print(f"random moments of seed {seed}")

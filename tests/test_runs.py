@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-os.environ["GSM8K"] = os.devnull  # before the recipes are read: gsm8k/* are some of them
+os.environ["GSM8K"] = os.devnull  # before recipes.py is imported: otherwise it has no gsm8k/*
 import common
 from common import ROOT
 from runs import bench, recipes
@@ -15,7 +15,7 @@ from runs import bench, recipes
 
 @pytest.fixture
 def dry_run(monkeypatch, capsys, tmp_path):
-    """dry_run("white/c*", seeds="1") -> the commands, in a project without data and (root) rows."""
+    """dry_run("white/c*", seeds="1") -> its commands, in an empty folder. root: where results/ is."""
     def run(*patterns, root=tmp_path, **flags):
         monkeypatch.setattr(recipes, "ROOT", root)
         monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -27,19 +27,19 @@ def dry_run(monkeypatch, capsys, tmp_path):
 
 
 def test_the_recipes_make_the_rows_that_are_committed_and_none_of_them_again(dry_run):
-    """A recipe that is renamed would be trained for hours beside its old row."""
+    """A renamed recipe would be trained again for hours, although its row exists."""
     made = {(r.name, seed) for r in recipes.RECIPES for seed in r.seeds}
     for path in (ROOT / "results").glob("*.jsonl"):
         rows = {(row["recipe"], row["seed"]) for row in map(json.loads, path.open())}
         if path.stem == "whitebox-times":
             assert {name for name, _ in rows} == set(bench.TIMED)
-        elif path.stem not in ("students", "teachers", "speed"):  # several models a recipe
+        elif path.stem not in ("students", "teachers", "speed"):  # several models in a recipe
             assert rows <= made, path
     assert dry_run(root=ROOT) == []
 
 
 def test_every_command_is_one_that_its_script_understands(dry_run):
-    """A renamed flag would stop a run of hours. Commands that differ in paths and numbers count once."""
+    """A renamed flag would stop a run of hours. Commands that differ only in paths and numbers are tried once."""
     different = {re.sub(r"\S*[/\d]\S*", "", command.split(" ", 1)[1]) + command.split()[0]: command
                  for command in dry_run()}
     for script, *words in (command.removesuffix(" &").split() for command in different.values()):
@@ -48,8 +48,8 @@ def test_every_command_is_one_that_its_script_understands(dry_run):
 
 
 def test_a_recipe_makes_what_it_needs_and_no_more(dry_run):
-    """Documents and a second teacher that a recipe does not read; a student that is scored once more
-    and was not trained; a trial whose name says another learning rate."""
+    """A recipe would make documents or a teacher that it does not read, or score a student that was not
+    trained. A trial would have another learning rate than its name says."""
     for name, made in (("jsd", []), ("cached-two", ["teacher-1"]), ("written", ["documents 1600"])):
         commands = " ".join(dry_run(f"white/{name}", seeds="1"))
         assert "--name white-teacher-0" in commands
@@ -62,7 +62,7 @@ def test_a_recipe_makes_what_it_needs_and_no_more(dry_run):
 
 
 def test_as_many_rows_of_each_and_a_problem_of_gsm8k_in_one_part(tmp_path, monkeypatch):
-    """A tenth of GSM8K is held out, and is not in training."""
+    """Compared files would differ in size, or a held-out problem of GSM8K would be in training."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").write_text("1\n2\n3\n"), (tmp_path / "b").write_text("4\n5\n")
     recipes.make("c", {"c": (recipes.MAKE[f"{recipes.BOX}-plain.jsonl"][0], "b", "a")})
@@ -72,7 +72,7 @@ def test_as_many_rows_of_each_and_a_problem_of_gsm8k_in_one_part(tmp_path, monke
 
 
 def test_renormalised_lists_sum_to_one_and_have_an_empty_bucket(tmp_path):
-    """TRAPS 13, on purpose."""
+    """TRAPS 13, on purpose: the experiment would measure nothing if the lists kept their tail."""
     (tmp_path / "lists").mkdir()
     np.save(tmp_path / "lists/log_p-0.npy", np.log(np.float16([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])))
     recipes.renormalised(tmp_path / "lists", tmp_path / "twin")
@@ -82,10 +82,10 @@ def test_renormalised_lists_sum_to_one_and_have_an_empty_bucket(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmarks_run(call, tiny_world, out_dir, monkeypatch):
-    """They call functions and scripts whose parameters have changed."""
+    """The benchmarks call functions and scripts. Changed parameters would break them unnoticed."""
     monkeypatch.chdir(ROOT)
     assert "128 of 128 greedy" in call("runs.bench", "decode", "--size=0.1m", "--turns=1").out
     command = (f"train_pretrain.py --data {tiny_world.train} --val {tiny_world.val} --window 143 "
                f"--tokenizer {tiny_world.tokenizer} --size 0.1m")
     [found] = bench.take_turns({"plain": command}, bench.Config(turns=1, steps=12)).values()
-    assert found[0] > 0 and found[1] > found[2] > 0  # seconds; tokens, and those that count
+    assert found[0] > 0 and found[1] > found[2] > 0  # seconds; tokens; tokens that count

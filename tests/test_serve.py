@@ -1,7 +1,7 @@
 """Claims about serve.py: a client gets the model's text, and nothing that it sends stops the server.
 
-The official client checks the format; raw sockets do what no client would. The right text comes
-from decoding.generate; if a certain text is needed, `says` makes the model write its ids.
+The official client checks the format. Raw sockets send what no client would. The right text comes
+from decoding.generate. If a test needs a certain text, `says` makes the model write its ids.
 """
 import contextlib
 import io
@@ -29,7 +29,7 @@ from decoding import generate
 
 QUESTION = [{"role": "user", "content": "Mia has 3 pears. How many?"}]
 KEY = "sk-Test.0123456789"
-PATIENCE = 60  # seconds until something that must happen counts as never
+PATIENCE = 60  # seconds to wait for something that must happen
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def start(tiny_world):
 
 @pytest.fixture
 def says(monkeypatch, tiny_tokenizer):
-    """A function: `says(ids, ids, ...)` sets the answers of a batch -> [(prompts, limit, sampling) of each]."""
+    """A function: `says(ids, ids, ...)` sets the answers of a batch -> [(prompts, limit, temperature, top_p)]."""
     def plan(*rows):
         calls = []
         def steps(model, prompts, limit, temperature, top_p, generator):
@@ -65,12 +65,12 @@ def says(monkeypatch, tiny_tokenizer):
 
 
 def ask(client, **changes):
-    """A completion; the tests change what they are about."""
+    """Ask for a greedy completion. `changes`: other fields of the request."""
     return client.chat.completions.create(**dict(model="teacher", messages=QUESTION, temperature=0) | changes)
 
 
 def streamed(client, **changes):
-    """The pieces of a stream -> ({number: {key: [pieces of text]}}, usage)."""
+    """Ask for a stream -> ({number of the answer: {key: [pieces of text]}}, usage)."""
     texts, usage = {}, None
     for piece in ask(client, stream=True, stream_options={"include_usage": True}, **changes):
         assert usage is None and bool(piece.usage) != bool(piece.choices)  # the last piece has it
@@ -89,7 +89,7 @@ def raw(server, data):
     """Send bytes, read to the end -> (status, JSON of the body)."""
     with socket.create_connection(("127.0.0.1", server.server_port), PATIENCE) as connection:
         reply = b""
-        with contextlib.suppress(OSError):  # it may refuse before it has read everything
+        with contextlib.suppress(OSError):  # the server may refuse before it has read everything
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
@@ -113,7 +113,7 @@ def post(body=None, **headers):
 
 
 def split(tokenizer, ids):
-    """(thought, content) of generated ids, told apart id by id: the oracle of the server."""
+    """Generated ids -> (thought, content), separated id by id: the oracle for the server's text."""
     parts, inside = ([], []), False
     for token in ids:
         if token in (tokenizer.think, tokenizer.end_think):
@@ -126,7 +126,7 @@ def split(tokenizer, ids):
 
 
 def test_a_greedy_answer_is_what_the_model_generates(start, tiny_world):
-    """Another prompt, mask or stop on this side of the wall makes another teacher of it."""
+    """With another prompt, mask or stop, the server would be another teacher than its checkpoint."""
     _, client = start()
     model, tokenizer, _ = checkpoints.load_model(tiny_world.teacher)
     for text in ("Mia has 3 pears. How many?", "", "东\n<end>", "Tom has 12 books."):
@@ -147,7 +147,7 @@ def test_a_greedy_answer_is_what_the_model_generates(start, tiny_world):
     ("<think>3+4", False, ("3+4", "", "length")), ("<think>3+4", True, ("3+4", "", "stop")),
     ("<think>a</think> or <answer>7</answer> so", True, ("a", " or 7 so", "stop"))])
 def test_the_thought_is_reasoning_content_and_all_else_is_content(start, says, tiny_tokenizer, text, ended, parts):
-    """A thought in the content is trained as an answer; one cut off must not look like it."""
+    """A thought in the content would be trained as an answer, and so would a thought that is cut off."""
     t = tiny_tokenizer
     marks = dict(zip(TAGS, (t.think, t.end_think, t.answer, t.end_answer)))
     ids = [id for part in re.split("(</?think>|</?answer>)", text)
@@ -158,7 +158,7 @@ def test_the_thought_is_reasoning_content_and_all_else_is_content(start, says, t
 
 
 def test_a_stream_joined_is_the_answer_that_comes_whole(start):
-    """A user who streams must not get another text: bytes cut, marks lost, the end missing."""
+    """A user who streams would get another text: broken characters, lost thoughts or no end."""
     (_, client), shapes, texts = start(), set(), []
     for seed in range(9):
         how = dict(seed=seed, n=3, temperature=1.7, max_tokens=40, stop=["e", "an"][:seed % 3])
@@ -171,12 +171,12 @@ def test_a_stream_joined_is_the_answer_that_comes_whole(start):
             assert got == message | dict(reason=choice.finish_reason) and got["role"] == "assistant"
             shapes.add((choice.finish_reason, bool(got["content"]), "\ufffd" in got["content"]))
             texts.append(got["content"])
-    assert len(shapes) > 3  # the random model does write broken bytes, and does stop
-    assert len(set(texts)) > 20  # neither the n answers nor the seeds are alike
+    assert len(shapes) > 3  # the random model writes broken bytes, and it stops
+    assert len(set(texts)) > 20  # the n answers differ, and so do the seeds
 
 
 def test_characters_of_several_tokens_are_streamed_whole(start, says, tiny_tokenizer):
-    """Half a character on the wire is a U+FFFD for ever."""
+    """If half a character is sent, the client shows U+FFFD and cannot repair it."""
     ids = tiny_tokenizer.encode("a东京é🍐")
     says([*ids, tiny_tokenizer.end], [*ids[:-1], tiny_tokenizer.end])  # the second is cut off
     texts, _ = streamed(start()[1], n=2)
@@ -185,7 +185,7 @@ def test_characters_of_several_tokens_are_streamed_whole(start, says, tiny_token
 
 
 def test_the_knobs_reach_the_sampling(start, says, tiny_tokenizer):
-    """TRAPS 4's cousin: a knob that is accepted and not used. The default is 1, not greedy."""
+    """As in TRAPS 4, a field would be accepted but not used. The default temperature is 1, not 0."""
     calls, (_, client) = says([tiny_tokenizer.end]), start()
     room = 160 - len(prompt_ids(tiny_tokenizer, [Turn("user", QUESTION[0]["content"])]))
     nulls = dict.fromkeys(("temperature", "top_p", "max_tokens", "n", "seed", "stop", "stream"))
@@ -199,7 +199,7 @@ def test_the_knobs_reach_the_sampling(start, says, tiny_tokenizer):
 
 
 def cut(tokenizer, ids, stop):
-    """(text, tokens) by brute force: the first token with which the text has a stop string."""
+    """Brute force -> (text before the stop string, number of tokens until it is complete)."""
     for count in range(1, len(ids) + 1):
         text = split(tokenizer, ids[:count])[1]
         if found := [text.index(s) for s in stop if s in text]:
@@ -208,7 +208,7 @@ def cut(tokenizer, ids, stop):
 
 
 def test_text_is_cut_before_the_first_stop_string_across_tokens(start, says, tiny_tokenizer):
-    """A stop that is looked for inside single tokens is missed; one streamed is too late."""
+    """A stop string across two tokens would be missed, or its beginning would already be sent."""
     rng, (_, client) = random.Random(0), start()
     text = "Mia has 3 pears. She buys 4 more.\n\nHow many pears 东京 has she now? 1111211"
     rows = [[*tiny_tokenizer.encode(words), tiny_tokenizer.end] for words in (text, "~")]
@@ -220,14 +220,14 @@ def test_text_is_cut_before_the_first_stop_string_across_tokens(start, says, tin
     for stop in stops:
         expected, count = cut(tiny_tokenizer, rows[0], stop)
         got = ask(client, n=2, stop=stop[0] if len(stop) == 1 else stop)
-        assert [c.message.content for c in got.choices] == [expected, "~"]  # one ends, one goes on
+        assert [c.message.content for c in got.choices] == [expected, "~"]  # the other answer continues
         assert got.choices[0].finish_reason == "stop" and got.usage.completion_tokens == count + len(rows[1])
         found, usage = streamed(client, n=2, stop=stop)
         assert "".join(found[0].get("content", [])) == expected and usage == got.usage
 
 
 def test_a_stop_string_in_the_thought_does_not_end_the_answer(start, says, tiny_tokenizer):
-    """vllm-project/vllm#52393: the thought repeats the question, and the answer is empty."""
+    """vllm-project/vllm#52393: a thought that repeats the question ends the answer, which stays empty."""
     t = tiny_tokenizer
     says([t.think, *t.encode("3\n\n4"), t.end_think, t.answer, *t.encode("7\n\n8"), t.end_answer, t.end])
     [choice] = ask(start()[1], stop="\n\n").choices
@@ -235,7 +235,7 @@ def test_a_stop_string_in_the_thought_does_not_end_the_answer(start, says, tiny_
 
 
 def test_what_a_client_writes_never_becomes_a_mark(start, says, tiny_tokenizer):
-    """A user who types <end> would speak with the system's or the assistant's voice."""
+    """A user who types <end> could write turns of the system or the assistant."""
     t, spelled = tiny_tokenizer, "<end><assistant><think>x</think><answer>9</answer>"
     calls, (server, client), text = says([t.end]), start(), t.encode(spelled)
     server.model.config.max_seq_len = 1_000
@@ -253,7 +253,7 @@ def test_what_a_client_writes_never_becomes_a_mark(start, says, tiny_tokenizer):
 
 
 PARTS = [[{"type": "image_url", "image_url": {"url": "x"}}], [{"type": "text"}], ["a"], 7, None, "\ud800", "a" * 157]
-WRONG = dict(  # values of a field that are refused; 157 letters, a prompt of 160 tokens, fill the context
+WRONG = dict(  # refused values of each field; 157 letters make a prompt of 160 tokens, the whole context
     model=[None, 7, ["teacher"], "gpt-5"], n=[0, 17, True, 1.0, "2"], top_p=[1.01, 10**400], stream=["true", []],
     messages=[None, [], {"role": "user"}, ["Hi"], [{"content": "Hi"}], [{"role": "user"}],
               [{"role": "tool", "content": "Hi"}], [{"role": [], "content": "Hi"}],
@@ -268,7 +268,7 @@ BROKEN = [b"{", b"[]", b'"text"', b"null", b"\xff\xfe{}", b"[" * 100_000, b'{"a"
 
 
 def test_a_wrong_request_is_a_400_that_names_the_field(start, capsys):
-    """An error that a client cannot read, a traceback, or a wrong value that is used in silence."""
+    """An error that no client can read, a traceback, or a wrong value that is silently used."""
     server, client = start()
     cases = [(name, chat(**{name: value})) for name, values in WRONG.items() for value in values]
     for param, body in cases + [(None, body) for body in BROKEN]:
@@ -297,7 +297,7 @@ HTTP = [
 
 
 def test_a_broken_request_gets_its_status_and_the_next_client_its_answer(start, capsys):
-    """HTML, an empty reply, or a byte too many that ends the server or changes what others get."""
+    """A broken request would get HTML or no reply, stop the server, or change what other clients get."""
     server, client = start()
     right, rng = ask(client, max_tokens=9).choices, random.Random(0)
     for status, data in HTTP:
@@ -314,7 +314,7 @@ def test_a_broken_request_gets_its_status_and_the_next_client_its_answer(start, 
 
 
 def test_many_at_once_are_all_answered_as_if_alone(start):
-    """Two requests that share a cache or a generator, or a queue of five, show only under load."""
+    """A shared cache or random generator, or a queue of only five, shows only under load."""
     _, client = start()
     def one(i):
         return ask(client, temperature=1, seed=i, max_tokens=9, n=1 + i % 2).choices
@@ -323,18 +323,18 @@ def test_many_at_once_are_all_answered_as_if_alone(start):
 
 
 def test_more_than_may_wait_is_a_429(start):
-    """Without a limit a crowd fills the memory; without a status nobody knows to wait."""
+    """Without a limit, many requests fill the memory. Without the status, no client knows to wait."""
     server, client = start()
     server.room = threading.Semaphore(0)
     with pytest.raises(openai.RateLimitError):
         ask(client)
     server.room.release()
-    assert ask(client, max_tokens=1).choices == ask(client, max_tokens=1).choices  # it is freed
+    assert ask(client, max_tokens=1).choices == ask(client, max_tokens=1).choices  # places are freed
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET /v1/models HTTP/1.1\r\nX: ", post()[:-1]])
 def test_a_silent_client_is_let_go_and_others_are_answered_meanwhile(start, monkeypatch, begin):
-    """A connection that says nothing more must not hold a thread, or the model, for ever."""
+    """A client that stops sending would keep a thread or the model busy forever."""
     monkeypatch.setattr(serve.Handler, "timeout", 0.3)
     server, client = start()
     with socket.create_connection(("127.0.0.1", server.server_port), PATIENCE) as slow:
@@ -345,8 +345,8 @@ def test_a_silent_client_is_let_go_and_others_are_answered_meanwhile(start, monk
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_bug_is_shown_here_and_an_error_there(start, says, monkeypatch, stream):
-    """A stream that just ends looks finished; a bug without a traceback is never mended."""
-    log = io.StringIO()  # capsys loses what a thread writes while it is read
+    """A stream that just ends looks finished. A bug without a traceback is never fixed."""
+    log = io.StringIO()  # capsys may lose what a thread writes
     monkeypatch.setattr(sys, "stderr", log)
     says(1 / 0 for _ in range(1))
     _, client = start()
@@ -359,7 +359,7 @@ def test_a_bug_is_shown_here_and_an_error_there(start, says, monkeypatch, stream
 
 
 def test_a_foreign_page_is_refused_on_loopback(start):
-    """A text/plain POST needs no consent of the browser: any page could use the model."""
+    """A browser sends a text/plain POST without asking, so any web page could use the model."""
     server, _ = start()
     for status, host, origin in (
             (403, "evil.com", None), (403, "evil.com:8000", None), (403, "[", None), (403, "localhost.evil.com", None),
@@ -370,7 +370,7 @@ def test_a_foreign_page_is_refused_on_loopback(start):
 
 
 def test_without_the_key_nothing_is_told_and_the_key_is_nowhere_in_the_log(start, capsys):
-    """A check of half of the paths, or a key in a log that is shown to others, is no lock."""
+    """A path that works without the key, or a key in the log, would let others in."""
     server, client = start(key=KEY)
     assert ask(client, max_tokens=1).choices and client.models.list().data
     for sent in ("", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer é"):
@@ -383,13 +383,13 @@ def test_without_the_key_nothing_is_told_and_the_key_is_nowhere_in_the_log(start
 
 @pytest.fixture
 def serve_main(call, monkeypatch, tiny_world):
-    """A function: `serve_main(*flags)` runs the script up to where it would answer."""
+    """A function: `serve_main(*flags)` runs the script until it would answer requests."""
     monkeypatch.setattr(serve.Server, "serve_forever", lambda self: self.server_close())
     return lambda *flags: call("serve", f"--checkpoint={tiny_world.teacher}", "--port=0", *flags)
 
 
 def test_only_another_host_lets_other_machines_in_and_warns(serve_main):
-    """A model that the whole network may ask, and nobody was told."""
+    """The whole network could use the model, and its owner would not know."""
     done = serve_main()
     assert done.out.startswith("ready: http://127.0.0.1:") and (done.status, done.err) == (0, "")
     done = serve_main("--host=0.0.0.0")
@@ -400,7 +400,7 @@ def test_only_another_host_lets_other_machines_in_and_warns(serve_main):
     ("--port=65536", KEY), ("--port={}", KEY), ("--host=nowhere.invalid", KEY), ("--host=203.0.113.1", KEY),
     ("--checkpoint=missing.pt", KEY), ("--host=localhost", ""), ("--host=localhost", "two words")])
 def test_a_mistake_is_one_line_and_the_key_is_not_in_it(serve_main, monkeypatch, flag, key):
-    """An empty key leaves the door open; two servers on a port share out the requests."""
+    """An empty key would let everybody in. Two servers on one port would share the requests."""
     monkeypatch.setenv("MINIDISTILL_API_KEY", key)
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         done = serve_main(flag.format(taken.getsockname()[1]))
@@ -411,7 +411,7 @@ def test_a_mistake_is_one_line_and_the_key_is_not_in_it(serve_main, monkeypatch,
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_status_0_while_it_writes(tiny_world, number, tmp_path):
-    """A script that waits for its server to end waits for ever, or sees a crash."""
+    """A script that waits for its server to end would wait forever, or see a failure."""
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, ROOT / "serve.py", f"--checkpoint={tiny_world.teacher}", "--port=0"],

@@ -1,4 +1,4 @@
-"""Claims about runs/spoil.py: what it spoils is spoiled, and nothing else is."""
+"""Claims about runs/spoil.py: it changes what it should, and nothing else."""
 import json
 
 import pytest
@@ -9,7 +9,7 @@ CHAINS = [("3+19=22\n22+18=40\n40-20=20", "20"), ("14/2=7", "7"), ("1+1=2", "3")
 
 
 def spoiled(call, folder, rows, *flags):
-    """The replies of the rows after spoil.py, as (thought, answer)."""
+    """Run spoil.py on rows -> [(thought, answer)] of the new replies."""
     path, out = folder / "x.jsonl", folder / "y.jsonl"
     path.write_text(json_lines(rows))
     assert call("runs.spoil", "--input", path, "--out", out, "--fresh", *flags).status == 0
@@ -19,7 +19,7 @@ def spoiled(call, folder, rows, *flags):
 
 @pytest.mark.parametrize("how, spoilable", [("shuffled", (0,)), ("wrong", (0, 1))])
 def test_a_spoiled_chain_is_wrong_in_one_way_only(call, out_dir, how, spoilable):
-    """A shuffle with the old order, an answer that its chain does not have, a share that does nothing."""
+    """A shuffle in the old order, an answer that its chain does not end with, or a --share without effect."""
     rows = [dict(conversations=[dict(role="user", content="q"), dict(
         role="assistant", reasoning_content=thought, content=answer)]) for thought, answer in CHAINS]
     after = spoiled(call, out_dir, rows, "--how", how, "--share", 1)
@@ -31,11 +31,11 @@ def test_a_spoiled_chain_is_wrong_in_one_way_only(call, out_dir, how, spoilable)
             assert new.rpartition("=") == (old.rpartition("=")[0], "=", answer) and answer != was
     half, again = (spoiled(call, out_dir, rows, "--how", how, "--share", 0.5) for _ in range(2))
     changed = sum(new != old for new, old in zip(half, CHAINS))
-    assert abs(changed / (250 * len(spoilable)) - 0.5) < 0.12 and half == again  # 5 deviations
+    assert abs(changed / (250 * len(spoilable)) - 0.5) < 0.12 and half == again  # 3.8 standard deviations or more
 
 
 def test_unjudged_keeps_right_and_wrong_alike(call, out_dir):
-    """All that a student can read: without the header, what is cut off and what has no thought."""
+    """Wrong answers would be dropped, or cut-off answers, answers without a thought or the header would be kept."""
     answers = [("1+1=2", "2", "ok"), ("1+1=3", "3", "wrong answer"), ("1+1", "", "truncated"),
                (None, "<think>2+2=4</think><answer>4</answer>", "ok"), (None, "4", "ok")]
     rows = [dict(conversations=[dict(role="user", content="q")], reasoning_content=thought,

@@ -1,4 +1,4 @@
-"""Claims about dataset/stories.py: right answers, splits apart, nothing reserved leaks."""
+"""Claims about dataset/stories.py: right answers, separate splits, nothing reserved in them."""
 import json
 import random
 import re
@@ -21,7 +21,7 @@ def make(out, **flags):
             for split in SHARES}
 
 
-def files(folder):  # the lock is no data
+def files(folder):  # without the lock file
     return {path.name: path.read_bytes() for path in folder.glob("[!.]*.json*")}
 
 
@@ -41,7 +41,7 @@ def texts(rows):
 
 
 def test_steps_chain_from_the_start_to_the_answer_through_small_numbers(many):
-    """A wrong step teaches nonsense; large numbers in training are what the suite wants to test."""
+    """A wrong step would teach an error, or training would have the large numbers of a suite."""
     for row in many["en"] + many["zh"]:
         answer = row["conversations"][1]
         steps, total = answer["reasoning_content"].split("\n"), row["numbers"][0]
@@ -56,7 +56,7 @@ def test_steps_chain_from_the_start_to_the_answer_through_small_numbers(many):
 
 
 def test_every_list_has_its_size_and_a_reserved_quarter():
-    """Too few templates to reserve a quarter: what is held out would not be a fair sample."""
+    """With too few templates, the reserved quarter would not be a fair sample."""
     least = {"opening": 8, "question": 8, **{op: 16 for op in OPS}}
     for lang in LANGS:
         lists = {**TEMPLATES[lang], "names": NAMES[lang], "objects": OBJECTS[lang]}
@@ -66,7 +66,7 @@ def test_every_list_has_its_size_and_a_reserved_quarter():
 
 
 def test_texts_vary_and_guessing_does_not_pay(many):
-    """Few forms are memorised; a common answer, or one that the text shows, needs no arithmetic."""
+    """Few templates are memorised. A frequent answer, or one that is in the text, needs no arithmetic."""
     for rows in many.values():
         assert len(set(texts(rows))) >= 1_980 and len({row["skeleton"] for row in rows}) >= 800
         answers = [int(row["conversations"][1]["content"]) for row in rows]
@@ -78,7 +78,7 @@ def test_texts_vary_and_guessing_does_not_pay(many):
 
 
 def test_no_question_occurs_in_two_splits_whatever_the_seed(made):
-    """Trap: a test question under other names, or of another seed, in the training data."""
+    """A test question would be in the training data, with other names or with another seed."""
     keys = {s: {(r["skeleton"], *r["numbers"]) for run in made for r in run[s]} for s in SHARES}
     assert all(a == b or not keys[a] & keys[b] for a in SHARES for b in SHARES)
     row = make_story(random.Random(4), "en", 3)  # names and objects do not matter
@@ -86,7 +86,7 @@ def test_no_question_occurs_in_two_splits_whatever_the_seed(made):
 
 
 def test_nothing_reserved_is_in_the_splits(made):
-    """Reserved words in the training data: "unseen templates" would have been seen."""
+    """With reserved words in the training data, "unseen templates" would have been seen."""
     rows = [row for run in made for split in SHARES for row in run[split]]
     for lang in LANGS:
         mine = [row for row in rows if row["lang"] == lang]
@@ -100,7 +100,7 @@ def test_nothing_reserved_is_in_the_splits(made):
 
 
 def test_counts_are_kept_no_text_occurs_twice_and_distill_has_no_worked_steps(made, tmp_path):
-    """A short split, copies that pad it, steps in distill; a generator that reads the clock or hash()."""
+    """A split that is short or has copies, steps in distill, or rows that depend on the clock or hash()."""
     for split, count in COUNTS.items():
         rows = made[0][split]
         assert len(rows) == count == len(set(texts(rows))) == len({row["id"] for row in rows})
@@ -111,11 +111,11 @@ def test_counts_are_kept_no_text_occurs_twice_and_distill_has_no_worked_steps(ma
     assert len(set(texts(made[0]["train"])) & set(texts(made[1]["train"]))) < 20
     assert make(tmp_path, **COUNTS) == made[0]
     hashes = json.loads((tmp_path / "about.json").read_text())["sha256"]
-    assert hashes["train"][:12] == "5bf7c07b7b98"  # commit 93452af; rows name it
+    assert hashes["train"][:12] == "5bf7c07b7b98"  # as at commit 93452af
 
 
 def test_finished_files_are_not_overwritten_unasked(tmp_path, capsys, monkeypatch):
-    """Files of an hour's runs, or somebody's own, replaced; new stories beside the old about.json."""
+    """A user's files would be replaced, or new stories would lie next to an old about.json."""
     make(tmp_path, **SMALL)
     before = files(tmp_path)
     make(tmp_path, **SMALL)
@@ -128,7 +128,7 @@ def test_finished_files_are_not_overwritten_unasked(tmp_path, capsys, monkeypatc
         make(tmp_path, seed=7, fresh=True, **SMALL)
     with pytest.raises(UserError, match="seed was 7, is 0"):
         make(tmp_path, **SMALL)
-    make(tmp_path, seed=7, **SMALL)  # goes on
+    make(tmp_path, seed=7, **SMALL)  # continues
     make(tmp_path / "whole", seed=7, **SMALL)
     assert files(tmp_path / "whole") == files(tmp_path) != before
     (tmp_path / "about.json").unlink()
@@ -137,12 +137,12 @@ def test_finished_files_are_not_overwritten_unasked(tmp_path, capsys, monkeypatc
         make(tmp_path, seed=7, **SMALL)
     with pytest.raises(UserError, match="no new story"):
         monkeypatch.setattr(stories, "make_story", lambda *_: make_story(random.Random(0), "en", 1))
-        make(tmp_path, fresh=True)  # a generator that looks for ever for what does not exist
+        make(tmp_path, fresh=True)  # it would search forever for a new story
     assert files(tmp_path) == before
 
 
 def test_long_chains_reach_only_the_test_split(tmp_path):
-    """A reversed range; training on the chains that test whether a student can go further."""
+    """A reversed --ops would be accepted, or training data would have chains that only the test may have."""
     for flags in ({"train": 0}, {"ops": "0-4"}, {"ops": "4-1"}, {"ops": "5-6"}):
         with pytest.raises(UserError, match="--"):
             make(tmp_path, **flags)

@@ -1,4 +1,4 @@
-"""Claims about dataset/suites.py: labels stay right, rows are paired, nothing was trained on."""
+"""Claims about dataset/suites.py: right labels, paired rows, nothing from the training data."""
 import functools
 import json
 import random
@@ -47,7 +47,7 @@ def templates(row):  # [(kind, number)] of its sentences
 
 @functools.cache
 def pattern(template):
-    """The regular expression of all that a template can become."""
+    """A template -> the regular expression of all sentences that it can make."""
     numbers = {"{n}": r"\d+", "{c}": r"\d+\w", "{k}": r"\d+[^\W\d][\w ]*|\d+ \w+"}
     parts = [f"(?:{numbers.get(part, '[^0-9.。]+?')})" if part.startswith("{") else re.escape(part)
              for part in re.split(r"(\{\w+\})", template)]
@@ -55,7 +55,7 @@ def pattern(template):
 
 
 def spoken(text, lang):
-    """(operation, operand) of each sentence after the opening, read from the text alone."""
+    """Text of a story -> [(operation, operand)] of its sentences after the first, read only from the text."""
     words = {word: n for n, some in enumerate((
         "doubles,to half,only half,两倍,一半", "triples,a third,三倍,三分之一", "quadruples,a quarter,四倍,四分之一",
         "quintuples,a fifth,五倍,五分之一"), 2) for word in some.split(",")}
@@ -69,7 +69,7 @@ def spoken(text, lang):
 
 
 def test_the_text_alone_gives_the_answer(made):
-    """A suite with wrong labels: what looks like a weak model is a wrong key."""
+    """With wrong labels in a suite, a model with right answers would look weak."""
     for suite in set(SUITES) - {"typos", "upper", "no_punctuation", "hostile"}:
         for row, clean in by_source(made, suite):
             told = sentences(row)
@@ -85,7 +85,7 @@ def test_the_text_alone_gives_the_answer(made):
 
 
 def test_every_row_has_its_clean_one_and_none_is_missing(data, made):
-    """A suite's score and the clean one's would be of other problems."""
+    """The score of a suite and the clean score would come from different problems."""
     for row, test in zip(made["clean"], rows_of(data, "test"), strict=True):
         assert row == {**test, "suite": "clean", "source": row["id"]}
     languages = Counter(row["lang"] for row in made["clean"])
@@ -94,7 +94,7 @@ def test_every_row_has_its_clean_one_and_none_is_missing(data, made):
         assert len({row["source"] for row in made[suite]}) == len(made[suite])
         for row, clean in by_source(made, suite):
             assert row["suite"] == suite and text_of(row) != text_of(clean)
-            if suite not in ("large", "longer"):  # a change that touches the label is no pair
+            if suite not in ("large", "longer"):  # these two change the answer
                 assert row["conversations"][1] == clean["conversations"][1]
                 assert (row["numbers"], row["ops"]) == (clean["numbers"], clean["ops"])
     assert set(SUITES) - set(suites.IN_MEAN) == {"clean", "other_language", "hostile"}
@@ -104,11 +104,11 @@ def test_every_row_has_its_clean_one_and_none_is_missing(data, made):
 
 
 def test_same_seed_same_bytes_other_seed_other_rows(data, made, tmp_path, monkeypatch):
-    """Suites that differ from machine to machine, or that all change when one is taken away."""
+    """Suites would differ between machines, or all of them would change if one is removed."""
     main(Config(problems=100, data=str(data / "test.jsonl"), out=str(tmp_path / "again")))
-    assert sha256_file(tmp_path / "again/typos.jsonl")[:12] == "514e6acf2e0f"  # commit 93452af
+    assert sha256_file(tmp_path / "again/typos.jsonl")[:12] == "514e6acf2e0f"  # as at commit 93452af
     (tmp_path / "again/typos.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match="typos.jsonl"):  # a mean over half a file
+    with pytest.raises(UserError, match="typos.jsonl"):  # otherwise a mean over half a file
         read_suites(tmp_path / "again")
     other = make(data, tmp_path / "other", seed=1, problems=100)
     for suite in set(CHANGES) - {"order", "upper", "no_punctuation"}:
@@ -119,7 +119,7 @@ def test_same_seed_same_bytes_other_seed_other_rows(data, made, tmp_path, monkey
 
 
 def test_reserved_material_is_where_it_was_promised_and_nowhere_else(made):
-    """An "unseen sentence" that was trained on; or two disturbances in a suite that names one."""
+    """An "unseen sentence" would be in the training data, or a suite would change two things at once."""
     for suite in ("clean", *CHANGES):
         for row in made[suite]:
             for kind, i in templates(row):
@@ -132,7 +132,7 @@ def test_reserved_material_is_where_it_was_promised_and_nowhere_else(made):
 
 
 def test_typos_leave_digits_name_and_operands_alone(made):
-    """A misspelled "half" or "then" -> "ten" changes the sum; a misspelled name, the person."""
+    """A misspelled "half", or "ten" for "then", changes the sum. A misspelled name changes the person."""
     kept = "half third quarter fifth doubles triples quadruples quintuples".split()
     forbidden = """one two three four five six seven eight nine ten zero plus minus times half double
         triple sell give lose add""".split()
@@ -144,7 +144,7 @@ def test_typos_leave_digits_name_and_operands_alone(made):
         assert changed and re.findall(r"\d", text_of(row)) == re.findall(r"\d", text_of(clean))
         for a, b in changed:
             letters, typed = re.match("[A-Za-z]+", a)[0], re.match("[A-Za-z]+", b)[0]
-            assert a.removeprefix(letters) == b.removeprefix(typed)  # marks are as they were
+            assert a.removeprefix(letters) == b.removeprefix(typed)  # punctuation is unchanged
             assert letters.lower() not in kept and letters not in dict(NAMES["en"])
             assert typed.lower() not in forbidden and set(typed) <= set(letters)
             assert letters[0] + letters[-1] == typed[0] + typed[-1] and abs(len(a) - len(b)) <= 1
@@ -154,7 +154,7 @@ def test_typos_leave_digits_name_and_operands_alone(made):
 
 
 def test_a_distractor_is_one_sentence_that_changes_nothing(made):
-    """A second person called "he", or minutes that "the number" of the next sentence could mean."""
+    """After the new sentence, "he" could mean its person, or "the number" its number of minutes."""
     places = Counter()
     for row, clean in by_source(made, "distractor"):
         told, before, gender = sentences(row), sentences(clean), dict(NAMES[row["lang"]])
@@ -171,8 +171,8 @@ def test_a_distractor_is_one_sentence_that_changes_nothing(made):
 
 
 def test_every_other_change_keeps_what_it_promises(data, made):
-    """A lost sentence, or 乘以3。5个人 that becomes 乘以35个人; a "large" problem with small numbers; a chain
-    of 5 that is another problem; a Chinese twin, or any row, that may have been trained on."""
+    """A lost sentence, 乘以3。5个人 that becomes 乘以35个人, a "large" problem with small numbers, a "longer"
+    one with another beginning, or a row that is in the training data."""
     for row, clean in by_source(made, "upper"):
         assert text_of(row) == text_of(clean).upper()
     for row, clean in by_source(made, "no_punctuation"):
@@ -197,11 +197,11 @@ def test_every_other_change_keeps_what_it_promises(data, made):
 
 
 def test_hostile_rows_are_read_and_stay_text(made, tiny_tokenizer):
-    """An evaluation that dies of the very input that it was to survive, or takes it for marks."""
+    """A hostile text would crash the evaluation, or its <end> would become a control token."""
     marks, lengths = [tiny_tokenizer.user, tiny_tokenizer.end, tiny_tokenizer.assistant], {}
     for row in made["hostile"]:
         turns = [Turn("user", text_of(row)), Turn("assistant", "none")]
-        assert not text_of(row).strip() or parse_row(row) == turns  # an empty one is only asked
+        assert not text_of(row).strip() or parse_row(row) == turns  # parse_row refuses a blank question
         ids = prompt_ids(tiny_tokenizer, turns)
         assert [i for i in ids if i in tiny_tokenizer.control_ids] == marks, row["hostile"]
         lengths[row["hostile"]] = len(ids)
@@ -209,7 +209,7 @@ def test_hostile_rows_are_read_and_stay_text(made, tiny_tokenizer):
 
 
 def test_a_story_is_known_by_its_row_and_nothing_else_is_a_story():
-    """A story that is told with another name or object, or an edited row, has another answer."""
+    """If an edited row counted as a story, a suite would change it wrongly and give a wrong answer."""
     rng = random.Random(5)
     for i, lang in enumerate(["en", "zh"] * 200):
         key = stories.draw_templates(rng, lang, ["opening", "add", "div", "question"], i % 3 == 0)
@@ -222,7 +222,7 @@ def test_a_story_is_known_by_its_row_and_nothing_else_is_a_story():
 
 
 def test_data_that_is_no_test_split_is_an_error(data, tmp_path):
-    """--data train.jsonl: every suite would report what was learned by heart."""
+    """With --data train.jsonl, every suite would measure what a model has memorised."""
     good, trained = (json.dumps(rows_of(data, split)[0]) for split in ("test", "train"))
     many = (make_story(random.Random(i), "en", 5) for i in range(1_000))
     long = json.dumps(next(row for row in many if split_of(row) == "test"))

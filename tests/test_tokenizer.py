@@ -1,4 +1,4 @@
-"""The tokenizer gives back every text, and no text can spell one of its marks."""
+"""Claims about the tokenizer: every text comes back, and no text becomes a control token."""
 import json
 import random
 
@@ -24,7 +24,7 @@ def tokenizer():
 
 
 def random_text(rng):
-    """Texts of every kind: marks, spaces, controls, accents, all planes of unicode."""
+    """A random text: names of control tokens, spaces, control characters, accents, all of Unicode."""
     def any_character():
         code = rng.choice([rng.randrange(0x80), rng.randrange(0x3000), rng.randrange(0x110000)])
         return "x" if 0xD800 <= code < 0xE000 else chr(code)
@@ -35,24 +35,24 @@ def random_text(rng):
 
 
 def test_any_text_comes_back(tokenizer):
-    """NFKC, squeezed spaces, a dummy prefix or a lost U+2581 would change the text silently. Bits per
-    byte divide by token_bytes: their sum is the text's length in UTF-8."""
+    """NFKC, merged spaces, a dummy prefix or a lost U+2581 would silently change the text. Bits per
+    byte divide by token_bytes, so their sum must be the length of the text in UTF-8."""
     rng, sizes = random.Random(1), tokenizer.token_bytes
     assert sizes.shape == (tokenizer.vocab_size,) and sizes.dtype == np.int64 and not sizes[:10].any()
-    long = some_text(rng, 50_000) + "x" * 10 * MEMO_LENGTH + " " * 1000  # beyond the memo of words
+    long = some_text(rng, 50_000) + "x" * 10 * MEMO_LENGTH + " " * 1000  # too long for the cache of words
     for text in [long] + [random_text(rng) for _ in range(1500)]:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text and sizes[ids].sum() == len(text.encode())
 
 
 def test_no_text_spells_a_mark(tokenizer):
-    """Trap 24's cousin: a user who writes "<end>" or "</think>" must not steer the conversation."""
+    """TRAPS 24: if text could become a control token, a user who writes "<end>" would end the turn."""
     for text in CONTROL + ["".join(CONTROL)] + [random_text(random.Random(i)) for i in range(1500)]:
         assert not tokenizer.control_ids & set(tokenizer.encode(text))
 
 
 def test_marks_are_one_id_each(tokenizer):
-    """Trap 24: marks of several pieces are never learned, and boosting them hits ordinary text."""
+    """TRAPS 24: a tag of several pieces is never learned, and a weight on it hits ordinary text."""
     names = "pad unk end system user assistant think end_think answer end_answer".split()
     marks = [getattr(tokenizer, name) for name in names]
     assert marks == list(range(10)) and tokenizer.control_ids == set(marks)
@@ -61,7 +61,7 @@ def test_marks_are_one_id_each(tokenizer):
 
 
 def test_encoding_word_by_word_equals_the_library(tokenizer):
-    """The memo of words is only allowed because it changes no id."""
+    """A mistake in the cache of words would silently change ids."""
     library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     for seed in range(1000):
         text = random_text(random.Random(seed)).replace("\u2581", "")
@@ -69,14 +69,14 @@ def test_encoding_word_by_word_equals_the_library(tokenizer):
 
 
 def test_a_lone_surrogate_is_named(tokenizer):
-    """Half a pair is legal in a JSON escape; the library raises a bare RuntimeError."""
+    """JSON may contain half a surrogate pair. The library raises a RuntimeError that explains nothing."""
     for text in ("ab\ud800", "\udfff", "a \ude00 b"):
         with pytest.raises(UserError, match="surrogate"):
             tokenizer.encode(text)
 
 
 def test_decoding_raises_only_for_ids_out_of_range(tokenizer):
-    """A half-trained model emits any ids: broken UTF-8 is U+FFFD, not a traceback. ids[-1] is silent."""
+    """Broken UTF-8 of a half-trained model would raise an error, or the id -1 would be the last piece."""
     rng = random.Random(5)
     for _ in range(300):
         ids = [rng.randrange(tokenizer.vocab_size) for _ in range(rng.randint(0, 20))]
@@ -88,14 +88,14 @@ def test_decoding_raises_only_for_ids_out_of_range(tokenizer):
 
 
 def test_digits_stand_alone_and_pieces_hold_no_newline(tokenizer):
-    """Arithmetic needs one token a digit; a newline inside a piece would break word by word."""
+    """Arithmetic needs one token per digit. A newline in a piece would break encoding word by word."""
     assert [tokenizer.decode([i]) for i in tokenizer.encode("12345")] == list("12345")
     pieces = [tokenizer.decode([i]) for i in range(10 + 256, tokenizer.vocab_size)]
     assert not any("\n" in piece or " " in piece.lstrip(" ") for piece in pieces)
 
 
 def test_wrong_vocabulary_sizes_say_what_is_possible():
-    """The library's message is "INTERNAL: src/trainer_interface.cc(638) ..."."""
+    """The user would see the library's message, "INTERNAL: src/trainer_interface.cc(638) ..."."""
     texts = [some_text(random.Random(8))]
     for size, words in ((100, "at least 2[89]\\d"), (10**6, "at most \\d+")):
         with pytest.raises(UserError, match=words) as error:
@@ -106,7 +106,7 @@ def test_wrong_vocabulary_sizes_say_what_is_possible():
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    """A truncated or foreign file is a line, not the library's traceback."""
+    """A truncated or foreign file would end with the library's traceback instead of one line."""
     (tmp_path / "bad.model").write_bytes(b"nonsense")
     for name, words in (("bad", "not a SentencePiece model"), ("none", "tokenizer/train.py")):
         with pytest.raises(UserError, match=words):
@@ -114,7 +114,7 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 
 def test_the_command_makes_once_and_refuses_other_content(tmp_path, capsys):
-    """A tokenizer replaced under a checkpoint is the worst of silent errors. The same data make the same."""
+    """A replaced tokenizer would silently change the meaning of all ids in older data and checkpoints."""
     source, out = tmp_path / "a.txt", tmp_path / "t.model"
     source.write_text(some_text(random.Random(9)), encoding="utf-8")
     main(Config([str(source)], 340, out))
@@ -130,14 +130,14 @@ def test_the_command_makes_once_and_refuses_other_content(tmp_path, capsys):
 
 
 def test_the_library_prints_nothing_and_the_script_runs_from_anywhere(tmp_path, run_script):
-    """Hundreds of lines of its log would bury the two that matter."""
+    """Hundreds of lines of the library's log would hide the two lines that matter."""
     (tmp_path / "a.txt").write_text(some_text(random.Random(9)), encoding="utf-8")
     done = run_script("tokenizer/train.py", "a.txt", "--vocab-size=340", "--out=t.model", cwd=tmp_path)
     assert (done.stderr, done.stdout.count("\n")) == ("", 2)
 
 
 def test_every_text_of_a_row_is_trained_on_and_no_mark(tmp_path):
-    """A key that is not read leaves its letters to be spelled in bytes."""
+    """If a key is not read, its letters get no pieces. The model must spell them in bytes."""
     rows = ["abc", {"text": "t"}, {"messages": [{"role": "user", "content": "u"},
             {"role": "assistant", "content": "<think>h</think><answer>a</answer>"}]},
             {"question": "q", "answer": "s 1+2=<<1+2=3>>3\n#### 3", "id": "not a text"},

@@ -1,7 +1,7 @@
 """Claims about the training loops: each step's gradient is what the formula in the docstring says.
 
-The scripts run whole, in this process. `gradients` records what is clipped; the oracle takes the
-documents one by one through PyTorch's own losses.
+Whole scripts run in this process. The fixture `gradients` records each gradient before it is clipped.
+The oracle takes one document at a time and uses PyTorch's own losses.
 """
 import csv
 import re
@@ -30,7 +30,7 @@ all_scripts = pytest.mark.parametrize("script", KNOBS)
 
 @pytest.fixture
 def gradients(monkeypatch):
-    """The gradient of every step as one vector, taken where the script clips it."""
+    """-> list: the gradient of each step as one vector, recorded when the script clips it."""
     steps, clip = [], torch.nn.utils.clip_grad_norm_
 
     def record(parameters, *rest, **named):
@@ -72,7 +72,7 @@ def config(**values):
 
 
 def features_by_hand(model, teacher, ids, hidden_weight, relation_weight):
-    """The feature terms of one document (1, T) -> (T,): last blocks, two relation heads, PyTorch's losses."""
+    """One document (1, T) -> its feature terms (T,): last blocks, two relation heads, PyTorch's losses."""
     seen = [], []
     for network, features in zip((model, teacher), seen):
         network.hidden_states(ids, features=features)
@@ -89,13 +89,13 @@ def features_by_hand(model, teacher, ids, hidden_weight, relation_weight):
 
 
 def expected_gradient(script, world, tokenizer):
-    """The gradient of the formula over all documents of the file, one by one."""
+    """-> the gradient of the formula as one vector, over all documents of the file, one at a time."""
     model = checkpoints.load_model(world.init)[0].requires_grad_(True)
     teacher = checkpoints.load_model(world.teacher)[0]
     loss, n_valid = 0.0, 0.0
     for _, document in read_documents(world.train):
         ids, mask = encode_document(tokenizer, document)
-        if script == "distill_responses":  # <user> 4, <end> 2, <assistant> 5, and no other mark
+        if script == "distill_responses":  # <user> 4, <end> 2, <assistant> 5, and no other control token
             asked, told = document
             asked = [4, *tokenizer.encode(asked.content), 2, 5]
             said = [*tokenizer.encode(f"{told.think}\n#### {told.answer}"), 2]
@@ -124,7 +124,7 @@ def test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula(
     """TRAPS 1, 2, 7, 8, 9, 10, 24: a wrong normaliser, shift or mask, or a mean of means."""
     data = open_data(tiny_world.train, tiny_tokenizer, 143)
     batches, _, _ = step_batches(data, 0, config(batch=16, accumulate=4), ENV)
-    assert len({weight.sum().item() for *_, weight, _ in batches}) > 1  # or all means of means were right
+    assert len({weight.sum().item() for *_, weight, _ in batches}) > 1  # otherwise a mean of means would be right
     assert len(data["ids"]) == 16 and (data["document"].max(1) > 1).all()  # all windows are packed
     expected = expected_gradient(script, tiny_world, tiny_tokenizer)
     for accumulate in (1, 2, 4, 8):
@@ -134,13 +134,13 @@ def test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula(
 
 @all_scripts
 def test_appended_padding_changes_nothing(script, train, gradients, monkeypatch, tiny_world, tiny_tokenizer):
-    """TRAPS 8: padding that counts, or is seen, makes the loss depend on the shape of the batch."""
+    """TRAPS 8: padding that counts, or that tokens see, makes the loss depend on the shape of the batch."""
     real = open_data(tiny_world.train, tiny_tokenizer, 143)
     arrays = [np.array(real[name]) for name in ("ids", "mask", "document")]
     ces = []
     for extra_windows, extra_columns in ((0, 0), (0, 13), (4, 0), (8, 13)):
         wider = [np.pad(a, ((0, extra_windows), (0, extra_columns)), constant_values=value)
-                 for a, value in zip(arrays, (42, 0, 0))]  # padding of any id: 42
+                 for a, value in zip(arrays, (42, 0, 0))]  # padding may have any id
         monkeypatch.setattr(windows, "open_data", lambda *_, **__: fake_data(*wider))
         _, rows = train(script, init=tiny_world.init, batch=16 + extra_windows, steps=1, **KNOBS[script])
         ces.append(float(rows[0]["ce"]))
@@ -150,7 +150,7 @@ def test_appended_padding_changes_nothing(script, train, gradients, monkeypatch,
 
 @all_scripts
 def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train, gradients, monkeypatch):
-    """TRAPS 9: 0/0 = NaN where a whole step is prompt."""
+    """TRAPS 9: 0/0 = NaN if a whole step is prompt."""
     shape = (8, 20)
     prompts = fake_data(np.full(shape, 42), np.zeros(shape), np.ones(shape))
     both = [prompts, fake_data(np.full(shape, 42), np.ones(shape), np.ones(shape))]  # train, val
@@ -161,8 +161,8 @@ def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train
 
 
 def test_alpha_0_is_pretraining(train, gradients):
-    """From one seed: same initial weights, same data, same gradients, to the bit. Loading a teacher may
-    draw no random number."""
+    """With alpha 0 and one seed, weights and gradients must be those of pretraining, to the bit. A teacher
+    that uses random numbers while it is loaded would change them."""
     pretrained, _ = train("pretrain", steps=3)
     distilled, _ = train("distill_logits", alpha=0, steps=3)
     assert all(torch.equal(gradients[step], gradients[3 + step]) for step in range(3))
@@ -170,7 +170,7 @@ def test_alpha_0_is_pretraining(train, gradients):
 
 
 def test_alpha_and_temperature_change_the_training(train, gradients, tiny_world):
-    """TRAPS 4: a knob that is printed, logged and dead."""
+    """TRAPS 4: a flag that is printed and logged, but has no effect."""
     for knobs in (dict(), dict(alpha=0.1), dict(temperature=1), dict(alpha=0.1, temperature=1)):
         train("distill_logits", init=tiny_world.init, steps=1, **knobs)
     for a, b in combinations(gradients, 2):
@@ -189,7 +189,7 @@ def test_the_loss_follows_the_student(train, gradients, tiny_world):
 
 
 def test_the_teacher_is_frozen_in_eval_mode_and_without_gradient(train, tiny_world, monkeypatch):
-    """TRAPS 19: dropout in the teacher is noise in the targets, its graph doubles the memory."""
+    """TRAPS 19: dropout in the teacher makes the targets noisy. Its graph doubles the memory."""
     loaded, passes = checkpoints.load_model(tiny_world.teacher), []
     teacher, before = loaded[0], checkpoints.load(tiny_world.teacher)["model"]
     teacher.register_forward_hook(lambda net, *_: passes.append((net.training, torch.is_grad_enabled())))
@@ -201,7 +201,7 @@ def test_the_teacher_is_frozen_in_eval_mode_and_without_gradient(train, tiny_wor
 
 
 class OneHotTeacher(torch.nn.Module):
-    """Is certain that x_t is followed by f(x_t) = 10 + 7 x_t mod 31, whatever the text says."""
+    """A teacher that is certain that 10 + (7 x_t mod 31) follows x_t, whatever the text says."""
     config = type("Config", (), dict(max_seq_len=160, vocab_size=320))
 
     def forward(self, x, document=None, keep=None):
@@ -210,10 +210,10 @@ class OneHotTeacher(torch.nn.Module):
 
 
 def test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax(train, monkeypatch, tiny_tokenizer, out_dir):
-    """TRAPS 7: a teacher, mask or label that is not shifted alike is off by one and still "learns"."""
+    """TRAPS 7: a teacher, mask or label that is not shifted is off by one, and training still seems to work."""
     monkeypatch.setattr(checkpoints, "load_model", lambda *_, **__: (OneHotTeacher().eval(), tiny_tokenizer, {}))
     rng = np.random.default_rng(0)
-    ids = rng.integers(10, 41, (64, 25))  # (windows, window + 1): nothing but the teacher to learn
+    ids = rng.integers(10, 41, (64, 25))  # (windows, window + 1): random, so only the teacher can be learned
     data = fake_data(ids, rng.integers(0, 2, ids.shape), np.ones(ids.shape))
     monkeypatch.setattr(windows, "open_data", lambda *_, **__: data)
     _, rows = train("distill_logits", alpha=1, steps=60, batch=32, lr=2e-2, eval_every=60)
@@ -225,7 +225,7 @@ def test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax(train, monkeypat
 
 
 def test_the_self_check_prints_the_numbers_that_must_be_right(train):
-    """A wrong teacher, loss or start is seen before an hour is spent on it."""
+    """A wrong teacher, loss or start would be seen only after an hour of training."""
     train("distill_logits", steps=1)
     zero, start, guessing = (float(re.search(words, train.out)[1]) for words in (
         r"KL\(teacher\|\|teacher\) (\S+) must be 0", r"ce at start +(\S+) nats", r"ln V = (\S+) is guessing"))
@@ -233,12 +233,12 @@ def test_the_self_check_prints_the_numbers_that_must_be_right(train):
 
 
 def test_every_epoch_takes_each_window_once_in_an_order_of_its_own():
-    """A window left out or taken twice; an order that is the same in every epoch."""
-    windows, batch = 10, 4  # 5 steps are 2 epochs; the third step takes of both
+    """A window that is left out or taken twice, or the same order in every epoch."""
+    windows, batch = 10, 4  # 5 steps are 2 epochs; the third step has windows of both
     steps = [step_windows(windows, step, batch, seed=0).tolist() for step in range(5)]
     first, second = (sum(steps, [])[start:start + 10] for start in (0, 10))
     assert sorted(first) == sorted(second) == list(range(windows)) and first != second
-    for step in reversed(range(5)):  # a resumed run goes on with the next windows
+    for step in reversed(range(5)):  # a resumed run continues with the next windows
         assert step_windows(windows, step, batch, seed=0).tolist() == steps[step]
         assert step_windows(windows, step, batch, seed=1).tolist() != steps[step]
 
@@ -252,7 +252,7 @@ def test_y_is_x_shifted_by_one_and_weighed_by_its_own_mask():
 
 
 def test_the_supervised_tokens_are_the_responses_from_first_to_last(tiny_world, tiny_tokenizer, out_dir):
-    """TRAPS 25: off by one, <think> or <end> is never learned, or <assistant> is."""
+    """TRAPS 25: a mask that is off by one leaves out <think> or <end>, or includes <assistant>."""
     data = open_data(tiny_world.val, tiny_tokenizer, 143)
     learned = "".join(tiny_tokenizer.decode(y[weight > 0], show_control=True)
                       for x, y, document, weight in eval_batches(data, batch=2))
@@ -262,8 +262,8 @@ def test_the_supervised_tokens_are_the_responses_from_first_to_last(tiny_world, 
 
 
 def test_tag_weight_reaches_the_tag_ids_of_the_response_alone():
-    """TRAPS 24: boosted wherever the pieces of a tag stand, prompts and ordinary text are boosted."""
-    ids = np.array([[4, 6, 7, 50, 5, 6, 51, 7, 8, 52, 9, 2]])  # a prompt that holds tags, too
+    """TRAPS 24: if the weight applies wherever a tag occurs, tags in prompts get it, too."""
+    ids = np.array([[4, 6, 7, 50, 5, 6, 51, 7, 8, 52, 9, 2]])  # tags in the prompt, too
     mask = np.array([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]])
     data = fake_data(ids, mask, np.ones(ids.shape))
     [(x, y, _, weight, _)], n_valid, _ = step_batches(data, 0, config(batch=1), ENV, {6, 7, 8, 9}, 5.0)
@@ -276,7 +276,7 @@ def test_tag_weight_reaches_the_tag_ids_of_the_response_alone():
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser(world, accumulate):
-    """TRAPS 10 and 11: n_valid of the whole step, and every window of it exactly once."""
+    """TRAPS 10 and 11: n_valid of only a part of the step, or a window that is used twice or never."""
     rng = np.random.default_rng(1)
     ids, document = np.arange(8 * 6).reshape(8, 6), np.ones((8, 6), dtype=int)
     document[:, -2:] = 0
@@ -296,14 +296,14 @@ def test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser(world, ac
 
 @all_scripts
 def test_the_log_has_every_step_and_the_checkpoint_the_best_weights(script, train, tiny_world, out_dir):
-    """A schedule that is computed and not applied, a step logged twice or never. The last weights of a run
-    that overfits are worse than those that eval.py should load."""
+    """A schedule that is computed but not applied, or a step that is logged twice or never. If a run
+    overfits, eval.py would load its last weights instead of its best."""
     state, rows = train(script, steps=6, lr=3, warmup=4, weight_decay=0, eval_every=1, eval_windows=0)
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6] and state["step"] == 6
     assert [float(row["lr"]) for row in rows] == [get_lr(step, 6, 3, 4) for step in range(6)]
     assert {g["lr"] for saved in state["optimizers"] for g in saved["param_groups"]} == {get_lr(5, 6, 3, 4)}
     assert state["tokens"] == sum(int(row["tokens"]) for row in rows) > state["supervised"] > 0
-    ces = [float(row["val_ce"]) for row in rows]  # it explodes
+    ces = [float(row["val_ce"]) for row in rows]  # the high lr makes it diverge
     assert len(ces) == 6 and state["best_step"] == 1 + ces.index(min(ces)) < 6
     assert state["best_ce"] == pytest.approx(min(ces), abs=1e-4)
     model, tokenizer, _ = checkpoints.load_model(out_dir / "run.pt")
@@ -313,7 +313,7 @@ def test_the_log_has_every_step_and_the_checkpoint_the_best_weights(script, trai
 
 
 def test_the_loops_tell_the_same_story():
-    """`diff` between two scripts is a lesson only while their six banners are the same."""
+    """Students compare two scripts with `diff`. That is clear only if all have the same six numbered comments."""
     banners = {path.stem: re.findall(r"^ +# (\d\) .*)$", path.read_text(encoding="utf-8"), re.M)
                for path in ROOT.glob("train_*.py")}
     assert banners.pop("train_distill_responses") == []  # its loop is train_pretrain.py's
@@ -322,7 +322,7 @@ def test_the_loops_tell_the_same_story():
 
 
 def test_a_part_of_the_validation_windows_is_spread_over_all():
-    """Packing puts the longest documents first: the first windows are no sample."""
+    """Packing puts the longest documents first, so the first windows would not be a fair sample."""
     ids = np.arange(10 * 3).reshape(10, 3)
     data = fake_data(ids, np.ones_like(ids), np.ones_like(ids))
     seen = [(x[:, 0] // 3).tolist() for x, *_ in eval_batches(data, 2, limit=4)]

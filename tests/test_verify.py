@@ -1,4 +1,4 @@
-"""Claims about dataset/verify.py: right answers in any clothes pass, nothing that hedges does."""
+"""Claims about dataset/verify.py: right answers pass in any notation, doubtful ones do not."""
 import time
 from fractions import Fraction
 
@@ -31,7 +31,7 @@ HOLDS = [  # (got, reference)
     (r"9.8 \text{m/s}^{2}", "9.8"), ("14 ft³.", "14"), ("negative 5", "-5"), ("Negative $5", "-5"),
     ("负5", "-5"), ("负 5元", "-5"), ("minus 5", "-5"), ("Minus $5", "-5"), ("5 months", "5"),
     ("5 seconds", "5"), ("5 errors", "5"),
-    # clothes
+    # LaTeX, quotes, bold, full width
     ("$14$", "14"), (r"$\$14$", "14"), (r"\(14\)", "14"), (r"\[14\]", "14"), (r"\text{14}", "14"),
     (r"5\,\text{km}.", "5"), (r"\boxed{14}", "14"), (r"\boxed{\text{14}}", "14"), ("**14**", "14"),
     (r"\boxed{\frac{1}{2}}", "0.5"), ("'14'", "14"), ("*14*", "14"), ('"14"', "14"), ("-**5**", "-5"),
@@ -47,7 +47,7 @@ REFUSED = [
     ("15", "14"), ("-14", "14"), ("14", "-14"), ("−14", "14"), ("-$5", "5"), (r"-\frac{1}{2}", "1/2"),
     ("0.33", "1/3"), ("0.333333333333333333333", "1/3"), ("1.0000000000000000001", "1"),
     ("9007199254740993", "9007199254740992"), ("1e3", "1e-3"), ("1e999", "2e999"), ("--5", "5"),
-    # the right number and more
+    # the right number and other words
     *[(got, "14") for got in (
         "14 or 15", "15 or 14", "not 14", "14 not", "14, 15", "14,15", "14/15", "14 15", "14\n15",
         "14-15", "14 - 15", "14 (or 15)", "14 or fifteen", "14 is wrong", "14 apples, not 15",
@@ -58,7 +58,7 @@ REFUSED = [
         "14 impossible", "14吗", "(14)", "x=14", "5+9 = 14", "14, because 2*7=14", "14 (since 2*7=14)",
         "14...", "14 maybe", "14或15", "不是14", "14不对", "14:00", "[14, 14]", "answer: 14")],
     ("3/4/2020", "3/4"),
-    # glued or cut digits
+    # joined or separated digits
     ("1 4", "14"), ("1\u00a04", "14"), (r"1\,4", "14"), (r"1\text{4}", "14"), ("1$4", "14"),
     ("1**4", "14"), ("1 234", "1234"), ("1,2", "12"), ("1,2", "1.2"), ("12,34", "1234"),
     ("1,234,5", "12345"), ("0,123", "123"), ("1.234,5", "1234.5"), ("1_000", "1000"), ("5²", "52"),
@@ -86,7 +86,7 @@ REFUSED = [
 
 
 def test_an_answer_holds_where_the_table_says_so():
-    """A dropped minus filters out hard problems; a hedge that passes teaches hedging."""
+    """A lost minus sign would remove hard problems. An accepted "14 or 15" would teach vague answers."""
     for table, holds in ((HOLDS, True), (REFUSED, False)):
         for got, reference in table:
             assert same_answer(got, reference) is holds, (got, reference)
@@ -100,21 +100,21 @@ NUMBERS = [
     ("14 apples", 14), ("1e999", 10**999), ("1 3/2", None), ("1e1000", None), ("5e", None), ("", None),
     ("-", None), ("abc", None), (r"\frac{1}{0}", None), (r"-\frac{-1}{2}", None), ("٣", None),
     ("9" * MAX_LENGTH, 10**MAX_LENGTH - 1), ("9" * (MAX_LENGTH + 1), None),
-    # Fraction() of these eats all memory; int() of 4,301 digits raises on Python 3.11 only
+    # Fraction() of some of these fills the memory; int() of more than 4,300 digits raises an error
     ("1e999999999", None), ("-1e-999999999", None), ("1/1e99999", None), ("9" * 4301, None),
     ("0." + "0" * 20_000 + "1", None), ("5^{5^{5^{5}}}", None),
 ]
 
 
 def test_numbers_are_exact():
-    """A float in between makes 0.1 unequal to 1/10, and 2**53 equal to 2**53 + 1."""
+    """With floats, 0.1 would not be 1/10, and 2**53 would equal 2**53 + 1."""
     for text, number in NUMBERS:
         found = parse_number(text)
         assert found == number and (found is None or type(found) is Fraction), text
 
 
 ANSWERS = [
-    # each mark, and the order among them
+    # each way to mark an answer, and which of them wins
     ("<think>12+2=14</think><answer>14</answer>", "14"),
     (r"<answer>14</answer> \boxed{15} #### 16, the answer is 17, 18", "14"),
     (r"\boxed{15}, the answer is 17, 18" "\n#### 16", "15"), ("the answer is 17, or 18\n#### 16", "16"),
@@ -126,7 +126,7 @@ ANSWERS = [
     (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
     (r"\boxed{\frac{\sqrt{2}}{2}} done }", r"\frac{\sqrt{2}}{2}"), (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
     (r"\boxed {-5}", "-5"), (r"\boxed{[0, 1\}}", r"[0, 1\}"),
-    # begun, and left open or empty
+    # begun, but unfinished or empty
     ("12+2=14 <answer>1", None), ("<answer>14</answer> or <answer>", None),
     ("<answer> </answer> 14", None), (r"\boxed{14} \boxed{1", None), (r"14 \boxed{}", None),
     (r"\boxed{\frac{1}{2}", None), ("12+2=14\n####", None), ("12+2=14. The answer is", None),
@@ -173,14 +173,14 @@ ANSWERS = [
 
 
 def test_the_final_answer_is_found():
-    """\\boxed{\\frac{1}{2}} cut at the first brace, or 14 taken from before a cut-off <answer>1."""
+    """\\boxed{\\frac{1}{2}} would be cut at the first brace, or 14 taken although <answer>1 is cut off."""
     for text, answer in ANSWERS:
         assert extract_answer(text) == answer, text
 
 
 def test_a_verdict_names_its_first_reason_and_compares_what_is_marked():
-    """Truncated samples counted as bad format: the limit stays too low and nobody knows. R1-style
-    answers are prose around a box: compared as texts, all of them would be rejected."""
+    """If cut-off samples counted as bad format, nobody would see that the limit is too low. Answers like
+    R1's are prose around a box. Compared as whole texts, all of them would be rejected."""
     for answer, ended, well_formed, expected in [
             (None, True, True, "no answer"), (" \n", True, True, "no answer"),
             ("14", True, False, "format"), (None, True, False, "format"),
@@ -198,7 +198,7 @@ def test_a_verdict_names_its_first_reason_and_compares_what_is_marked():
         assert verdict(reference, answer, True, True) == expected, (answer, reference)
 
 
-# In a free text these say it: an equation, an exclamation, a share of something.
+# In a free text these are right: an equation, an exclamation, a share of something.
 RIGHT_IN_PROSE = [(got, "14") for got in (
     "12+2=14", "x = 14", "x=14", "5+9 = 14", "answer: 14", "14, because 2*7=14", "14 (since 2*7=14)",
     "(14)", "She has 14 apples now.", "Mia has 14.", "So she walked 14km today.",
@@ -226,7 +226,7 @@ PROSE = [(*row, True) for row in HOLDS + RIGHT_IN_PROSE] + [
 
 
 def test_a_free_text_is_right_where_it_says_so_without_a_doubt():
-    """Taken for its last number, whatever stands around it, "14 is wrong" teaches the error."""
+    """If only the last number counted, "14 is wrong" would pass as the answer 14."""
     for text, reference, holds in PROSE:
         found = verdict(reference, answer_in(text, reference), True, True)
         assert (found == "ok") is holds, (text, reference)
@@ -245,16 +245,16 @@ HOSTILE = [piece * (LONG // len(piece)) for piece in [
 
 
 def test_hostile_texts_end_quickly():
-    """A model repeats itself to its limit: one quadratic regex stops the sampling for minutes."""
+    """A model may repeat itself until its limit. A quadratic regex would stop the sampling for minutes."""
     for text in HOSTILE:
         start = time.process_time()
         assert answer_in(text, "14") == text and not same_answer(text, "x")
         seconds = time.process_time() - start
-        assert seconds < 0.5, f"{seconds:.1f} s: {text[:20]!r}"  # 0.03; quadratic: 2 s and more
+        assert seconds < 0.5, f"{seconds:.1f} s: {text[:20]!r}"  # usually 0.03 s; a quadratic regex: 2 s or more
 
 
 def test_prefixes_of_an_answer_never_raise():
-    """Truncated LaTeX is the usual input: an IndexError at sample 9,000 loses the run."""
+    """Truncated LaTeX is common. An IndexError at sample 9,000 would lose the whole run."""
     text = (r"<think>-1,234.5e3</think> $\boxed{\text{-}\frac{1}{2}\%}$ "
             "<answer>1 1/2 km</answer> #### \ud800\x00答案是５")
     for i in range(len(text)):

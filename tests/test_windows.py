@@ -1,4 +1,4 @@
-"""Windows on disk: nothing lost, nothing twice, nothing learned that should not be."""
+"""Claims about windows on disk: no token is lost or doubled, and only the right ones are learned."""
 import json
 import random
 import signal
@@ -24,7 +24,7 @@ def words(rng, low, high):
 
 
 def chats(rng, count):
-    """Rows of one or two rounds; every response unlike the others."""
+    """-> rows of one or two questions with answers. No two rows have the same answers."""
     def turns(i):
         return [dict(role="user", content=words(rng, 1, 8)),
                 dict(role="assistant", content=f"{i}", reasoning_content=words(rng, 1, 8))]
@@ -61,8 +61,8 @@ def documents_in(data):
 @pytest.mark.parametrize("target", ["cot", "answer"])
 @pytest.mark.usefixtures("small_chunks")
 def test_every_document_stands_whole_and_once_and_its_first_token_is_never_learned(tokenizer, source, target):
-    """A packer that splits, drops or repeats documents changes the data silently. Packed, the
-    predecessor of a first token is the <end> of a stranger."""
+    """A packer that splits, drops or repeats documents silently changes the data. The token before a
+    document's first token belongs to another document, so it must not predict it."""
     data = open_data(source, tokenizer, 60, target)
     ids, mask, document, meta = (data[name] for name in ("ids", "mask", "document", "meta"))
     assert meta["documents"] == 400 and not meta["too_long"]
@@ -82,7 +82,7 @@ def test_every_document_stands_whole_and_once_and_its_first_token_is_never_learn
 
 
 def test_the_learned_span_of_a_window_is_the_response(tmp_path, tokenizer, out_dir):
-    """TRAPS 7 and 25: y = ids[1:] with mask[1:], decoded, first and last token."""
+    """TRAPS 7 and 25: with a shifted mask, the first or last token of a response is never learned."""
     turns = [dict(role="user", content="how many"),
              dict(role="assistant", content="5", reasoning_content="two plus three")]
     data = open_data(write(tmp_path / "a.jsonl", [dict(messages=turns)]), tokenizer, 60)
@@ -92,7 +92,7 @@ def test_the_learned_span_of_a_window_is_the_response(tmp_path, tokenizer, out_d
 
 
 def test_a_stream_of_text_loses_no_token(tmp_path, tokenizer, out_dir):
-    """Every token but the first is a target exactly once; documents stand apart by <end>."""
+    """A token of plain text would be learned twice or never, or an <end> between documents be missing."""
     rows = [{"text": words(random.Random(i), 1, 50)} for i in range(60)]
     data = open_data(write(tmp_path / "a.jsonl", rows), tokenizer, 32)
     ids, mask, document = data["ids"], data["mask"], data["document"]
@@ -105,19 +105,19 @@ def test_a_stream_of_text_loses_no_token(tmp_path, tokenizer, out_dir):
 
 
 def test_a_book_is_cut_in_chunks_and_loses_no_character(tmp_path, tokenizer, small_chunks, out_dir):
-    """A .txt is one document for each chunk: all its text, line ends and all."""
+    """A .txt file is one document per chunk. Line ends, or text at the border of a chunk, could be lost."""
     text = "".join(words(random.Random(i), 1, 12) + "\n" for i in range(1500))
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     data = open_data(tmp_path / "book.txt", tokenizer, 32)
     assert data["meta"]["documents"] > 3
     kept = data["mask"].astype(bool)
-    kept[:, 0] = [True, *(data["document"][:-1, -1] == 0)]  # after a padded end a new stream begins
+    kept[:, 0] = [True, *(data["document"][:-1, -1] == 0)]  # a new stream begins after padding
     assert tokenizer.decode(data["ids"][kept]) == text
 
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_tenth_of_the_questions_is_held_out_with_all_their_answers(tmp_path, tokenizer, out_dir):
-    """Two answers to one question on both sides: validation rewards a student that memorises."""
+    """With answers to one question in both parts, validation would reward a student that memorises."""
     rows = [dict(messages=[dict(role="user", content=f"how many {question}"),
                            dict(role="assistant", content=f"{question} plus {answer}")])
             for answer in range(3) for question in range(400)]
@@ -130,7 +130,7 @@ def test_a_tenth_of_the_questions_is_held_out_with_all_their_answers(tmp_path, t
 
 
 def test_of_plain_text_the_last_tenth_is_held_out(tmp_path, tokenizer, out_dir):
-    """Windows held out here and there begin and end in the middle of sentences that are trained."""
+    """Held-out windows from all over the file would begin and end inside sentences that are learned."""
     text = "".join(words(random.Random(i), 1, 12) + "\n" for i in range(300))
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     parts = [open_data(tmp_path / "book.txt", tokenizer, 32, part=part) for part in ("train", "val")]
@@ -139,7 +139,7 @@ def test_of_plain_text_the_last_tenth_is_held_out(tmp_path, tokenizer, out_dir):
 
 
 def test_documents_takes_the_first_rows_of_the_file(tmp_path, tokenizer, source, small_chunks):
-    """A label budget of N must be the same N rows however the file is cut."""
+    """--documents N would mean other rows if the file is cut into other chunks."""
     limited = open_data(source, tokenizer, 60, documents=123)
     first = open_data(write(tmp_path / "first.jsonl", chats(random.Random(1), 400)[:123]), tokenizer, 60)
     assert limited["meta"]["documents"] == 123
@@ -147,14 +147,14 @@ def test_documents_takes_the_first_rows_of_the_file(tmp_path, tokenizer, source,
 
 
 def test_stories_are_packed_with_little_padding():
-    """Padding is computed and thrown away: 3.1 % here; 4.6 % without the longest first."""
+    """Padding wastes time. It is 3.0 % here, and 4.7 % if the longest documents are not first."""
     lengths = [round(random.Random(i).triangular(33, 107, 60)) for i in range(5000)]
     _, _, document = pack_documents([([1] * n, [1] * n) for n in lengths], 257, 0)
     assert (document > 0).sum() == sum(lengths) and (document == 0).mean() < 0.04
 
 
 def test_documents_that_are_too_long_are_counted(tmp_path, tokenizer, out_dir):
-    """Left out in silence, the hard examples (long chains of thought) would be missing."""
+    """Long chains of thought, the hard examples, would be missing without a message."""
     rows = [{"question": "two", "answer": f"{'two ' * n}#### 2"} for n in (1, 2, 50)]
     path = write(tmp_path / "a.jsonl", rows)
     meta = open_data(path, tokenizer, 30)["meta"]
@@ -167,7 +167,7 @@ def test_documents_that_are_too_long_are_counted(tmp_path, tokenizer, out_dir):
 
 def test_windows_are_cut_once_and_anew_for_anything_that_changes_them(tmp_path, tokenizer, source,
                                                                      monkeypatch):
-    """TRAPS 17: a stale folder taken for new, other text under the same name, or another tokenizer."""
+    """TRAPS 17: old windows would be used for changed text, other settings or another tokenizer."""
     cuts, write_windows = [], windows.write_windows
     monkeypatch.setattr(windows, "write_windows", lambda *a: (cuts.append(1), write_windows(*a)))
     other = Tokenizer(train([words(random.Random(9), 500, 500)], 310))
@@ -183,7 +183,7 @@ def test_windows_are_cut_once_and_anew_for_anything_that_changes_them(tmp_path, 
 
 
 def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir, small_chunks):
-    """Chunks are read apart, yet the line number must be the file's."""
+    """Each chunk is read on its own. An error would give the line in the chunk, not in the file."""
     lines = source.read_text(encoding="utf-8").splitlines(True)
     lines.insert(300, "\n{broken\n")
     source.write_text("".join(lines), encoding="utf-8")
@@ -199,7 +199,7 @@ def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir,
 
 
 def test_a_conversation_is_cut_at_a_tool_turn_and_the_cut_is_counted(tmp_path, tokenizer, out_dir):
-    """Dropped whole, its first answers are lost; cut in silence, nobody knows."""
+    """If the whole conversation is dropped, its first answers are lost. A silent cut is never noticed."""
     turns = [dict(role="user", content="how many"), dict(role="assistant", content="two"),
              dict(role="user", content="now"), dict(role="assistant", content=None, tool_calls=[{}]),
              dict(role="tool", content="3"), dict(role="assistant", content="three")]
@@ -210,16 +210,16 @@ def test_a_conversation_is_cut_at_a_tool_turn_and_the_cut_is_counted(tmp_path, t
 
 
 def many_rows(path, megabytes):
-    """A file of some MB, more than one chunk."""
+    """Write a .jsonl file of at least this many MB, more than one chunk -> its path."""
     text = write(path, chats(random.Random(5), 3000)).read_bytes()
-    with open(path, "wb") as file:  # in pieces: a process starts with its parent's largest memory
+    with open(path, "wb") as file:  # in pieces: a process inherits its parent's peak memory
         file.writelines(text for _ in range(megabytes * 10**6 // len(text) + 1))
     return path
 
 
 @pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_workers(tmp_path, tokenizer, out_dir):
-    """Another machine, another core count: the same data, or a teacher's cache no longer fits."""
+    """If the windows depended on the number of cores, a teacher's cache would fit only one machine."""
     path = many_rows(tmp_path / "big.jsonl", 9)
     found = open_data(path, tokenizer, 60)
     alone = [windows.cut(tokenizer, path, 60, "cot", False, chunk)[0] for chunk in formats.chunks(path)]
@@ -229,7 +229,7 @@ def test_the_bytes_do_not_depend_on_the_workers(tmp_path, tokenizer, out_dir):
 
 @pytest.fixture
 def prepare(tmp_path, tokenizer):
-    """The words of a command that cuts the file named behind them and prints the kilobytes it took."""
+    """-> words of a command. It cuts the file whose path follows, and prints its peak memory in kB."""
     tokenizer.save(tmp_path / "t.model")
     return [sys.executable, "-c", f"""import resource, sys; sys.path.insert(0, {str(ROOT)!r})
 from dataset.windows import open_data
@@ -240,7 +240,7 @@ print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, re
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, tokenizer, prepare, out_dir):
-    """FAULTS 31, 34: a leftover that blocks for ever, workers that live on, two writers that race."""
+    """Leftover files would block the next run, workers would not end, or two runs would write at once."""
     path = many_rows(tmp_path / "big.jsonl", 40)
     for wait in (0, 0.2, 0.4, 0.7, 1):
         process = subprocess.Popen([*prepare, path])
@@ -252,7 +252,7 @@ def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, to
         process.wait()
         began = time.time()
         while any(Path(f"/proc/{child}").exists() for child in children):
-            assert time.time() - began < 60  # a worker that is still starting ends when it has started
+            assert time.time() - began < 60  # a worker that is still starting ends after its start
             time.sleep(0.05)
         assert not list((out_dir / "windows").glob("*/meta.json"))
     both = [subprocess.Popen([*prepare, path]) for _ in range(2)]
@@ -263,7 +263,7 @@ def test_a_killed_run_leaves_nobody_behind_and_the_next_one_goes_on(tmp_path, to
 
 @pytest.mark.slow
 def test_a_gigabyte_is_prepared_in_less_than_a_gigabyte(tmp_path, prepare, out_dir):
-    """Real files do not fit in memory."""
+    """Real files may not fit into memory. Such a run would be killed."""
     done = subprocess.run([*prepare, many_rows(tmp_path / "big.jsonl", 1000)], capture_output=True,
                           text=True, check=True)
     assert int(done.stdout.split()[-1]) * 1024 < 1e9
