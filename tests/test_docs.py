@@ -55,17 +55,10 @@ def test_every_command_flag_link_and_file_in_a_document_exists(name):
 
 
 def test_every_equation_names_a_function_and_a_test_that_exist():
-<<<<<<< HEAD
-    """A name that is gone sends the reader nowhere; a test that is gone shows nothing."""
+    """The list of equations could name a function or a test that no longer exists."""
     table = read("docs/equations.md").split("\n## ")[0]
     rows = re.findall(r"^\|.*\| `([\w/]+\.py)` `(\w+)` \| `(\w+\.py)::(\w+)` \|$", table, flags=re.M)
     assert len(rows) == len(re.findall("^\\| ", table, flags=re.M)) - 1
-=======
-    """The list of equations could name a function or a test that no longer exists."""
-    rows = re.findall(r"^\|.*\| `([\w/]+\.py)` `(\w+)` \| `(\w+\.py)::(\w+)` \|$",
-                      read("docs/equations.md"), flags=re.M)
-    assert len(rows) == len(re.findall("^\\| ", read("docs/equations.md"), flags=re.M)) - 1
->>>>>>> 472b296 (Plainer words in the tests from bad input to generate, the equations, the traps and the changes)
     for file, name, tests, test in rows:
         assert re.search(rf"^(def|class) {name}\b", read(file), flags=re.M), (file, name)
         assert f"def {test}(" in read(f"tests/{tests}"), test
