@@ -192,7 +192,7 @@ def open_text(cfg, tokenizer, inputs):
     val, train = (open_data(path, tokenizer, cfg.window, cfg.target, rows, cfg.skip_bad_lines, part)
                   for path, rows, part in files)
     inputs |= dict(data_sha256=train["meta"]["source_sha256"],
-                   val_sha256=val["meta"]["source_sha256"],
+                   val_sha256=val["meta"]["source_sha256"] + files[0][2],
                    tokenizer_fingerprint=tokenizer.fingerprint)
     return train, val
 
@@ -272,7 +272,7 @@ def validation_ce(model, val, cfg, env):
 def self_check(cfg, env, model, train, val, teacher=None):
     """-> {name: text} for the log, to check before the first step. The KL between two passes of the
     teacher must be 0, or it is not deterministic. UserError if its logits are not finite."""
-    held_out = train["meta"]["source_sha256"] == val["meta"]["source_sha256"]
+    held_out = "data" in cfg.given and "val" not in cfg.given
     facts = {"data": f"{show(cfg.data)}: {summary(train['meta'])}",
              "validation": "a tenth of the data: " * held_out + summary(val["meta"]),
              "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
