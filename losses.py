@@ -1,10 +1,10 @@
-"""The losses, written by hand. Each returns one value for each token.
+"""The losses, written by hand. Each loss gives one value for each token.
 
 Logits (..., V) come in, values (...) in nats go out: (B, T, V) -> (B, T), or (N, V) -> (N,).
-Only `total` sums over tokens, and nothing here averages over them. A token counts if its mask is 1:
-it is no prompt and no padding. A training script sums the values of the tokens that count, and
-divides once by their number in the whole optimizer step, `n_valid` (with tag weights: the sum of
-their weights). Many public bugs divide twice, or by the wrong number (docs/traps.md).
+Only `total` sums over tokens, and nothing here averages over them. Prompts and padding do not
+count: their weight is 0. Other tokens have weight 1 (train_distill_reason.py can change it). A
+training script sums value * weight, and divides once by the sum of the weights in the whole
+optimizer step, `n_valid`. Much public code divides twice, or by a wrong number (docs/traps.md).
 
 float16 and bfloat16 logits become float32 before any softmax. bf16 has 8 significant bits, and its
 rounding can make a small KL negative. float64 stays float64, for tests.
