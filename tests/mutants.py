@@ -30,11 +30,11 @@ SHARED = "test_train.py::test_ranks_and_micro_batches_share_a_step_out_under_one
 
 MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; test
     (1, "losses.py", "(a * difference).sum(-1)", "(a * difference).mean(-1)",
-     "test_losses.py::test_forward_kl_equals_an_explicit_double_loop[1.0]"),
+     "test_divergences.py::test_values_equal_an_explicit_double_loop[1.0-forward_kl-0]"),
     (2, "train_distill_logits.py", "loss = terms[0] / n_valid ",
      "loss = terms[0] / n_valid / keep.sum() ", FORMULA + "[distill_logits]"),
     (3, "losses.py", "return scale(name, temperature) * of_log_probabilities(", "return of_log_probabilities(",
-     "test_losses.py::test_gradient_keeps_its_size_at_every_temperature"),
+     "test_divergences.py::test_gradients_keep_their_size_at_every_temperature[forward_kl]"),
     (4, "train_distill_logits.py", "teacher_logits, cfg.temperature, mix)", "teacher_logits, 1.0, mix)",
      "test_train.py::test_alpha_and_temperature_change_the_training"),
     (4, "train_distill_logits.py", "(1 - cfg.alpha) * ce + cfg.alpha * kd  ", "kd  ",
@@ -51,7 +51,7 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
      "test_train.py::test_appended_padding_changes_nothing[distill_logits]"),
     (9, "dataset/formats.py", 'if turn.role == "assistant" and turn.learned else 0', "", SPAN),
     (9, "losses.py", "torch.where(weights != 0, values * weights, 0.0)", "(values * weights)",
-     "test_losses.py::test_uncounted_tokens_may_hold_anything"),
+     "test_losses.py::test_total_is_the_weighted_sum_and_uncounted_tokens_may_hold_anything"),
     (10, "train_pretrain.py", "loss = terms[0] / n_valid ",
      "loss = terms[0] / keep.sum() / cfg.accumulate ", FORMULA + "[distill_responses]"),
     (10, "train_distill_reason.py", "loss = terms[0] / n_valid ",

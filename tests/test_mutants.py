@@ -26,7 +26,7 @@ def test_a_mutant_can_be_left_in_a_copy_for_a_class(tmp_path, capsys):
     assert [right in (root / "losses.py").read_text("utf-8") for root in (ROOT, copy)] == [True, False]
     for trap, folder in (("3", copy), ("99", tmp_path / "other")):  # the folder exists; no such trap
         assert mutants.main(["--apply", trap, str(folder)]) == 2
-    assert "test_gradient_keeps_its_size" in capsys.readouterr().out
+    assert "test_gradients_keep_their_size" in capsys.readouterr().out
 
 
 @pytest.mark.slow
