@@ -1,5 +1,6 @@
 """What every test may use: the project on sys.path, tiny models, a tokenizer, scripts as processes.
 MINIDISTILL_OUT is a temporary folder, so tests and their processes cannot touch the user's out/."""
+import csv
 import importlib
 import json
 import os
@@ -144,7 +145,8 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
         values |= (dict(tokenizer=world.tokenizer) if black_box else dict(teacher=world.teacher)) | changes
         for own in ("size", "tokenizer") if values.get("init") else ():  # the --init model has both
             values.pop(own, None)
-        return [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in values.items()]
+        return [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}")
+                for k, v in values.items() if v is not None]
 
     world.flags = flags
     return world
@@ -170,4 +172,21 @@ def call(monkeypatch, capsys, out_dir):
                     signal.signal(number, handler)
         done = capsys.readouterr()
         return SimpleNamespace(status=status, out=done.out, err=done.err)
+    return run
+
+
+@pytest.fixture
+def train(call, tiny_world, out_dir):
+    """A function: `train("pretrain", steps=1)` runs a training script -> its checkpoint; with status=2
+    or 130: its errors. `train.rows` is the CSV log, `train.said` all that was printed."""
+    import checkpoints
+
+    def run(script, status=0, name="run", **changes):
+        done = call(f"train_{script}", *tiny_world.flags(script, name=name, **changes))
+        assert done.status == status, done.out + done.err
+        run.said = done.out + done.err
+        if status:
+            return done.err
+        run.rows = list(csv.DictReader((out_dir / f"{name}.csv").read_text().splitlines()))
+        return checkpoints.load(out_dir / f"{name}.pt")
     return run

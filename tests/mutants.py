@@ -26,6 +26,7 @@ RANKS = "test_ranks.py::test_two_processes_give_the_gradient_of_one_and_stay_equ
 RESUME = "test_resume.py::test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits"
 FUSED = "test_fused.py::test_values_and_gradients_are_the_plain_ones[1-forward_kl-0]"
 SPAN = "test_formats.py::test_the_learned_span_runs_from_the_first_response_token_to_the_end"
+SHIFTED = "test_train.py::test_y_is_x_shifted_by_one_and_tag_weight_reaches_the_tags_of_the_response_only"
 SHARED = "test_train.py::test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser[1-2]"
 
 MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; test
@@ -36,7 +37,7 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
     (3, "losses.py", "return scale(name, temperature) * of_log_probabilities(", "return of_log_probabilities(",
      "test_divergences.py::test_gradients_keep_their_size_at_every_temperature[forward_kl]"),
     (4, "train_distill_logits.py", "teacher_logits, cfg.temperature, mix)", "teacher_logits, 1.0, mix)",
-     "test_train.py::test_alpha_and_temperature_change_the_training"),
+     FORMULA + "[distill_logits]"),
     (4, "train_distill_logits.py", "(1 - cfg.alpha) * ce + cfg.alpha * kd  ", "kd  ",
      "test_train.py::test_alpha_0_is_pretraining"),
     (5, "losses.py", "        return kl(log_p, log_q)", "        return kl(log_q, log_p)",
@@ -46,7 +47,7 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
     (7, "train_distill_logits.py", "teacher_logits = teacher(x, ", "teacher_logits = teacher(y, ",
      "test_train.py::test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax"),
     (7, "dataset/windows.py", "weight[:, 1:]", "weight[:, :-1]",
-     "test_train.py::test_y_is_x_shifted_by_one_and_weighed_by_its_own_mask"),
+     SHIFTED),
     (8, "dataset/windows.py", "max(weight.sum().item(), 1.0)", "weight.numel()",
      "test_train.py::test_appended_padding_changes_nothing[distill_logits]"),
     (9, "dataset/formats.py", 'if turn.role == "assistant" and turn.learned else 0', "", SPAN),
@@ -92,18 +93,18 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
     (23, "dataset/verify.py", "        if depth == 0:", "        if depth <= 1:",
      "test_verify.py::test_the_final_answer_is_found"),
     (24, "dataset/windows.py", "is_tag & (weight > 0)", "is_tag",
-     "test_train.py::test_tag_weight_reaches_the_tag_ids_of_the_response_alone"),
+     SHIFTED),
     (24, "tokenizer/train.py", "control_symbols=CONTROL[2:]", "user_defined_symbols=CONTROL[2:]",
      "test_tokenizer.py::test_no_text_spells_a_mark"),
     (25, "dataset/formats.py", "[learned] * len(body)", "[0] + [learned] * (len(body) - 1)", SPAN),
     (25, "dataset/formats.py", "[learned] * len(body)", "[learned] * (len(body) - 1) + [0]",
-     "test_train.py::test_the_supervised_tokens_are_the_responses_from_first_to_last"),
+     SPAN),
     (26, "checkpoints.py", 'state["model"], strict=True)\n        tok', 'state["model"], strict=False)\n        tok',
      "test_bad_input.py::test_weights_that_do_not_fit_their_config_are_refused"),
     (26, "checkpoints.py", "optimizer.load_state_dict(saved)", "pass", RESUME + "[pretrain]"),
     (27, "train_distill_logits.py", "divergence(cfg.divergence, logits, teacher_logits, ",
      "divergence(cfg.divergence, teacher_logits, teacher_logits, ",
-     "test_train.py::test_the_loss_follows_the_student"),
+     FORMULA + "[distill_logits]"),
     (28, "runs/render.py", "        check(recipe in rows, ", "        check(True, ",
      "test_docs.py::test_a_claim_with_one_axis_is_refused"),
 ]

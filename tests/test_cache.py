@@ -276,25 +276,14 @@ def test_what_it_says_to_type_next_works(val, make, tiny_world, call):
     assert ("a tenth of the data: " in done.out) == ("chat.py" in done.out.splitlines()[-1]) == (not val)
 
 
-@pytest.fixture
-def learn(tiny_world, call, out_dir):
-    """Returns a function: `learn(cache=folder, temperature=1)` -> the student's state; status=2 -> the error."""
-    def run(status=0, script="distill_logits", name="run", **changes):
-        flags = [f for f in tiny_world.flags(script, name=name, **changes) if f != "--teacher="]
-        done = call(f"train_{script}", *flags)
-        assert done.status == status, done.err
-        return checkpoints.load(out_dir / f"{name}.pt") if not status else done.err
-    return run
-
-
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
-def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, learn):
+def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, train):
     """TRAPS 16: after a shuffle, in epoch 2 or with accumulation, a window could get another window's rows."""
     folder = make(kind=kind, k=320 if kind == "topk" else 64)
     flags = dict(steps=4, alpha=1, temperature=1, seed=3)  # 2 steps an epoch
-    online = learn(name="online", **flags)["model"]
-    cached = learn(name="cached", cache=folder, **flags)["model"]
-    parts = learn(name="parts", cache=folder, accumulate=4, **flags)["model"]
+    online = train("distill_logits", name="online", **flags)["model"]
+    cached = train("distill_logits", name="cached", cache=folder, **flags)["model"]
+    parts = train("distill_logits", name="parts", cache=folder, accumulate=4, **flags)["model"]
     for name, weights in online.items():
         for found in (cached[name], parts[name]):
             assert (found - weights).norm() < (1e-3 if kind != "sampled" else 0.2) * weights.norm(), name
@@ -302,26 +291,26 @@ def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, learn)
         assert any(not torch.equal(cached[n], w) for n, w in online.items())
 
 
-def test_a_training_from_a_cache_needs_no_teacher_and_refuses_another(make, learn, tiny_world):
+def test_a_training_from_a_cache_needs_no_teacher_and_refuses_another(make, train, tiny_world):
     """The teacher may be deleted or private. A run that is resumed with another cache would mix two runs.
     TRAPS 17: --teacher with --cache names the teacher that must have made the cache."""
     flags = dict(cache=make(), temperature=1, steps=1)
-    made_by = learn(teacher="", **flags)["inputs"]["teacher_fingerprint"]
+    made_by = train("distill_logits", teacher=None, **flags)["inputs"]["teacher_fingerprint"]
     assert made_by == checkpoints.weights_fingerprint(checkpoints.load_model(tiny_world.teacher)[0])
-    learn(name="same", **flags)
-    assert "--teacher" in learn(status=2, name="b", teacher=tiny_world.init, **flags)
-    assert "--init-from-teacher" in learn(status=2, name="b", init_from_teacher="1", **flags)
+    train("distill_logits", name="same", **flags)
+    assert "--teacher" in train("distill_logits", status=2, name="b", teacher=tiny_world.init, **flags)
+    assert "--init-from-teacher" in train("distill_logits", status=2, name="b", init_from_teacher="1", **flags)
     make(status=2, k=4)
     assert "k was 8, is 4" in make.said
     make(k=4, fresh=True)
-    assert "cache_sha256 was" in learn(status=2, teacher="", **flags)
+    assert "cache_sha256 was" in train("distill_logits", status=2, teacher=None, **flags)
 
 
 @pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])
-def test_a_student_starts_as_its_teacher(script, tiny_world, learn):
+def test_a_student_starts_as_its_teacher(script, tiny_world, train):
     """A student with all layers of the teacher must equal it before the first step, with a KL of 0."""
-    found = learn(script=script, init_from_teacher="1", steps=1, lr=1e-9, warmup=0, weight_decay=0)
+    found = train(script, init_from_teacher="1", steps=1, lr=1e-9, warmup=0, weight_decay=0)
     teacher = checkpoints.load(tiny_world.teacher)["model"]
     torch.testing.assert_close(found["model"], teacher, rtol=0, atol=1e-7)
-    assert "of 1 to 1" in learn(status=2, script=script, name="b", init_from_teacher="2")
-    assert "--init" in learn(status=2, script=script, name="b", init_from_teacher="1", init=tiny_world.init)
+    assert "of 1 to 1" in train(script, status=2, name="b", init_from_teacher="2")
+    assert "--init" in train(script, status=2, name="b", init_from_teacher="1", init=tiny_world.init)

@@ -135,27 +135,16 @@ def test_relation_gradients_are_finite_with_documents_and_padding():
     assert student.grad.isfinite().all() and student.grad.abs().sum() > 0
 
 
-@pytest.fixture
-def train(call, tiny_world, out_dir):
-    """Returns a function: `train(size="0.2m", steps=1)` -> checkpoint; None if status is not 0."""
-    def run(status=0, **changes):
-        done = call("train_distill_features", *tiny_world.flags("distill_features", **changes))
-        assert done.status == status, done.err
-        run.said = done.out + done.err
-        return checkpoints.load(out_dir / f"{changes.get('name', 'run')}.pt") if not status else None
-    return run
-
-
 def test_relation_heads_that_do_not_divide_are_refused(train):
     """32 channels do not fit into 5 heads: a traceback would follow, or channels would be left out."""
     for heads in (5, 0, -1):
-        train(status=2, relation_weight=1, relation_heads=heads)
+        train("distill_features", status=2, relation_weight=1, relation_heads=heads)
 
 
 def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train, monkeypatch, out_dir):
     """Untrained projections are noise. If a resume draws new ones, the loss jumps. If they stay in the student,
     every other script refuses it (strict=True)."""
-    wider = dict(size="0.4m", relation_heads=2)  # 96 wide, the teacher 64
+    wider = dict(script="distill_features", size="0.4m", relation_heads=2)  # 96 wide, the teacher 64
     seen, real, advance = [], torch.nn.utils.clip_grad_norm_, checkpoints.count_step
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: (
         seen.append([p.detach().clone() for p in parameters][-1]), real(parameters, *rest))[1])
@@ -177,11 +166,10 @@ def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train,
     assert all(torch.equal(v, whole["model"][k]) for k, v in parts["model"].items())
 
 
-def test_weights_of_zero_leave_logits_distillation(train, call, tiny_world, out_dir):
+def test_weights_of_zero_leave_logits_distillation(train):
     """A term could stay in the gradient although its weight is 0."""
-    features = train(hidden_weight=0, relation_weight=0)
-    assert call("train_distill_logits", *tiny_world.flags("distill_logits", name="logits")).status == 0
-    logits = checkpoints.load(out_dir / "logits.pt")
+    features = train("distill_features", hidden_weight=0, relation_weight=0)
+    logits = train("distill_logits", name="logits")
     assert all(torch.equal(v, features["model"][k]) for k, v in logits["model"].items())
 
 
@@ -189,6 +177,6 @@ def test_every_knob_changes_the_training(train):
     """TRAPS 4: a flag could have no effect."""
     knobs = [dict(), dict(hidden_weight=0), dict(relation_weight=0), dict(hidden_loss="cosine"),
              dict(hidden_layers="1:1"), dict(hidden_weight=2), dict(divergence="jsd", beta=0.9)]
-    base, *others = [train(size="0.2m", steps=2, fresh=True, **flags)["model"] for flags in knobs]
+    base, *others = [train("distill_features", size="0.2m", steps=2, fresh=True, **flags)["model"] for flags in knobs]
     for flags, changed in zip(knobs[1:], others):
         assert any(not torch.equal(v, changed[k]) for k, v in base.items()), flags

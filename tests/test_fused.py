@@ -7,7 +7,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import checkpoints
 import fused
 from fused import fused_loss
 from losses import cross_entropy, divergence, total
@@ -105,14 +104,10 @@ def test_no_token_gives_zero_and_zero_gradients():
 
 @pytest.mark.parametrize("flags", [
     {}, dict(accumulate=2, divergence="jsd", beta=0.2), dict(alpha=1, temperature=4)], ids=str)
-def test_the_script_trains_the_same_student_either_way(flags, call, tiny_world, out_dir, monkeypatch):
+def test_the_script_trains_the_same_student_either_way(flags, train, out_dir, monkeypatch):
     """TRAPS 6, in the script: one of the two paths could use another mask, normaliser or teacher."""
     monkeypatch.setattr(fused, "CHUNK", 5 * 320)
-    for name in ("on", "off"):
-        done = call("train_distill_logits", *tiny_world.flags("distill_logits", name=name, fused=name,
-                                                             **flags))
-        assert done.status == 0, done.err
-    on, off = (checkpoints.load(out_dir / f"{name}.pt")["model"] for name in ("on", "off"))
+    on, off = (train("distill_logits", name=name, fused=name, **flags)["model"] for name in ("on", "off"))
     for name, weights in off.items():
         assert (on[name] - weights).norm() <= 1e-4 * weights.norm(), name
     on, off = (np.loadtxt(out_dir / f"{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2, 3, 4))
@@ -120,10 +115,9 @@ def test_the_script_trains_the_same_student_either_way(flags, call, tiny_world, 
     assert on == pytest.approx(off, rel=1e-4)
 
 
-def test_it_is_chosen_by_size_and_never_beside_a_cache(call, tiny_world):
+def test_it_is_chosen_by_size_and_never_beside_a_cache(train):
     """With a small vocabulary the loop costs time and saves nothing. --fused on must not be silently ignored."""
-    done = call("train_distill_logits", *tiny_world.flags("distill_logits", fused="on", compile=True))
-    assert done.status == 2 and "--fused" in done.err
+    assert "--fused" in train("distill_logits", status=2, fused="on", compile=True)
     base = dict(batch=8, window=256, accumulate=1, cache="", compile=False, fused="auto")
     chosen = lambda v, **changes: fused.use_fused(Mock(**base | changes), Mock(world=1), v)
     assert chosen(151_936) and chosen(32_768) and not chosen(32_768, accumulate=8)

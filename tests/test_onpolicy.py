@@ -1,5 +1,4 @@
 """Claims about train_distill_onpolicy.py: who writes which window, what counts, exact gradients."""
-import csv
 from itertools import groupby
 from types import SimpleNamespace
 
@@ -7,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoints
 import common
 import train_distill_onpolicy
 from dataset.windows import open_data, step_windows
@@ -16,23 +14,13 @@ from losses import divergence, log_softmax
 from test_losses import draw
 
 
-@pytest.fixture
-def train(call, tiny_world, out_dir):
-    """A function: `train("distill_onpolicy", on_policy_share=0)` -> checkpoint."""
-    def run(script="distill_onpolicy", **changes):
-        done = call(f"train_{script}", *tiny_world.flags(script, **changes))
-        assert done.status == 0, done.err
-        return checkpoints.load(out_dir / f"{changes.get('name', 'run')}.pt")
-    return run
-
-
 @pytest.mark.parametrize("flags", [dict(), dict(accumulate=2), dict(divergence="jsd", beta=0.1),
                                    dict(dtype="bf16")], ids=str)
 def test_share_0_is_logits_distillation_to_the_bit(train, flags):
     """If data, order, random numbers or normaliser differed, the two methods could not be compared."""
     flags = dict(divergence="reverse_kl", steps=3) | flags
     off = train("distill_logits", name="off", **flags)
-    on = train(name="on", on_policy_share=0, **flags)
+    on = train("distill_onpolicy", name="on", on_policy_share=0, **flags)
     assert all(torch.equal(v, on["model"][k]) for k, v in off["model"].items())
     assert (off["tokens"], off["supervised"]) == (on["tokens"], on["supervised"])
 
@@ -173,17 +161,16 @@ def test_the_student_writes_max_new_tokens_at_sample_temperature(write):
     assert shares[0] > 0.99 and 0.9 > shares[1] > shares[2] + 0.1
 
 
-def test_share_alpha_and_divergence_are_knobs_and_its_own_words_no_labels(train, out_dir):
+def test_share_alpha_and_divergence_are_knobs_and_its_own_words_no_labels(train):
     """Cross-entropy on its own samples only makes a student more certain. In GKD each divergence works on
     the data and on the student's own text, so each of the flags must have an effect."""
     f, r, found = "forward_kl", "reverse_kl", []
     for share, name, alpha in zip((0, 0, .5, .5, 1, 1, 1), (f, r, r, r, f, r, r), (.2, .2, .2, .9, .2, .2, .9)):
-        state = train(fresh=True, steps=2, on_policy_share=share, divergence=name, alpha=alpha)
+        state = train("distill_onpolicy", fresh=True, steps=2, on_policy_share=share, divergence=name, alpha=alpha)
         found.append(torch.cat([v.flatten() for v in state["model"].values()]))
     pairs = [(i, j) for j in range(7) for i in range(j) if torch.equal(found[i], found[j])]
     assert pairs == [(5, 6)]  # at share 1 there is no label, so alpha does nothing
-    row = next(csv.DictReader((out_dir / "run.csv").open()))
-    assert 0 < float(row["writing"]) < 1  # the share of time: most of a step is sampling
+    assert 0 < float(train.rows[0]["writing"]) < 1  # the share of time: most of a step is sampling
 
 
 def test_the_exact_reverse_kl_gradient_is_the_mean_of_the_score_function_estimate():

@@ -1,5 +1,4 @@
 """Claims about the targets of train_distill_reason.py. Other files test its gradient, ranks and kills."""
-import csv
 import json
 
 import pytest
@@ -70,10 +69,9 @@ def test_a_conversation_of_several_turns_has_one_form(documents_of):
         "<think>one more</think><answer>6</answer><end>"]
 
 
-def test_the_loss_of_two_tasks_has_one_normaliser(call, tiny_world, tiny_tokenizer, out_dir):
+def test_the_loss_of_two_tasks_has_one_normaliser(train, tiny_world):
     """Tokens of one task would weigh more than those of the other. Oracle: one document at a time."""
-    flags = tiny_world.flags("distill_reason", init=tiny_world.init, target="multi", batch=32, steps=1)
-    assert call("train_distill_reason", *flags).status == 0
+    train("distill_reason", init=tiny_world.init, target="multi", batch=32, steps=1)
     model, t, _ = checkpoints.load_model(tiny_world.init)
     total, count = 0.0, 0
     for _, (asked, told) in read_documents(tiny_world.train):
@@ -83,7 +81,7 @@ def test_the_loss_of_two_tasks_has_one_normaliser(call, tiny_world, tiny_tokeniz
             logits = model(ids[None, :-1])[0, -len(response):]
             total += F.cross_entropy(logits, ids[-len(response):], reduction="sum").item()
             count += len(response)
-    [row] = csv.DictReader((out_dir / "run.csv").read_text().splitlines())
+    [row] = train.rows
     assert float(row["ce"]) == pytest.approx(total / count, rel=1e-5)
     assert int(row["supervised"]) == count
 

@@ -1,5 +1,4 @@
 """Claims about train_distill_responses.py. Other files test its gradient, ranks and kills."""
-import csv
 import json
 
 import pytest
@@ -73,13 +72,12 @@ def test_a_full_answer_is_scored_by_its_last_line_or_number(said, wanted, verdic
         assert not judge(t, ids, turn, "full")["well_formed"]
 
 
-def test_every_format_is_trained_on(call, tiny_world, tmp_path, out_dir):
+def test_every_format_is_trained_on(train, tiny_world, tmp_path):
     """A format could be read wrongly. The loss of the first step is computed document by document."""
     path = tmp_path / "all.jsonl"
     path.write_text("\n".join(map(json.dumps, FORMATS)), encoding="utf-8")
-    flags = tiny_world.flags("distill_responses", data=path, init=tiny_world.init, batch=2, steps=1)
-    done = call("train_distill_responses", *flags)  # two windows: conversations, text
-    assert done.status == 0 and "2 windows of 143 | 5 documents" in done.out, done.err
+    train("distill_responses", data=path, init=tiny_world.init, batch=2, steps=1)
+    assert "2 windows of 143 | 5 documents" in train.said  # two windows: conversations, text
     model, t, _ = checkpoints.load_model(tiny_world.init)
     sums = torch.zeros(2)
     for asked, said in (([], "Mia has 3 pears."), ([4, "3 + 4?"], "3 + 4 = 7\n#### 7"),
@@ -92,17 +90,15 @@ def test_every_format_is_trained_on(call, tiny_world, tmp_path, out_dir):
         logits = model(ids[None, :-1])[0, first - 1:]
         ce = F.cross_entropy(logits, ids[first:], reduction="sum")
         sums += torch.tensor([ce, len(ids) - first])
-    [row] = csv.DictReader((out_dir / "run.csv").read_text().splitlines())
+    [row] = train.rows
     assert float(row["ce"]) == pytest.approx((sums[0] / sums[1]).item(), rel=1e-5)
     assert int(row["supervised"]) == sums[1]
 
 
-def test_bare_answers_are_one_run_in_both_black_box_scripts(call, tiny_world, out_dir):
+def test_bare_answers_are_one_run_in_both_black_box_scripts(train):
     """If the same flags gave another student in each script, results could not be compared."""
-    for script in ("distill_responses", "distill_reason"):
-        flags = tiny_world.flags(script, name=script, target="answer", steps=2)
-        assert call(f"train_{script}", *flags).status == 0
-    states = [checkpoints.load(out_dir / f"distill_{name}.pt") for name in ("responses", "reason")]
+    states = [train(script, name=script, target="answer", steps=2)
+              for script in ("distill_responses", "distill_reason")]
     assert all(torch.equal(weight, states[1]["model"][name]) for name, weight in states[0]["model"].items())
 
 
