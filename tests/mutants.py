@@ -26,7 +26,7 @@ RANKS = "test_ranks.py::test_two_processes_give_the_gradient_of_one_and_stay_equ
 RESUME = "test_resume.py::test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits"
 FUSED = "test_fused.py::test_values_and_gradients_are_the_plain_ones[1-forward_kl-0]"
 SPAN = "test_formats.py::test_the_learned_span_runs_from_the_first_response_token_to_the_end"
-SHIFTED = "test_train.py::test_y_is_x_shifted_by_one_and_tag_weight_reaches_the_tags_of_the_response_only"
+SHIFTED = "test_train.py::test_y_is_x_shifted_and_tag_weight_reaches_the_tags_of_the_response_only"
 SHARED = "test_train.py::test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser[1-2]"
 
 MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; test

@@ -294,16 +294,16 @@ def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, train)
 def test_a_training_from_a_cache_needs_no_teacher_and_refuses_another(make, train, tiny_world):
     """The teacher may be deleted or private. A run that is resumed with another cache would mix two runs.
     TRAPS 17: --teacher with --cache names the teacher that must have made the cache."""
-    flags = dict(cache=make(), temperature=1, steps=1)
-    made_by = train("distill_logits", teacher=None, **flags)["inputs"]["teacher_fingerprint"]
+    flags = dict(script="distill_logits", cache=make(), temperature=1, steps=1)
+    made_by = train(teacher=None, **flags)["inputs"]["teacher_fingerprint"]
     assert made_by == checkpoints.weights_fingerprint(checkpoints.load_model(tiny_world.teacher)[0])
-    train("distill_logits", name="same", **flags)
-    assert "--teacher" in train("distill_logits", status=2, name="b", teacher=tiny_world.init, **flags)
-    assert "--init-from-teacher" in train("distill_logits", status=2, name="b", init_from_teacher="1", **flags)
+    train(name="same", **flags)
+    assert "--teacher" in train(status=2, name="b", teacher=tiny_world.init, **flags)
+    assert "--init-from-teacher" in train(status=2, name="b", init_from_teacher="1", **flags)
     make(status=2, k=4)
     assert "k was 8, is 4" in make.said
     make(k=4, fresh=True)
-    assert "cache_sha256 was" in train("distill_logits", status=2, teacher=None, **flags)
+    assert "cache_sha256 was" in train(status=2, teacher=None, **flags)
 
 
 @pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])

@@ -144,7 +144,7 @@ def test_relation_heads_that_do_not_divide_are_refused(train):
 def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train, monkeypatch, out_dir):
     """Untrained projections are noise. If a resume draws new ones, the loss jumps. If they stay in the student,
     every other script refuses it (strict=True)."""
-    wider = dict(script="distill_features", size="0.4m", relation_heads=2)  # 96 wide, the teacher 64
+    wider = dict(script="distill_features", size="0.4m")  # 96 wide, the teacher 64
     seen, real, advance = [], torch.nn.utils.clip_grad_norm_, checkpoints.count_step
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: (
         seen.append([p.detach().clone() for p in parameters][-1]), real(parameters, *rest))[1])
@@ -177,6 +177,7 @@ def test_every_knob_changes_the_training(train):
     """TRAPS 4: a flag could have no effect."""
     knobs = [dict(), dict(hidden_weight=0), dict(relation_weight=0), dict(hidden_loss="cosine"),
              dict(hidden_layers="1:1"), dict(hidden_weight=2), dict(divergence="jsd", beta=0.9)]
-    base, *others = [train("distill_features", size="0.2m", steps=2, fresh=True, **flags)["model"] for flags in knobs]
+    base, *others = [train("distill_features", size="0.2m", steps=2, fresh=True, **flags)["model"]
+                     for flags in knobs]
     for flags, changed in zip(knobs[1:], others):
         assert any(not torch.equal(v, changed[k]) for k, v in base.items()), flags

@@ -107,7 +107,8 @@ def test_no_token_gives_zero_and_zero_gradients():
 def test_the_script_trains_the_same_student_either_way(flags, train, out_dir, monkeypatch):
     """TRAPS 6, in the script: one of the two paths could use another mask, normaliser or teacher."""
     monkeypatch.setattr(fused, "CHUNK", 5 * 320)
-    on, off = (train("distill_logits", name=name, fused=name, **flags)["model"] for name in ("on", "off"))
+    on, off = (train("distill_logits", name=name, fused=name, **flags)["model"]
+               for name in ("on", "off"))
     for name, weights in off.items():
         assert (on[name] - weights).norm() <= 1e-4 * weights.norm(), name
     on, off = (np.loadtxt(out_dir / f"{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2, 3, 4))

@@ -53,7 +53,7 @@ def test_forward_kl_is_the_teachers_expectation():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_half_precision_logits_lose_nothing_in_the_loss(dtype, temperature):
-    """TRAPS 20: a softmax in bf16 rounds each probability to 8 bits. test_divergences.py tests the KL."""
+    """TRAPS 20: a softmax in bf16 rounds each probability to 8 bits."""
     student = (80 * draw(B, T, 1024, seed=6).sign() + draw(B, T, 1024, seed=7)).to(dtype)
     targets = student.argmin(-1)
     values, exact = cross_entropy(student, targets), cross_entropy(student.double(), targets)
@@ -73,8 +73,8 @@ def test_different_vocabularies_or_shapes_are_refused(student, wrong):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_total_is_the_weighted_sum_and_uncounted_tokens_may_hold_anything(bad):
-    """TRAPS 9: 0 * NaN is NaN. One token with weight 0 could make the sum and all gradients NaN. If weights
-    were only a mask, a tag with weight 2 would count once."""
+    """TRAPS 9: 0 * NaN is NaN: one token with weight 0 could make the sum and all gradients NaN. Weights
+    are not only a mask: a tag with weight 2 counts twice."""
     values = torch.tensor([[1.0, bad, 2.0]], requires_grad=True)
     loss = total(values, torch.tensor([[0.5, 0.0, 2.0]]))
     loss.backward()

@@ -33,7 +33,7 @@ def swiglu_oracle(x, mlp):
 
 
 def rope_oracle(x, position, theta):
-    """RoPE as in the paper: channels i and i + half as a complex number, times e^(i * position * f)."""
+    """RoPE as in the paper: channels i and i + half as one complex number that is turned."""
     half = len(x) // 2
     out = torch.empty_like(x)
     for i in range(half):

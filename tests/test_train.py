@@ -106,15 +106,16 @@ def expected_gradient(script, world, tokenizer):
 @all_scripts
 def test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula(
         script, train, gradients, tiny_world, tiny_tokenizer):
-    """TRAPS 1, 2, 4, 7, 8, 9, 10, 24, 27: a wrong normaliser, shift or mask, a mean of means, a flag without
-    effect, or the teacher's logits on both sides."""
+    """TRAPS 1, 2, 4, 7, 8, 9, 10, 24, 27: a wrong normaliser, shift or mask, a mean of means, a flag
+    without effect, or the teacher's logits on both sides."""
     data = open_data(tiny_world.train, tiny_tokenizer, 143)
     batches, _, _ = step_batches(data, 0, config(batch=16, accumulate=4), ENV)
     assert len({weight.sum().item() for *_, weight, _ in batches}) > 1  # otherwise a mean of means would be right
     assert len(data["ids"]) == 16 and (data["document"].max(1) > 1).all()  # all windows are packed
     expected = expected_gradient(script, tiny_world, tiny_tokenizer)
+    flags = dict(KNOBS[script], init=tiny_world.init, batch=16, steps=1, fresh=True)
     for accumulate in (1, 2, 4, 8):
-        train(script, fresh=True, init=tiny_world.init, batch=16, steps=1, accumulate=accumulate, **KNOBS[script])
+        train(script, accumulate=accumulate, **flags)
         assert relative(gradients[-1], expected) <= 1e-5, accumulate
 
 
@@ -123,12 +124,12 @@ def test_appended_padding_changes_nothing(script, train, gradients, monkeypatch,
     """TRAPS 8: padding that counts, or that tokens see, makes the loss depend on the shape of the batch."""
     real = open_data(tiny_world.train, tiny_tokenizer, 143)
     arrays = [np.array(real[name]) for name in ("ids", "mask", "document")]
-    ces = []
+    ces, flags = [], dict(KNOBS[script], init=tiny_world.init, steps=1, fresh=True)
     for extra_windows, extra_columns in ((0, 0), (0, 13), (4, 0), (8, 13)):
         wider = [np.pad(a, ((0, extra_windows), (0, extra_columns)), constant_values=value)
                  for a, value in zip(arrays, (42, 0, 0))]  # padding may have any id
         monkeypatch.setattr(windows, "open_data", lambda *_, **__: fake_data(*wider))
-        train(script, fresh=True, init=tiny_world.init, batch=16 + extra_windows, steps=1, **KNOBS[script])
+        train(script, batch=16 + extra_windows, **flags)
         ces.append(float(train.rows[0]["ce"]))
         assert relative(gradients[-1], gradients[0]) <= 1e-5
         assert ces[-1] == pytest.approx(ces[0], rel=1e-6)
@@ -210,9 +211,9 @@ def test_every_epoch_takes_each_window_once_in_an_order_of_its_own():
         assert step_windows(windows, step, batch, seed=1).tolist() != steps[step]
 
 
-def test_y_is_x_shifted_by_one_and_tag_weight_reaches_the_tags_of_the_response_only():
-    """TRAPS 7, 24, 25: with the mask of x instead of y the first response token is never learned. If the weight
-    applies wherever a tag occurs, tags in prompts get it, too."""
+def test_y_is_x_shifted_and_tag_weight_reaches_the_tags_of_the_response_only():
+    """TRAPS 7, 24, 25: with the mask of x instead of y the first response token is never learned. If tags
+    are weighted wherever they occur, those in prompts are, too."""
     ids = np.array([[4, 6, 7, 50, 5, 6, 51, 7, 8, 52, 9, 2]])  # tags in the prompt, too
     mask = np.array([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]])
     data = fake_data(ids, mask, np.ones(ids.shape))
