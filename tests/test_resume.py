@@ -77,74 +77,70 @@ def assert_same_run(out, name, other):
 
 
 @all_scripts
-def test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits(script, call, tiny_world, out_dir, at_step):
+def test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits(script, train, out_dir, at_step):
     """TRAPS 26: a resume forgets the optimizer, random numbers, its place in the data or the best weights. A
     power cut may leave half a row in the log: "1" of "12,..." looks like step 1."""
-    flags = dict(steps=8, eval_every=3, batch=6, lr=3, warmup=4, weight_decay=0)
-    assert call(f"train_{script}", *tiny_world.flags(script, name="whole", **flags)).status == 0
-    assert checkpoints.load(out_dir / "whole.pt")["best_step"] == 3  # with this lr, later steps are worse
-    command = [f"train_{script}", *tiny_world.flags(script, name="broken", **flags)]
+    flags = dict(script=script, steps=8, eval_every=3, batch=6, lr=3, warmup=4, weight_decay=0)
+    assert train(name="whole", **flags)["best_step"] == 3  # with this lr, later steps are worse
+    flags["name"] = "broken"
 
     at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    stopped = call(*command)
-    assert stopped.status == 130 and stopped.err.count("\n") == 1
+    assert train(status=130, **flags).count("\n") == 1
     assert checkpoints.load(out_dir / "broken.pt")["step"] == 2
 
     at_step(5, crash)  # the last checkpoint has step 3: a resume removes two rows of the log
     with pytest.raises(Crash):
-        call(*command)
+        train(**flags)
     assert checkpoints.load(out_dir / "broken.pt")["step"] == 3
     assert len(read_log(out_dir / "broken.csv")) == 5
     with open(out_dir / "broken.csv", "a") as file:
         file.write("1")
 
     at_step(7, lambda: os.kill(os.getpid(), signal.SIGINT))
-    again = call(*command)
-    assert again.status == 130 and "resuming after step 3" in again.out
-    last = call(*command)
-    assert last.status == 0 and "resuming after step 7" in last.out
+    train(status=130, **flags)
+    assert "resuming after step 3" in train.said
+    train(**flags)
+    assert "resuming after step 7" in train.said
     assert_same_run(out_dir, "broken", "whole")
     assert [row["step"] for row in read_log(out_dir / "broken.csv")] == list("12345678")
 
 
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden", "fused"])
-def test_a_run_from_a_cache_or_with_the_fused_loss_goes_on_to_the_same_bits(kind, call, tiny_world, out_dir,
-                                                                           at_step):
+def test_a_run_from_a_cache_or_with_the_fused_loss_goes_on_to_the_same_bits(kind, train, call, tiny_world,
+                                                                           out_dir, at_step):
     """A resumed run would read the cache from its beginning again, or no longer use the fused loss."""
-    flags = tiny_world.flags("distill_logits", steps=6, accumulate=2, fused="on")
+    flags = dict(script="distill_logits", steps=6, accumulate=2, fused="on")
     if kind != "fused":
+        flags |= dict(fused=None, cache=out_dir / "cache")
         made = call("dataset.teacher_cache", f"--teacher={tiny_world.teacher}", f"--data={tiny_world.train}",
-                    f"--val={tiny_world.val}", f"--kind={kind}", "--window=143", f"--out={out_dir / 'cache'}", "--dtype=float32")
+                    f"--val={tiny_world.val}", f"--kind={kind}", "--window=143", f"--out={out_dir / 'cache'}",
+                    "--dtype=float32")
         assert made.status == 0, made.err
-        flags = [f for f in flags if not f.startswith("--fused")]
-        flags.append(f"--cache={out_dir / 'cache'}")
-    whole = call("train_distill_logits", *flags, "--name=whole")
-    assert whole.status == 0, whole.err
-    assert ("fused" in whole.out) == (kind == "fused")
+    train(name="whole", **flags)
+    assert ("fused" in train.said) == (kind == "fused")
     at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert call("train_distill_logits", *flags, "--name=broken").status == 130
+    train(name="broken", status=130, **flags)
     at_step(5, crash)
     with pytest.raises(Crash):
-        call("train_distill_logits", *flags, "--name=broken")
-    assert "resuming after step 4" in call("train_distill_logits", *flags, "--name=broken").out
+        train(name="broken", **flags)
+    train(name="broken", **flags)
+    assert "resuming after step 4" in train.said
     assert_same_run(out_dir, "broken", "whole")
 
 
-def test_a_stop_signal_in_the_last_step_is_a_finished_run(call, tiny_world, out_dir, at_step):
+def test_a_stop_signal_in_the_last_step_is_a_finished_run(train, at_step):
     """After Ctrl-C in the last step, a finished run would be reported as stopped."""
     at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert call("train_pretrain", *tiny_world.flags("pretrain")).status == 0
-    assert checkpoints.load(out_dir / "run.pt")["step"] == 4
+    assert train("pretrain")["step"] == 4
 
 
 @all_scripts
-def test_a_finished_run_says_so_and_stays_as_it_is(script, call, tiny_world, out_dir):
+def test_a_finished_run_says_so_and_stays_as_it_is(script, train, out_dir):
     """The same command again would repeat the training or change the finished files."""
-    command = [f"train_{script}", *tiny_world.flags(script, steps=1)]
-    call(*command)
+    train(script, steps=1)
     before = (out_dir / "run.pt").read_bytes(), (out_dir / "run.csv").read_bytes()
-    again = call(*command)
-    assert again.status == 0 and "is finished (1 steps)" in again.out
+    train(script, steps=1)
+    assert "is finished (1 steps)" in train.said
     assert before == ((out_dir / "run.pt").read_bytes(), (out_dir / "run.csv").read_bytes())
 
 
@@ -153,99 +149,83 @@ def test_a_finished_run_says_so_and_stays_as_it_is(script, call, tiny_world, out
     ("pretrain", dict(steps=9, seed=3), ["seed was 0, is 3", "steps was 4, is 9"]),
     ("distill_logits", dict(alpha=0.25), ["alpha was 0.9, is 0.25"]),
     ("distill_logits", dict(teacher="init"), ["teacher_fingerprint was "]),
-    ("distill_reason", dict(tag_weight=2), ["tag_weight was 1.0, is 2.0"]),
-    ("distill_reason", dict(data="val"), ["data_sha256 was "])])
+    ("distill_reason", dict(tag_weight=2), ["tag_weight was 1.0, is 2.0"])])
 def test_another_run_under_the_same_name_is_refused_with_the_differences(
-        script, changes, words, call, tiny_world, out_dir):
-    """A run that continues with other flags, data or teacher would be a result of no setting at all."""
-    call(f"train_{script}", *tiny_world.flags(script))
+        script, changes, words, train, tiny_world, out_dir):
+    """A run that continues with other flags or another teacher would be a result of no setting at all."""
+    train(script)
     before = (out_dir / "run.pt").read_bytes()
     changes = {k: getattr(tiny_world, v) if isinstance(v, str) else v for k, v in changes.items()}
-    refused = call(f"train_{script}", *tiny_world.flags(script, **changes))
-    assert refused.status == 2 and refused.err.count("\n") == 1
-    for word in words:
-        assert word in refused.err
-    assert refused.err.count(" was ") == len(words)
-    assert (out_dir / "run.pt").read_bytes() == before
+    refused = train(script, status=2, **changes)
+    assert refused.count("\n") == 1 and refused.count(" was ") == len(words)
+    assert all(word in refused for word in words) and (out_dir / "run.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("old", [dict(loss_on="all"), dict(long_frac=0.3)])
-def test_a_run_with_a_loss_that_is_gone_is_refused(old, call, tiny_world, out_dir):
+def test_a_run_with_a_loss_that_is_gone_is_refused(old, train, out_dir):
     """A run of an old version with a removed loss would silently continue with another loss."""
-    call("train_pretrain", *tiny_world.flags("pretrain"))
-    state = checkpoints.load(out_dir / "run.pt")
+    state = train("pretrain")
     checkpoints.save(out_dir / "run.pt", state | dict(step=2, run_config=state["run_config"] | old))
-    assert call("train_pretrain", *tiny_world.flags("pretrain")).status == 2
+    train("pretrain", status=2)
     assert checkpoints.load(out_dir / "run.pt")["step"] == 2
 
 
-def test_data_changed_under_the_same_path_are_refused(call, tiny_world, out_dir, tmp_path):
-    """With changed data a resumed run takes other windows. The path is the same; only a hash shows it."""
-    data = tmp_path / "data.jsonl"
-    rows = tiny_world.train.read_text(encoding="utf-8").splitlines(keepends=True)
-    data.write_text("".join(rows), encoding="utf-8")
-    command = ["train_pretrain", *tiny_world.flags("pretrain", data=data)]
-    call(*command)
-    data.write_text("".join(rows[1:]), encoding="utf-8")
-    refused = call(*command)
-    assert refused.status == 2 and "data_sha256 was" in refused.err
+def test_other_data_under_the_same_path_are_refused(train, tiny_world, tmp_path):
+    """With other data a resumed run takes other windows. The path is the same; only a hash shows it."""
+    data, rows = tmp_path / "data.jsonl", tiny_world.train.read_text().splitlines(keepends=True)
+    data.write_text("".join(rows))
+    train("pretrain", data=data)
+    data.write_text("".join(rows[1:]))
+    assert "data_sha256 was" in train("pretrain", status=2, data=data)
 
 
-def test_fresh_replaces_a_run(call, tiny_world, out_dir):
+def test_fresh_replaces_a_run(train):
     """After --fresh, the weights, the flags or the log of the old run would still be used."""
-    call("train_pretrain", *tiny_world.flags("pretrain"))
-    done = call("train_pretrain", *tiny_world.flags("pretrain", steps=2, lr=0.01), "--fresh")
-    assert done.status == 0 and "resuming" not in done.out
-    state = checkpoints.load(out_dir / "run.pt")
-    assert state["step"] == 2 and state["run_config"]["lr"] == 0.01
-    assert [row["step"] for row in read_log(out_dir / "run.csv")] == ["1", "2"]
+    train("pretrain")
+    state = train("pretrain", steps=2, lr=0.01, fresh=True)
+    assert state["step"] == 2 and state["run_config"]["lr"] == 0.01 and "resuming" not in train.said
+    assert [row["step"] for row in train.rows] == ["1", "2"]
 
 
-def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(call, tiny_world, out_dir, at_step):
+def test_a_write_that_fails_half_way_leaves_the_old_checkpoint(train, out_dir, at_step):
     """If a checkpoint is overwritten in place and the disk is full, hours of training are lost."""
-    command = ["train_pretrain", *tiny_world.flags("pretrain", steps=6)]
     at_step(3, crash)
     with pytest.raises(Crash):
-        call(*command)
+        train("pretrain", steps=6)
     before = (out_dir / "run.pt").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # like a disk quota
     try:
-        failed = call(*command)
+        failed = train("pretrain", status=2, steps=6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert failed.status == 2 and failed.err.count("\n") == 1 and "run.pt" in failed.err, failed.err
+    assert failed.count("\n") == 1 and "run.pt" in failed, failed
     assert (out_dir / "run.pt").read_bytes() == before
     assert sorted(p.name for p in out_dir.glob("*run*")) == [".run.pt.lock", "run.csv", "run.pt"]
 
 
-def test_a_log_on_a_full_disk_stops_with_one_line(call, tiny_world, out_dir, at_step):
+def test_a_log_on_a_full_disk_stops_with_one_line(train, out_dir, at_step):
     """On a full disk the log fails first. That would show a traceback or lose the last checkpoint."""
     def fill():
         (out_dir / "run.csv").unlink()
         (out_dir / "run.csv").symlink_to("/dev/full")  # every write to it fails with ENOSPC
     at_step(2, fill)
-    failed = call("train_pretrain", *tiny_world.flags("pretrain"))
-    assert failed.status == 2 and failed.err.count("\n") == 1 and "No space" in failed.err
+    failed = train("pretrain", status=2)
+    assert failed.count("\n") == 1 and "No space" in failed
     assert checkpoints.load(out_dir / "run.pt")["step"] == 2
 
 
 @all_scripts
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(script, call, tiny_world,
-                                                                               out_dir, at_step):
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(script, train, out_dir,
+                                                                               monkeypatch):
     """NaN weights would replace the last good checkpoint. Nothing would be left to go back to."""
-    whole = call(f"train_{script}", *tiny_world.flags(script, steps=6, lr=1e30, warmup=0))
-    assert whole.status == 2 and whole.err.count("\n") == 1
-    assert "not finite at step 2" in whole.err and not list(out_dir.glob("*.pt"))
-
+    whole = train(script, status=2, steps=6, lr=1e30, warmup=0)
+    assert whole.count("\n") == 1
+    assert "not finite at step 2" in whole and not list(out_dir.glob("*.pt"))
     finite = common.check_finite
-    common.check_finite = lambda loss, norm, step, cfg: finite(loss if step < 4 else float("nan"), norm,
-                                                              step, cfg)
-    try:
-        stopped = call(f"train_{script}", *tiny_world.flags(script, steps=6))
-    finally:
-        common.check_finite = finite
-    assert stopped.status == 2 and "not finite at step 5" in stopped.err
+    monkeypatch.setattr(common, "check_finite", lambda loss, norm, step, cfg: finite(
+        loss if step < 4 else float("nan"), norm, step, cfg))
+    assert "not finite at step 5" in train(script, status=2, steps=6)
     state = checkpoints.load(out_dir / "run.pt")
     assert state["step"] == 4 and all(w.isfinite().all() for w in state["model"].values())
 
@@ -255,6 +235,13 @@ def start(script, *flags, cwd=None, **env):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **env}
     return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags)], env=env, cwd=cwd,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    """Wait for the end -> what it printed. The status must be 0."""
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    return said
 
 
 def wait_for_growth(path, process, timeout=120):
@@ -276,10 +263,7 @@ def kill_often(rng, path, longest, script, *flags):
         process.kill()
         said = process.communicate()[0]
         assert process.returncode == -signal.SIGKILL, f"it ended before it was killed:\n{said}"
-    process = start(script, *flags)
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said
-    return said
+    return finish(start(script, *flags))
 
 
 @pytest.mark.slow
@@ -287,9 +271,7 @@ def kill_often(rng, path, longest, script, *flags):
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(script, tiny_world, out_dir):
     """SIGKILL leaves no time to save. If the files on the disk lack something, the run ends differently."""
     flags = dict(steps=240, eval_every=7, batch=6)
-    whole = start(f"train_{script}.py", *tiny_world.flags(script, name="whole", **flags))
-    said = whole.communicate(timeout=300)[0]
-    assert whole.returncode == 0, said
+    finish(start(f"train_{script}.py", *tiny_world.flags(script, name="whole", **flags)))
     seconds = checkpoints.load(out_dir / "whole.pt")["seconds"]
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments of seed {seed}")  # shown when the test fails
@@ -303,17 +285,13 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(script, tiny_wor
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_generate_keeps_the_same_traces(tiny_world, tiny_tokenizer, call,
-                                                                out_dir):
+def test_killed_at_random_moments_generate_keeps_the_same_traces(tiny_world, train, out_dir):
     """A question that is answered twice or never would change the student's training data."""
-    done = call("train_pretrain", *tiny_world.flags("pretrain", name="teacher", steps=150, lr=2e-2))
-    assert done.status == 0, done.err
+    train("pretrain", name="teacher", steps=150, lr=2e-2)
     def flags(name):
         return ["--teacher", out_dir / "teacher.pt", "--input", tiny_world.train, "--samples", 120,
                 "--batch", 8, "--max-new-tokens", 40, "--out", out_dir / name]
-    whole = start("blackbox/generate.py", *flags("whole.jsonl"))
-    said = whole.communicate(timeout=300)[0]
-    assert whole.returncode == 0, said
+    finish(start("blackbox/generate.py", *flags("whole.jsonl")))
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments of seed {seed}")
     kill_often(random.Random(seed), out_dir / "broken.jsonl.all.jsonl", 1.8 / KILLS, "blackbox/generate.py",
@@ -341,23 +319,19 @@ def test_killed_at_random_moments_any_command_leaves_the_same_files(tiny_world, 
         f"blackbox/prompts.py --input {data}/distill.jsonl --out out/prompts.jsonl",
         f"blackbox/filter.py --input {data}/train.jsonl --out out/kept.jsonl"]
     def begin(folder, command):
+        (tmp_path / folder).mkdir(exist_ok=True)
         return start(*command.split(), cwd=tmp_path / folder, MINIDISTILL_OUT="out")
 
-    def finish(folder, command):
-        process, began = begin(folder, command), time.time()
-        said = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, said
-        return time.time() - began
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "broken").mkdir()
     for command in commands:
-        seconds = finish("whole", command)
+        began = time.time()
+        finish(begin("whole", command))
+        seconds = time.time() - began
         for _ in range(KILLS):
             process = begin("broken", command)
             time.sleep(rng.uniform(0, seconds))
             process.kill()
             process.communicate()
-        finish("broken", command)
+        finish(begin("broken", command))
         whole, broken = ({p.relative_to(tmp_path / folder): p.read_bytes() for p in (tmp_path / folder).rglob("*")
                           if p.is_file() and not p.name.endswith(".lock")} for folder in ("whole", "broken"))
         assert whole == broken and whole, command
