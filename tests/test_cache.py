@@ -45,7 +45,8 @@ def test_topk_of_the_whole_vocabulary_is_the_divergence(name, mix, temperature):
 
 @every
 def test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k(name, mix):
-    """TRAPS 13: with a renormalised list the loss can be above the full divergence, or negative."""
+    """TRAPS 13: with a renormalised list the loss can be above the full divergence, or negative. It removes
+    the tail even from a perfect student; with a bucket that costs nothing."""
     student, teacher = draw(200, V, seed=1), draw(200, V, seed=2)
     whole = divergence(name, student, teacher, 1.0, mix)
     before = torch.full_like(whole, -1e-12)
@@ -53,23 +54,8 @@ def test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k(name, mix):
         values = topk_divergence(name, student, *top(teacher, k), 1.0, mix)
         assert (values >= before - 1e-12).all() and (values <= whole + 1e-12).all()
         before = values
+        assert topk_divergence(name, teacher, *top(teacher, k), 1.0, mix).abs().max() < 1e-12
     assert (before - whole).abs().max() < 1e-12
-
-
-def test_a_renormalised_topk_teaches_to_be_too_sure():
-    """TRAPS 13: a renormalised list removes the tail even from a perfect student; with a bucket it does not."""
-    student = draw(N, V, seed=2).requires_grad_()  # the teacher itself
-    ids, log_p = top(student.detach(), 3)
-    p = log_p[:, :3].softmax(-1)  # the k are made to sum to 1
-    log_q = log_softmax(student)
-    renormalised = (p * (p.log() - log_q.gather(-1, ids))).sum()
-    [gradient] = torch.autograd.grad(renormalised, student, retain_graph=True)
-    kept = torch.zeros(N, V).bool().scatter(-1, ids, True)
-    torch.testing.assert_close(gradient[~kept], log_q.exp()[~kept])  # takes all mass from the tail
-    assert (gradient[kept] < -0.001).all()                           # and gives it to the list
-    with_bucket = topk_divergence("forward_kl", student, ids, log_p)
-    [gradient] = torch.autograd.grad(with_bucket.sum(), student)
-    assert with_bucket.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
 
 
 def test_a_tail_that_rounds_to_nothing_leaves_finite_values_and_gradients():

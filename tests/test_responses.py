@@ -3,25 +3,13 @@ import json
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-import checkpoints
 import train_distill_responses
 import train_pretrain
 from eval import judge
 from dataset.windows import eval_batches, open_data
 from dataset.formats import Turn, encode_document, parse_row
 from dataset.verify import extract_answer
-
-# one row in each of five formats of dataset/formats.py
-FORMATS = [
-    {"text": "Mia has 3 pears."},
-    {"conversations": [{"role": "user", "content": "3 + 4?"},
-                       {"role": "assistant", "content": "7", "reasoning_content": "3 + 4 = 7"}]},
-    {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "3 + 4?"},
-                  {"role": "assistant", "content": "<think>3 + 4</think><answer>7</answer>"}]},
-    {"instruction": "Add.", "input": "3 4", "output": "7"},
-    {"question": "3 + 4?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}]
 
 
 @pytest.mark.parametrize("target, second", [("full", "It is 5 + 2.\n#### 7<end>"),
@@ -70,29 +58,6 @@ def test_a_full_answer_is_scored_by_its_last_line_or_number(said, wanted, verdic
     assert found["verdict"] == verdict and found["well_formed"] == bool(said)
     for ids in ([t.answer, *t.encode(said), t.end_answer, t.end], t.encode(said)):  # with tags; without <end>
         assert not judge(t, ids, turn, "full")["well_formed"]
-
-
-def test_every_format_is_trained_on(train, tiny_world, tmp_path):
-    """A format could be read wrongly. The loss of the first step is computed document by document."""
-    path = tmp_path / "all.jsonl"
-    path.write_text("\n".join(map(json.dumps, FORMATS)), encoding="utf-8")
-    train("distill_responses", data=path, init=tiny_world.init, batch=2, steps=1)
-    assert "2 windows of 143 | 5 documents" in train.said  # two windows: conversations, text
-    model, t, _ = checkpoints.load_model(tiny_world.init)
-    sums = torch.zeros(2)
-    for asked, said in (([], "Mia has 3 pears."), ([4, "3 + 4?"], "3 + 4 = 7\n#### 7"),
-                        ([3, "Be short.", 2, 4, "3 + 4?"], "3 + 4\n#### 7"),
-                        ([4, "Add.\n\n3 4"], "7"), ([4, "3 + 4?"], "3 + 4 = 7\n#### 7")):
-        parts = asked + [2, 5] if asked else []
-        prompt = sum(([part] if isinstance(part, int) else t.encode(part) for part in parts), [])
-        ids = torch.tensor(prompt + t.encode(said) + [2])
-        first = max(len(prompt), 1)
-        logits = model(ids[None, :-1])[0, first - 1:]
-        ce = F.cross_entropy(logits, ids[first:], reduction="sum")
-        sums += torch.tensor([ce, len(ids) - first])
-    [row] = train.rows
-    assert float(row["ce"]) == pytest.approx((sums[0] / sums[1]).item(), rel=1e-5)
-    assert int(row["supervised"]) == sums[1]
 
 
 def test_bare_answers_are_one_run_in_both_black_box_scripts(train):
