@@ -1,5 +1,4 @@
 """Claims about dataset/suites.py: right labels, paired rows, nothing from the training data."""
-import functools
 import json
 import random
 import re
@@ -10,8 +9,9 @@ import pytest
 from common import UserError, sha256_file
 from dataset import stories, suites
 from dataset.formats import Turn, parse_row, prompt_ids
-from dataset.stories import NAMES, OBJECTS, OPS, TEMPLATES, make_story, split_of
+from dataset.stories import NAMES, OBJECTS, TEMPLATES, make_story, split_of
 from dataset.suites import CHANGES, SUITES, Config, drawn, main, read_suites, sentences, text_of
+from test_prompts import read_totals, turns
 
 
 @pytest.fixture(scope="module")
@@ -45,29 +45,6 @@ def templates(row):  # [(kind, number)] of its sentences
     return re.findall(r"\b([a-z]+)(\d+)", row["skeleton"])
 
 
-@functools.cache
-def pattern(template):
-    """A template -> the regular expression of all sentences that it can make."""
-    numbers = {"{n}": r"\d+", "{c}": r"\d+\w", "{k}": r"\d+[^\W\d][\w ]*|\d+ \w+"}
-    parts = [f"(?:{numbers.get(part, '[^0-9.。]+?')})" if part.startswith("{") else re.escape(part)
-             for part in re.split(r"(\{\w+\})", template)]
-    return re.compile("".join(parts))
-
-
-def spoken(text, lang):
-    """Text of a story -> [(operation, operand)] of its sentences after the first, read only from the text."""
-    words = {word: n for n, some in enumerate((
-        "doubles,to half,only half,两倍,一半", "triples,a third,三倍,三分之一", "quadruples,a quarter,四倍,四分之一",
-        "quintuples,a fifth,五倍,五分之一"), 2) for word in some.split(",")}
-    found = []
-    for sentence in re.split(r"(?<=[.。])", text)[1:]:
-        for op in OPS:
-            if any(pattern(t).fullmatch(sentence.strip()) for t in TEMPLATES[lang][op]):
-                numbers = [int(number) for number in re.findall(r"\d+", sentence)]
-                found.append((op, [*numbers, *(n for word, n in words.items() if word in sentence)][0]))
-    return found
-
-
 def test_the_text_alone_gives_the_answer(made):
     """With wrong labels in a suite, a model with right answers would look weak."""
     for suite in set(SUITES) - {"typos", "upper", "no_punctuation", "hostile"}:
@@ -75,13 +52,9 @@ def test_the_text_alone_gives_the_answer(made):
             told = sentences(row)
             if suite in ("order", "distractor"):
                 told = [s for s in sentences(clean) if s in told]
-            whole = stories.join(row["lang"], told)
-            steps, total = spoken(whole, row["lang"]), int(re.search(r"\d+", whole)[0])
-            for op, n in steps:
-                assert op != "div" or total % n == 0
-                total = dict(add=total + n, sub=total - n, mul=total * n, div=total // n)[op]
-                assert total >= 1
-            assert (str(total), len(steps)) == (row["conversations"][1]["content"], row["ops"]), row
+            totals = read_totals({**row, "conversations": turns(stories.join(row["lang"], told))})
+            assert min(totals) >= 1 and len(totals) == 1 + row["ops"]
+            assert str(totals[-1]) == row["conversations"][1]["content"], row
 
 
 def test_every_row_has_its_clean_one_and_none_is_missing(data, made):
