@@ -1,11 +1,10 @@
 """Claims about train_distill_responses.py. Other files test its gradient, ranks and kills."""
-import json
-
 import pytest
 import torch
 
 import train_distill_responses
 import train_pretrain
+from common import json_lines
 from eval import judge
 from dataset.windows import eval_batches, open_data
 from dataset.formats import Turn, encode_document, parse_row
@@ -21,14 +20,15 @@ def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tin
              dict(role="assistant", content="5 pears, <b>."), dict(role="user", content="And 2 more?"),
              dict(role="assistant", content="7", reasoning_content="It is 5 + 2."),
              dict(role="user", content="Thanks"), dict(role="assistant", content="Bye.")]
-    path = tmp_path / "chat.jsonl"
-    path.write_text(json.dumps(dict(conversations=turns)), encoding="utf-8")
+    path, text = tmp_path / "chat.jsonl", "Mia has 3 pears."  # plain text may be in the same file
+    path.write_text(json_lines([dict(conversations=turns), dict(text=text)]), encoding="utf-8")
     [(_, y, _, weight)] = eval_batches(open_data(path, tiny_tokenizer, 143, target), batch=2)
     counted, other = (tiny_tokenizer.decode(y[part & (y != tiny_tokenizer.pad)], show_control=True)
                       for part in (weight > 0, weight == 0))
-    assert counted == f"5 pears, <b>.<end>{second}Bye.<end>"
+    rest = tiny_tokenizer.decode(tiny_tokenizer.encode(text)[1:])  # a first token is never predicted
+    assert counted == f"5 pears, <b>.<end>{second}Bye.<end>{rest}<end>"
     assert other == "Be short.<end><user>2 + 3?<end><assistant><user>And 2 more?<end><assistant>" \
-                    "<user>Thanks<end><assistant>"  # <system> comes first and is never predicted
+                    "<user>Thanks<end><assistant>"  # nor is <system>
 
 
 @pytest.mark.parametrize("think, answer", [
