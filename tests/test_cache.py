@@ -17,7 +17,7 @@ from test_bad_input import write_checkpoint
 from test_divergences import CASES
 from test_losses import V, draw
 from tokenizer import Tokenizer
-from tokenizer.train import train
+from tokenizer.train import train as train_tokenizer
 
 every = pytest.mark.parametrize("name, mix", CASES)
 N = 5
@@ -145,7 +145,7 @@ def test_several_teachers_speak_with_the_mean_of_their_distributions(make, opene
     """The mean of logits is a geometric mean: a token that one teacher excludes is lost for all. Hidden states
     of two networks have no common meaning, and neither have ids of two tokenizers."""
     make(status=2, kind="hidden", others=[tiny_world.init])
-    swapped = train([sentence.swapcase() for sentence in SENTENCES * 5], 320, coverage=1.0)
+    swapped = train_tokenizer([sentence.swapcase() for sentence in SENTENCES * 5], 320, coverage=1.0)
     make(status=2, others=[write_checkpoint(tmp_path / "other.pt", Tokenizer(swapped))])
     assert "other.pt" in make.said
     tau, both = 2.0, [tiny_world.teacher, tiny_world.init]
