@@ -177,8 +177,8 @@ def call(monkeypatch, capsys, out_dir):
 
 @pytest.fixture
 def train(call, tiny_world, out_dir):
-    """A function: `train("pretrain", steps=1)` runs a training script -> its checkpoint, or, with a
-    status that is not 0, its errors. `train.rows` is its CSV log, `train.said` all that it printed."""
+    """A function: `train("pretrain", steps=1)` runs a training script -> its checkpoint. If
+    `status` is not 0: its errors. `train.rows` is its CSV log, `train.said` all that it printed."""
     import checkpoints
 
     def run(script, status=0, name="run", **changes):

@@ -45,8 +45,8 @@ def test_topk_of_the_whole_vocabulary_is_the_divergence(name, mix, temperature):
 
 @every
 def test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k(name, mix):
-    """TRAPS 13: with a renormalised list the loss can be above the full divergence, or negative. It removes
-    the tail even from a perfect student; with a bucket that costs nothing."""
+    """TRAPS 13: with a renormalised list the loss can be above the full divergence, or negative.
+    It removes the tail even from a perfect student. With a bucket it costs nothing."""
     student, teacher = draw(200, V, seed=1), draw(200, V, seed=2)
     whole = divergence(name, student, teacher, 1.0, mix)
     before = torch.full_like(whole, -1e-12)
@@ -145,7 +145,7 @@ def test_several_teachers_speak_with_the_mean_of_their_distributions(make, opene
     """The mean of logits is a geometric mean: a token that one teacher excludes is lost for all. Hidden states
     of two networks have no common meaning, and neither have ids of two tokenizers."""
     make(status=2, kind="hidden", others=[tiny_world.init])
-    swapped = train_tokenizer([sentence.swapcase() for sentence in SENTENCES * 5], 320, coverage=1.0)
+    swapped = train_tokenizer([text.swapcase() for text in SENTENCES * 5], 320, coverage=1.0)
     make(status=2, others=[write_checkpoint(tmp_path / "other.pt", Tokenizer(swapped))])
     assert "other.pt" in make.said
     tau, both = 2.0, [tiny_world.teacher, tiny_world.init]
@@ -299,4 +299,5 @@ def test_a_student_starts_as_its_teacher(script, tiny_world, train):
     teacher = checkpoints.load(tiny_world.teacher)["model"]
     torch.testing.assert_close(found["model"], teacher, rtol=0, atol=1e-7)
     assert "of 1 to 1" in train(script, status=2, name="b", init_from_teacher="2")
-    assert "--init" in train(script, status=2, name="b", init_from_teacher="1", init=tiny_world.init)
+    both = dict(init_from_teacher="1", init=tiny_world.init)
+    assert "--init" in train(script, status=2, name="b", **both)

@@ -89,8 +89,8 @@ def test_generate_equals_reading_everything_again(tiny_model):
 
 @pytest.mark.parametrize("sampling", [{}, dict(temperature=0.7, top_p=1e-6)], ids=str)
 def test_a_batch_is_generated_as_one_by_one(tiny_model, sampling):
-    """If left padding is visible or shifts positions, the answers to short prompts change. Of one row the
-    Decoder writes, of several the model itself."""
+    """If left padding is visible or shifts positions, the answers to short prompts change.
+    Decoder writes a single row, the model itself writes several."""
     model = tiny_model(n_kv_heads=1)
     one_by_one = [generate(model, [p], 24, **sampling)[0] for p in PROMPTS]
     assert generate(model, PROMPTS, 24, **sampling) == one_by_one
@@ -99,7 +99,7 @@ def test_a_batch_is_generated_as_one_by_one(tiny_model, sampling):
 
 @pytest.mark.parametrize("sampling", [{}, dict(temperature=1.3, top_p=0.8)], ids=str)
 def test_stream_equals_generate(tiny_model, sampling):
-    """The chat could show another text than the evaluation scores, or a seed could have no effect."""
+    """The chat could show another text than the evaluation scores. A seed could have no effect."""
     model = tiny_model()
     again = lambda: dict(sampling, generator=torch.Generator().manual_seed(5))
     row = generate(model, PROMPTS[:1], 30, **again())[0]

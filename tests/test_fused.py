@@ -40,7 +40,7 @@ def both(*how, dtype=torch.float32):
     for way in (fused_loss, plain):
         hidden, head, *rest = inputs(dtype)
         sums = way(hidden, head, *rest, *how)
-        (sums[0] / 30).backward()  # the others would give gradients of 0, and training on them nothing
+        (sums[0] / 30).backward()  # the others have no gradient: it would be 0, without an error
         assert way is plain or not any(value.requires_grad for value in sums[1:])
         found.append((torch.stack([s.detach() for s in sums]), hidden.grad, head.grad))
     return found

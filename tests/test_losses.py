@@ -73,8 +73,8 @@ def test_different_vocabularies_or_shapes_are_refused(student, wrong):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_total_is_the_weighted_sum_and_uncounted_tokens_may_hold_anything(bad):
-    """TRAPS 9: 0 * NaN is NaN: one token with weight 0 could make the sum and all gradients NaN. Weights
-    are not only a mask: a tag with weight 2 counts twice."""
+    """TRAPS 9: 0 * NaN is NaN: one token with weight 0 could make the sum and all gradients NaN.
+    Weights could be only a mask: a tag with weight 2 would count once."""
     values = torch.tensor([[1.0, bad, 2.0]], requires_grad=True)
     loss = total(values, torch.tensor([[0.5, 0.0, 2.0]]))
     loss.backward()

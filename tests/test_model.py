@@ -80,8 +80,8 @@ def logits_oracle(model, ids, document):
     dict(rope_theta=100.0, norm_eps=1e-2)], ids=str)
 @torch.no_grad()
 def test_logits_equal_the_formulas(tiny_model, changes):
-    """A token that sees later ones: the loss looks very good, but generation is useless. With a wrong key
-    head, or a scale or norm too many, a model still trains, but worse."""
+    """If a token sees later ones, the loss looks very good, but generation is useless. With a wrong
+    key head, or a scale or norm too many, a model still trains, but worse."""
     model = tiny_model(**changes).double()
     ids, document = draw_ids(1, 7), torch.tensor([[1, 1, 1, 1, 2, 2, 2]])
     assert_close(model(ids)[0], logits_oracle(model, ids[0], [1] * 7), atol=1e-6)

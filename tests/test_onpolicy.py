@@ -166,8 +166,8 @@ def test_share_alpha_and_divergence_are_knobs_and_its_own_words_no_labels(train)
     the data and on the student's own text, so each of the flags must have an effect."""
     f, r, found = "forward_kl", "reverse_kl", []
     for share, name, alpha in zip((0, 0, .5, .5, 1, 1, 1), (f, r, r, r, f, r, r), (.2, .2, .2, .9, .2, .2, .9)):
-        state = train("distill_onpolicy", fresh=True, steps=2, on_policy_share=share, divergence=name,
-                      alpha=alpha)
+        state = train("distill_onpolicy", fresh=True, steps=2, on_policy_share=share,
+                      divergence=name, alpha=alpha)
         found.append(torch.cat([v.flatten() for v in state["model"].values()]))
     pairs = [(i, j) for j in range(7) for i in range(j) if torch.equal(found[i], found[j])]
     assert pairs == [(5, 6)]  # at share 1 there is no label, so alpha does nothing

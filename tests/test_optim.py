@@ -37,8 +37,8 @@ SHAPES = [(24, 24), (24, 48), (48, 24), (24, 24), (12, 24)]  # two of one shape 
 
 
 def test_muon_equals_pytorchs_muon():
-    """A mistake in momentum, Nesterov, the scale 0.2 * sqrt(max(R, C)), weight decay or their order, or
-    one norm for a whole stack. PyTorch's Muon computes in bfloat16, so the tolerance is large."""
+    """A mistake in momentum, Nesterov, the scale 0.2 * sqrt(max(R, C)), weight decay or their order.
+    One norm for a whole stack. PyTorch's Muon computes in bfloat16, so the tolerance is large."""
     ours = [torch.nn.Parameter(random_matrix(*s, seed=i)) for i, s in enumerate(SHAPES)]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     optimizers = (Muon(ours, lr=0.05, weight_decay=0.3),

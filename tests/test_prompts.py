@@ -70,9 +70,12 @@ def answer(row):
 READER = {"en": dict(
     nothing="lives in house|has rained|feet high|^bus .* goes by|radio plays|would like|does not buy",
     undo="does not happen|is not true|never comes to this|is not so",
-    div="every (?!single)|divide|split|equal|a third|a quarter|a fifth|half|crate takes|one pound|one dollar",
-    mul="times|multipl|doubles|triples|quadruples|quintuples|each one|every single|grams|dollars|seconds",
-    sub="gives away|loses|sells|gives .* to |throws away|takes .* of them|(?<!aunt )sends|uses up|hands .* to a"
+    div="every (?!single)|divide|split|equal|a third|a quarter|a fifth|half|crate takes|one pound"
+        "|one dollar",
+    mul="times|multipl|doubles|triples|quadruples|quintuples|each one|every single|grams|dollars"
+        "|seconds",
+    sub="gives away|loses|sells|gives .* to |throws away|takes .* of them|(?<!aunt )sends|uses up"
+        "|hands .* to a"
         "|removes|gives up|parts with|forgets|breaks|runs off|hand over|lets out|costs the player"
         "|donates|steals|passes|drops",
     add="more|finds|earns|gift|aunt|hands (him|her)|adds|is given|is handed",
@@ -94,7 +97,7 @@ def told(row):
 
 
 def read_totals(row):
-    """Row of a story -> [the number at the start, after each operation that counts], read from its text."""
+    """Row of a story -> [start, total after each operation that counts], read from its text."""
     totals = []
     for sentence in map(str.lower, told(row)):
         op = next((op for op, verbs in READER[row["lang"]].items() if re.search(verbs, sentence)), None)

@@ -25,7 +25,7 @@ def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tin
     [(_, y, _, weight)] = eval_batches(open_data(path, tiny_tokenizer, 143, target), batch=2)
     counted, other = (tiny_tokenizer.decode(y[part & (y != tiny_tokenizer.pad)], show_control=True)
                       for part in (weight > 0, weight == 0))
-    rest = tiny_tokenizer.decode(tiny_tokenizer.encode(text)[1:])  # a first token is never predicted
+    rest = tiny_tokenizer.decode(tiny_tokenizer.encode(text)[1:])  # the first is never predicted
     assert counted == f"5 pears, <b>.<end>{second}Bye.<end>{rest}<end>"
     assert other == "Be short.<end><user>2 + 3?<end><assistant><user>And 2 more?<end><assistant>" \
                     "<user>Thanks<end><assistant>"  # nor is <system>

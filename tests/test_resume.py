@@ -106,15 +106,15 @@ def test_a_stopped_and_a_crashed_run_go_on_to_the_same_bits(script, train, out_d
 
 
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden", "fused"])
-def test_a_run_from_a_cache_or_with_the_fused_loss_goes_on_to_the_same_bits(kind, train, call, tiny_world,
-                                                                           out_dir, at_step):
+def test_a_run_from_a_cache_or_with_the_fused_loss_goes_on_to_the_same_bits(
+        kind, train, call, tiny_world, out_dir, at_step):
     """A resumed run would read the cache from its beginning again, or no longer use the fused loss."""
     flags = dict(script="distill_logits", steps=6, accumulate=2, fused="on")
     if kind != "fused":
         flags |= dict(fused=None, cache=out_dir / "cache")
-        made = call("dataset.teacher_cache", f"--teacher={tiny_world.teacher}", f"--data={tiny_world.train}",
-                    f"--val={tiny_world.val}", f"--kind={kind}", "--window=143", f"--out={out_dir / 'cache'}",
-                    "--dtype=float32")
+        made = call("dataset.teacher_cache", f"--teacher={tiny_world.teacher}", f"--kind={kind}",
+                    f"--data={tiny_world.train}", f"--val={tiny_world.val}", "--window=143",
+                    f"--out={out_dir / 'cache'}", "--dtype=float32")
         assert made.status == 0, made.err
     train(name="whole", **flags)
     assert ("fused" in train.said) == (kind == "fused")
@@ -152,7 +152,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(script, train, out_dir):
     ("distill_reason", dict(tag_weight=2), ["tag_weight was 1.0, is 2.0"])])
 def test_another_run_under_the_same_name_is_refused_with_the_differences(
         script, changes, words, train, tiny_world, out_dir):
-    """A run that continues with other flags or another teacher would be a result of no setting at all."""
+    """A run that goes on with other flags or another teacher is a result of no setting at all."""
     train(script)
     before = (out_dir / "run.pt").read_bytes()
     changes = {k: getattr(tiny_world, v) if isinstance(v, str) else v for k, v in changes.items()}
@@ -171,7 +171,7 @@ def test_a_run_with_a_loss_that_is_gone_is_refused(old, train, out_dir):
 
 
 def test_other_data_under_the_same_path_are_refused(train, tiny_world, tmp_path):
-    """With other data a resumed run takes other windows. The path is the same; only a hash shows it."""
+    """With other data a resumed run takes other windows. Only a hash shows it, not the path."""
     data, rows = tmp_path / "data.jsonl", tiny_world.train.read_text().splitlines(keepends=True)
     data.write_text("".join(rows))
     train("pretrain", data=data)
@@ -216,8 +216,8 @@ def test_a_log_on_a_full_disk_stops_with_one_line(train, out_dir, at_step):
 
 
 @all_scripts
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(script, train, out_dir,
-                                                                               monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(
+        script, train, out_dir, monkeypatch):
     """NaN weights would replace the last good checkpoint. Nothing would be left to go back to."""
     whole = train(script, status=2, steps=6, lr=1e30, warmup=0)
     assert whole.count("\n") == 1

@@ -106,8 +106,8 @@ def expected_gradient(script, world, tokenizer):
 @all_scripts
 def test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula(
         script, train, gradients, tiny_world, tiny_tokenizer):
-    """TRAPS 1, 2, 4, 7, 8, 9, 10, 24, 27: a wrong normaliser, shift or mask, a mean of means, a flag
-    without effect, or the teacher's logits on both sides."""
+    """TRAPS 1, 2, 4, 7, 8, 9, 10, 24, 27: a wrong normaliser, shift or mask, a mean of means, a
+    flag without effect, or the teacher's logits on both sides."""
     data = open_data(tiny_world.train, tiny_tokenizer, 143)
     batches, _, _ = step_batches(data, 0, config(batch=16, accumulate=4), ENV)
     assert len({weight.sum().item() for *_, weight, _ in batches}) > 1  # otherwise a mean of means would be right
@@ -212,8 +212,8 @@ def test_every_epoch_takes_each_window_once_in_an_order_of_its_own():
 
 
 def test_y_is_x_shifted_and_tag_weight_reaches_the_tags_of_the_response_only():
-    """TRAPS 7, 24, 25: with the mask of x instead of y the first response token is never learned. If tags
-    are weighted wherever they occur, those in prompts are, too."""
+    """TRAPS 7, 24, 25: with the mask of x instead of y the first response token is never learned.
+    If tags are weighted wherever they occur, those in prompts are, too."""
     ids = np.array([[4, 6, 7, 50, 5, 6, 51, 7, 8, 52, 9, 2]])  # tags in the prompt, too
     mask = np.array([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]])
     data = fake_data(ids, mask, np.ones(ids.shape))
