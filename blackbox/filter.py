@@ -3,8 +3,6 @@
     python blackbox/filter.py     # out/data/traces.jsonl -> out/data/filtered.jsonl, CPU, about 6 s
     python blackbox/filter.py --input my.jsonl --out kept.jsonl --against val.jsonl,test.jsonl
 
-Last line: next: python train_distill_reason.py ...
-
 It reads every .jsonl format of dataset/formats.py, and OUT.all.jsonl of generate.py. A kept line is
 copied to OUT byte for byte. A dropped one goes to OUT.dropped.jsonl. There "dropped" is the first
 reason that applies, and "of" is the line that it repeats. OUT.card.md counts both kinds.
@@ -54,11 +52,9 @@ class Config:
     fresh: bool = False           # replace existing files
 
 
-REASONS = ("truncation", "format", "answer", "length", "repetition", "language", "overlap",
-           "exact", "near")
-VERDICTS = {"truncated": "truncation", "format": "format", "no answer": "answer",
-            "wrong answer": "answer", "refused": "answer", "failed": "answer",
-            "too short": "length"}  # from generate.py; other verdicts drop nothing
+REASONS = "truncation format answer length repetition language overlap exact near".split()
+VERDICTS = dict.fromkeys(["no answer", "wrong answer", "refused", "failed"], "answer") | {
+    "truncated": "truncation", "format": "format", "too short": "length"}  # others drop nothing
 FAULTS = {"a tag that stands": "format", "an empty answer": "answer",  # how a BadRow begins
           "a conversation that does not end": "answer", "a user turn without text": "format"}
 HEADER = {"seed", "temperature", "max_new_tokens"}  # keys of the first line of OUT.all.jsonl
@@ -123,18 +119,16 @@ def wrong(row):
     """True if a row of generate.py has another answer than "reference" and no verdict "ok"."""
     keys, reference = row.keys, row.keys.get("reference")
     ours = isinstance(reference, str) and {"operation", "source", "label"} <= keys.keys()
-    if not ours or keys.get("verdict") == "ok":
-        return False
-    last = row.turns[-1]
-    answer = answer_in(last.content, reference) if last.answer is None else last.answer
-    return verdict(reference, answer, True, True) != "ok"
+    if ours and keys.get("verdict") != "ok":
+        last = row.turns[-1]
+        answer = answer_in(last.content, reference) if last.answer is None else last.answer
+        return verdict(reference, answer, True, True) != "ok"
 
 
 def loops(row):
     """True if over half of the runs of four pieces are repeats, in a text or its last 64 pieces."""
     found = [PIECES.findall(text) for text in row.replies()]
-    return any(max(repetition(pieces), repetition(pieces[-64:])) > 0.5
-               for pieces in found if len(pieces) >= 24)
+    return any(max(repetition(p), repetition(p[-64:])) > 0.5 for p in found if len(p) >= 24)
 
 
 def scripts(text):
@@ -243,7 +237,6 @@ def write_all(cfg, rows, kept, counts, asked):
 
 
 def main(cfg):
-    """Apply the rules to each row, then look for duplicates, then write the files."""
     off, report, rows = set(filter(None, cfg.off.split(","))), {}, []
     check(off <= set(REASONS), f"--off {cfg.off}: must be one or more of {','.join(REASONS)}")
     for path in (cfg.input, cfg.out):

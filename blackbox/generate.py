@@ -69,8 +69,7 @@ ENDPOINT = {"model", "concurrency", "timeout", "retries", "max_requests", "max_t
 CHECKPOINT = {"teacher", "batch", "dtype", "documents"}
 PROMPTS = {"input", "questions", "samples", "system", "skip_bad_lines"}
 PARAMETERS = ("temperature", "max_new_tokens", "system")
-KEPT_KEYS = ("conversations", "operation", "source", "label", "sample", "verdict", "model",
-             "finish_reason", "usage")
+KEPT_KEYS = "conversations operation source label sample verdict model finish_reason usage".split()
 MIN_CHARS = 100  # minimum for a document
 
 

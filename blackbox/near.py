@@ -1,7 +1,5 @@
 """Find rows that are nearly the same: MinHash and LSH find candidates, exact Jaccard decides.
 
-    find_copies([(kind, prompt, answer), ...])      {row: the earlier row that it is a copy of}
-
 Stories share templates, so the same sentences with other numbers are a different problem. Two rows
 of the same kind are near copies if three conditions hold:
 
@@ -73,9 +71,8 @@ def similar(a, b):
 
 def bands(prompt, answer):
     """MinHash: the smallest value of each of 60 hash functions over the word pairs, as 20 keys of 3
-    values. Two rows agree in a value with a probability equal to their Jaccard similarity. Python's
-    hash() would not do: it differs from process to process."""
-    codes = [blake2b(repr((side, pair)).encode(), digest_size=8).digest()
+    values. Two rows agree in a value with a probability equal to their Jaccard similarity."""
+    codes = [blake2b(repr((side, pair)).encode(), digest_size=8).digest()  # hash() varies by run
              for side in (0, 1) for pair in sketch(prompt, answer)[side]]
     codes = np.frombuffer(b"".join(codes), dtype=np.uint64)  # (n,)
     least = (np.outer(SLOPES | np.uint64(1), codes) + SHIFTS[:, None]).min(1).tolist()  # (60,)

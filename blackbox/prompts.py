@@ -2,8 +2,7 @@
 
     python blackbox/prompts.py           # out/data/prompts.jsonl, one for each seed, CPU, about 2 s
     python blackbox/prompts.py --input mine.jsonl --operations typos,injection,long
-
-Last line: next: python blackbox/generate.py --input out/data/prompts.jsonl --out ...
+    next: python blackbox/generate.py --input out/data/prompts.jsonl --out ...
 
 A student is only as robust as the text that it has seen. Seeds are the stories of the distill split
 or your own prompts, in any format of dataset/formats.py, with or without an answer.
@@ -16,7 +15,7 @@ or your own prompts, in any format of dataset/formats.py, with or without an ans
                                     Only for stories:
     invented                        made-up names and things (English)
     order, paraphrase               the question comes first; other sentences
-    distractor, broader             one more sentence, with a number; another topic
+    distractor, broader             one more sentence, with a number; another topic, such as points
     other_language                  Chinese instead of English, English instead of Chinese
                                     Only for stories, and the answer changes:
     negation                        one operation is taken back
@@ -44,8 +43,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, between, check, command, json_lines, lock, run, show, write_file
 from dataset import stories, suites
 from dataset.formats import BadRow, Turn, bad_lines_text, is_text, read_documents, turn_row
-from dataset.stories import fields, join, operands, running_totals, tell
-from dataset.suites import kinds, reworded, sentences, text_of
+from dataset.stories import SPACE, fields, kinds_of, operands, running_totals, tell
+from dataset.suites import reworded, sentences, text_of
 from dataset.verify import question_of
 from metrics import counted
 
@@ -67,8 +66,7 @@ class Config:
     fresh: bool = False      # replace existing files
 
 
-# --- operations: (rng, row, story) -> row, or None if it does not apply ---------------------------
-# row: a question and its reply. story: see parse_seed.
+# Operations: (rng, row, story) -> row, or None. row: question and reply; story: see parse_seed.
 
 def long(rng, row, story):
     """Put filler first. A story still fits into 512 tokens. Other prompts become pages long."""
@@ -76,28 +74,25 @@ def long(rng, row, story):
     told, gap = [], " " if "key" in story else "\n\n"
     while sum(map(len, told)) < length:
         told.append(rng.choice([s for s in TEXTS["FILLER"][story["lang"]] if s not in told[-3:]]))
-    return reworded(row, join(story["lang"], told) + gap + text_of(row))
+    return reworded(row, SPACE[story["lang"]].join(told) + gap + text_of(row))
 
 
 def format_trap(rng, row, story):
-    """Put the prompt between tags that usually begin or end an answer, code or a conversation."""
     frame, text = rng.choice(TEXTS["FORMATS"]), text_of(row)
     values = dict(text=text, json=json.dumps(text, ensure_ascii=False))
     return reworded(row, re.sub(r"\{(text|json)\}", lambda match: values[match[1]], frame))
 
 
 def injection(rng, row, story):
-    """Add instructions of somebody else. The right answer does not follow them."""
     frame = rng.choice(TEXTS["INJECTIONS"][story["lang"]]).replace("{n}", str(rng.randint(2, 99)))
     return reworded(row, frame.replace("{text}", text_of(row)))
 
 
 def invented_word(rng):
     """A word of two or three syllables, such as "tiblin", that the stories do not have."""
+    syllable = "bdfgklmnprstvz", "aeiou", ["", "", "b", "l", "n", "r", "s"]
     while True:
-        word = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") +
-                       rng.choice(["", "", "b", "l", "n", "r", "s"])
-                       for _ in range(rng.choice([2, 2, 3])))
+        word = "".join(map(rng.choice, syllable * rng.choice([2, 2, 3])))
         if word not in REAL and word + "s" not in REAL:
             return word
 
@@ -112,23 +107,19 @@ def invented(rng, row, story):
 
 def with_sentences(row, told, answer):
     """A row of these sentences and answer. It lacks skeleton and numbers: it fits no template."""
-    new = reworded(row, join(row["lang"], told))
+    new = reworded(row, SPACE[row["lang"]].join(told))
     reply = dict(role="assistant", content=str(answer))
     return dict(conversations=[new["conversations"][0], reply], id=new["id"], lang=row["lang"])
 
 
-def paraphrase(rng, row, story, topic=None):
+def paraphrase(rng, row, story, broader=False):
     """Tell every sentence in words that the templates do not have, or in those of a topic."""
     told, wordings = [], TEXTS["WORDINGS"][story["lang"]]
-    for kind, n in zip(kinds(story), [*story["numbers"], 0]):
+    topic = rng.choice(TEXTS["TOPICS"][story["lang"]]) if broader else None
+    for kind, n in zip(kinds_of(story["key"]), [*story["numbers"], 0]):
         text = topic[kind] if topic else rng.choice(wordings[kind])
         told.append(text.format(**fields(story["lang"], story["name"], story["thing"], kind, n)))
     return with_sentences(row, told, row["conversations"][1]["content"])
-
-
-def broader(rng, row, story):
-    """Tell the same numbers about another topic: passengers, points, liters or members."""
-    return paraphrase(rng, row, story, topic=rng.choice(TEXTS["TOPICS"][story["lang"]]))
 
 
 def deeper(rng, row, story):
@@ -140,34 +131,30 @@ def deeper(rng, row, story):
 
 
 def boundary(rng, row, story):
-    """The same sentences with other numbers, one of them at an edge of its range."""
+    """Other numbers: the start is 1 or 50 to 99, or another one is 0 or equals the total."""
+    ops = kinds_of(story["key"][1:-1])
     for _ in range(PATIENCE):
-        if numbers := edge_numbers(rng, kinds(story)[1:-1]):
+        edge, place = rng.choice(["zero", "one", "equal", "huge"]), rng.randrange(len(ops))
+        numbers = [rng.randint(*{"one": (1, 1), "huge": (50, 99)}.get(edge, (2, 20)))]
+        for i, op in enumerate(ops):
+            total = running_totals(ops[:i], numbers)[-1]
+            choices = operands(op, total, large=False)
+            if i == place and edge in ("zero", "equal"):
+                n = 0 if edge == "zero" else total
+                choices = [n] if op in ("add", "sub") and n <= 20 else []
+            if not choices:
+                break
+            numbers.append(rng.choice(choices))
+        else:
             new = tell(**{**story, "numbers": numbers})
             if "are 1 " not in text_of(new) and stories.split_of(new) == "distill":
                 return new  # never "There are 1 pear"
 
 
-def edge_numbers(rng, ops):
-    """-> numbers: the start is 1 or 50 to 99, or another one is 0 or equals the total. Or None."""
-    edge, place = rng.choice(["zero", "one", "equal", "huge"]), rng.randrange(len(ops))
-    numbers = [rng.randint(*{"one": (1, 1), "huge": (50, 99)}.get(edge, (2, 20)))]
-    for i, op in enumerate(ops):
-        total = running_totals(ops[:i], numbers)[-1]
-        choices = operands(op, total, large=False)
-        if i == place and edge in ("zero", "equal"):
-            n = 0 if edge == "zero" else total
-            choices = [n] if op in ("add", "sub") and n <= 20 else []
-        if not choices:
-            return None
-        numbers.append(rng.choice(choices))
-    return numbers
-
-
 def negation(rng, row, story):
     """Take back one operation after it is told. The others must still give whole numbers to 99."""
     *told, question = sentences(row)
-    ops, (start, *numbers) = kinds(story)[1:-1], story["numbers"]
+    ops, (start, *numbers) = kinds_of(story["key"][1:-1]), story["numbers"]
     for i in rng.sample(range(len(ops)), len(ops)):
         left, kept = ops[:i] + ops[i + 1:], numbers[:i] + numbers[i + 1:]
         totals = running_totals(left, [start, *kept])
@@ -178,7 +165,7 @@ def negation(rng, row, story):
 
 def unit(rng, row, story):
     """Ask for grams or crates. That is one more operation; the story may have at most three."""
-    total = running_totals(kinds(story)[1:-1], story["numbers"])[-1]
+    total = int(row["conversations"][1]["content"])
     fitting = [(op, n) for op in ("mul", "div") for n in operands(op, total, large=False)]
     if fitting and row["ops"] < stories.LONGEST_TRAINED:
         op, n = rng.choice(fitting)
@@ -188,11 +175,12 @@ def unit(rng, row, story):
         return with_sentences(row, [*sentences(row)[:-1], question], answer)
 
 
-OF_LETTERS = dict(typos=suites.typos, no_punctuation=suites.no_punctuation, upper=suites.upper)
+OF_LETTERS = {name: suites.CHANGES[name] for name in ("typos", "no_punctuation", "upper")}
 OF_ANY_PROMPT = dict(OF_LETTERS, long=long, format_trap=format_trap, injection=injection,
                      empty=lambda rng, row, story: reworded(row, rng.choice(TEXTS["EMPTY"])))
 OPERATIONS = dict(OF_ANY_PROMPT, invented=invented, order=suites.order, paraphrase=paraphrase,
-                  distractor=partial(suites.distractor, texts=TEXTS["ASIDES"]), broader=broader,
+                  distractor=partial(suites.distractor, texts=TEXTS["ASIDES"]),
+                  broader=partial(paraphrase, broader=True),
                   other_language=partial(suites.other_language, split="distill"),
                   negation=negation, unit=unit, boundary=boundary, deeper=deeper)
 LABEL = dict.fromkeys(["none", *OPERATIONS], "kept") | dict.fromkeys(
@@ -231,7 +219,6 @@ def change(rng, row, story, operations, seen, missed):
 
 
 def main(cfg):
-    """Change a share of the seeds, write all, and print how many there are of each kind."""
     operations, out, report = cfg.operations.split(","), Path(cfg.out), {}
     check(set(operations) <= set(OPERATIONS),
           f"--operations {cfg.operations}: must be one or more of {','.join(OPERATIONS)}")
@@ -247,9 +234,8 @@ def main(cfg):
         name, row = change(rng, row, story, drawn, seen, missed)
         label = LABEL[name] if answer else "teacher"
         question, reply = row["conversations"]
-        turns = [*before, question]
-        if label != "teacher":
-            turns.append(dict(role="assistant", content=reply["content"]))  # without steps
+        right = dict(role="assistant", content=reply["content"])  # without steps
+        turns = [*before, question] + [right] * (label != "teacher")
         rows.append(dict(row, conversations=turns, operation=name, source=source, label=label))
     if report:
         print(f"left out: {bad_lines_text(report)}")

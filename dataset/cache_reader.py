@@ -1,8 +1,5 @@
 """Read a teacher's cache during training. dataset/teacher_cache.py writes it.
 
-    cache = open_cache(cfg, env, data)              UserError if it was made from other tokens
-    kd, teacher_ce = cached_divergence(cache, numbers, logits, cfg, mix)          (N,) each
-
 Each token that counts in the loss has one row. Rows are in the order of the windows on disk.
 """
 import json

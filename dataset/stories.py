@@ -4,8 +4,7 @@
     reasoning 12+5=17, 17-3=14      answer 14
 
     python dataset/stories.py        # 50,000 English stories, CPU, about 7 s
-
-Last line: next: python tokenizer/train.py
+    next: python tokenizer/train.py
 
 A hash of the templates and the numbers gives the split. So no question is in two splits, even with
 other names or another seed. Only dataset/suites.py uses the last quarter of templates, names and
@@ -30,6 +29,7 @@ NAMES, OBJECTS, WORDS = TEXTS["NAMES"], TEXTS["OBJECTS"], TEXTS["WORDS"]  # "ABO
 TEMPLATES, DISTRACTORS = TEXTS["TEMPLATES"], TEXTS["DISTRACTORS"]
 SIGN = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 OPS = tuple(SIGN)
+SPACE = {"en": " ", "zh": ""}  # between two sentences
 SHARES = {"train": 76, "val": 4, "test": 4, "distill": 16}  # of 100 hash buckets; never change them
 BUCKETS = [split for split, share in SHARES.items() for _ in range(share)]
 LONGEST_TRAINED = 4  # operations; no training data has longer chains
@@ -84,8 +84,8 @@ def draw_numbers(rng, ops, large=False):
             return None
         numbers.append(rng.choice(choices))
     # divisions give many small answers: drop some of them, or guessing "2" would pay
-    fits = large or rng.random() * 12 < running_totals(ops, numbers)[-1]
-    return numbers if fits else None
+    if large or rng.random() * 12 < running_totals(ops, numbers)[-1]:
+        return numbers
 
 
 def draw_templates(rng, lang, kinds, reserved=False, before=()):
@@ -97,20 +97,18 @@ def draw_templates(rng, lang, kinds, reserved=False, before=()):
     return key
 
 
-def kind_of(template):
-    """The kind of a template name: "add" for "add3"."""
-    return template.rstrip("0123456789")
+def kinds_of(key):
+    """The kinds of template names: ["opening", "add"] for ["opening7", "add3"]."""
+    return [template.rstrip("0123456789") for template in key]
 
 
 def fields(lang, name, thing, op, n):
     """A dict with the values of a template's fields. texts/stories.json explains them."""
     (name, he), (one, many) = name, thing
-    values = dict(name=name, he=he, n=n, things=many, word=WORDS[lang].get(op, {}).get(str(n), ""))
-    if lang == "zh":
-        return dict(values, him=he, his=he, m=one, c=f"{n}{one}", k=f"{n}{one}{many}")
-    him, his = ("her", "her") if he == "she" else ("him", "his")
-    return dict(values, him=him, his=his, He=he.title(), His=his.title(),
-                k=f"{n} {one if n == 1 else many}")
+    him, his = dict(she=("her", "her"), he=("him", "his")).get(he, (he, he))  # one word in Chinese
+    k = f"{n}{one}{many}" if lang == "zh" else f"{n} {one if n == 1 else many}"
+    return dict(name=name, he=he, him=him, his=his, He=he.title(), His=his.title(), n=n, k=k, m=one,
+                c=f"{n}{one}", things=many, word=WORDS[lang].get(op, {}).get(str(n), ""))
 
 
 def person_and_thing(rng, lang, reserved=False):
@@ -131,21 +129,17 @@ def make_story(rng, lang, n_ops):
 
 def tell(lang, key, numbers, name, thing):
     """The row of a story. key: template names, opening to question; numbers: start, operands."""
-    sentences, kinds = [], [kind_of(template) for template in key]
+    sentences, kinds = [], kinds_of(key)
     for kind, template, n in zip(kinds, key, [*numbers, 0]):
         text = TEMPLATES[lang][kind][int(template[len(kind):])]
         sentences.append(text.format(**fields(lang, name, thing, kind, n)))
     ops = kinds[1:-1]
     totals = running_totals(ops, numbers)
     steps = [f"{a}{SIGN[op]}{n}={b}" for a, op, n, b in zip(totals, ops, numbers[1:], totals[1:])]
-    text = join(lang, sentences)
+    text = SPACE[lang].join(sentences)
     reply = {"role": "assistant", "reasoning_content": "\n".join(steps), "content": str(totals[-1])}
     return {"conversations": [{"role": "user", "content": text}, reply], "id": text_id(lang, text),
             "ops": len(ops), "skeleton": " ".join([lang, *key]), "numbers": numbers, "lang": lang}
-
-
-def join(lang, sentences):
-    return ("" if lang == "zh" else " ").join(sentences)
 
 
 def text_id(lang, text):

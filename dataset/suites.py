@@ -8,8 +8,7 @@
     other_language  English to Chinese, and back         hostile         odd texts, not scored
 
     python dataset/suites.py          # 500 problems, 12 files in out/data/suites, CPU, about 1 s
-
-Last line: next: python eval.py --suites out/data/suites
+    next: python eval.py --suites out/data/suites
 
 Each row has its "suite". "source" is the id of its clean row, so suites are compared problem by
 problem. Only large and longer change the answer. A suite leaves out what it cannot change.
@@ -26,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, check, run, sha256_file
 from dataset import stories
 from dataset.formats import read_documents
-from dataset.stories import (DISTRACTORS, NAMES, OBJECTS, PATIENCE, TEMPLATES, WORDS,
-                             draw_templates, join, kind_of, person_and_thing, pool, split_of, tell)
+from dataset.stories import (DISTRACTORS, NAMES, OBJECTS, PATIENCE, SPACE, TEMPLATES, WORDS,
+                             draw_templates, kinds_of, person_and_thing, pool, split_of, tell)
 
 
 @dataclass
@@ -52,10 +51,6 @@ def drawn(row):
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StopIteration):
         return None
     return story if told == {**row, "conversations": [user, whole]} else None
-
-
-def kinds(story):
-    return [kind_of(template) for template in story["key"]]
 
 
 def text_of(row):
@@ -104,18 +99,14 @@ def distractor(rng, row, story, texts=DISTRACTORS):
     values = stories.fields(lang, rng.choice(others), story["thing"], "opening", rng.randint(2, 12))
     places = [i for i, s in enumerate(told) if not re.search("the (number|total)|数", s.lower())]
     place = rng.choice([0, len(told) - 1] if "{k}" in text else places)
-    return reworded(row, join(lang, [*told[:place], text.format(**values), *told[place:]]))
+    return reworded(row, SPACE[lang].join([*told[:place], text.format(**values), *told[place:]]))
 
 
 def order(rng, row, story):
     """Put the question first if it names the person. Otherwise "he" would come before the name."""
     *told, question = sentences(row)
     if story["name"][0] in question:
-        return reworded(row, join(story["lang"], [question, *told]))
-
-
-def upper(rng, row, story):
-    return reworded(row, text_of(row).upper())
+        return reworded(row, SPACE[story["lang"]].join([question, *told]))
 
 
 def no_punctuation(rng, row, story):
@@ -123,25 +114,17 @@ def no_punctuation(rng, row, story):
     return reworded(row, re.sub(r"(?:[?。，？]|[.,](?!\S))\s*", " ", text_of(row)).strip())
 
 
-def paraphrase(rng, row, story):
-    return tell(**{**story, "key": draw_templates(rng, story["lang"], kinds(story), reserved=True)})
-
-
-def names(rng, row, story):
-    return tell(**{**story, **person_and_thing(rng, story["lang"], reserved=True)})
-
-
 def large(rng, row, story):
     """The same sentences, larger numbers. None for four multiplications, which exceed 999."""
-    draws = (stories.draw_numbers(rng, kinds(story)[1:-1], large=True) for _ in range(PATIENCE))
-    numbers = next(filter(None, draws), None)
-    return numbers and tell(**{**story, "numbers": numbers})
+    for _ in range(PATIENCE):
+        if numbers := stories.draw_numbers(rng, kinds_of(story["key"][1:-1]), large=True):
+            return tell(**{**story, "numbers": numbers})
 
 
 def longer(rng, row, story, count=None):
     """The same story, continued to 5 or 6 operations (or `count`)."""
     *key, question = story["key"]
-    numbers, ops = list(story["numbers"]), kinds(story)[1:-1]
+    numbers, ops = list(story["numbers"]), kinds_of(key[1:])
     for _ in range((count or rng.randint(5, 6)) - row["ops"]):
         total = stories.running_totals(ops, numbers)[-1]
         fitting = {op: stories.operands(op, total, large=False) for op in stories.OPS}
@@ -156,7 +139,7 @@ def other_language(rng, row, story, split="test"):
     lang = {"en": "zh", "zh": "en"}[story["lang"]]
     story = {**story, **person_and_thing(rng, lang), "lang": lang}
     for _ in range(PATIENCE):
-        told = tell(**{**story, "key": draw_templates(rng, lang, kinds(story))})
+        told = tell(**{**story, "key": draw_templates(rng, lang, kinds_of(story["key"]))})
         if split_of(told) == split:
             return told
 
@@ -173,8 +156,15 @@ HOSTILE = {  # the answers to these are not checked
     "huge number": f"Mia has {'9' * 400} pears. She buys 1 more. How many pears has she now?",
     "ten contexts": "Mia has 3 pears. She buys 4 more. " * 1500 + "How many pears has she now?"}
 # (rng, clean row, its story) -> changed row. Left out if it is None or has the same text.
-CHANGES = {change.__name__: change for change in (typos, paraphrase, distractor, names, large,
-           longer, order, upper, no_punctuation, other_language)}
+CHANGES = dict(
+    typos=typos,
+    paraphrase=lambda rng, row, story: tell(**story | dict(key=draw_templates(
+        rng, story["lang"], kinds_of(story["key"]), reserved=True))),
+    distractor=distractor,
+    names=lambda rng, row, story: tell(**story | person_and_thing(rng, story["lang"], True)),
+    large=large, longer=longer, order=order,
+    upper=lambda rng, row, story: reworded(row, text_of(row).upper()),
+    no_punctuation=no_punctuation, other_language=other_language)
 SUITES = ("clean", *CHANGES, "hostile")
 IN_MEAN = tuple(suite for suite in CHANGES if suite != "other_language")  # models know one language
 

@@ -90,12 +90,11 @@ def quantities(teachers, data, numbers, about, env):
 
 def write_shard(folder, number, teachers, data, about, env):
     """Write the quantities of SHARD windows, one .npy file each. label_ce is written last."""
-    end, parts = min((number + 1) * SHARD, about["windows"]), {}
+    numbers = np.arange(number * SHARD, min((number + 1) * SHARD, about["windows"]))
     ids = torch.uint16 if about["vocab_size"] <= 2**16 else torch.uint32
-    types = dict(ids=ids, log_p=torch.float16, hidden=torch.float16)
-    for first in range(number * SHARD, end, BATCH):
-        numbers = np.arange(first, min(first + BATCH, end))
-        for name, value in quantities(teachers, data, numbers, about, env).items():
+    parts, types = {}, dict(ids=ids, log_p=torch.float16, hidden=torch.float16)
+    for batch in np.split(numbers, range(BATCH, len(numbers), BATCH)):
+        for name, value in quantities(teachers, data, batch, about, env).items():
             parts.setdefault(name, []).append(value.cpu().to(types.get(name, value.dtype)).numpy())
     for name in (*NAMES[about["kind"]], "label_ce"):
         stored = np.concatenate(parts[name])

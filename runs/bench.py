@@ -9,8 +9,6 @@ step: scripts take turns, 60 steps each on the speedrun's stories. Table 1: FLOP
 best square matmul. Forward and backward, each token of a window costs 6 * (matmul parameters of the
 blocks) + 12 * layers * heads * channels * window. A counted token costs 6 * width * vocabulary more
 (Chowdhery et al. 2022, appendix B). Table 2: the logits script, one thing changed on each line.
-fused: fused.py against the plain loss, each in its own process; memory without the inputs.
-decode: our model against transformers' Qwen3ForCausalLM with the same weights: logits, then speed.
 """
 import multiprocessing
 import os
@@ -160,7 +158,7 @@ def fused(cfg, env):
 
 @torch.inference_mode()
 def decode(cfg, env, count=128):
-    """Both models write `count` greedy tokens, one row, in turns -> text: agreement and speeds."""
+    """Our model and transformers' Qwen3, with the same weights, write greedy tokens in turns."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
     torch.manual_seed(0)
     model = build(cfg.size, 1024).eval() if cfg.size else checkpoints.load_model(cfg.teacher)[0]

@@ -72,9 +72,8 @@ class Group:
         flags = dict(decay="weight-decay", tau="temperature", weight="hidden-weight")
         for change in changes.split():
             found = re.findall(r"(?:([a-z]+)-)?(\.?\d[\d.]*(?:e-\d)?)", change)
-            more = " ".join(f"--{flags.get(flag, flag or 'steps')} {value}"
-                            for flag, value in found)
-            tried.run(f"{name}/{change}", f"{train} {more}")
+            more = [f"--{flags.get(flag, flag or 'steps')} {value}" for flag, value in found]
+            tried.run(f"{name}/{change}", " ".join([train, *more]))
 
 
 def made_by(*commands):
@@ -84,9 +83,8 @@ def made_by(*commands):
         MAKE[after.get("--out") or f"out/{after['--name']}.pt"] = " ".join(words)
 
 
-RECIPES = []
-# {file, folder or server: its command; or a function of lists of lines, and the files with them}
-MAKE = {}
+# MAKE: {file, folder or server: command; or a function of lists of lines, and the files with them}
+RECIPES, MAKE = [], {}
 
 # --- scoreboard, stories: labels for 3 % of the teacher's stories, and 8,000 more questions
 STORIES, TEACHER = "out/data/stories", "out/few-teacher-0.pt"
@@ -121,7 +119,8 @@ RECIPES.append(Recipe("few-teacher-0", (0,), "speed", [  # a row for each of the
     f"eval.py --questions 0 --row results/speed.jsonl {TEACHER} out/few-reason-rich-1.pt"]))
 
 # --- scoreboard, prose: Python's documentation; students see a quarter of the documents
-PROSE = "--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl --eval-windows 0"
+TEXT = "--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl"
+PROSE = f"{TEXT} --eval-windows 0"
 PRETRAIN = f"train_pretrain.py {PROSE} --tokenizer out/prose.model"
 QUARTER = "--size 0.4m --documents 533 --lr 6e-3"
 made_by("dataset/prose.py --out out/data/prose",
@@ -210,8 +209,7 @@ def renormalised(source, cache):
         np.save(path, log_p)
 
 
-LISTS = ("--data out/data/prose/train.jsonl --val out/data/prose/val.jsonl --documents 533 "
-         "--size 0.7m --lr 6e-3 --steps 400 --alpha 1 --temperature 1")
+LISTS = f"{TEXT} --documents 533 --size 0.7m --lr 6e-3 --steps 400 --alpha 1 --temperature 1"
 for k in (2, 4, 8, 16, 32):  # with the bucket for all other tokens, and renormalised
     cache = f"out/data/topk-{k}"
     made_by(f"{CACHE} --k {k} --temperature 1 --out {cache}")
@@ -359,13 +357,16 @@ def make(word, todo, dry_run=False):
 
 def run(command, todo, dry_run=False):
     """Make the files that a command reads, then run it. It continues if it was stopped before. A
-    command with & at the end is a server. It runs until this program ends. UserError: it failed."""
+    command with & at the end is a server. It runs until this program ends. UserError: it failed, or
+    a .py file is not committed, because each row names its commit."""
     words = command.removesuffix("&").split()
     for word in words[1:]:
         make(word, todo, dry_run)
     print(f"python {command.strip()}")
     if dry_run:
         return
+    changed = subprocess.run(["git", "status", "--porcelain", "*.py"], capture_output=True).stdout
+    check(not changed, "commit your changes first: each row names its commit")
     if not command.endswith("&"):
         return check(subprocess.call([sys.executable, *words]) == 0, f"{words[0]} has failed")
     server = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
@@ -377,8 +378,6 @@ def main(cfg):
     os.chdir(ROOT)
     os.environ["MINIDISTILL_OUT"] = "out"  # where the scripts write
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C: the script stops, then this
-    changed = subprocess.run(["git", "status", "--porcelain", "*.py"], capture_output=True).stdout
-    check(cfg.dry_run or not changed, "commit your changes first: each row names its commit")
     wanted = [r for r in RECIPES if any(fnmatch.fnmatch(r.name, p) for p in cfg.recipes or ["*"])]
     check(wanted, f"no recipe matches {' or '.join(cfg.recipes or [])}")
     there = {(path.stem, row["recipe"], row["seed"]) for path in Path("results").glob("*.jsonl")

@@ -56,11 +56,6 @@ def mode(runs):
     return runs[0]["recipe"].split("/")[-1]
 
 
-def of(rows, group, *names):
-    """The runs of each recipe GROUP/NAME."""
-    return [rows[f"{group}/{name}"] for name in names]
-
-
 def models(rows, group, axes=("",)):
     """-> the runs of a group's teacher, its student without a teacher, and each other mode on these
     axes: "" is equal tokens, "-wall" is equal wall-clock. UserError if a mode has only one
@@ -70,7 +65,8 @@ def models(rows, group, axes=("",)):
     modes = [name for name in names if name not in ("teacher", "alone")]
     for recipe in (f"{group}/{name}{axis}" for name in modes for axis in ("", "-wall")):
         check(recipe in rows, f"a comparison needs both axes, but there is no row of {recipe}")
-    return of(rows, group, "teacher", "alone", *(name + axis for name in modes for axis in axes))
+    chosen = ["teacher", "alone", *(name + axis for name in modes for axis in axes)]
+    return [rows[f"{group}/{name}"] for name in chosen]
 
 
 # two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
@@ -108,13 +104,11 @@ def suite_values(runs, suites=()):
     return np.mean(values, axis=0)
 
 
-# --- columns: (head, function of a line) ----------------------------------------------------------
-
-def over(key, form=",.0f", spread=True):
-    """A column's function: mean over the seeds (± standard deviation if spread), or a dash."""
+def over(key, form=",.0f"):
+    """A column's function: mean over the seeds, except for whole numbers ± standard deviation."""
     def cell(runs):
         values = [run[key] for run in runs if key in run]
-        around = f" ± {stdev(values):{form}}" if spread and len(values) > 1 else ""
+        around = f" ± {stdev(values):{form}}" if form != ",.0f" and len(values) > 1 else ""
         return f"{fmean(values):{form}}{around}" if values else "-"
     return cell
 
@@ -168,21 +162,17 @@ WORDS = {"cot": "chains of thought", "bare": "bare answers",
          "wrong": "half of the chains end with a wrong number"}
 LEARNED = ("learned", lambda runs: WORDS.get(mode(runs), mode(runs)))
 STUDENT = ("student", lambda runs: mode(runs).replace("-wall", ", equal wall-clock"))
-MODEL, PARAMETERS = ("model", mode), ("parameters:", over("parameters", spread=False))
-STEPS = [("steps:", over("steps", spread=False)), ("best step:", over("best_step", spread=False))]
-TOKENS = [("tokens:", over("tokens", spread=False)),
-          ("of them count:", over("supervised", spread=False))]
+MODEL, PARAMETERS = ("model", mode), ("parameters:", over("parameters"))
+STEPS = [("steps:", over("steps")), ("best step:", over("best_step"))]
+TOKENS = [("tokens:", over("tokens")), ("of them count:", over("supervised"))]
 CE, EXACT = ("test ce:", over("ce", ".4f")), ("exact:", exact)
 SUITES = ("mean of the suites:", over("suite_mean", ".1%"))
 FORM = ("format:", over("format", ".1%"))
 LENGTH = ("tokens an answer:", over("answer_tokens", ".1f"))
-DECODE = [("decode 1:", over("decode1")), ("decode 32:", over("decode32"))]
 # Suites with changes that the disturbed prompts have, too (blackbox/prompts.py), and other suites.
 SEEN = ["typos", "names", "order", "no_punctuation"]
 HELD = ["paraphrase", "distractor", "large", "upper"]
 
-
-# --- tables ---------------------------------------------------------------------------------------
 
 def modes_table(rows, group):
     """All modes against the student without a teacher, at equal tokens and equal wall-clock. It
@@ -261,7 +251,7 @@ def enriched_table(rows):
     lines = []
     for line, names in suites.items():
         plain, rich = ([{**run, "exact": fmean(run[f"on {name}"] for name in names)}
-                        for run in runs] for runs in of(rows, "blackbox", "plain-2000", "cot-2000"))
+                        for run in rows[f"blackbox/{kind}-2000"]] for kind in ("plain", "cot"))
         lines.append([line, exact(plain), exact(rich), *judged(plain, rich, "exact")])
     return markdown("suites | plain questions: | plain and disturbed: | points: | verdict", lines)
 
@@ -276,8 +266,7 @@ def sweep_table(_):
 
 def scoreboard(_):
     """The speedrun's summary, from the JSON that eval.py wrote at its end."""
-    found = json.loads((ROOT / "results/speedrun.json").read_text(encoding="utf-8"))["results"]
-    return summary(found)
+    return summary(json.loads((ROOT / "results/speedrun.json").read_text("utf-8"))["results"])
 
 
 def scoreboard_zh(_):
@@ -302,17 +291,17 @@ TABLES = {
         "gsm8k/answer")], [
         ("recipe", lambda runs: runs[0]["recipe"]), PARAMETERS, STEPS[0], CE,
         ("bits/byte:", over("bits_per_byte", ".3f")), EXACT, FORM]),
-    "lessons": lambda rows: table(of(
-        rows, "blackbox", "teacher", "bare", "full", "cot", "mixed", "mixed-cot", "multi",
-        "multi-bare"), [
+    "lessons": lambda rows: table([rows[f"blackbox/{name}"] for name in (
+        "teacher bare full cot mixed mixed-cot multi multi-bare").split()], [
         LEARNED, *TOKENS, EXACT, kept(rows["blackbox/teacher"]), SUITES, FORM, LENGTH,
         *against("against bare answers:", "exact", lambda _: rows["blackbox/bare"])]),
     "enriched": enriched_table,
-    "spoiled": lambda rows: table(of(rows, "blackbox", "cot", "unjudged", "shuffled", "wrong"), [
+    "spoiled": lambda rows: table([rows[f"blackbox/{name}"] for name in (
+        "cot unjudged shuffled wrong").split()], [
         LEARNED, EXACT, SUITES,
         *against("against chains:", "exact", lambda _: rows["blackbox/cot"])]),
     "students": lambda _: table(read_rows("students").values(), [
-        MODEL, PARAMETERS, EXACT, CE, *DECODE]),
+        MODEL, PARAMETERS, EXACT, CE, *((f"decode {n}:", over(f"decode{n}")) for n in (1, 32))]),
     "sweep": sweep_table,
 }
 

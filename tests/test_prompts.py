@@ -12,8 +12,7 @@ from blackbox.prompts import LABEL, OF_ANY_PROMPT, OPERATIONS, TEXTS, Config, in
 from common import UserError
 from dataset import stories, suites
 from dataset.formats import parse_row
-from dataset.stories import NAMES, OBJECTS, TEMPLATES
-from dataset.suites import DISTRACTORS, kind_of
+from dataset.stories import DISTRACTORS, NAMES, OBJECTS, TEMPLATES, kinds_of
 from dataset.verify import same_answer
 
 DEFAULT = Config().operations
@@ -147,8 +146,7 @@ def test_an_operation_does_to_the_answer_what_its_label_says(many, operation):
 
 
 def totals_of(row):
-    ops = [kind_of(template) for template in row["skeleton"].split()[2:-1]]
-    return stories.running_totals(ops, row["numbers"])
+    return stories.running_totals(kinds_of(row["skeleton"].split()[2:-1]), row["numbers"])
 
 
 def words(lang, *texts):

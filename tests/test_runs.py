@@ -3,6 +3,7 @@ import importlib
 import json
 import os
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def test_renormalised_lists_sum_to_one_and_have_an_empty_bucket(tmp_path):
     recipes.renormalised(tmp_path / "lists", tmp_path / "twin")
     found = np.exp(np.load(tmp_path / "twin/log_p-0.npy"))
     assert np.allclose(found, [[2 / 3, 1 / 3, 0], [0.5, 0.5, 0]], atol=1e-3)
+
+
+def test_nothing_runs_while_the_code_is_not_committed(tmp_path, monkeypatch):
+    """119 of 354 rows named a commit that was not their code. bench.py checked nothing."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    recipes.run("-c pass", {})
+    (tmp_path / "new.py").write_text("")
+    with pytest.raises(common.UserError, match="commit"):
+        recipes.run("new.py", {})
 
 
 @pytest.mark.slow

@@ -52,7 +52,8 @@ def test_the_text_alone_gives_the_answer(made):
             told = sentences(row)
             if suite in ("order", "distractor"):
                 told = [s for s in sentences(clean) if s in told]
-            totals = read_totals({**row, "conversations": turns(stories.join(row["lang"], told))})
+            whole = turns(stories.SPACE[row["lang"]].join(told))
+            totals = read_totals({**row, "conversations": whole})
             assert min(totals) >= 1 and len(totals) == 1 + row["ops"]
             assert str(totals[-1]) == row["conversations"][1]["content"], row
 
