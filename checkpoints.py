@@ -7,13 +7,10 @@ so a stranger's file cannot run code. It holds
     step, tokens, ...   progress; the step number says which data come next
     model_config        shape of the model, which no script has to be told again
     run_config, inputs  flags; fingerprints of data, tokenizer, teacher: a resume must match both
-    versions            Python, torch, commit, machine
     tokenizer           the SentencePiece model, as bytes: eval.py needs no other file
 """
 import dataclasses
-import errno
 import hashlib
-import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +24,8 @@ from tokenizer import Tokenizer
 
 # A resume does not compare these flags: `inputs` has fingerprints of what they name.
 PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
-FOREIGN = {".safetensors": "safetensors weights", ".gguf": "GGUF weights of llama.cpp",
-           ".pth": "another project's weights", ".bin": "Hugging Face weights"}
+FOREIGN = {".safetensors": "a file for transformers", ".gguf": "a file for llama.cpp",
+           ".pth": "a file for other code", ".bin": "a file for transformers"}
 
 
 def save(path, state):
@@ -37,20 +34,20 @@ def save(path, state):
         try:
             torch.save(state, file)
         except RuntimeError as error:  # how torch's zip writer reports a full disk
-            raise OSError(errno.ENOSPC, str(error)[:60]) from None
+            raise OSError(str(error)[:60]) from None
 
 
 def load(path):
-    """A checkpoint -> its dict. UserError if it is missing, damaged or of another project."""
-    check(Path(path).exists(), f"{show(path)} does not exist; bash speedrun.sh makes the defaults")
+    """A checkpoint -> its dict. UserError if it is missing, damaged or written by other code."""
+    common.check_exists(path, f"bash {show(common.ROOT / 'speedrun.sh')} makes the default models")
     kind = "a folder" if Path(path).is_dir() else FOREIGN.get(Path(path).suffix)
-    check(not kind, f"{show(path)} is {kind}; only checkpoints of train_*.py here can be read")
+    check(not kind, f"{show(path)} is {kind}; only files of train_*.py can be read here; to learn "
+                    "from another model, serve it, and use blackbox/generate.py --base-url")
     try:
         check(zipfile.ZipFile(path).testzip() is None, "wrong checksum")  # torch checks none
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise almost any error
-        raise UserError(f"{show(path)}: damaged, or not written by a train_*.py of this project "
-                        f"({type(error).__name__}: {str(error).splitlines()[0][:100]})") from None
+    except Exception:  # a damaged file can raise almost any error
+        raise UserError(f"{show(path)} is damaged, or no train_*.py here wrote it") from None
 
 
 def load_model(path, device="cpu"):
@@ -63,7 +60,7 @@ def load_model(path, device="cpu"):
         tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
         check(tokenizer.vocab_size == model.config.vocab_size, "the tokenizer has another size")
     except (RuntimeError, LookupError, TypeError, AttributeError, UserError) as error:
-        raise UserError(f"{show(path)}: of another project, or its weights do not fit its config "
+        raise UserError(f"{show(path)} is damaged, or no train_*.py here wrote it "
                         f"({str(error).splitlines()[-1].strip()[:200]})") from None
     return model.to(device).eval().requires_grad_(False), tokenizer, state
 
@@ -85,7 +82,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     """-> (model, tokenizer, inputs to save). The model is --init, or some blocks of the teacher, or
     new, of --size. The tokenizer is the teacher's; without one --init's, else --tokenizer."""
     blocks, inputs = getattr(cfg, "init_from_teacher", ""), inputs or {}
-    check(not blocks or teacher and not cfg.init, "--init-from-teacher: not with --cache or --init")
+    check(not blocks or teacher and not cfg.init, "--init-from-teacher: use no --cache or --init")
     if cfg.init:
         check("tokenizer" not in cfg.given, "--tokenizer has no effect: --init has its own")
         model, own, state = load_model(cfg.init)
@@ -97,7 +94,8 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     elif blocks:
         numbers = [int(word) if word.isdecimal() else 0 for word in blocks.split(",")]
         check(numbers == sorted({*numbers} & {*range(1, teacher.config.n_layers + 1)}),
-              f"--init-from-teacher {blocks}: in order, as 1,3, of 1 to {teacher.config.n_layers}")
+              f"--init-from-teacher {blocks}: must be blocks of 1 to {teacher.config.n_layers}, "
+              "in order, such as 1,3")
         model = with_layers(teacher, numbers)
     else:
         tokenizer = tokenizer or Tokenizer.load(cfg.tokenizer)
@@ -105,7 +103,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
         model = build(cfg.size, tokenizer.vocab_size, max_seq_len=max(512, 2 * cfg.window))
     if cfg.init or blocks:
         check("size" not in cfg.given or SIZES[cfg.size].items() <= vars(model.config).items(),
-              f"--size {cfg.size}: the checkpoint has a shape of its own, {vars(model.config)}")
+              f"--size {cfg.size}: the checkpoint has a shape of its own; leave out --size")
         cfg.size = ""
     context = min(m.config.max_seq_len for m in (model, teacher) if m)
     check(cfg.window <= context, f"--window {cfg.window}: the checkpoint's context is {context}")
@@ -114,11 +112,10 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
 
 def open_run(cfg, env, inputs, model, optimizers):
     """Start a run, or load out/NAME.pt into model, optimizers and random generators -> (progress,
-    the checkpoint or None). Exit with status 0 if the run is finished. UserError if flags or inputs
-    differ from those of the saved run; it lists the differences. --fresh replaces the run."""
+    the checkpoint or None). Exit if the run is finished. UserError if flags or inputs differ."""
     path = OUT / f"{cfg.name}.pt"
-    progress = SimpleNamespace(step=0, best_step=0, best_ce=float("inf"), best=None, seconds=0.0,
-                               train_seconds=0.0, tokens=0, supervised=0)  # saved in the checkpoint
+    progress = SimpleNamespace(step=0, best_step=0, best_ce=float("inf"), best=None, tokens=0,
+                               supervised=0, train_seconds=0.0)  # saved in the checkpoint
     sources = Path(cfg.init).absolute(), Path(getattr(cfg, "teacher", "")).absolute()
     check(path not in sources, f"--name {cfg.name}: would replace its own --init or --teacher")
     if env.rank == 0:
@@ -126,11 +123,10 @@ def open_run(cfg, env, inputs, model, optimizers):
     if cfg.fresh or not path.exists():
         return progress, None
     state = load(path)
-    before = state.get("run_config", {}) | state.get("inputs", {})
-    check(before.get("loss_on", "response") == "response" and before.get("long_frac", -1) == -1,
-          f"{show(path)} used --loss-on all or --long-frac, now removed; --fresh replaces it")
-    now = {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
-    common.refuse_others(path, {k: before.get(k) for k in now}, now)
+    gone = dict(loss_on="response", long_frac=-1)  # flags of the first version, as they are now
+    before = gone | state.get("run_config", {}) | state.get("inputs", {})
+    now = gone | {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
+    common.refuse_others(path, {k: before.get(k) for k in now}, now, "--name")
     if state["step"] >= cfg.steps:
         if env.rank == 0:
             print(f"{show(path)} is finished ({state['step']} steps); --fresh trains it again, "
@@ -164,8 +160,6 @@ def save_run(cfg, env, model, optimizers, tokenizer, progress, inputs, **more):
     """Write out/NAME.pt: all that a resume and an evaluation need. `more`: extras of a script."""
     if env.rank != 0:
         return
-    now = time.time()
-    progress.seconds, env.began = progress.seconds + now - env.began, now
     rng = dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())  # no GPU: []
     save(OUT / f"{cfg.name}.pt", dict(
         model=model.state_dict(), **vars(progress), optimizers=[o.state_dict() for o in optimizers],

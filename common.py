@@ -21,14 +21,12 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import time
 import typing
+from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent
 OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()  # all output files
@@ -49,12 +47,6 @@ def between(cfg, least, most, *names):
     for name in names:
         value, flag = getattr(cfg, name), name.replace("_", "-")
         check(least <= value <= most, f"--{flag} {value}: must be from {least:,} to {most:,}")
-
-
-def positive(cfg, *names):
-    """UserError if a named flag is 0, below 0, or NaN."""
-    for name in names:
-        check(getattr(cfg, name) > 0, f"--{name.replace('_', '-')} must be above 0")
 
 
 def parse(Config, argv=None):
@@ -94,8 +86,7 @@ def run(main, Config):
     except BrokenPipeError:  # the reader stopped: `script.py | head`
         os._exit(1)
     except (OSError, MemoryError, RuntimeError) as error:
-        full = isinstance(error, RuntimeError) and "allocat" in str(error)  # torch's message
-        if full or isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or " allocate " in str(error):  # torch's message
             stop("not enough memory: lower --batch, --window or --size, or raise --accumulate")
         if not getattr(error, "errno", None):  # a bug, or a library's own error
             raise
@@ -114,13 +105,28 @@ def show(path):
     return str(Path(path).absolute()).removeprefix(f"{Path.cwd()}/")
 
 
+for package in ("torch", "numpy", "sentencepiece"):  # so scripts import this file first
+    if not find_spec(package):
+        made = any(ROOT.glob(f".venv/lib*/*/site-packages/{package}"))
+        how, file = ("source", ".venv/bin/activate") if made else ("bash", "speedrun.sh")
+        stop(f"{package} is not installed here; first: {shlex.join([how, show(ROOT / file)])}")
+
+
+def check_exists(path, advice):
+    """UserError if a file is missing: it says where a file of this name is in out/, or advice."""
+    if not Path(path).exists():
+        for found in sorted(OUT.rglob(Path(path).name), key=lambda p: len(p.parts))[:1]:
+            advice = f"{shlex.quote(show(found))} does"
+        raise UserError(f"{Path(path).absolute()} does not exist; {advice}")
+
+
 def command(script, *words, **flags):
     """A command to paste: python SCRIPT WORDS --FLAG VALUE. Empty flags are left out."""
     for name, value in flags.items():
         if value not in ("", None, False):
             words += (f"--{name.replace('_', '-')}", *(() if value is True else (value,)))
-    return shlex.join(["python", script, *(show(w) if os.path.exists(str(w)) else str(w)
-                                           for w in words)])
+    return shlex.join(["python", show(ROOT / script), *(
+        show(w) if isinstance(w, Path) or os.path.exists(str(w)) else str(w) for w in words)])
 
 
 @contextlib.contextmanager
@@ -162,11 +168,12 @@ def append_rows(path, rows):
         file.write(json_lines(rows).encode())
 
 
-def refuse_others(path, old, new):
+def refuse_others(path, old, new, flag="--out"):
     """UserError that lists the differences, if a file's `old` settings are not the `new` ones."""
-    differing = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in sorted({*old, *new})
-                 if old.get(k) != new.get(k)]
-    check(not differing, f"{show(path)}: {', '.join(differing)}; choose another name or --fresh")
+    differing = [re.sub("^([a-z]+).* '[0-9a-f]{16}.*", r"--\1 is not the same as before",  # a hash
+                        f"{k} was {old.get(k)!r}, is {new.get(k)!r}")
+                 for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    check(not differing, f"{show(path)}: {', '.join(differing)}; choose another {flag} or --fresh")
 
 
 def lock(path, wait=False):
@@ -194,17 +201,19 @@ def sha256_file(path):
 
 def start(cfg):
     """Check the flags of all training scripts, find the device, join the ranks, set the seed ->
-    env: device, dtype (a name), autocast (makes a context), rank, world, stop, began, versions."""
+    env: device, dtype (a name), autocast (makes a context), rank, world, stop, versions."""
     import torch
-    positive(cfg, "steps", "batch", "accumulate", "window", "lr", "clip", "eval_every")
+    between(cfg, 1, 2**32 - 1, "steps", "batch", "accumulate", "eval_every")
+    between(cfg, 1e-9, math.inf, "lr", "clip")
+    between(cfg, 1, 2**16 - 1, "window")  # documents in a window have 16-bit numbers
     between(cfg, 0, 2**32 - 1, "warmup", "weight_decay", "documents", "eval_windows", "seed")
-    check(cfg.name == Path(cfg.name).name and cfg.name.strip("."),
-          f"--name {cfg.name}: must be a plain file name")
+    check(cfg.data and cfg.val, "--data and --val must each name a file")
+    check("/" not in cfg.name and cfg.name.strip("."), f"--name {cfg.name}: must be a file name")
     env = device_and_dtype(cfg)
     env.world, env.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     check(cfg.batch % (cfg.accumulate * env.world) == 0,
           f"--batch {cfg.batch}: must be a multiple of --accumulate times the number of processes")
-    env.stop, env.began, env.versions = False, time.time(), versions()
+    env.stop, env.versions = False, versions()
     if env.world > 1:
         torch.distributed.init_process_group("nccl" if env.device.type == "cuda" else "gloo")
     torch.manual_seed(cfg.seed)  # CPU and all GPUs
@@ -223,7 +232,7 @@ def device_and_dtype(cfg):
         fast = device.type == "cpu" and re.search("avx512_bf16|amx_bf16", CPU)
     dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if fast else "float32"
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, dtype == "bf16")
-    return SimpleNamespace(device=device, dtype=dtype, autocast=autocast)
+    return argparse.Namespace(device=device, dtype=dtype, autocast=autocast)
 
 
 def check_loss_flags(cfg):
@@ -233,14 +242,15 @@ def check_loss_flags(cfg):
     check(0 <= cfg.skew < 1, f"--skew {cfg.skew}: must be at least 0 and below 1")
     check(cfg.divergence == "jsd" or "beta" not in cfg.given, "--beta needs --divergence jsd")
     check("skew" in cfg.divergence or "skew" not in cfg.given, "--skew needs a skew_* --divergence")
+    check(cfg.alpha or hasattr(cfg, "on_policy_share") or "temperature" not in cfg.given,
+          "--temperature needs --alpha above 0")
     check(getattr(cfg, "fused", "") != "on" or not (cfg.cache or cfg.compile),
           "--fused on does not work with --cache or --compile")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew
 
 
 def sum_gradients(parameters, env):
-    """Add up the gradients of all ranks. Each loss is already divided by the n_valid of all ranks,
-    so the sum is the gradient of one process. DDP's mean of means weighs short batches more."""
+    """Add up the gradients of all ranks. Each loss is already divided by n_valid of all ranks."""
     if env.world == 1:
         return
     import torch
@@ -279,13 +289,10 @@ def versions():
     """What a result depends on: Python, torch, numpy, threads, commit, machine."""
     import numpy
     import torch
-    commit = "unknown"
-    if shutil.which("git") and (ROOT / ".git").exists():
-        git = [subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
-               for words in (["describe", "--always"], ["diff", "HEAD", "--quiet", "--", "*.py"])]
-        commit = git[0].stdout.strip() + "-dirty" * (git[1].returncode == 1)
-    name = re.search(r"model name\s*: (.*)", CPU)
-    machine = name[1].strip() if name else platform.processor() or platform.machine()
+    git = [subprocess.run(f"git --git-dir=.git {words}", cwd=ROOT, shell=True, capture_output=True,
+                          text=True) for words in ("describe --always", "diff HEAD --quiet '*.py'")]
+    commit = git[0].stdout.strip() + "-dirty" * (git[1].returncode == 1) or "unknown"
+    machine = (re.search(r"model name\s*: (.*\S)", CPU) or [0, platform.machine()])[1]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return dict(python=platform.python_version(), torch=str(torch.__version__),
                 numpy=numpy.__version__, threads=torch.get_num_threads(), commit=commit,
@@ -332,8 +339,8 @@ def log(cfg, env, step, numbers, val_ce, seconds, counts):
 
 def check_finite(loss, norm, step, cfg):
     """UserError if loss or gradient norm is inf or NaN: all later steps would be wrong."""
-    check(math.isfinite(loss + norm), f"{cfg.name}: the loss is not finite at step {step + 1} "
-          f"(loss {loss}, norm {norm}); try a lower --lr; the last checkpoint is kept")
+    check(math.isfinite(loss + norm), f"{cfg.name}: the loss is not finite at step {step + 1}; "
+          "try a lower --lr; the last checkpoint is kept")
 
 
 def end(cfg, env, progress):
@@ -343,10 +350,10 @@ def end(cfg, env, progress):
     if progress.step < cfg.steps:
         stop(f"stopped; {show(path)} is saved: the same command goes on from there", 130)
     elif env.rank == 0:
-        following = command("chat.py", path)  # --data without --val: no file is left for eval.py
-        if "val" in cfg.given or "data" not in cfg.given:
+        following = command("chat.py", path, complete="The" if cfg.data.endswith(".txt") else "")
+        if "val" in cfg.given or "data" not in cfg.given:  # else no file is left for eval.py
             following = command("eval.py", path, data=cfg.val if "val" in cfg.given else "",
-                                teacher=getattr(cfg, "teacher", ""))
+                                teacher=not vars(cfg).get("cache") and vars(cfg).get("teacher"))
         print(f"{show(path)}: validation ce {progress.best_ce:.4f} nats a token at step "
               f"{progress.best_step}, {progress.train_seconds:.0f} s of training\n"
               f"next: {following}")

@@ -60,7 +60,6 @@ def sample(logits, temperature, top_p=1.0, generator=None):
 
 def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, generator=None):
     """Yield the new tokens (B,) of each step. prompts: lists of ids, which may differ in length.
-
     Prompts are padded on the left, so all end in the same column. The cache hides the padding.
     Ends early if the longest row fills the context. ValueError if a prompt is empty or fills it."""
     weight, context = model.embed_tokens.weight, model.config.max_seq_len
@@ -89,7 +88,6 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, gen
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     """Continue each prompt (a list of ids) -> a list of new ids per prompt, with the stop id.
-
     A list without a stop id at its end reached the limit. sampling: temperature, top_p, generator.
     """
     rows = [[] for _ in prompts]
@@ -105,12 +103,3 @@ def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
             if all(rows[i][-1] in stop_ids for i in chosen):
                 break
     return rows
-
-
-@torch.inference_mode()
-def stream(model, prompt, max_new_tokens, stop_ids=(), **sampling):
-    """Yield the new ids of one prompt (a list of ids), one by one. Nothing follows a stop id."""
-    for token in decode_steps(model, [prompt], max_new_tokens, **sampling):
-        yield token.item()
-        if token.item() in stop_ids:
-            return

@@ -19,16 +19,17 @@ Everything runs in float32, because bf16 would round the logits. The columns:
 """
 import json
 import math
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import common
 import numpy as np
 import torch
 
 import checkpoints
-import common
 import speed
 from common import OUT, check, show
 from dataset.formats import bad_lines_text, parse_row, prompt_ids, read_documents
@@ -46,10 +47,10 @@ class Config:
     teacher: str = ""              # checkpoint to compare with in KL and agree; empty: the first
     data: str = OUT / "data/stories/test.jsonl"  # test set, in any format of dataset/formats.py
     target: Literal["auto", "cot", "answer", "full"] = "auto"  # answer format; auto: as trained
-    questions: int = 1000          # questions (0: none); 1,000 give an interval of 2 points
+    questions: int = 1000          # of the test set and each suite (0: none); 1,000: ±3 points
     max_new_tokens: int = 160      # limit of an answer in tokens; a cut-off answer is wrong
     samples: int = 0               # answers per question for a majority vote (0: none; 4 to 32)
-    temperature: float = 0.0       # sampling temperature of --samples (0.5 to 1)
+    temperature: float = 0.0       # sampling temperature of --samples (0.5 to 1; 0: none)
     seed: int = 0                  # random seed of --samples
     batch: int = 64                # questions answered, or windows scored, at once
     suites: str = ""               # folder of robustness suites, for example out/data/suites
@@ -146,13 +147,15 @@ def vote(model, tokenizer, questions, target, cfg):
 
 def robustness(model, tokenizer, suites, target, cfg):
     """Accuracy on each suite, compared problem by problem with the unchanged problems -> a dict.
-
+    Only the first --questions problems count. suite_mean: mean exact of IN_MEAN.
     suites: {name: dict(n, exact, exact_interval, drop, p)}; drop: accuracy lost against clean.
-    hostile: counts of ended answers and of too long prompts. suite_mean: mean exact of IN_MEAN.
+    hostile: counts of ended answers and of too long prompts.
     suites_right: {name: "10-1..."}: each clean problem is right, wrong, or not in this suite.
     """
-    right, found = {}, {}
-    for name, rows in suites.items():  # clean comes first
+    right, found, began = {}, {}, time.time()
+    kept = {row["source"] for row in suites["clean"][:cfg.questions]}
+    for i, (name, rows) in enumerate(suites.items(), 1):  # clean comes first
+        rows = [row for row in rows if name == "hostile" or row["source"] in kept]
         questions = [parse_row(row, need_reply=False) for row in rows]  # hostile text may be empty
         replies = answer(model, tokenizer, questions, target, cfg)
         if name == "hostile":
@@ -164,6 +167,8 @@ def robustness(model, tokenizer, suites, target, cfg):
             unchanged = [right["clean"][source] for source in solved]
             found[name] = dict(n=n, exact=k / n, exact_interval=wilson(k, n),
                                drop=(sum(unchanged) - k) / n, p=mcnemar(unchanged, solved.values()))
+        took = time.time() - began
+        print(f"suite {name}, {len(rows)}: {took:.0f} s, eta {took * (len(suites) / i - 1):.0f} s")
     exact = {name: found[name]["exact"] for name in IN_MEAN if name in found}
     text = {name: "".join("-01"[1 + right[name].get(i, -1)] for i in right["clean"])
             for name in ("clean", *exact)}
@@ -194,7 +199,7 @@ def evaluate(cfg, loaded, teacher, window, questions, suites):
     if questions and cfg.samples:
         result["vote"], samples = vote(model, tokenizer, questions, target, cfg)
         replies = [reply | dict(samples=some) for reply, some in zip(replies, samples)]
-    if suites:
+    if suites and cfg.questions:
         result |= robustness(model, tokenizer, suites, target, cfg)
     return result, replies
 
@@ -294,13 +299,13 @@ def row_of(cfg, result, state):
 def main(cfg):
     """Evaluate every checkpoint, measure speed, write report and rows."""
     common.between(cfg, 0, 2**32 - 1, "questions", "samples", "temperature", "seed")
-    common.positive(cfg, "max_new_tokens", "batch")
+    common.between(cfg, 1, 2**32 - 1, "max_new_tokens", "batch")
     check((cfg.samples > 0) == (cfg.temperature > 0), "use --samples and --temperature together")
     for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"'),
                          (f"{cfg.out}.answers.jsonl", '{"question"'), (cfg.row, '{"recipe"')):
         text = Path(path).read_text("utf-8", "replace") if path and Path(path).exists() else ""
         check(text[:len(begins)] in (begins, ""),
-              f"{show(path)} was not written by eval.py; choose another name")
+              f"{show(path)} was not written by eval.py; choose another --out or --row")
     cfg.checkpoints, bad = cfg.checkpoints or [str(OUT / "teacher.pt")], {}
     conversations = [document for _, document in read_documents(cfg.data, cfg.skip_bad_lines, bad)
                      if not isinstance(document, str)]

@@ -169,11 +169,9 @@ class Transformer(nn.Module):
 
     def hidden_states(self, ids, document=None, cache=None, features=None):
         """ids (B, T) -> output of the final norm (B, T, D). ValueError beyond the context length.
-
         document (B, T): a token sees itself and earlier tokens with the same document number.
         None: it sees all earlier tokens, also those in the cache, but never the left padding.
-        features: a list. Each block appends a dict: its output `hidden` (B, T, D), and q, k, v.
-        """
+        features: a list. Each block appends a dict: its output `hidden` (B, T, D), and q, k, v."""
         B, T = ids.shape
         start = cache.length if cache else 0
         if start + T > self.config.max_seq_len:

@@ -22,7 +22,6 @@ def get_lr(step, steps, lr, warmup, min_lr=0.0):
 
 def orthogonalize(m, iterations=5):
     """(..., M, N) -> about the nearest orthogonal matrix, same shape, by Newton-Schulz.
-
     Each iteration changes every singular value s (0 to 1) to 3.4445 s - 4.7750 s^3 + 2.0315 s^5.
     That moves s towards 1 fast. In the end it is between about 0.7 and 1.2. Exception: values below
     0.003 of the norm are only multiplied by about 3.44^5."""
@@ -68,7 +67,6 @@ class Muon(torch.optim.Optimizer):
 
 def make_optimizers(model, kind, lr, weight_decay, bf16=False):
     """-> list of optimizers. Each trainable parameter of the model is in exactly one of them.
-
     kind "muon": Muon on matrices inside blocks, AdamW on the rest. "adamw": AdamW on all. Norm
     weights get no weight decay, because 0 is no good value for a scale."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]

@@ -6,9 +6,10 @@
 It prints one line when it is ready, and runs until Ctrl-C or SIGTERM (exit status 0):
     ready: http://127.0.0.1:8000/v1 serves teacher; next: python blackbox/generate.py --base-url ...
 
-Clients get text and token counts, never probabilities. The server listens on loopback, and refuses
-a foreign Host or Origin there, because any page in a browser could ask. If MINIDISTILL_API_KEY is
-set, clients must send it as a bearer token. Differences from other servers:
+Clients get text and token counts, never probabilities. The server listens on loopback. There a
+foreign Host or Origin is refused, because any page in a browser could ask. Only pages of localhost
+may. A page in a file may not: it sends the Origin "null", but so do frames of foreign pages. If
+MINIDISTILL_API_KEY is set, clients must send it as a bearer token. Differences from other servers:
 
 1. Requests are answered one after another. The n answers of one request form one batch.
 2. Text between <think> and </think> is sent as reasoning_content, all other text as content.
@@ -29,10 +30,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+from common import OUT, UserError, check, command, run
 import torch
 
 from checkpoints import load_model
-from common import OUT, UserError, check, command, run
 from dataset.formats import ROLES, Turn, prompt_ids
 from decoding import decode_steps
 
@@ -182,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = default_request_version = "HTTP/1.1"
     timeout = 10                    # seconds that a client may send or read nothing
     disable_nagle_algorithm = True  # send each token at once
-    begun, kind, frame = False, "application/json", b"%s"  # of the reply
+    begun, page, kind, frame = False, "", "application/json", b"%s"  # of the reply
 
     def do_GET(self):
         """Answer a request. Read its body first: closing with unread bytes resets a connection."""
@@ -191,6 +192,8 @@ class Handler(BaseHTTPRequestHandler):
             self.check_client()
             if asked == ("POST", CHAT):
                 return self.chat(data)
+            if self.command == "OPTIONS":  # a browser asks before its page may ask
+                return self.reply(200, {})
             if asked != ("GET", MODELS):
                 raise Refusal(404, f"this server has only GET {MODELS} and POST {CHAT}")
             model = dict(id=self.server.name, object="model", created=self.server.created)
@@ -202,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.reply(500, Refusal(500, "a mistake of this server; its log says more").body)
             raise
 
-    do_POST = do_GET
+    do_POST = do_OPTIONS = do_GET
 
     def body(self):
         """Read the body of the request: Content-Length bytes, or chunks. Refusal for a bad size."""
@@ -221,15 +224,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def check_client(self):
         """Raise Refusal for a wrong key and, on loopback, for a foreign Host or Origin."""
-        kind, _, sent = self.headers.get("Authorization", "").partition(" ")
-        right = secrets.compare_digest(sent.strip().encode(), self.server.key.encode())
-        if self.server.key and not (right and kind.lower() == "bearer"):
-            raise Refusal(401, "wrong or missing API key", code="invalid_api_key")
         here = self.server.server_address[0]
         names = {re.sub(r"^\w+://|:\d+$", "", self.headers.get(name, here).lower())
                  for name in ("Host", "Origin")}
         if here.startswith("127.") and not names <= {"localhost", "127.0.0.1", here}:
             raise Refusal(403, "only programs and pages on this machine may use this server")
+        self.page = self.headers.get("Origin", "")  # it may read the reply
+        kind, _, sent = self.headers.get("Authorization", "").partition(" ")
+        right = kind.lower() == "bearer" and secrets.compare_digest(
+            sent.strip().encode(), self.server.key.encode())
+        if self.server.key and not right and self.command != "OPTIONS":
+            raise Refusal(401, "wrong or missing API key", code="invalid_api_key")
 
     def chat(self, data):
         """Wait until the model is free, then answer a chat request (data: its body)."""
@@ -258,6 +263,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("Content-Type", self.kind)
             self.send_header("Connection", "close")  # closing ends the answer
+            if self.page:
+                self.send_header("Access-Control-Allow-Origin", self.page)
+                self.send_header("Access-Control-Allow-Headers", "authorization, *")
             self.end_headers()
         self.wfile.write(self.frame % json.dumps(body).encode())
 
@@ -300,7 +308,8 @@ def main(cfg):
         print(f"warning: others may use {host}, unencrypted (MINIDISTILL_API_KEY)", file=sys.stderr)
     url = f"http://{host}:{port}/v1"
     print(f"ready: {url} serves {server.name}; next:",
-          command("blackbox/generate.py", base_url=url, model=server.name), flush=True)
+          command("blackbox/generate.py", base_url=url, model=server.name,
+                  out=OUT / f"data/{server.name}-answers.jsonl"), flush=True)
     server.serve_forever()
 
 

@@ -21,11 +21,11 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import common
 import torch
 from torch import nn
 
 import checkpoints
-import common
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import (DIVERGENCES, cross_entropy, divergence, hidden_cosine, hidden_mse, kl, total,
                     upcast)
@@ -123,7 +123,7 @@ def main(cfg):
     """Set up, print the self-check, then train: each step has six numbered parts."""
     mix = common.check_loss_flags(cfg)
     common.between(cfg, 0, 10**6, "logits_weight", "hidden_weight", "relation_weight")
-    common.positive(cfg, "relation_heads")
+    common.between(cfg, 1, 2**32 - 1, "relation_heads")
     common.check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "all weights are 0")
     env = common.start(cfg)
     # the frozen teacher; the student uses its tokenizer

@@ -17,10 +17,10 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import common
 import torch
 
 import checkpoints
-import common
 from dataset.cache_reader import cached_divergence, load_teacher, open_cache
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from fused import fused_step, use_fused

@@ -25,11 +25,11 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import common
 import numpy as np
 import torch
 
 import checkpoints
-import common
 from dataset.windows import (NAMES, open_text, pack_documents, self_check, step_batches, tensors,
                              validation_ce)
 from decoding import generate
@@ -128,7 +128,7 @@ def main(cfg):
     mix = common.check_loss_flags(cfg)
     common.between(cfg, 0, 1, "on_policy_share")
     common.between(cfg, 0, 100, "sample_temperature")
-    common.positive(cfg, "max_new_tokens")
+    common.between(cfg, 1, 2**32 - 1, "max_new_tokens")
     env = common.start(cfg)
     # the frozen teacher; the student uses its tokenizer
     teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env)

@@ -23,10 +23,10 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import common
 import torch
 
 import checkpoints
-import common
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import cross_entropy, total
 from model import SIZES
@@ -64,7 +64,7 @@ class Config:
 
 def main(cfg):
     """Set up, print the self-check, then train: each step has six numbered parts."""
-    common.positive(cfg, "tag_weight")
+    common.between(cfg, 1e-9, float("inf"), "tag_weight")
     env = common.start(cfg)
     # the model: new, or a checkpoint with its own shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)

@@ -15,10 +15,10 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import common
 import torch
 
 import checkpoints
-import common
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import cross_entropy, total
 from model import SIZES

@@ -20,8 +20,6 @@ reason that applies, and "of" is the line that it repeats. OUT.card.md counts bo
     near        they are nearly equal: see blackbox/near.py
 
 Duplicates are searched last, so a copy of a row that was dropped for another reason can be kept.
---off length,language switches rules off, for long chains of thought or for translations. A French
-answer to an English question passes: the script is the same. A row takes about 6 KB of memory.
 """
 import json
 import re
@@ -31,15 +29,16 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, check, command, run, show, write_file
+import numpy as np
+
 from blackbox.client import finished
 from blackbox.near import UNSPACED, find_copies, numbers, words
 from dataset.formats import BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents, texts
 from dataset.verify import answer_in, verdict
 from metrics import markdown, repetition
+from tokenizer import Tokenizer
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Config:
     input: str = OUT / "data/traces.jsonl"  # rows in any format of dataset/formats.py
     out: str = OUT / "data/filtered.jsonl"  # the kept lines
     against: str = ""             # FILE,FILE: evaluation questions; empty: val, test of the stories
-    off: str = ""                 # rules to switch off, commas between
+    off: str = ""                 # rules to switch off, commas between, such as length,language
     skip_bad_lines: bool = False  # count bad lines and go on, instead of stopping
     fresh: bool = False           # replace existing files
 
@@ -268,6 +267,10 @@ def main(cfg):
     val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
     following = command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",
                         data=cfg.out, val=val)
+    text, model = "".join(sum((row.sides() for row in kept[:999]), ())), OUT / "tokenizer.model"
+    # a tokenizer that spells most of a text in bytes has hardly more bytes than tokens
+    if not model.exists() or len(text.encode()) < 1.3 * len(Tokenizer.load(model).encode(text)):
+        following = command("tokenizer/train.py", cfg.out, out=OUT / f"{Path(cfg.out).stem}.model")
     if cfg.input.endswith(".all.jsonl"):  # raw rows are not for training
         following = command("blackbox/filter.py", input=cfg.input.removesuffix(".all.jsonl"))
     print("next:", following)

@@ -26,13 +26,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import common
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
-import common
 from blackbox.client import Client, finished
-from common import OUT, UserError, between, check, positive, show
+from common import OUT, UserError, between, check, show
 from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, is_text, parse_response_text,
                              prompt_ids, read_documents, turn_row)
 from dataset.verify import answer_in, parse_response, question_of, verdict
@@ -244,7 +244,7 @@ def ask_endpoint(cfg, answers, prompts, jobs):
 
 def check_flags(cfg):
     """UserError for a wrong value, a flag without effect, or a file that would be replaced."""
-    positive(cfg, "samples", "max_new_tokens", "batch", "timeout", "concurrency")
+    between(cfg, 0.01, 10**12, "samples", "max_new_tokens", "batch", "concurrency", "timeout")
     between(cfg, 0, 10**12, "questions", "documents", "retries", "max_requests", "max_total_tokens")
     between(cfg, 0, 100, "temperature")
     between(cfg, -1 if cfg.base_url else 0, 2**32 - 1, "seed")
@@ -281,8 +281,8 @@ def conclude(cfg, answers, jobs, client):
         script, flags = "train_distill_logits.py", dict(teacher=cfg.teacher)
     elif any("reasoning_content" in row["conversations"][-1] for row in kept):
         script = "train_distill_reason.py"
-    if "out" in cfg.given:
-        own = cfg.documents or "input" in cfg.given
+    own = cfg.documents or "input" in cfg.given
+    if own or "out" in cfg.given:
         flags |= dict(name=f"student-{Path(cfg.out).stem}", data=cfg.out,
                       val="" if own else OUT / "data/stories/val.jsonl")
     print(f"next: {common.command(script, **flags)}")

@@ -56,9 +56,9 @@ def open_cache(cfg, env, data):
     """Open --cache for the windows `data` -> dict of arrays on disk and the places of rows in them.
     UserError: unfinished, other data, another temperature, or a divergence it cannot give."""
     folder, about = Path(cfg.cache), read_about(cfg.cache)
-    differing = [f"{key} {about[key]} there, {value} here"
+    differing = [f"--{key} {about[key]} there, {value} here" if key in SAME else "--data or --val"
                  for key, value in what_it_is_of(cfg, data).items() if about[key] != value]
-    check(not differing, f"{show(folder)} is of other --data or --val: {', '.join(differing)}")
+    check(not differing, f"{show(folder)} is of another training: {''.join(differing[-1:])}")
     check(not missing(folder, about), f"{show(folder)} is not finished; run its command again")
     check(about["temperature"] in (None, cfg.temperature), f"{show(folder)} is for temperature "
           f"{about['temperature']}, not {cfg.temperature}; --kind hidden fits every temperature")

@@ -72,7 +72,8 @@ def main(cfg):
     settings = dict(min_chars=MIN_CHARS, order="shuffled", python=platform.python_version())
     rows = collect(sources(Path(sysconfig.get_paths()["stdlib"])))
     write_set(cfg.out, SPLITS, rows, settings, cfg.fresh)
-    print("next:", command("tokenizer/train.py", f"{cfg.out}/train.jsonl", out="out/prose.model"))
+    print("next:", command("tokenizer/train.py", f"{cfg.out}/train.jsonl",
+                           out=OUT / f"{Path(cfg.out).name}.model"))
 
 
 if __name__ == "__main__":

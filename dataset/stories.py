@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import (OUT, atomic_write, check, json_lines, lock, positive,  # noqa: E402
+from common import (OUT, atomic_write, between, check, command, json_lines, lock,  # noqa: E402
                     refuse_others, run, sha256_file, show, write_file)
 
 TEXTS = json.loads((Path(__file__).parent / "texts/stories.json").read_text(encoding="utf-8"))
@@ -196,12 +196,14 @@ def write_set(out, names, rows, settings, fresh=False):
 
 def main(cfg):
     """Make the four splits."""
-    positive(cfg, *SHARES)
+    between(cfg, 1, 2**32 - 1, *SHARES)
     match = re.fullmatch("([1-4])-([1-6])", cfg.ops)
     check(match and match[1] <= match[2], f"--ops {cfg.ops}: must be LOWEST-HIGHEST, up to 4-6")
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("out", "fresh")}
     write_set(cfg.out, SHARES, draw_splits(cfg, *map(int, match.groups())), settings, cfg.fresh)
-    print("next: python tokenizer/train.py")
+    own, model = Path(cfg.out) != OUT / "data/stories", OUT / f"{Path(cfg.out).name}.model"
+    print("next:", command("tokenizer/train.py", *[f"{cfg.out}/train.jsonl"] * own,
+                           out=own and model))
 
 
 if __name__ == "__main__":

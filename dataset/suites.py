@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, check, run, sha256_file
+from common import OUT, check, command, run, sha256_file
 from dataset import stories
 from dataset.formats import read_documents
 from dataset.stories import (DISTRACTORS, NAMES, OBJECTS, PATIENCE, SPACE, TEMPLATES, WORDS,
@@ -205,7 +205,7 @@ def main(cfg):
     check(0 < len(clean) == cfg.problems, f"--problems {cfg.problems}: {cfg.data} has {len(clean)}")
     settings = dict(problems=len(clean), seed=cfg.seed, data_sha256=sha256_file(cfg.data))
     stories.write_set(cfg.out, SUITES, make_suites(clean, cfg.seed), settings, cfg.fresh)
-    print("next: python eval.py --suites out/data/suites")
+    print("next:", command("eval.py", suites=cfg.out))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import common
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
-import common
 from common import OUT, check, show
 from dataset.cache_reader import NAMES, SAME, SHARD, missing, read_about, what_it_is_of
 from dataset.windows import open_text, tensors
@@ -105,8 +105,9 @@ def write_shard(folder, number, teachers, data, about, env):
 
 def main(cfg):
     """Make the cache, continue it after a stop, or say that it is already made."""
-    common.positive(cfg, "k", "window")
+    common.between(cfg, 1, 2**32 - 1, "k", "window")
     common.between(cfg, 0.01, 1000, "temperature")
+    common.between(cfg, 0, 2**32 - 1, "seed", "documents")
     hidden = cfg.kind == "hidden"
     check(not hidden or not cfg.others and not {"temperature", "k"} & cfg.given,
           "--kind hidden: use one teacher (states have no mean), no --temperature and no --k")

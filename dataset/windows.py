@@ -151,10 +151,8 @@ def cut(tokenizer, path, window, target, skip_bad_lines, part, chunk):
 
 def pack_documents(documents, size, pad):
     """A list of (ids, mask) -> (3, windows, size): ids, mask and document number of each window.
-
     Best fit: each document goes into the window that it fills best, the longest of 1,024 documents
-    first. For stories and window 256, padding is 3.3 %. In the order of the file it is 5.1 %.
-    """
+    first. For stories and window 256, padding is 3.3 %. In the order of the file it is 5.1 %."""
     windows, free = [], []  # free: sorted (space, window number, document number)
     for start in range(0, len(documents), SORTED):
         for ids, mask in sorted(documents[start:start + SORTED], key=lambda pair: -len(pair[0])):
@@ -220,11 +218,9 @@ def tensors(data, numbers, device="cpu"):
 def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
     """-> (this rank's micro-batches of one optimizer step, n_valid, counts). A micro-batch is x, y,
     document, weight (B, T) and window numbers (B,). n_valid and counts are of the WHOLE step.
-
     n_valid is the sum of all weights. Every rank reads all windows of the step, so it needs no
     communication. Losses divided by n_valid add up to the right loss over micro-batches and ranks.
-    document is None if there is only one, because plain causal attention is faster.
-    """
+    document is None if there is only one, because plain causal attention is faster."""
     numbers = step_windows(len(data["ids"]), step, cfg.batch, cfg.seed)  # (batch,)
     x, y, document, weight = tensors(data, numbers)
     # tokens through the student, without padding; tokens that count in the loss

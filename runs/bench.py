@@ -22,12 +22,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import OUT, ROOT, check, device_and_dtype, json_lines, run, versions
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoints
-from common import OUT, ROOT, check, device_and_dtype, json_lines, run, versions
 from decoding import generate
 from fused import fused_loss
 from losses import cross_entropy, divergence, total

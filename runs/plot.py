@@ -11,12 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import OUT, ROOT, UserError, check, run, show
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checkpoints import load_model
-from common import OUT, ROOT, UserError, check, run, show
 from dataset.formats import Turn, prompt_ids
 from decoding import generate
 from runs.render import mode, models, read_rows

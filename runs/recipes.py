@@ -20,10 +20,10 @@ from collections import namedtuple
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
+import numpy as np
+
 from common import ROOT, check
 
 
@@ -390,7 +390,7 @@ def main(cfg):
         print(f"# {recipe.name}, seed {seed}")
         for command in recipe.commands:
             run(command.replace("SEED", str(seed)), todo, cfg.dry_run)
-    print("next: python runs/render.py")
+    print("next:", common.command("runs/render.py"))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
+import numpy as np
+
 from common import ROOT, check
 from eval import figure, summary
 from metrics import markdown, table

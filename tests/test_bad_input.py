@@ -35,7 +35,7 @@ def write_checkpoint(path, tokenizer, change=lambda state: None, vocab_size=None
 @pytest.mark.parametrize("flag", [
     "--stepz=3", "--steps=0", "--lr=0", "--lr=nan", "--size=7b", "--dtype=fp8", "--window=161", "--batch=0",
     "--accumulate=3", "--accumulate=0", "--eval-every=0", "--clip=0", "--warmup=-1", "--weight-decay=-1",
-    "--seed=-1", "--documents=-1", "--eval-windows=-1", "--alpha=1.5", "--temperature=0", "--beta=1.1",
+    "--seed=-1", "--documents=-1", "--eval-windows=-1", "--alpha=1.5", "--temperature=0", "--beta=1.1", "--val=",
     "--skew=1", "--beta=0.3", "--skew=0.3"])
 def test_a_wrong_flag_or_value_is_named(flag, refused, tiny_world):
     """A wrong value that is not refused divides by zero, raises the loss, or fails an hour later."""
@@ -52,6 +52,8 @@ def test_a_wrong_value_of_a_scripts_own_knob_is_named(script, flag, refused, tin
     assert flag.partition("=")[0] in refused(f"train_distill_{script}", *flags, flag)
     flags = tiny_world.flags("distill_features", logits_weight=0, hidden_weight=0, relation_weight=0)
     assert "weights are 0" in refused("train_distill_features", *flags)  # it would train on no loss
+    assert "--alpha" in refused("train_distill_logits", *tiny_world.flags("distill_logits", alpha=0), "--temperature=2")
+    assert "65,535" in refused("train_pretrain", *tiny_world.flags("pretrain"), "--window=65536")
 
 
 @pytest.mark.parametrize("script, flag, command", [

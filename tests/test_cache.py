@@ -248,7 +248,7 @@ def test_another_training_is_refused(make, opened, tiny_world, tmp_path):
             opened(folder, **changes)
     changed = tmp_path / "changed.jsonl"  # edited after the cache was made: the same shape
     changed.write_text(tiny_world.train.read_text().replace("pears", "peers"))
-    with pytest.raises(UserError, match="other --data.*data_sha256"):
+    with pytest.raises(UserError, match="--data or --val"):
         opened(folder, changed)
 
 
@@ -289,7 +289,7 @@ def test_a_training_from_a_cache_needs_no_teacher_and_refuses_another(make, trai
     make(status=2, k=4)
     assert "k was 8, is 4" in make.said
     make(k=4, fresh=True)
-    assert "cache_sha256 was" in train(status=2, teacher=None, **flags)
+    assert "--cache is" in train(status=2, teacher=None, **flags)
 
 
 @pytest.mark.parametrize("script", ["distill_logits", "distill_features", "distill_onpolicy"])

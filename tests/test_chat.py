@@ -1,4 +1,5 @@
 """Claims about chat.py: what a reader sees is what the evaluation measures."""
+import re
 from unittest.mock import Mock
 
 import pytest
@@ -20,16 +21,34 @@ def test_an_answer_is_what_the_model_generates(call, tiny_world, target, tempera
     begun, generator = opening(t, target), torch.Generator().manual_seed(3)
     prompt = prompt_ids(t, [Turn("user", "2 + 3?")]) + begun
     [ids] = generate(model, [prompt], 30, {t.end}, temperature=temperature, generator=generator)
-    assert done.status == 0 and done.out == t.decode(begun + ids, show_control=True) + "\n"
+    limit = " (stopped at the limit)" if ids[-1] != t.end else ""
+    assert done.status == 0 and done.out == t.decode(begun + ids, show_control=True) + limit + "\n"
 
 
-def test_a_chat_goes_on_after_a_question_that_is_too_long(call, tiny_world, monkeypatch):
-    """A question that is too long must not end the conversation. Only an empty line or Ctrl-D ends it."""
-    answer = call("chat", tiny_world.teacher, "--max-new-tokens=5", "--prompt=2 + 3?")
-    for end in ("", EOFError):
-        monkeypatch.setattr("builtins.input", Mock(side_effect=["Why? " * 99, "2 + 3?", end]))
-        done = call("chat", tiny_world.teacher, "--max-new-tokens=5")
-        assert done.status == 0 and "error: " in done.out and done.out.endswith(answer.out)
+def test_a_chat_keeps_the_conversation_until_an_empty_line_or_as_far_as_it_fits(call, tiny_world, monkeypatch):
+    """A follow-up question was answered as if it were the first. A question that is too long ended the chat."""
+    model, t, _ = checkpoints.load_model(tiny_world.teacher)
+    lines, said, past = ["2 + 3?", "Why? " * 99, "And 4?", "", *["2 + 3?"] * 15], [], []
+    for line in lines:
+        past = past + [prompt_ids(t, [Turn("user", line)])] if line else []
+        if line == lines[1]:
+            del past[-1]
+        elif line:
+            while len(sum(past, [])) + 5 > 160:
+                past, said = past[1:], [*said, "(the oldest"]
+            [ids] = generate(model, [sum(past, [])], 5, {t.end})
+            past[-1] += [i for i in ids if i != t.end] + [t.end]
+            said.append(t.decode(ids, show_control=True))
+    monkeypatch.setattr("builtins.input", Mock(side_effect=[*lines, EOFError]))
+    done = call("chat", tiny_world.teacher, "--max-new-tokens=5")
+    assert done.status == 0 and "(the oldest" in said and "error: " in done.out
+    assert re.search(".*?\n".join(map(re.escape, said)), done.out, re.S)
+
+
+def test_top_shows_twelve_places_unless_asked_for_more(call, tiny_world):
+    """--top printed a line for each of 160 tokens, so the first places scrolled away."""
+    for flags, places in ((["--prompt=a"], 12), (["--prompt=a", "--max-new-tokens=14"], 14)):
+        assert call("chat", tiny_world.teacher, "--top=2", *flags).out.count("<-") == places
 
 
 def test_the_likeliest_tokens_are_those_of_a_full_pass(call, tiny_world, tiny_tokenizer):

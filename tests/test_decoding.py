@@ -4,7 +4,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from decoding import KVCache, generate, sample, stream
+from decoding import KVCache, generate, sample
 from fast_decode import Decoder
 from losses import cross_entropy
 from optim import make_optimizers
@@ -97,19 +97,6 @@ def test_a_batch_is_generated_as_one_by_one(tiny_model, sampling):
     assert len({tuple(row) for row in one_by_one}) == 4  # equal rows would prove little
 
 
-@pytest.mark.parametrize("sampling", [{}, dict(temperature=1.3, top_p=0.8)], ids=str)
-def test_stream_equals_generate(tiny_model, sampling):
-    """The chat could show another text than the evaluation scores. A seed could have no effect."""
-    model = tiny_model()
-    again = lambda: dict(sampling, generator=torch.Generator().manual_seed(5))
-    row = generate(model, PROMPTS[:1], 30, **again())[0]
-    assert list(stream(model, PROMPTS[0], 30, **again())) == row
-    stop = row[7]
-    row = generate(model, PROMPTS[:1], 30, {stop}, **again())[0]
-    assert list(stream(model, PROMPTS[0], 30, {stop}, **again())) == row
-    assert row[-1] == stop and stop not in row[:-1]
-
-
 def test_nothing_after_the_end_counts(tiny_model):
     """A finished row is still computed in its batch, but those tokens are not part of the answer."""
     model = tiny_model()
@@ -135,7 +122,6 @@ def test_a_finished_batch_stops_computing(tiny_model, monkeypatch):
 def test_generation_stops_at_the_context(tiny_model):
     """Beyond the context there are no positions: one token more would fail in the middle of an answer."""
     model = tiny_model(max_seq_len=16)
-    assert len(list(stream(model, PROMPTS[2], 1000))) == 12
     assert [len(row) for row in generate(model, PROMPTS, 1000)] == [16 - len(p) for p in PROMPTS]
     assert len(generate(model, [list(range(15))], 1000)[0]) == 1
     assert generate(model, PROMPTS, 0) == [[], [], [], []] and generate(model, [], 5) == []
@@ -151,9 +137,7 @@ def test_generation_leaves_no_graph(tiny_model, monkeypatch):
         monkeypatch.setattr(owner, name, lambda *a, real=getattr(owner, name), **k: (
             modes.append(torch.is_grad_enabled()), real(*a, **k))[1])
     generate(model, PROMPTS[:1], 3)
-    for _ in stream(model, PROMPTS[0], 3):
-        assert torch.is_grad_enabled()  # the caller's own mode, between two tokens
-    assert modes == [False] * 6
+    assert modes == [False] * 3
 
 
 def test_generation_runs_under_bf16_autocast(tiny_model):

@@ -154,6 +154,8 @@ def test_suites_are_paired_with_their_own_clean_problems(written, tiny_world, ti
         assert (found["suites"][name]["drop"], found["suites"][name]["p"]) == (drop, p)
     assert found["suites"]["hostile"] == dict(n=2, ended=0, refused=2) and found["suite_mean"] == 0.25
     assert found["suites_right"] == dict(clean="110", typos="0-1", names="00-")
+    few = evaluation.robustness(model, tiny_tokenizer, suites, "cot", evaluation.Config(questions=2))
+    assert few["suites_right"] == dict(clean="11", typos="0-", names="00")  # the same problems in each suite
 
 
 def test_the_copy_probe_knows_a_copier_from_a_parrot(tiny_world, tiny_tokenizer):

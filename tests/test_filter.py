@@ -213,13 +213,18 @@ def test_every_row_is_in_one_of_the_two_files_and_counted_on_the_card(sift):
     assert "| prompt | 3 | 5 | 7 | 7 |" in card and "| answer | 4 | 4 | 4 | 4 |" in card
 
 
-def test_the_same_command_again_is_finished_and_another_is_refused(sift):
-    """An existing file with other rows could be mistaken for the output of this command."""
-    thought = turns("So?", "<think>a</think><answer>b</answer>")
+def test_the_same_command_again_is_finished_and_another_is_refused(sift, tiny_tokenizer, out_dir):
+    """An existing file with other rows could be mistaken for the output of this command. A student whose
+    tokenizer is missing, or spells its text in bytes, was the next command."""
+    question = "How many pears has she now?"
+    assert "next: python tokenizer/train.py" in sift([turns(question, "Yes.")], out="1.jsonl").words
+    tiny_tokenizer.save(out_dir / "tokenizer.model")
+    assert "next: python tokenizer/train.py" in sift([turns("她有多少梨？", "七个。")], out="2.jsonl").words
+    thought = turns(question, "<think>a</think><answer>b</answer>")
     done = sift([thought])
     assert "next: python train_distill_reason.py --name student-out --data" in done.words
     assert "already made" in sift(None).words
-    again = sift([turns("So?", "b")])
+    again = sift([turns(question, "b")])
     assert again.status == 2 and again.kept == done.kept and again.dropped == done.dropped
     assert "train_distill_responses.py" in sift(None, "--fresh").words  # no thoughts
     done.out.write_text("mine\n")

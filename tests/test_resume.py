@@ -148,8 +148,9 @@ def test_a_finished_run_says_so_and_stays_as_it_is(script, train, out_dir):
     ("pretrain", dict(lr=0.5), ["lr was 0.003, is 0.5"]),
     ("pretrain", dict(steps=9, seed=3), ["seed was 0, is 3", "steps was 4, is 9"]),
     ("distill_logits", dict(alpha=0.25), ["alpha was 0.9, is 0.25"]),
-    ("distill_logits", dict(teacher="init"), ["teacher_fingerprint was "]),
-    ("distill_reason", dict(tag_weight=2), ["tag_weight was 1.0, is 2.0"])])
+    ("distill_logits", dict(teacher="init"), ["--teacher is "]),
+    ("distill_reason", dict(tag_weight=2), ["tag_weight was 1.0, is 2.0"]),
+    ("distill_reason", dict(data="val"), ["--data is "])])
 def test_another_run_under_the_same_name_is_refused_with_the_differences(
         script, changes, words, train, tiny_world, out_dir):
     """A run that goes on with other flags or another teacher is a result of no setting at all."""
@@ -157,7 +158,7 @@ def test_another_run_under_the_same_name_is_refused_with_the_differences(
     before = (out_dir / "run.pt").read_bytes()
     changes = {k: getattr(tiny_world, v) if isinstance(v, str) else v for k, v in changes.items()}
     refused = train(script, status=2, **changes)
-    assert refused.count("\n") == 1 and refused.count(" was ") == len(words)
+    assert refused.count("\n") == 1 and refused.count(" is ") == len(words)  # and no hash
     assert all(word in refused for word in words) and (out_dir / "run.pt").read_bytes() == before
 
 
@@ -176,7 +177,7 @@ def test_other_data_under_the_same_path_are_refused(train, tiny_world, tmp_path)
     data.write_text("".join(rows))
     train("pretrain", data=data)
     data.write_text("".join(rows[1:]))
-    assert "data_sha256 was" in train("pretrain", status=2, data=data)
+    assert "--data is" in train("pretrain", status=2, data=data)
 
 
 def test_fresh_replaces_a_run(train):
@@ -272,7 +273,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(script, tiny_wor
     """SIGKILL leaves no time to save. If the files on the disk lack something, the run ends differently."""
     flags = dict(steps=240, eval_every=7, batch=6)
     finish(start(f"train_{script}.py", *tiny_world.flags(script, name="whole", **flags)))
-    seconds = checkpoints.load(out_dir / "whole.pt")["seconds"]
+    seconds = checkpoints.load(out_dir / "whole.pt")["train_seconds"]
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments of seed {seed}")  # shown when the test fails
     said = kill_often(random.Random(seed), out_dir / "broken.csv", 0.6 * seconds / KILLS, f"train_{script}.py",

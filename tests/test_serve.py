@@ -4,6 +4,7 @@ The official client checks the format. Raw sockets send what no client would. Th
 from decoding.generate. If a test needs a certain text, `says` makes the model write its ids.
 """
 import contextlib
+import http.client
 import io
 import json
 import os
@@ -367,6 +368,19 @@ def test_a_foreign_page_is_refused_on_loopback(start):
             (403, "127.0.0.1", "http://127.0.0.1.evil.com:80"), (200, "localhost:8000", None),
             (200, "127.0.0.1:8000", None), (200, "localhost", "http://localhost:3000")):
         assert raw(server, post(Content_Type="text/plain", Host=host, Origin=origin))[0] == status, (host, origin)
+
+
+def test_a_page_of_this_machine_may_ask_and_read(start):
+    """No page could ask: the browser's own question before, OPTIONS without the key, got 501."""
+    server, _ = start(key=KEY)
+    for status, method, origin, key in (
+            (200, "OPTIONS", "http://localhost:5173", ""), (200, "GET", "http://127.0.0.1:8000", KEY),
+            (401, "GET", "http://localhost", ""), (403, "OPTIONS", "https://evil.com", ""), (403, "GET", "null", KEY)):
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENCE)
+        connection.request(method, "/v1/models", headers=dict(Origin=origin, Authorization=f"Bearer {key}"))
+        reply = connection.getresponse()
+        may = reply.getheader("Access-Control-Allow-Origin"), reply.getheader("Access-Control-Allow-Headers")
+        assert reply.status == status and may == ((None, None) if status == 403 else (origin, "authorization, *"))
 
 
 def test_without_the_key_nothing_is_told_and_the_key_is_nowhere_in_the_log(start, capsys):

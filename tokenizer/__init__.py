@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from common import UserError, check, show, write_file
+from common import UserError, check, check_exists, show, write_file
 
 CONTROL = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>",
            "<think>", "</think>", "<answer>", "</answer>"]  # ids 0 to 9, in this order
@@ -39,7 +39,7 @@ class Tokenizer:
         self.vocab_size = self._model.get_piece_size()
         pieces = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
         check(pieces[:len(CONTROL)] == CONTROL,
-              "this tokenizer comes from another project; make one with tokenizer/train.py")
+              "not made by tokenizer/train.py, which makes one for this project")
         (self.pad, self.unk, self.end, self.system, self.user, self.assistant, self.think,
          self.end_think, self.answer, self.end_answer) = range(len(CONTROL))
         self.control_ids = set(range(len(CONTROL)))
@@ -54,7 +54,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """Read a tokenizer from a file. UserError if it is missing or of another kind."""
-        check(Path(path).exists(), f"{show(path)} does not exist; make it with tokenizer/train.py")
+        check_exists(path, "make it with tokenizer/train.py")
         try:
             return cls(Path(path).read_bytes())
         except UserError as error:

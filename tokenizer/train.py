@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import OUT, UserError, check, command, run, show, write_file
 import sentencepiece
 
-from common import OUT, UserError, check, command, run, show, write_file
 from tokenizer import CONTROL, META_SPACE, Tokenizer
 
 KEYS = ("text content value reasoning_content question answer problem solution prompt completion "
@@ -88,7 +88,8 @@ def main(cfg):
     write_file(out, made)
     tokenizer, size = Tokenizer(made), sum(len(text.encode()) for text in found)
     tokens = sum(len(tokenizer.encode(text)) for text in found)
-    own = dict(tokenizer=out, data=paths[0]) if cfg.input else {}
+    own = {} if out.absolute() == OUT / "tokenizer.model" and not cfg.input else dict(
+        name=f"{out.stem}-teacher", tokenizer=out, data=paths[0])
     print(f"{show(out)}: {tokenizer.vocab_size:,} pieces | {size / 1e6:.1f} MB = {tokens:,} tokens "
           f"of {size / tokens:.2f} bytes | fingerprint {tokenizer.fingerprint}\n"
           f"next: {command('train_pretrain.py', **own)}")
