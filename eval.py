@@ -6,10 +6,12 @@ Everything runs in float32, because bf16 would round the logits. The columns:
     ce, bits/byte  cross-entropy, nats per counted token (chats: only the assistant's turns count);
                    in bits per byte of text, which compares models with different tokenizers
     KL, agree      KL(teacher || model) in nats; how often both have the same likeliest token
-    exact          share of right answers (greedy), Wilson 95 % interval; a cut-off answer is wrong
+    exact          share of right answers (greedy), Wilson 95 % interval; a cut-off answer is wrong.
+                   Only known answers count: a number, an option, a few words. The reply must say
+                   the whole words, without denial ("not Rome") or another answer ("Rome or Paris")
+    chrF           how near other replies are to the reference, 0 to 100; to teacher: to its replies
     format         share of answers in exactly the form that the model was trained on
     ECE            calibration error: how far confidence in the likeliest token is from accuracy
-    copy           share of tokens predicted right in the second copy of a random sequence
     repeats        share of an answer's 4-grams that it used before; limit: share of answers cut off
     suite          accuracy, difference in points from the unchanged problems, and McNemar's p
     majority       how often the most frequent of --samples answers is right (Wang et al. 2023)
@@ -26,7 +28,6 @@ from pathlib import Path
 from typing import Literal
 
 import common
-import numpy as np
 import torch
 
 import checkpoints
@@ -34,11 +35,13 @@ import speed
 from common import OUT, check, show
 from dataset.formats import bad_lines_text, parse_row, prompt_ids, read_documents
 from dataset.suites import IN_MEAN, read_suites
-from dataset.verify import agree, extract_answer, opening, parse_number, parse_response, verdict
+from dataset.verify import (agree, extract_answer, known_answer, opening, parse_number,
+                            parse_response, verdict)
 from dataset.windows import eval_batches, open_data
 from decoding import generate
 from losses import cross_entropy, forward_kl
-from metrics import calibration, majority, markdown, mcnemar, pass_at, repetition, table, wilson
+from metrics import (calibration, chrf, majority, markdown, mcnemar, pass_at, repetition, table,
+                     wilson)
 
 
 @dataclass
@@ -84,17 +87,6 @@ def score(model, tokenizer, teacher, data, cfg):
                 reliability=reliability, **{key: value / len(right) for key, value in sums.items()})
 
 
-@torch.inference_mode()
-def copy_probe(model, data):
-    """Share of random tokens that are predicted right in a second copy (Olsson et al. 2022)."""
-    length = min(24, model.config.max_seq_len // 2)
-    used = np.unique(data["ids"][:200][data["mask"][:200] > 0])
-    ids = torch.from_numpy(np.random.default_rng(0).choice(used, (64, length)).astype(np.int64))
-    twice = ids.repeat(1, 2).to(model.embed_tokens.weight.device)  # (64, 2 * length)
-    predicted = model(twice)[:, length:-1].argmax(-1)              # (64, length - 1)
-    return (predicted == twice[:, length + 1:]).float().mean().item()
-
-
 def answer(model, tokenizer, questions, target, cfg, **sampling):
     """Conversations -> one dict per answer, see `judge`. sampling: temperature, generator; default:
     greedy. --target cot or answer begins the response with its tag, for models trained on both."""
@@ -112,24 +104,24 @@ def answer(model, tokenizer, questions, target, cfg, **sampling):
 
 
 def judge(tokenizer, ids, reference, target):
-    """Compare generated ids with the reference turn -> dict: the answer, and whether it is right.
+    """Compare generated ids with the reference turn -> dict: the answer, and its verdict.
     The answer is the text inside <answer>. Without that tag, extract_answer finds it if the right
     answer is a number. Otherwise it is the whole reply. Empty ids: the question was too long."""
-    parsed = parse_response(tokenizer, ids, target)
-    wanted = reference.answer or extract_answer(reference.content) or reference.content
+    parsed, wanted = parse_response(tokenizer, ids, target), known_answer(reference)
     got, text = parsed["answer"], parsed["text"]
     if got is None:
-        got = text.strip() if parse_number(wanted) is None else extract_answer(text)
+        got = text.strip() if parse_number(wanted or "") is None else extract_answer(text)
     # The format has its own column. Here only the answer and its end count.
     found = verdict(wanted, got, parsed["ended"], True) if ids else "prompt too long"
+    near = None if wanted else chrf(got, reference.answer or reference.content)
     return parsed | dict(response=tokenizer.decode(ids, show_control=True), answer=got,
-                         verdict=found, answer_tokens=len(ids), repeats=repetition(ids))
+                         verdict=found, chrf=near, answer_tokens=len(ids), repeats=repetition(ids))
 
 
 def vote(model, tokenizer, questions, target, cfg):
     """Sample --samples answers per question and let them vote -> (figures, answers by question).
-    best_of: [[k, share]] for k = 1, 2, 4 .. samples. tokens: mean total of a question's samples."""
-    n, count = cfg.samples, len(questions)
+    best_of: [[k, share of known]], k = 1, 2, 4 .. samples. tokens: mean total of a question."""
+    n, count = cfg.samples, sum(known_answer(turns[-1]) is not None for turns in questions)
     generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(cfg.seed)
     replies = answer(model, tokenizer, [q for q in questions for _ in range(n)], target, cfg,
                      temperature=cfg.temperature, generator=generator)
@@ -141,7 +133,7 @@ def vote(model, tokenizer, questions, target, cfg):
                for k in sorted({2 ** i for i in range(n.bit_length())} | {n})]
     figures = dict(samples=n, temperature=cfg.temperature, best_of=best_of, majority=won / count,
                    majority_interval=wilson(won, count),
-                   tokens=sum(r["answer_tokens"] for r in replies) / count)
+                   tokens=sum(r["answer_tokens"] for r in replies) / len(questions))
     return figures, [[r["answer"] for r in some] for some in samples]
 
 
@@ -175,8 +167,8 @@ def robustness(model, tokenizer, suites, target, cfg):
     return dict(suites=found, suite_mean=sum(exact.values()) / len(exact), suites_right=text)
 
 
-def evaluate(cfg, loaded, teacher, window, questions, suites):
-    """Measure everything except speed of one model -> (dict of figures, list of answers)."""
+def evaluate(cfg, loaded, teacher, window, questions, suites, theirs):
+    """-> (figures of one model except speed, answers, its open replies; theirs: the teacher's)"""
     model, tokenizer, state = loaded
     trained = state.get("run_config", {}).get("target")
     own = trained if trained in ("answer", "full") else "cot"  # multi and mixed: cot
@@ -186,22 +178,29 @@ def evaluate(cfg, loaded, teacher, window, questions, suites):
     tokens = state.get("tokens", 0) + state.get("inputs", {}).get("init_tokens", 0)
     result = dict(parameters=model.num_parameters(), window=window, train_tokens=tokens,
                   **score(model, tokenizer, teacher[0] if same else None, data, cfg),
-                  copy=copy_probe(model, data), too_long=data["meta"]["too_long"])
+                  too_long=data["meta"]["too_long"])
     replies = answer(model, tokenizer, questions, target, cfg)
     n, verdicts = len(replies), Counter(sorted(r["verdict"] for r in replies))
+    opened = [r for r in replies if r["chrf"] is not None]
+    k, said = n - len(opened), [r["answer"] for r in opened]
     if questions:
-        result |= dict(n=n, exact=verdicts["ok"] / n, exact_interval=wilson(verdicts["ok"], n),
-                       limit=verdicts["truncated"] / n, verdicts=verdicts,
+        result |= dict(n=n, limit=verdicts["truncated"] / n, verdicts=verdicts,
                        format=sum(r["well_formed"] for r in replies) / n)
         for key in ("answer_tokens", "repeats"):
             result[key] = sum(r[key] for r in replies) / n
+    if k:
+        result |= dict(exact=verdicts["ok"] / k, exact_interval=wilson(verdicts["ok"], k))
+    if opened:
+        result |= dict(known=k, chrf=sum(r["chrf"] for r in opened) / len(opened))
+    if opened and theirs:
+        result["to_teacher"] = sum(map(chrf, said, theirs)) / len(opened)
     replies = [dict(response=r["response"], verdict=r["verdict"]) for r in replies]
-    if questions and cfg.samples:
+    if k and cfg.samples:
         result["vote"], samples = vote(model, tokenizer, questions, target, cfg)
         replies = [reply | dict(samples=some) for reply, some in zip(replies, samples)]
     if suites and cfg.questions:
         result |= robustness(model, tokenizer, suites, target, cfg)
-    return result, replies
+    return result, replies, said
 
 
 def figure(key, form=".1%"):
@@ -211,21 +210,23 @@ def figure(key, form=".1%"):
         if key not in r or key in ("kl", "agreement") and r["model"] == r["teacher"]:
             return "-"
         interval = "-".join(f"{100 * end:.1f}" for end in r.get(f"{key}_interval", ()))
-        return format(r[key], form) + (f" ({interval})" if interval else "")
+        some = f" of {r['known']:,}" if key == "exact" and "known" in r else ""
+        return format(r[key], form) + (f" ({interval})" if interval else "") + some
     return cell
 
 
 MODEL, EXACT = ("model", figure("model", "")), ("exact:", figure("exact"))
+OPEN = ("chrF:", figure("chrf", ".1f")), ("to teacher:", figure("to_teacher", ".1f"))
 SCOREBOARD = [
     MODEL, ("parameters:", figure("parameters", ",d")),
     ("train tokens:", figure("train_tokens", ",d")), ("ce:", figure("ce", ".4f")),
     ("bits/byte:", figure("bits_per_byte", ".3f")), ("KL:", figure("kl", ".4f")),
-    ("agree:", figure("agreement")), EXACT, ("format:", figure("format")),
+    ("agree:", figure("agreement")), EXACT, *OPEN, ("format:", figure("format")),
     ("tok/s batch 1:", figure("decode1", ",.0f")), ("batch 32:", figure("decode32", ",.0f"))]
 DETAILS = [
-    MODEL, ("ECE:", figure("ece", ".4f")), ("copy:", figure("copy")),
-    ("answer tokens:", figure("answer_tokens", ".1f")), ("repeats:", figure("repeats")),
-    ("limit:", figure("limit")), ("too long for ce:", figure("too_long", ",d")),
+    MODEL, ("ECE:", figure("ece", ".4f")), ("answer tokens:", figure("answer_tokens", ".1f")),
+    ("repeats:", figure("repeats")), ("limit:", figure("limit")),
+    ("too long for ce:", figure("too_long", ",d")),
     ("first token ms:", figure("first_ms", ",.1f")), ("answer ms:", figure("p50_ms", ",.1f")),
     ("MB peak:", figure("peak_mb", ",.1f")), ("mean of the suites:", figure("suite_mean"))]
 
@@ -243,7 +244,8 @@ def summary(results):
 
 def tables(results):
     """All tables that have figures, and the summary, as one Markdown text."""
-    first, found = results[0], [table(results, SCOREBOARD), table(results, DETAILS)]
+    first, board = results[0], [c for c in SCOREBOARD if "chrf" in results[0] or c not in OPEN]
+    found = [table(results, board), table(results, DETAILS)]
     if "vote" in first:
         lines = [r | r["vote"] | dict(r["vote"]["best_of"]) for r in results]
         best_of = ((f"best of {k}:", figure(k)) for k, _ in first["vote"]["best_of"])
@@ -269,7 +271,7 @@ def write_report(cfg, results, rows):
             f"agreement against {results[0]['teacher']}; float32, {v['threads']} threads, "
             f"{v['machine']}, torch {v['torch']}.\n\n{tables(results)}\n")
     for n, row in enumerate(rows[:5], 1):
-        text += f"\n### Question {n}\n\n{row['question']}\n\nRight answer: **{row['right']}**\n\n"
+        text += f"\n### Question {n}\n\n{row['question']}\n\nReference: **{row['right']}**\n\n"
         for model, found in row["answers"].items():
             line = found["response"].replace("\n", " ")
             text += f"- {model} ({found['verdict']}): `{line}`\n"
@@ -323,13 +325,17 @@ def main(cfg):
                  for model, _, state in loaded)
     rows = [dict(question=" ".join(t.content for t in before), right=last.answer or last.content,
                  answers={}) for *before, last in questions]
-    results = []
+    opened = [turns for turns in questions if known_answer(turns[-1]) is None]
+    results, theirs = [], []  # the teacher's open replies; without --teacher the first model's
+    if cfg.teacher and opened:
+        *_, theirs = evaluate(cfg, teacher, teacher, window, opened, {}, [])
     for name, one in zip(names, models):
-        result, answers = evaluate(cfg, one, teacher, window, questions, suites)
+        result, answers, said = evaluate(cfg, one, teacher, window, questions, suites, theirs)
+        theirs = theirs or said
         results.append(dict(model=name, teacher=names[-1]) | result)
         for row, reply in zip(rows, answers):
             row["answers"][name] = reply
-        print(table(results[-1:], SCOREBOARD).splitlines()[-1])
+        print(tables(results[-1:]).splitlines()[2])
     write_report(cfg, results, rows)
     if cfg.speed:  # the report is already saved, in case this fails
         measured = speed.measure(cfg.checkpoints, conversations[:20], device)

@@ -1,4 +1,4 @@
-"""The statistics and tables of eval.py: intervals, paired tests, votes, calibration, repeats.
+"""The statistics and tables of eval.py: intervals, paired tests, votes, calibration, chrF.
 
 Always report an interval. When two models answer the same questions, compare them question by
 question: the questions vary far more than the models do.
@@ -47,11 +47,25 @@ def repetition(ids, n=4):
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def chrf(text, reference):
+    """How near two texts are, from 0 to 100: chrF (Popović 2015), the F-score of the character
+    n-grams of n = 1 to 6, without spaces, where recall counts twice as much as precision."""
+    sides, shares = ["".join(side.split()) for side in (text, reference)], []
+    for n in range(1, 7):
+        a, b = (Counter(side[i:i + n] for i in range(len(side) - n + 1)) for side in sides)
+        if a and b:  # a short text has no n-grams of this length
+            both = (a & b).total()
+            shares.append((both / a.total(), both / b.total()))
+    precision, recall = np.mean(shares or [(0, 0)], axis=0)
+    return float(500 * precision * recall / (4 * precision + recall)) if recall else 0.0
+
+
 def majority(answers, same):
     """The answer that most answers agree with; in a tie the first one. None and blank texts do not
-    vote. Returns None if there are no votes. same(a, b): do two answers mean the same?"""
+    vote. Returns None if there are no votes. same(a, b): does answer a say what answer b says?"""
     counts = Counter(text for text in answers if text and text.strip())
-    votes = {text: sum(counts[other] for other in counts if same(text, other)) for text in counts}
+    votes = {text: sum(counts[other] for other in counts if same(text, other) or same(other, text))
+             for text in counts}
     return max(votes, key=votes.get, default=None)
 
 

@@ -93,12 +93,6 @@ def read_prompts(cfg):
     return prompts
 
 
-def judge(reference, answer, ended, well_formed):
-    """verify.verdict, or "unverified" if the right answer is unknown and nothing else is wrong."""
-    found = verdict(reference or "", answer, ended, well_formed)
-    return "unverified" if reference is None and found in ("ok", "wrong answer") else found
-
-
 def judge_ids(tokenizer, about, ids):
     """Ids of an answer -> dict(verdict, reasoning_content, content); document: (verdict, text)."""
     found = parse_response(tokenizer, ids)
@@ -108,7 +102,7 @@ def judge_ids(tokenizer, about, ids):
     thought, content = found["think"], found["answer"]
     if not found["well_formed"]:  # keep it all, with its control tokens
         thought, content = None, tokenizer.decode(ids, show_control=True).removesuffix("<end>")
-    decision = judge(about["reference"], found["answer"], found["ended"], found["well_formed"])
+    decision = verdict(about["reference"], found["answer"], found["ended"], found["well_formed"])
     return dict(verdict=decision, reasoning_content=thought, content=content)
 
 
@@ -118,12 +112,12 @@ def judge_text(reference, found, limit):
     try:
         turn = parse_response_text(found["content"], found["reasoning_content"])
     except BadRow:  # tags that do not match
-        return judge(reference, None, ended, False)
+        return verdict(reference, None, ended, False)
     answer = turn.content if turn.answer is None else turn.answer
     if reference is not None and "<answer>" not in found["content"]:
         answer = answer_in(answer, reference)
     tagged = reference is not None and any(tag in turn.content for tag in TAGS)
-    return judge(reference, answer, ended, not tagged)
+    return verdict(reference, answer, ended, not tagged)
 
 
 def keep(rows):

@@ -2,8 +2,8 @@
 
     extract_answer("12+2=14, so \\boxed{14}.")     "14"
     parse_number("$1,234.50")                      Fraction(2469, 2)
-    same_answer("14 apples", "14")                 True
     verdict("14", "14 or 15", True, True)          "wrong answer"
+    verdict("Rome", "It is Rome.", True, True)     "ok"
 
 Refusing right answers removes the hard problems (open-thoughts#21). Accepting wrong answers teaches
 the errors. In doubt this file refuses: a number may only have a sign, a currency, a unit, or LaTeX.
@@ -24,58 +24,67 @@ VALUE = rf"(?:(\d+) +(?=\d+ */))?({PLAIN})(?: */ *({PLAIN}))?( *%)?"
 NUMBER = re.compile(rf"([-+]?) *{VALUE}", re.ASCII)
 # In a text the minus of 17-3 is not a sign. The 2 of H2O and the last 5 of 1.2.5 do not count.
 NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?<![\w.]){VALUE}", re.ASCII)
-FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}"
-                  r"|([0-9])([0-9]))")
-WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}")
+NOOP = re.compile(r"\\!|\\(?:left|right|[Bb]igg?[lrm]?|q?quad)(?![A-Za-z])|(?<=\\)[dtc](?=frac)")
+FRAC = re.compile(r"\\frac\s*(?:\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}|([0-9])([0-9]))")
 MARKUP = re.compile(r"\\?[$€£¥]|\*\*|__|`|°[CF]?|\^\s*(?:\\circ|\{\\circ\})|\\[,;: ()\[\]]")
-SIGNED_MARKUP = re.compile(rf"([-+])(?:{MARKUP.pattern})+\s?")
 # "answer is", and the start of a list, a formula or a code block on the next line
-PHRASE = re.compile(r"(?:answer\**\s*(?:is\b|[:：=])|答案\**\s*(?:是|为|[:：]))"
-                    r"(?:\n[ \t]*[-•] |(?:\$\$|\\\[|```\w*)[ \t]*\n|[\s:：*])*", re.I)
-
+PHRASE = re.compile(r"(?:(?:answer|correct (?:option|choice))\**\s*(?:is\b|[:：=])|答案\**\s*[是为:：]"
+                    r"|故选)(?:\n[ \t]*[-•] |(?:\$\$|\\\[|```\w*)[ \t]*\n|[\s:：*])*", re.I)
 # A unit is up to three words, each in UNITS or of three letters or more. Directly after the digits
-# only UNITS count (2ab and 5x are algebra). NO_UNIT changes the number: 5 million, 14 maybe.
-UNITS = set("km cm mm m kg mg g lb lbs oz ft in mi l ml s h hr hrs min ms mph".split())
+# only UNITS count (2ab and 5x are algebra, 5M is 5 million). NO_UNIT changes the number: 14 maybe.
+UNITS = "|".join("km cm mm (?-i:m) kg mg g lb lbs oz ft in mi l ml s h hr hrs min ms mph".split())
 POWER = re.compile(r"\b(km|cm|mm|m|ft|in|mi|s) ?(?:\^ ?\{? ?[23] ?\}?|[²³])")  # cm^2; not x^2
-DOUBT = set("""or nor not no never neither either instead cannot cant dont doesnt isnt wasnt wont
-    maybe perhaps possibly probably likely unlikely might may could guess guessed unless unsure
-    uncertain unclear doubtful dubious questionable approximately approx roughly wrong incorrect
-    false untrue mistaken erroneous inaccurate invalid impossible implausible rejected refuted
-    disproved denied dismissed discarded excluded ruled 或 不 没 非 无 错 吗 否""".split())
+DOUBT = "|".join("""or nor not no never neither either instead cannot cant dont doesnt isnt wasnt
+    wont maybe perhaps possibly probably likely unlikely might may could guess guessed doubt unless
+    unsure uncertain unclear doubtful dubious questionable approximately approx roughly wrong
+    incorrect false untrue mistaken erroneous inaccurate invalid impossible implausible rejected
+    refuted disproved denied dismissed discarded excluded ruled""".split())
 NO_UNIT_ZH = "零一二三四五六七八九十百千万亿两半几多余或和与及到至不没非无错吗否减加乘除约是对还少负比打"
-NO_UNIT = DOUBT | set(NO_UNIT_ZH) | set("""hundred thousand lakh million mil mln billion bln
-    trillion crore grand dozen gross double two three four five six seven eight nine ten eleven
-    twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty
-    sixty seventy eighty ninety half halve third quarter fourth fifth sixth seventh eighth ninth
-    tenth eleventh twelfth hundredth thousandth millionth percentage pct pi and but then than plus
-    minus over divided multiplied squared cubed sqrt factorial mod modulo choose log sin cos tan
-    above below under zero negative except without about around almost nearly least most less short
-    off was would should if say seem apparently presumably supposedly allegedly hardly barely exceed
-    exceeded fail failed""".split())
-UNIT_ZH = re.compile(f" ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")  # 千克: kg
-
-# For last_number: ends of sentences, words that change a number after them, what may follow it
+NO_UNIT = re.compile("(?:%s)s?|[%s]" % ("|".join([DOUBT, *"""hundred thousand lakh million mil mln
+    billion bln trillion crore grand dozen gross double two three four five six seven eight nine ten
+    eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty
+    fifty sixty seventy eighty ninety half halve third quarter fourth fifth sixth seventh eighth
+    ninth tenth eleventh twelfth hundredth thousandth millionth percentage pct pi and but then than
+    plus minus over divided multiplied squared cubed sqrt factorial mod modulo choose log sin cos
+    tan above below under zero negative except without about around almost nearly least most less
+    short off was would should if say seem apparently presumably supposedly allegedly hardly barely
+    exceed exceeded fail failed""".split()]), NO_UNIT_ZH), re.I)
+UNIT = re.compile(rf"(?:[ /]?(?i:{UNITS})\b|[ /](?!(?i:{NO_UNIT.pattern})\b)[A-Za-z]{{3,}}){{,3}}"
+                  rf"| ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")  # 千克: kg
 SENTENCE_END = re.compile(r"[\n!;。]|\.(?=\s|$)|(?<=\?)")
 WORD = re.compile(r"[a-z]+|千[克米瓦]|[\u4e00-\u9fff]", re.I)
-BOUND = re.compile(r"(?:\b(?:than|over|under|above|below|about|around|almost|nearly|least|most|but|"
-                   r"minus|except|error(?: code)?:?)|[<>≤≥≠≈~±^√约]) *$|\d,$", re.I)
-ENDED = re.compile(rf" ?(?:{'|'.join(sorted(UNITS))})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])"
+# What makes a sentence doubtful, if \0 is its answer: a word of DOUBT, "?", a bound before it
+DOUBTFUL = re.compile(
+    rf"(?<![a-z])(?:{DOUBT})s?(?![a-z])|n['’]t(?![a-z])|[?或不没非无错吗否]|可能|也许|大概|\d,\0|"
+    r"(?:\b(?:than|over|under|above|below|about|around|almost|nearly|least|most|but|minus|except|"
+    r"error(?: code)?:?)|[<>≤≥≠≈~±^√约]) *\0", re.I)
+ENDED = re.compile(rf" ?(?:{UNITS})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])"
                    r"|\*(?!\w)|\.(?!\.)|[,:)'\"’”=—\u4e00-\u9fff]|$")  # not 14x, 14 + y, 14...
+# An option and its own text: (B) Paris; Option B is correct; but not "(A) is wrong", "A. No, C"
+OPTION = re.compile(
+    r"(?i:option |选项?)?[(\[]?([A-J]|[a-j](?=\))|(?i:yes|no)\b)(?: is correct)?(?:[)\]]?[.:,\n]|"
+    r"[)\]]| -|$)(?! ?(?:is|or|and|not|can|but)\b)(?!.*\b(?!A [a-z]{3})[A-HJ]\b)(.*)", re.A | re.S)
+FEW_WORDS = re.compile(r"(?!\d|[Nn]o$)\w{2,}(?:[ .,'’·-]+\w+){0,4}")
+# Another answer beside this one (\0): Paris and Rome; New York; Rome and; Rome, Italy; or in a list
+BESIDE = re.compile(
+    r"(?:\b(?:and|both|new|(?:un)?like)(?: \w+){0,2}|[&/+、])\W*\0|\0\W*(?:(?:and|as)\b|[&/+、])|"
+    r"\0\W*?[,;.!(\n。-]\W*(?:[\u4e00-\u9fff]{1,3}|[^\W\u4e00-\u9fff]+\W*){1,2}(?:[,;.!)\n。]|\band\b"
+    r"|$)|(?:[,;.!。]|(?<![:\n])\n)\W*\0\W*(?:[,;.!\n。]|$)", re.I)
+REASON = r"(?i:,?\s?\(?\b(?:because|since)\b|,?\s?因为)"
 EQUATION = re.compile(r"(?:[A-Za-z] ?=)?(?:(?:[-+*/×÷·^().\d ]|,(?=\d)|\\(?:times|cdot|div))+=)*"
                       r" ?(?:\(([^=()]*)\)|([^=()]*))")  # x = 14, 5+9 = 14, x = 5+9 = 14, (14)
 
 
 def clean(text):
-    """Text without LaTeX, currency, bold, full width. A space is left, so 1\\text{4} is not 14.
-    After a sign no space is left: -$5 and -\\frac{1}{2} keep their minus."""
-    text = text.translate(NARROW).replace("{,}", ",").replace("\\!", "")
+    """Text without LaTeX, currency, bold, full width. 1\\text{4} becomes 1 4; -$5 becomes -5."""
+    text = NOOP.sub("", text.translate(NARROW).replace("{,}", ","))
     text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", text)  # 1\,234; but 1\,4 is not 14
     text = re.sub(r"\s?per ?cent\b|\\%", "%", text, flags=re.I)
     text = re.sub(r"(?:^minus |\bnegative |负)(?=\s?[$€£¥]?[0-9])", "-", text, flags=re.I)
     text = FRAC.sub(lambda m: f"${m[1] or m[3]}/{m[2] or m[4]} ", text)  # MARKUP removes the $
     for _ in range(3):  # from the inside out: \boxed{\text{5}}
-        text = WRAPPED.sub(r" \1 ", text)
-    text = MARKUP.sub(" ", SIGNED_MARKUP.sub(r"\1", text))
+        text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s*\{([^{}]*)\}", r" \1 ", text)
+    text = MARKUP.sub(" ", re.sub(rf"([-+])(?:{MARKUP.pattern})+\s?", r"\1", text))
     text = re.sub(r"[^\S\n]+", " ", text).strip()
     text = re.sub(r"""(?s)^([*_"'])(.*)\1\Z""", r"\2", text)  # only a pair: f' is not f
     bare = text.rstrip("!")  # "14 apples!" loses its "!"; 5! and n! keep it
@@ -85,14 +94,13 @@ def clean(text):
 def parse_number(text):
     """A text -> its number as an exact Fraction. None if it is not exactly one number: "14 or 15",
     "1 4", "5 million". Units are dropped, not compared. 50% is 0.5 and 1/2, never 50."""
-    text = clean(text) if len(text) <= MAX_LENGTH else ""
-    text = re.sub(r"(?<![.。])[.。]$", "", text).rstrip()
+    text = re.sub(r"(?<![.。])[.。]$", "", clean(text) if len(text) <= MAX_LENGTH else "").rstrip()
     match = NUMBER.match(text)
     if not match or re.search(r"[eE][-+]?[0-9]{4}", text):  # 1e999999999 would fill the memory
         return None
     sign, whole, top, bottom, percent = match.groups()
-    rest = text[match.end():]
-    if rest and (percent or not is_unit(rest)):
+    rest = POWER.sub(r"\1", text[match.end():])
+    if rest and (percent or not UNIT.fullmatch(rest)):
         return None
     value, bottom = Fraction(top.replace(",", "")), Fraction((bottom or "1").replace(",", ""))
     if bottom == 0 or whole and value >= bottom:  # 1 3/2 is not a mixed number
@@ -101,29 +109,23 @@ def parse_number(text):
     return (-value if sign == "-" else value) / (100 if percent else 1)
 
 
-def is_unit(rest):
-    """Is the text after the digits a unit, like " apples left", "km/h", "cm^2", "个苹果"?"""
-    rest = POWER.sub(r"\1", rest)
-    words = re.findall("([ /]?)([A-Za-z]+)", rest)
-    if len(words) > 3 or rest != "".join(gap + word for gap, word in words):
-        return bool(UNIT_ZH.fullmatch(rest))
-    return all(word.lower() in UNITS and word != "M"  # 5M: five million
-               or gap and len(word) > 2 and not any_of([word], NO_UNIT) for gap, word in words)
-
-
-def any_of(words, some):
-    """Is one of the words, or its singular, in the set `some`?"""
-    return any({word, word.rstrip("s")} & some for word in map(str.lower, words))
-
-
 def same_answer(got, reference):
-    """Are both the same number? If neither is a number: are they the same text? Case, extra spaces,
-    LaTeX and punctuation at the end do not matter. An empty text is never the same."""
+    """Are both the same number? If neither is: the same option, such as B and "(B) Paris"? Else the
+    same text? Case, spaces, LaTeX, punctuation at the end do not matter. "" is never the same."""
     a, b = parse_number(got), parse_number(reference)
     if a is not None or b is not None:
         return a == b
-    a, b = (" ".join(clean(text).casefold().split()).rstrip(" .。,;:?") for text in (got, reference))
-    return a == b != ""
+    if (a := option(got)) and (b := option(reference)):
+        return a[0] == b[0] and ("" in a + b or same_answer(a[1], b[1]))
+    gap = (r"(?<!\d)\s+|\s+(?!\d)", "") if "\\" in got + reference else (r"\s+", " ")
+    a, b = (re.sub(*gap, clean(text)).rstrip(" .。,;:") for text in (got, reference))
+    return a == b if "\\" in a else a.casefold() == b.casefold() != ""  # \Phi is not \phi
+
+
+def option(text):
+    """-> ("B", "Paris"): an option's letter (or yes, no) and its own text; None: not an option."""
+    found = OPTION.fullmatch(re.split(REASON, clean(text), maxsplit=1)[0])
+    return found and (found[1].upper(), found[2])
 
 
 def marked_answer(text):
@@ -154,11 +156,8 @@ def last_number(text):
     after = SENTENCE_END.split(text[found[-1].end():], maxsplit=1)[0]
     # in "14 left over" the clause ends before "over"; in "14 over 3" it does not
     clause = re.split(r"[,:(]|(?<=\w) (?:and|then|but|over)\b", after)[0]
-    nearby = WORD.findall(clause)[:3]
-    sentence = re.sub(r"n['’]t\b", " not", before + "|" + after)
-    doubted = (any_of(WORD.findall(sentence), DOUBT) or "?" in after or any_of(nearby, NO_UNIT)
-               or BOUND.search(before) or not ENDED.match(after))
-    return None if doubted else found[-1][0]
+    changed = any(map(NO_UNIT.fullmatch, WORD.findall(clause)[:3])) or not ENDED.match(after)
+    return None if changed or DOUBTFUL.search(f"{before}\0{after}") else found[-1][0]
 
 
 def extract_answer(text):
@@ -176,8 +175,7 @@ def shortened(found):
     If there is no single number ("14 or 15", "x=3, x=14"), it stays as it is."""
     if len(found) > MAX_LENGTH or parse_number(found) is not None:
         return found
-    reason = r",?\s*\(?\b(?:because|since)\b|[,，]?\s*因为"
-    equation = EQUATION.fullmatch(clean(re.split(reason, found, maxsplit=1, flags=re.I)[0]))
+    equation = EQUATION.fullmatch(re.split(REASON, clean(found), maxsplit=1)[0])
     number = equation and (equation[1] or equation[2])
     return number.strip() if number and parse_number(number) is not None else found
 
@@ -188,41 +186,62 @@ def readings(text):
     return [text] if found in (None, text) else [text, found, shortened(found)]
 
 
-def agree(a, b):
-    """Are two answers the same in any of their readings?"""
-    return any(same_answer(x, y) for x in readings(a) for y in readings(b))
+def said(text, reference):
+    """The words of a short known answer as a text says them, or None. They are whole words in its
+    first or last sentence, no other answer is beside them, and from there on nothing is doubted."""
+    words, text = (clean(readings(part)[-1]).strip(" .。") for part in (reference, text))
+    whole = rf"(?<![^\W是为叫在])(?<!-){re.escape(words)}(?![^\W是为]|[.,'’-]\w)"
+    found = re.fullmatch(f"(.*)({whole})(.*)", text, re.S | (0 if words.isupper() else re.I))
+    if not found or not FEW_WORDS.fullmatch(words):
+        return None
+    *earlier, before = SENTENCE_END.split(found[1])
+    after, *later = SENTENCE_END.split(found[3])
+    later = " ".join(later).replace("?", "").strip()
+    refused = (DOUBTFUL.search(f"{before}\0{after}") or DOUBTFUL.search(later)
+               or BESIDE.search(f"{found[1][-80:]}\0{found[3][:80]}")
+               or later and "".join(earlier).strip())
+    return None if refused else found[2]
+
+
+def agree(text, reference):
+    """Does a text give the known answer, in any reading of both, or in words (see `said`)?"""
+    same = any(same_answer(x, y) for x in readings(text) for y in readings(reference))
+    return same or said(text, reference) is not None
 
 
 def answer_in(text, reference):
     """The part of a free text to compare with the known answer: the first of its readings that is
-    right, else extract_answer(text) if that is right, else the whole text."""
-    known = readings(reference)
-    return next((part for part in [*readings(text), extract_answer(text) or ""]
-                 if any(same_answer(part, one) for one in known)), text)
+    right, else the number or the words in it that are right, else the whole text."""
+    parts = [*readings(text), extract_answer(text) or "", said(text, reference) or ""]
+    return next((part for part in parts
+                 if any(same_answer(part, one) for one in readings(reference))), text)
 
 
 def verdict(reference, answer, ended, well_formed):
-    """"ok", or the first reason to reject a sample. Last three arguments: see parse_response."""
-    if not ended:  # first, because a cut-off sample is never well formed: it needs a higher limit
-        return "truncated"
-    if not well_formed:
-        return "format"
-    if answer is None or not answer.strip():
-        return "no answer"
-    return "ok" if agree(answer, reference) else "wrong answer"
+    """"ok", or the first reason to reject a sample. reference: the known answer; None: unknown."""
+    reasons = [(not ended, "truncated"), (not well_formed, "format"),
+               (not (answer or "").strip(), "no answer"), (reference is None, "unverified")]
+    found = next((reason for holds, reason in reasons if holds), None)
+    return found or ("ok" if agree(answer, reference) else "wrong answer")
+
+
+def known_answer(turn):
+    """The final answer of an assistant's turn, or None if the reply is open. It is a number, up to
+    five marked words (a tag, ####, "answer is"), an option, or three words without a full stop."""
+    text = (turn.content if turn.answer is None else turn.answer).strip()
+    part, marked = readings(text)[-1], turn.answer is not None or len(readings(text)) > 1
+    words = re.findall(r"[\u4e00-\u9fff]{2}|(?<![\\\w])[^\W\d_]{2,}", part)
+    bare = option(part) or FEW_WORDS.fullmatch(part) and not re.search(r"\d", part)
+    short = "\n" not in part and len(words) <= (5 if marked else 3) and (marked or bare)
+    return part if part and (short or parse_number(part) is not None) else None
 
 
 def question_of(row):
-    """A row of any format -> (turns up to the user's last one, known answer or None), or BadRow.
-    A known answer is a marked answer or a bare number, never a number inside a longer text."""
-    turns, known = parse_row(row, need_reply=False), None
+    """A row of any format -> (turns up to the user's last one, known answer or None), or BadRow."""
+    turns = parse_row(row, need_reply=False)
     if isinstance(turns, str):
         raise BadRow("plain text is no prompt", turns)
-    if turns[-1].role == "assistant":
-        *turns, reply = turns
-        known = marked_answer(reply.content) if reply.answer is None else reply.answer
-        if known in (None, reply.content):
-            known = None if parse_number(reply.content) is None else reply.content
+    known = known_answer(turns.pop()) if turns[-1].role == "assistant" else None
     if not turns or turns[-1].role != "user":
         raise BadRow("no question: a user's turn must be the last")
     return turns, known
@@ -234,25 +253,16 @@ def opening(tokenizer, target):
 
 
 def parse_response(tokenizer, ids, target="cot"):
-    """Generated ids -> dict: think, answer (None if not found), text, ended, well_formed. Tags are
-    found by id: a spelled "<answer>" is text. What follows the first <end> is ignored."""
+    """Generated ids -> dict: think, answer (None if not found), text, ended; well_formed: exactly
+    the target's form. Tags are found by id: a spelled "<answer>" is text. <end> ends the reply."""
     t, ids, found = tokenizer, [int(i) for i in ids], {}
     body = ids[:ids.index(t.end)] if t.end in ids else ids
     for name, first, last in (("think", t.think, t.end_think), ("answer", t.answer, t.end_answer)):
         inside = body[body.index(first) + 1:] if first in body else []
         found[name] = t.decode(inside[:inside.index(last)]) if last in inside else None
+    # T <think>, t </think>, A <answer>, a </answer>, x text, - other control token
+    forms = dict(cot="Tx*tAx*a", answer="Ax*a", full="x+")
+    letters = {t.think: "T", t.end_think: "t", t.answer: "A", t.end_answer: "a"}
+    form = "".join(letters.get(i, "-" if i in t.control_ids else "x") for i in body)
     return dict(found, text=t.decode(body), ended=t.end in ids,
-                well_formed=well_formed(t, ids, target))
-
-
-# T <think>, t </think>, A <answer>, a </answer>, x text, - other control token, . <end>
-PATTERNS = dict(cot="Tx*tAx*a", answer="Ax*a", full="x+")
-
-
-def well_formed(tokenizer, ids, target="cot"):
-    """Are the ids exactly <think>...</think><answer>...</answer><end>? Target "answer": without the
-    thought. "full": text without tags. What follows the first <end> is ignored."""
-    t = tokenizer
-    letters = {t.think: "T", t.end_think: "t", t.answer: "A", t.end_answer: "a", t.end: "."}
-    text = "".join(letters.get(i, "-" if i in t.control_ids else "x") for i in map(int, ids))
-    return re.match(PATTERNS[target] + "[.]", text) is not None
+                well_formed=t.end in ids and re.fullmatch(forms[target], form) is not None)

@@ -14,7 +14,7 @@ import speed
 from dataset.formats import Turn, encode_document, read_documents
 from dataset.windows import open_data
 from eval import judge
-from metrics import table, wilson
+from metrics import chrf, table, wilson
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_report_has_the_tables_and_the_answers(report, tiny_world):
         ("teacher", 63_744, 6), ("init", 63_744, 6)]
     assert text.count("### Question") == text.count("- teacher (") == 5
     documents = [document for _, document in read_documents(tiny_world.val)]
-    assert documents[0][0].content in text and "Right answer: **3**" in text
+    assert documents[0][0].content in text and "Reference: **3**" in text
     assert [row["right"] for row in rows] == [document[-1].answer for document in documents]
     assert all(set(row["answers"]) == {"teacher", "init"} for row in rows)
 
@@ -108,6 +108,7 @@ def test_the_tables_by_hand():
                  decode32=2000)
     assert evaluation.tables([first]).splitlines()[-6:-4] == [
         "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| hostile | 8 of 9 ended, 1 too long |"]
+    assert "chrF" not in evaluation.tables([first])  # only for open replies
     columns = [("KL:", evaluation.figure("kl", ".2f")), ("ce:", evaluation.figure("ce", ".2f"))]
     assert table([other, first | dict(ce=1)], columns).splitlines() == [
         "| KL | ce |", "|---:|---:|", "| 0.50 | - |", "| - | 1.00 |"]
@@ -158,15 +159,6 @@ def test_suites_are_paired_with_their_own_clean_problems(written, tiny_world, ti
     assert few["suites_right"] == dict(clean="11", typos="0-", names="00")  # the same problems in each suite
 
 
-def test_the_copy_probe_knows_a_copier_from_a_parrot(tiny_world, tiny_tokenizer):
-    """If a model that cannot copy passes the probe, the probe measures something else."""
-    data = open_data(tiny_world.val, tiny_tokenizer, 143)
-    for back, least, most in ((23, 1, 1), (0, 0, 0.2)):  # repeats the token `back` places ago
-        model = Mock(side_effect=lambda ids: F.one_hot(ids.roll(back, 1), tiny_tokenizer.vocab_size))
-        model.config.max_seq_len, model.embed_tokens.weight.device = 160, "cpu"
-        assert least <= evaluation.copy_probe(model, data) <= most
-
-
 def say(tokenizer, text, end=True):
     """A response as text -> its ids. Tags become control tokens; if `end`, <end> follows."""
     t = tokenizer
@@ -181,7 +173,7 @@ def test_an_answer_is_judged_by_its_answer_and_its_end(tiny_tokenizer):
     a number, to questions of knowledge, must be compared as text, or every model scores 0 %."""
     t = tiny_tokenizer
     for said, wanted, verdict in (("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
-                                  ("It is 14.", "So 14", "ok")):
+                                  ("It is Paris.", "Paris", "ok"), ("It is 14.", "14", "ok")):
         assert judge(t, say(t, said), Turn("assistant", wanted), "cot")["verdict"] == verdict
     for text, end, verdict, well_formed in (
             ("<think>3 + 4 = 7.</think><answer>7</answer>", True, "ok", True),
@@ -252,6 +244,26 @@ def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatc
     assert vote["tokens"] == pytest.approx((12 * size - 1) / 3)
     assert "| init | 100.0% (43.9-100.0) | 66.7% (20.8-93.9) | 50.0% | 77.8% | 100.0% | " in text
     assert rows[1]["answers"]["init"]["samples"] == ["8", "7", "8", "9"]
+
+
+def test_open_replies_are_compared_with_the_reference_and_the_teacher(report, tiny_world, tiny_tokenizer,
+                                                                      tmp_path, monkeypatch):
+    """The last number of a Markdown list was its answer, so a chat about another topic had "exact 40 %"."""
+    told = {tiny_world.teacher: "It is Rome.", tiny_world.init: "It is Rome!"}
+    models = {checkpoints.load_model(path)[0].embed_tokens.weight.sum().item(): text for path, text in told.items()}
+    monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_, **sampling: [
+        say(tiny_tokenizer, models[model.embed_tokens.weight.sum().item()])] * len(prompts))
+    path, steps = tmp_path / "test.jsonl", "1. Sit.\n2. Add 3"
+    for rows, exact, flags in (([steps, "Rome", "Rome"], "100.0% (34.2-100.0) of 2", []),
+                               ([steps], "-", [f"--teacher={tiny_world.teacher}"])):
+        path.write_text("".join(json.dumps(dict(prompt="Go?", completion=text)) + "\n" for text in rows))
+        results, text, _ = report([*told][-len(rows):], f"--data={path}", *flags, "--samples=2", "--temperature=1")
+        head, _, *lines = text.split("\n\n")[2].splitlines()
+        cells = [dict(zip(head.split(" | "), line.split(" | "))) for line in lines]
+        near = [chrf("It is Rome!", other) for other in (steps, "It is Rome.")]
+        assert [results[-1][key] for key in ("chrf", "to_teacher")] == pytest.approx(near)
+        assert cells[-1]["exact"] == exact and cells[-1]["chrF"] == f"{near[0]:.1f}"
+        assert "to_teacher" not in results[0] or flags and "exact" not in results[0] and "ight" not in text
 
 
 def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_path, monkeypatch):

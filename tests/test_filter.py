@@ -96,7 +96,7 @@ FINE = [
     turns(ASKED, "So 17", verdict="a new word", finish_reason=None), turns("<answer>", "What is <br> for?"),
     turns("What is <think>?", "It opens a thought."), turns(ASKED, "It is 17", reference="17.0", **OWN),
     turns(ASKED, "See there", reference="https://example.org"),  # somebody else's column of that name
-    turns("Where?", "Paris", reference="Paris", **OWN), turns("A?", "Yes.", reference="yes", **OWN),
+    turns("Where?", "In Paris.", reference="Paris", **OWN), turns("A?", "Yes.", reference="yes", **OWN),
     turns(ASKED, "It is 18", reference="17", verdict="ok", **OWN),  # a verdict is trusted
     turns("Count.", " ".join(map(str, range(1, 200)))), turns("Sing.", "la la la la"),
     turns("Show the table.", TABLE), turns("The unit matrix?", MATRIX), turns("In LaTeX?", LATEX * 2),

@@ -9,7 +9,7 @@ from common import UserError
 from dataset import formats
 from dataset.formats import (BadRow, Turn, encode_document, parse_row, prompt_ids, read_documents,
                              texts, turn_row)
-from dataset.verify import parse_response, well_formed
+from dataset.verify import parse_response
 from tokenizer import CONTROL, Tokenizer
 from tokenizer.train import train
 
@@ -265,16 +265,17 @@ def test_well_formed_means_exactly_the_format(tokenizer):
     """A check that is not exact would accept two answers, or text between the tags."""
     marks = {name: i for i, name in enumerate(CONTROL)}
 
-    def ids(text):
-        return [marks[w] if w in marks else tokenizer.encode(w)[0] for w in text.split()]
+    def well_formed(text, target="cot"):
+        ids = [marks[w] if w in marks else tokenizer.encode(w)[0] for w in text.split()]
+        return parse_response(tokenizer, ids, target)["well_formed"]
     cot = "<think> a </think> <answer> 5 </answer> <end>"
-    assert well_formed(tokenizer, ids(cot)) and well_formed(tokenizer, ids(cot + " junk <pad>"))
-    assert well_formed(tokenizer, ids("<answer> 5 </answer> <end>"), "answer")
-    assert not well_formed(tokenizer, ids(cot), "answer")
+    assert well_formed(cot) and well_formed(cot + " junk <pad>")
+    assert well_formed("<answer> 5 </answer> <end>", "answer")
+    assert not well_formed(cot, "answer")
     for bad in ("", "<end>", "5 <end>", "<think> a </think> <answer> 5 </answer>", "x " + cot,
                 "<think> a </think> x <answer> 5 </answer> <end>", "<answer> 5 </answer> <end>",
                 "<think> a </think> <answer> 5 </answer> x <end>", "<answer> 5 </answer> <think> a </think> <end>",
                 "<think> a <think> b </think> <answer> 5 </answer> <end>",
                 "<think> a </think> <answer> 5 </answer> <answer> 6 </answer> <end>",
                 "<think> a </think> <answer> <pad> 5 </answer> <end>"):
-        assert not well_formed(tokenizer, ids(bad)), bad
+        assert not well_formed(bad), bad

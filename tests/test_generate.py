@@ -155,7 +155,12 @@ def test_a_row_of_any_format_is_a_prompt_if_it_asks_something():
             (dict(conversations=[dict(role="system", content="Add!"), QUESTION]), None),
             (dict(conversations=[QUESTION, dict(role="assistant", content="5")]), "5"),
             (dict(messages=[QUESTION, tagged, QUESTION]), None), (dict(question="2 and 3?", answer="2+3=5\n#### 5"), "5"),
-            (dict(alpaca, output="so the answer is 5."), "5"), (dict(alpaca, output="I sing 3."), None)):
+            (dict(alpaca, output="so the answer is 5."), "5"), (dict(alpaca, output="I sing 3."), None),
+            *[(dict(alpaca, output=text), text) for text in ("Rome", "罗马", "B. Paris", "14 pears")],  # FAULTS 26
+            *[(dict(alpaca, output=text), None) for text in ("Thanks!", "I took 3", "1. Sit.\n2. Add 3", "我觉得这是个好主意",
+                                                             "The answer is that it depends on what you want.")],
+            *[(dict(question="2 and 3?", answer=text), text) for text in ("Rome.", "x^2 - 2x + 1 = 0")],
+            *[(dict(question="2 and 3?", answer=text), None) for text in ("1. Sit.\n2. Go", "Do it in one of many ways.")]):
         turns, known = question_of(row)
         assert known == reference and turns[-1].role == "user" and turns[-1].content.endswith("2 and 3?")
     for row in (dict(messages=[tagged]), dict(text="2 and 3?"), [QUESTION], dict(messages=[])):

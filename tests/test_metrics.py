@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from dataset.verify import agree
-from metrics import calibration, majority, mcnemar, pass_at, repetition, wilson
+from metrics import calibration, chrf, majority, mcnemar, pass_at, repetition, wilson
 
 
 def test_wilson_equals_scipy():
@@ -39,6 +39,14 @@ def test_repetition_by_hand():
     """A model that repeats itself would go unseen, or a short answer would count as repetition."""
     for ids, rate in (([1, 2, 3], 0), ([1, 2, 3, 4, 5], 0), ([7] * 8, 4 / 5), ([1, 2] * 4, 3 / 5)):
         assert repetition(ids) == pytest.approx(rate)
+
+
+def test_chrf_equals_sacrebleus():
+    """Spaces, short texts or the weight of recall could be counted otherwise. Oracle: sacrebleu 2.6.0."""
+    for text, reference, score in (
+            ("The cat sat on the mat.", "The cat is on the mat.", 67.1727), ("Rome is big.", "It is Rome.", 28.1302),
+            ("意大利的首都是罗马。", "首都是罗马。", 79.4622), ("a b", "a  b", 100), ("ab", "abcdef", 31.25), ("", "a", 0)):
+        assert chrf(text, reference) == pytest.approx(score, abs=1e-4)
 
 
 def test_the_majority_equals_a_count_of_all_pairs():

@@ -40,6 +40,9 @@ HOLDS = [  # (got, reference)
     ("Yes", "yes"), ("yes!", "Yes."), ("  New   York ", "new york"), (r"\text{east}", "East"),
     ("x = 5", "x = 5"), ("14 or 15", "14 or 15"), ("(A)", "(a)"), ("红色。", "红色"), ("5x", "5x"),
     ("北京！", "北京"),
+    (r"10\sqrt{2}", r"$10\,\sqrt{2}$."), (r"\frac{\pi}{2}", r"\dfrac{\pi} {2}"), (r"a\,b", "ab"), ("（B）", "B"),
+    (r"\left(1, 2\right)", "(1,2)"), (r"\big[0,\;1\big]", "[0, 1]"), (r"x\!+\quad y", "x+y"), ("B. Yes", "(B) Yes"),
+    ("**B**", "b"), ("Option B", "B."), ("(b)", "B"), ("A. A cat", "A"), ("B: Paris", "[B]"), ("(C) Cannot be", "C"),
 ]
 
 REFUSED = [
@@ -81,7 +84,9 @@ REFUSED = [
     ("1/0", "1"), ("0/0", "0"), ("nan", "0"), ("inf", "1e999"), ("0x10", "16"), ("None", "0"),
     # texts
     ("no", "yes"), ("not yes", "yes"), ("yes and no", "yes"), ("newyork", "new york"), ("n!", "n"),
-    ("5 K", "5 m"), ("5 M", "5 m"), ("-x", "x"), ("f'", "f"), ("A*", "A"), ("x - 5", "x + 5"),
+    ("5 K", "5 m"), ("5 M", "5 m"), ("-x", "x"), ("f'", "f"), ("A*", "A"), ("x - 5", "x + 5"), ("Rome?", "Rome"),
+    (r"10\sqrt{2}", r"1\sqrt{2}"), (r"\Phi", r"\phi"), (r"x=1\frac{1}{2}", "x=11/2"), ("A or B", "A"), ("B+", "B"),
+    ("(A) is wrong", "A"), ("A. No, C", "A"), ("A, B", "A"), ("(A) Rome", "(A) Paris"), ("A. London\nB. Rome", "A"),
 ]
 
 
@@ -186,7 +191,7 @@ def test_a_verdict_names_its_first_reason_and_compares_what_is_marked():
             ("14", True, False, "format"), (None, True, False, "format"),
             ("14", False, False, "truncated"), ("14", False, True, "truncated"),
             (None, False, False, "truncated")]:
-        assert verdict("14", answer, ended, well_formed) == expected
+        assert verdict("14", answer, ended, well_formed) == verdict(None, answer, ended, well_formed) == expected
     for answer, reference, expected in [
             ("$14.00", "14", "ok"), ("15", "14", "wrong answer"), ("14 or 15", "14", "wrong answer"),
             ("So the answer is \\boxed{14}.", "14", "ok"), ("14", "Therefore \\boxed{14}", "ok"),
@@ -210,7 +215,13 @@ RIGHT_IN_PROSE = [(got, "14") for got in (
     "#### 14\n", "答案是１４个。", "<answer>\n$14.00\n</answer>", r"<answer>\boxed{14}</answer>",
     r"= \frac{28}{2}$")] + [
     ("5!", "5"), ("负责5", "5"), ("50% apples", "0.5"), ("Paris", "Paris"), ("Yes.", "yes"),
-    ("New York", "new york"), ("Answer: Paris", "Paris"), (r"So \boxed{x=14}.", "x=14")]
+    ("New York", "new york"), ("Answer: Paris", "Paris"), (r"So \boxed{x=14}.", "x=14"),
+    ("The answer is (B).", "B"), ("The correct option is **B. Rome**", "B"), ("故选B。", "B"), ("It is US.", "US"),
+    ("It was Apollo 11.", "Apollo 11"), ("It is false.", "false"), ("No, it is not.", "no"),  # FAULTS 26
+    *[(got, "Rome") for got in ("Rome is the capital. It is old.", "Which? Rome.", "Rome, the capital of Italy.",
+                                "Well.\nIt's **Rome**", "It is Rome. Do you want more?", "The answer: it is Rome",
+                                "The capital and largest city of Italy is Rome.", "首都是Rome。")],
+    *[(got, "罗马") for got in ("意大利的首都是罗马。", "罗马是意大利的首都。", "首都：**罗马**", "答案是罗马。")]]
 WRONG_IN_PROSE = [(got, "14") for got in (
     "It is either 12 or 14.", "It cannot be 14.", "I do not know, maybe 12, 13 or 14", "It isn't 14",
     "It can’t be 14.", "Sorry, I can't help with that. Error 14", "Error code: 14", "Is it 14?",
@@ -220,7 +231,15 @@ WRONG_IN_PROSE = [(got, "14") for got in (
     "It is 14 over 3.", "It is 14 and a half.", "It is 14 + x.", "It is 14*x.",
     "There are 14 million people.", "Answer: 15, because 14+1=15",
     "So there are 14 left, not counting two.")] + [  # right, but "not" is not understood
-    ("It is 14 or 15", "15"), ("It is A.", "A"), ("Paris or Rome", "Paris")]
+    ("It is 14 or 15", "15"), ("It is A.", "A"), ("Paris or Rome", "Paris"), ("It is not Milan but Rome", "Rome"),
+    ("It is a cat.", "A"), ("The answer is not A.", "A"), ("A and B", "A"), ("Tell us.", "US"), ("New York", "York"),
+    ("It is not false.", "false"), ("I have no idea.", "no"), ("Yes, but not often", "yes"),
+    *[(got, "Rome") for got in (
+        "It isn't Rome", "Is it Rome?", "Maybe Rome", "anything but Rome", "Romeo", "It is Rome's", "Paris and Rome",
+        "Rome and Paris", "Rome/Paris", "Rome, Paris", "It is Paris, Rome.", "- Rome\n- Paris", "- Paris\n- Rome",
+        "Rome, Milan and Turin", "It is Rome. No, it is Milan.", "Rome was. The answer is Milan.",
+        "We see. Rome is old. It is Milan.")],
+    *[(got, "罗马") for got in ("意大利的首都不是罗马。", "是罗马吗？", "罗马和巴黎", "巴黎、罗马", "可能是罗马", "罗马尼亚")]]
 PROSE = [(*row, True) for row in HOLDS + RIGHT_IN_PROSE] + [
     (*row, False) for row in REFUSED + WRONG_IN_PROSE if row not in RIGHT_IN_PROSE]
 
