@@ -60,16 +60,22 @@ DOUBTFUL = re.compile(
     r"error(?: code)?:?)|[<>≤≥≠≈~±^√约]) *\0", re.I)
 ENDED = re.compile(rf" ?(?:{UNITS})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])"
                    r"|\*(?!\w)|\.(?!\.)|[,:)'\"’”=—\u4e00-\u9fff]|$")  # not 14x, 14 + y, 14...
-# An option and its own text: (B) Paris; Option B is correct; but not "(A) is wrong", "A. No, C"
-OPTION = re.compile(
-    r"(?i:option |选项?)?[(\[]?([A-J]|[a-j](?=\))|(?i:yes|no)\b)(?: is correct)?(?:[)\]]?[.:,\n]|"
-    r"[)\]]| -|$)(?! ?(?:is|or|and|not|can|but)\b)(?!.*\b(?!A [a-z]{3})[A-HJ]\b)(.*)", re.A | re.S)
+# An option, and its own text. Not an option: "(A) is wrong", "A. No, C".
+OPTION = re.compile(r"""(?i:option\ |选项?)?[(\[]?
+    ([A-J] | [a-j](?=\)) | (?i:yes|no)\b) (?:\ is\ correct)?    # B   b)   Yes   B is correct
+    (?:[)\]]?[.:,\n] | [)\]] | \ - | $)                         # ends: B.   B)   B - Paris
+    (?!\ ?(?:is|or|and|not|can|but)\b)
+    (?!.*\b(?!A\ [a-z]{3})[A-HJ]\b) (.*)                        # names no other option
+    """, re.A | re.S | re.X)
 FEW_WORDS = re.compile(r"(?!\d|[Nn]o$)\w{2,}(?:[ .,'’·-]+\w+){0,4}")
-# Another answer beside this one (\0): Paris and Rome; New York; Rome and; Rome, Italy; or in a list
-BESIDE = re.compile(
-    r"(?:\b(?:and|both|new|(?:un)?like)(?: \w+){0,2}|[&/+、])\W*\0|\0\W*(?:(?:and|as)\b|[&/+、])|"
-    r"\0\W*?[,;.!(\n。-]\W*(?:[\u4e00-\u9fff]{1,3}|[^\W\u4e00-\u9fff]+\W*){1,2}(?:[,;.!)\n。]|\band\b"
-    r"|$)|(?:[,;.!。]|(?<![:\n])\n)\W*\0\W*(?:[,;.!\n。]|$)", re.I)
+# Another answer beside this one, which is \0
+BESIDE = re.compile(r"""
+      (?:\b(?:and|both|new|(?:un)?like)(?:\ \w+){0,2} | [&/+、]) \W* \0       # Paris and Rome
+    | \0 \W* (?:(?:and|as)\b | [&/+、])                                      # Rome and Paris
+    | \0 \W*? [,;.!(\n。-] \W* (?:[\u4e00-\u9fff]{1,3} | [^\W\u4e00-\u9fff]+\W*){1,2}
+      (?:[,;.!)\n。] | \band\b | $)                                         # Rome, New York.
+    | (?:[,;.!。] | (?<![:\n])\n) \W* \0 \W* (?:[,;.!\n。] | $)               # Paris, Rome.
+    """, re.I | re.X)
 REASON = r"(?i:,?\s?\(?\b(?:because|since)\b|,?\s?因为)"
 EQUATION = re.compile(r"(?:[A-Za-z] ?=)?(?:(?:[-+*/×÷·^().\d ]|,(?=\d)|\\(?:times|cdot|div))+=)*"
                       r" ?(?:\(([^=()]*)\)|([^=()]*))")  # x = 14, 5+9 = 14, x = 5+9 = 14, (14)
