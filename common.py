@@ -62,12 +62,12 @@ def parse(Config, argv=None):
     parser.error = lambda message: check(False, f"{message}; see --help")
     for name, kind in kinds.items():
         default, choices = getattr(Config, name), typing.get_args(kind)
-        shown = show(default) if isinstance(default, Path) else default
+        shown = show(default) if isinstance(default, Path) else "" if default is None else default
+        text = f"{comments.get(name, '')} [{shown}]".removesuffix(" []").replace("%", "%%")
         how = dict(choices=choices) if choices else dict(type=kind, metavar=kind.__name__.upper())
         special = {list: dict(nargs="*"), bool: dict(action=argparse.BooleanOptionalAction)}
         parser.add_argument(name if kind is list else f"--{name.replace('_', '-')}",
-                            **special.get(kind, how),
-                            help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"))
+                            **special.get(kind, how), help=text)
     typed = {k: v for k, v in vars(parser.parse_intermixed_args(argv)).items() if v != []}
     paths = {k: str(getattr(Config, k)) for k in kinds if isinstance(getattr(Config, k), Path)}
     cfg = Config(**paths | typed)

@@ -10,9 +10,9 @@ cd "$(dirname "$0")"
 
 fast="" lang=en out=${MINIDISTILL_OUT:-out} pieces=1024
 while [ $# -gt 0 ]; do
-    case "$*" in
-        --fast*) fast=/fast; shift ;;
-        "--lang zh"*) lang=zh out=$out/zh pieces=2048; shift 2 ;;
+    case "$1 ${2:-}" in
+        "--fast "*) fast=/fast; shift ;;
+        "--lang zh") lang=zh out=$out/zh pieces=2048; shift 2 ;;
         *) echo "error: got $*; expected --fast, --lang zh, or nothing" >&2; exit 2 ;;
     esac
 done

@@ -11,4 +11,4 @@ if ! $python -c "import torch, sentencepiece, pytest, scipy, matplotlib, openai;
     if ! $python -m pip --version &> /dev/null; then python3 -m venv .venv; fi  # incomplete
     $python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 fi
-exec $python -m pytest -q --durations=5 "$@"
+exec $python -m pytest -q -rs --durations=5 "$@"

@@ -7,7 +7,7 @@
 
 One CPU command (2 minutes):        python train_distill_features.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_features.py --size 2m
-Second-to-last printed line:        out/student-features.pt: validation ce ... nats a token ...
+It ends with:                       out/student-features.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
 1. TinyBERT (Jiao et al. 2020) and MiniLMv2 (Wang et al. 2021) distil encoders. Here a token sees

@@ -6,7 +6,7 @@
 
 One CPU command (2 minutes):        python train_distill_logits.py --name my-student
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_logits.py --size 2m
-Second-to-last printed line:        out/my-student.pt: validation ce ... nats a token ...
+It ends with:                       out/my-student.pt: validation ce ... nats a token ...
 
 How it differs from the paper:
 1. In the paper each example has one distribution. Here each token has one, over the vocabulary.

@@ -11,7 +11,7 @@ share 0 the weights are exactly those of train_distill_logits.py --fused off wit
 
 One CPU command (6 minutes):        python train_distill_onpolicy.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_onpolicy.py --size 2m
-Second-to-last printed line:        out/student-onpolicy.pt: validation ce ... nats a token ...
+It ends with:                       out/student-onpolicy.pt: validation ce ... nats a token ...
 
 How it differs from the paper:
 1. The paper draws at random, for each batch, who writes it. Here each step has about that share.

@@ -10,7 +10,7 @@ Compare with --target answer (only answers) and mixed (thoughts for about half o
 
 One CPU command (2 minutes):        python train_distill_reason.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_reason.py --size 2m
-Second-to-last printed line:        out/student-reason.pt: validation ce ... nats a token ...
+It ends with:                       out/student-reason.pt: validation ce ... nats a token ...
 
 How it differs from the papers:
 1. DeepSeek-R1 (2025, section 2.4) and Ho, Schmid & Yun 2022 train pretrained students. Here a

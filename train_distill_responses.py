@@ -12,7 +12,7 @@ Other replies are learned unchanged. To learn a thought with its tags, use train
 
 One CPU command (2 minutes):        python train_distill_responses.py
 One GPU command:                    torchrun --nproc-per-node 1 train_distill_responses.py --size 2m
-Second-to-last printed line:        out/student-responses.pt: validation ce ... nats a token ...
+It ends with:                       out/student-responses.pt: validation ce ... nats a token ...
 
 How it differs from Kim & Rush 2016:
 1. They use the teacher's likeliest answer, found by beam search. Here one or several answers to a

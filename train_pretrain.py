@@ -4,7 +4,7 @@
 
 One CPU command (2 to 4 minutes):   python train_pretrain.py
 One GPU command:                    torchrun --nproc-per-node 1 train_pretrain.py --size 10m
-Second-to-last printed line:        out/teacher.pt: validation ce ... nats a token ...
+It ends with:                       out/teacher.pt: validation ce ... nats a token ...
 
 How it differs from the usual recipes:
 1. In conversations only the assistant's turns count in the loss. In plain text every token counts.

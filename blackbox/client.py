@@ -65,6 +65,8 @@ def post(url, key, body, timeout):
         connection.request("POST", f"{parts.path}/chat/completions", body, headers)
         reply = connection.getresponse()
         data = reply.read().decode(errors="replace")
+    except ConnectionRefusedError:
+        raise Fault("no server", f"nothing listens at {url}; is the server running?") from None
     except (OSError, http.client.HTTPException) as error:
         raise Fault(type(error).__name__, str(error)) from None
     finally:
@@ -82,9 +84,9 @@ def post(url, key, body, timeout):
     code, words = error.get("code"), str(error.get("message") or error.get("detail") or error)
     words = "".join(c if c.isprintable() else " " for c in words[:300])
     status = code if reply.status == 200 and code in range(400, 600) else reply.status
+    words += "; is OPENAI_API_KEY set?" if status == 401 and not key else ""
     empty = "insufficient_quota" in (code, error.get("type"))  # a retry would not help
-    passing = status in (200, 408, 429) or status >= 500
-    then = "again" if passing and not empty else "stop"
+    then = "again" if not empty and (status in (200, 408, 429) or status >= 500) else "stop"
     wait = reply.headers.get("Retry-After", "")
     raise Fault(str(status), words, "refused" if status in (400, 413, 422) else then,
                 float(wait) if re.fullmatch(r"\d{1,9}(\.\d+)?", wait) else 0.0)
@@ -206,8 +208,8 @@ class Client:
         self.held_until = max(self.held_until, time.monotonic() + fault.wait)
         self.faults[str(fault)] += 1
         self.in_a_row += fault.then == "again" or not self.answered
-        if fault.then == "stop" or fault.kind == "200" and not self.answered:
-            self.error = f"{self.url} says {fault}"
+        if fault.then == "stop" or fault.kind in ("200", "no server") and not self.answered:
+            self.error = f"{self.url} says {fault}" if fault.kind.isdigit() else fault.words
             self.stop(self.error)
         elif fault.wait > PATIENCE:
             self.stop(f"the server asks to wait {fault.wait:,.0f} s")

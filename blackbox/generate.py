@@ -43,23 +43,23 @@ from metrics import counted
 @dataclass
 class Config:
     teacher: str = OUT / "teacher.pt"  # the teacher, a checkpoint
-    base_url: str = ""             # or an endpoint, such as http://127.0.0.1:8000/v1
-    model: str = ""                # the teacher's name at the endpoint
+    base_url: str = ""             # or an OpenAI-compatible endpoint: http://127.0.0.1:8000/v1
+    model: str = ""                # the teacher's name at the endpoint (its key: OPENAI_API_KEY)
     input: str = OUT / "data/stories/distill.jsonl"  # prompts, in any format of dataset/formats.py
     out: str = OUT / "data/traces.jsonl"  # the kept rows
-    questions: int = 0             # ask only the first N; 0: all
+    questions: int = 0             # ask only the first N questions; 0: all
     samples: int = 1               # answers to each prompt (1 to 16)
     system: str = ""               # system turn for each prompt that has none
     documents: int = 0             # write N documents of plain text instead of answers
     temperature: float = 0.7       # for sampling (0.5 to 1; above 1 the answers get worse)
-    max_new_tokens: int = 128      # an answer that reaches this is rejected as truncated
+    max_new_tokens: int = 128      # an answer or document that is longer is rejected as truncated
     batch: int = 128               # answers that a checkpoint writes at the same time
-    dtype: Literal["auto", "float32", "bf16"] = "float32"  # of the checkpoint's forward pass
+    dtype: Literal["auto", "float32", "bf16"] = "float32"  # precision of a checkpoint's math
     concurrency: int = 8           # requests at the same time (1 to 64)
     timeout: float = 120.0         # seconds that the endpoint may be silent
     retries: int = 6               # more tries for a failed request (6 take about a minute)
     max_requests: int = 0          # limit of requests in all runs of this --out; 0: none
-    max_total_tokens: int = 0      # limit of tokens, prompts and answers together; 0: none
+    max_total_tokens: int = 0      # limit of tokens in prompts and answers; 0: none; 1: ask nothing
     seed: int = 0                  # random seed; -1: send none, for endpoints that refuse it
     skip_bad_lines: bool = False   # count bad lines of the input and go on
     fresh: bool = False            # ask everything again; the budgets start at 0
@@ -182,8 +182,7 @@ class Answers:
         self.rows.append(row)
         if time.monotonic() - self.shown > 10:
             self.shown = time.monotonic()
-            verdicts = counted(Counter(row["verdict"] for row in self.rows))
-            print(f"{len(self.rows):>6,} rows | {verdicts}")
+            print(f"{len(self.rows):>6,} rows |", counted(Counter(r["verdict"] for r in self.rows)))
 
 
 def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
@@ -201,7 +200,7 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
         if cfg.documents and whole >= cfg.documents:
             return
         check(whole or number < 3 or not cfg.documents, f"none of {3 * cfg.batch} documents ended "
-              f"and had {MIN_CHARS} characters; use a plain-text teacher, raise --max-new-tokens")
+              f"and had {MIN_CHARS} characters; raise --max-new-tokens or use another teacher")
         if done >= set(batch):
             continue
         asked = [([tokenizer.end], {}) if cfg.documents else prompts[q] for q, _ in batch]
@@ -232,7 +231,12 @@ def ask_endpoint(cfg, answers, prompts, jobs):
     # Earlier answers are sent without their thought: some servers refuse it.
     messages = [[dict(role=turn.role, content=turn.content if turn.answer is None else turn.answer)
                  for turn in turns] for turns, _ in prompts]
-    client.ask_all([job for job in jobs if job not in done], messages)
+    missing = [job for job in jobs if job not in done]
+    # A token of a request has at least one byte. Its other fields have fewer than 200 bytes.
+    most = sum(len(str(messages[q]).encode()) + 200 + cfg.max_new_tokens for q, _ in missing)
+    print(f"{len(jobs) - len(missing):,} of {len(jobs):,} answers are there; to ask: "
+          f"{len(missing):,} requests, at most {most:,} tokens (without retries)")
+    client.ask_all(missing, messages)
     return client
 
 
@@ -245,7 +249,8 @@ def check_flags(cfg):
     check(cfg.model or not cfg.base_url, "--base-url needs --model, the teacher's name there")
     idle = cfg.given & (CHECKPOINT if cfg.base_url else ENDPOINT)
     idle |= cfg.given & PROMPTS if cfg.documents else set()
-    check(not idle, f"--{min(idle, default='').replace('_', '-')} has no effect with this teacher")
+    kind = "--base-url" if cfg.base_url else "--documents" if cfg.documents else "a checkpoint"
+    check(not idle, f"--{min(idle, default='').replace('_', '-')} has no effect with {kind}")
     check(Path(cfg.out).resolve() != Path(cfg.input).resolve(), "--out would replace --input")
     check(cfg.fresh or Path(cfg.out + ".all.jsonl").exists() or not Path(cfg.out).exists(),
           f"{show(cfg.out)} is there already; choose another --out, or --fresh")
@@ -259,17 +264,19 @@ def conclude(cfg, answers, jobs, client):
     if kept:
         common.write_file(cfg.out, common.json_lines(kept))
     if len(answers.rows) == answers.before and not missing:
-        print(f"{show(answers.path)} is finished; --fresh asks again")
-    print(f"{counted(counts) or 'no answer'}\n{show(cfg.out)}: {len(kept):,} rows")
+        print(f"{show(answers.path)} is finished; --fresh starts again")
+    print(f"{counted(counts) or 'no answer yet'}\n{show(cfg.out)}: {len(kept):,} rows")
     if 2 * counts["format"] > len(settled):
         example = next(r["content"] for r in settled.values() if r["verdict"] == "format")
         print(f"most answers have the wrong format, such as {example[:300]!r}")
     if missing:
-        faults = counted(Counter(dict(client.faults.most_common(3))), ", ") or "none"
-        words = f"{missing:,} answers are missing: {client.why}; faults: {faults}"
+        words = f"{missing:,} answers are missing: {client.why}"
         check(not client.error, words)
-        common.stop(f"{words}; the same command asks for them again", 1)
-    check(kept, f"no answer is kept ({counted(counts, ', ')}): try another teacher")
+        faults = counted(Counter(dict(client.faults.most_common(3))), ", ") or "none"
+        common.stop(f"{words}; faults: {faults}; the same command asks for them again", 1)
+    cut = 2 * counts["truncated"] > len(settled)
+    check(kept, f"no answer is kept ({counted(counts, ', ')}): "
+          f"{'raise --max-new-tokens' if cut else 'try another teacher'}")
     script, flags = "train_distill_responses.py", {}
     if cfg.documents:
         script, flags = "train_distill_logits.py", dict(teacher=cfg.teacher)
@@ -298,9 +305,8 @@ def main(cfg):
         if len(prompts) < count:
             print(f"left out: {count - len(prompts):,} questions of {context} tokens or more")
         check(prompts or not count, f"no question fits into the teacher's {context} tokens")
-        source = "" if cfg.documents else common.sha256_file(cfg.input)
-        header |= dict(batch=cfg.batch, samples=cfg.samples, questions=cfg.questions,
-                       teacher=teacher[-1], input=source)
+        header |= {k: getattr(cfg, k) for k in ("batch", "samples", "questions")} | dict(
+            teacher=teacher[-1], input="" if cfg.documents else common.sha256_file(cfg.input))
     prompts = prompts[:cfg.questions or None]
     jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
     answers = Answers(cfg, header, prompts)

@@ -59,7 +59,7 @@ FRAGILE = re.compile(r"[\\`{}<>|=@#_]|://|www\.")
 class Config:
     input: str = OUT / "data/stories/distill.jsonl"  # seeds: stories, or prompts in any format
     out: str = OUT / "data/prompts.jsonl"  # the new prompts, one for each seed
-    operations: str = "typos,invented,no_punctuation,order"  # equally likely; commas between
+    operations: str = "typos,invented,no_punctuation,order"  # from the list above; equally likely
     share: float = 0.5       # share of the prompts to change (0.2 to 0.8)
     seed: int = 0            # random seed
     skip_bad_lines: bool = False  # count bad lines of the input and go on

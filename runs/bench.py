@@ -39,10 +39,10 @@ from speed import peak_memory
 
 @dataclass
 class Config:
-    parts: list = None             # step, whitebox, fused, decode
+    parts: list = None             # what to measure: step, whitebox, fused, decode, or several
     teacher: str = OUT / "teacher.pt"        # step: the teacher; decode: the model that writes
     size: Literal[("", *SIZES)] = ""         # decode: random weights of this size instead
-    turns: int = 3                 # how often each one is timed (2 to 10)
+    turns: int = 3                 # how often each command is timed (2 to 10)
     steps: int = 60                # steps of a training run; the first ten are not timed
 
 

@@ -1,8 +1,8 @@
-"""Draw logs, reports and rows into docs/figures/, with matplotlib (requirements-dev.txt).
+"""Draw logs, reports and rows into out/figures/, with matplotlib (requirements-dev.txt).
 
-    python runs/plot.py                       every figure that has its data
-    python runs/plot.py out/student-*.csv     the learning curves of these runs, into out/figures/
-    python runs/plot.py --report out/eval.json --out out/figures    your own models
+    python runs/plot.py                       every figure that has its data, as in RESULTS.md
+    python runs/plot.py out/student-*.csv     the learning curves of these runs
+    python runs/plot.py --report out/eval.json      your own models
 """
 import json
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, ROOT, UserError, check, run, show
+from common import OUT, UserError, check, run, show, stop
 import numpy as np
 import torch
 
@@ -24,11 +24,11 @@ from runs.render import mode, models, read_rows
 
 @dataclass
 class Config:
-    logs: list = None              # CSV files of runs: draw only their learning curves
-    report: str = ""               # JSON report of eval.py, instead of the scoreboard's rows
-    teacher: str = OUT / "teacher.pt"  # its soft targets are drawn
-    question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # asked
-    out: str = ""                  # output folder; empty: docs/figures, for logs out/figures
+    logs: list = None              # logs of runs (out/NAME.csv): draw only their learning curves
+    report: str = ""               # draw a JSON report of eval.py instead of the scoreboard's rows
+    teacher: str = OUT / "teacher.pt"  # draw the soft targets of this checkpoint
+    question: str = "Mia has 12 apples. She buys 5 more. How many apples has she?"  # ask this
+    out: str = OUT / "figures"     # the folder of the figures; those of RESULTS.md: docs/figures
 
 
 def pyplot():
@@ -45,7 +45,10 @@ def pyplot():
 def curves(cfg, plt):
     """Validation cross-entropy against step. The axis is logarithmic: losses fall by factors."""
     for path in cfg.logs:
-        rows = np.genfromtxt(Path(path).read_text().splitlines(), delimiter=",", names=True)
+        lines = Path(path).read_text("utf-8", "replace").splitlines() or [""]
+        if "val_ce" not in lines[0].split(","):
+            stop(f"{show(path)} is no log of a training run")
+        rows = np.genfromtxt(lines, delimiter=",", names=True, invalid_raise=False)
         rows = rows[rows["val_ce"] > 0]  # only steps that measured it
         plt.plot(rows["step"], rows["val_ce"], "o-", label=Path(path).stem)
     plt.gca().set(yscale="log", xlabel="step", ylabel="validation ce, nats a token",
@@ -73,8 +76,11 @@ def soft_targets(cfg, plt):
 
 def evaluated(cfg):
     """-> {model: its runs}, from a report of eval.py or the scoreboard's rows at equal tokens."""
-    if cfg.report:
-        return {r["model"]: [r] for r in json.loads(Path(cfg.report).read_text("utf-8"))["results"]}
+    try:
+        if cfg.report:
+            return {r["model"]: [r] for r in json.loads(Path(cfg.report).read_bytes())["results"]}
+    except (ValueError, LookupError, TypeError):
+        stop(f"{show(cfg.report)} is no report of eval.py")
     return {mode(runs): runs for runs in models(read_rows("scoreboard"), "few")}
 
 
@@ -154,10 +160,9 @@ def amount(_, plt):
 
 
 def main(cfg):
-    plt = pyplot()
-    out = Path(cfg.out or (OUT / "figures" if cfg.logs else ROOT / "docs/figures"))
+    plt, out = pyplot(), Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
-    figures = soft_targets, reliability, robustness, pareto, topk, amount
+    figures = reliability, robustness, soft_targets, pareto, topk, amount
     for draw in [curves] if cfg.logs else figures:
         path = out / f"{draw.__name__.replace('_', '-')}.png"
         try:

@@ -30,8 +30,8 @@ from common import ROOT, check
 @dataclass
 class Config:
     recipes: list = None           # patterns of names, such as "white/c*"; none: every recipe
-    seeds: str = ""                # only these seeds, commas between; empty: all of RESULTS.md
-    dry_run: bool = False          # print the commands, run nothing
+    seeds: str = ""                # only these seeds, such as 1,2; empty: those of RESULTS.md
+    dry_run: bool = False          # print the commands without running them
 
 
 # In the commands, SEED is replaced by each seed. The last one adds a row to results/ROWS.jsonl.
@@ -382,11 +382,11 @@ def main(cfg):
     check(wanted, f"no recipe matches {' or '.join(cfg.recipes or [])}")
     there = {(path.stem, row["recipe"], row["seed"]) for path in Path("results").glob("*.jsonl")
              for row in map(json.loads, path.open())}
+    check(re.fullmatch(r"(\d+(,\d+)*)?", cfg.seeds), f"--seeds {cfg.seeds}: must be like 1,2")
     seeds = [int(seed) for seed in cfg.seeds.split(",") if seed] or range(10)
     todo = dict(MAKE)
-    for seed, recipe in ((seed, r) for seed in seeds for r in wanted if seed in r.seeds):
-        if (recipe.rows, recipe.name, seed) in there:
-            continue
+    for seed, recipe in [(seed, r) for seed in seeds for r in wanted
+                         if seed in r.seeds and (r.rows, r.name, seed) not in there]:
         print(f"# {recipe.name}, seed {seed}")
         for command in recipe.commands:
             run(command.replace("SEED", str(seed)), todo, cfg.dry_run)

@@ -24,8 +24,8 @@ from dataset.verify import parse_number
 @dataclass
 class Config:
     input: str = OUT / "data/traces.jsonl"  # rows of blackbox/generate.py, with thoughts
-    how: Literal["shuffled", "wrong", "unjudged"] = "shuffled"  # see above
-    share: float = 0.5             # share of the suitable rows to change (0.25 to 1)
+    how: Literal["shuffled", "wrong", "unjudged"] = "shuffled"  # what to change, see above
+    share: float = 0.5             # share of the suitable rows that change (0.25 to 1)
     out: str = OUT / "data/spoiled.jsonl"  # the new rows
     seed: int = 0                  # random seed
     fresh: bool = False            # replace an existing file
@@ -34,20 +34,20 @@ class Config:
 def corrupted(rng, turn, how):
     """-> the turn with its steps in another order, or with another answer from 1 to 99. None if it
     has no other order, or if the chain does not end with its answer."""
-    steps, other = turn.think.split("\n"), turn.answer
+    steps, other = (turn.think or "").split("\n"), turn.answer
     if how == "shuffled" and len(set(steps)) > 1:
         while "\n".join(steps) == turn.think:
             rng.shuffle(steps)
         return replace(turn, think="\n".join(steps))
-    if how == "wrong" and turn.think.endswith(f"={other}") and parse_number(other) is not None:
+    if how == "wrong" and steps[-1].endswith(f"={other}") and parse_number(other) is not None:
         while other == turn.answer:
             other = str(rng.randint(1, 99))
         return replace(turn, think=turn.think.removesuffix(turn.answer) + other, answer=other)
 
 
 def unjudged(row):
-    """A row of OUT.all.jsonl -> turns; [] for the header, an incomplete answer, or no thought."""
-    if row.get("verdict") not in ("ok", "wrong answer", "unverified"):
+    """A row of OUT.all.jsonl -> turns; [] for other rows, incomplete answers and no thought."""
+    if row.get("verdict") not in ("ok", "wrong answer", "unverified") or "content" not in row:
         return []
     reply = {name: row[name] for name in ("content", "reasoning_content")}
     turns = parse_row(dict(conversations=[*row["conversations"], dict(reply, role="assistant")]))
@@ -59,9 +59,9 @@ def main(cfg):
     rng, out, rows, count = random.Random(cfg.seed), Path(cfg.out), [], 0
     check(cfg.fresh or not out.exists(), f"{show(out)} is there already; --fresh replaces it")
     read = unjudged if cfg.how == "unjudged" else parse_row
-    for turns in (turns for _, turns in read_documents(cfg.input, parse=read) if turns):
-        last = turns[-1]
-        other = corrupted(rng, last, cfg.how) if last.think and last.answer else None
+    for line, turns in filter(lambda found: found[1], read_documents(cfg.input, parse=read)):
+        check(isinstance(turns, list), f"{show(cfg.input)}:{line}: plain text has no steps")
+        other = corrupted(rng, turns[-1], cfg.how)
         if other and rng.random() < cfg.share:
             turns, count = [*turns[:-1], other], count + 1
         rows.append(dict(conversations=[turn_row(turn) for turn in turns]))

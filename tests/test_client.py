@@ -212,6 +212,7 @@ def test_a_server_that_never_answers_gets_few_requests(fault, reply, sent, words
         asker, rows = ask(mock, 200, retries=1)
         assert not came(rows) and len(mock.asked) <= sent and words in asker.why
         assert bool(asker.error) == (words[:3] in ("401", "Mod"))
+    assert mock.url in ask(mock, 200)[0].error  # now nothing listens there: one line, no retries
 
 
 def test_some_that_fail_for_good_do_not_end_the_run():

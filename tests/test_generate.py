@@ -206,6 +206,7 @@ def test_an_endpoints_answer_needs_no_tags_but_the_right_end(content, more, verd
     assert said_so == (verdict, content or "", more.get("reasoning_content"))
     last = [(k["conversations"][-1].get("reasoning_content"), k["conversations"][-1]["content"]) for k in kept]
     assert last == ([turn] if turn else []) and (verdict != "format" or content in printed)
+    assert (verdict == "truncated") == ("--max-new-tokens" in printed)  # not "try another teacher"
 
 
 def test_a_row_keeps_all_that_is_known_about_an_answer(ask, tiny_world):
@@ -264,6 +265,17 @@ def test_more_can_be_asked_later_and_only_what_is_new_or_was_truncated_is(ask, t
         assert len(mock.asked) == 5 + 4 + 4
         path.write_text("".join(lines[::-1]))
         assert "other questions" in ask("--max-new-tokens=50", mock=mock, input=path, status=2)[2]
+
+
+def test_before_the_first_request_it_says_what_is_there_and_what_is_asked(ask):
+    """A command could cost a hundred times what its user expected."""
+    with serving(reply=lambda _: said("3") | dict(usage=None)) as mock:
+        printed = ask("--questions=2", "--max-total-tokens=1", mock=mock, status=1)[2]
+        *counts, most = map(int, re.findall(r"\d+", printed.split("\n")[0]))
+        assert counts == [0, 2, 2] and not mock.asked
+        rows = ask("--questions=2", mock=mock)[1]
+        assert most / 2 < sum(row["tokens"] for row in rows) <= most
+        assert re.findall(r"\d+", ask(mock=mock)[2])[:3] == ["2", "6", "4"] and len(mock.asked) == 6
 
 
 def test_a_refused_prompt_is_a_row_unless_all_are_refused(ask):

@@ -69,3 +69,5 @@ def test_the_curves_are_those_of_the_named_logs(call, out_dir, drawn):
     (out_dir / "a.csv").write_text("step,val_ce\n1,\n2,3.5\n4,2.5\n")
     assert call("runs.plot", out_dir / "a.csv").status == 0 and list(drawn) == ["curves.png"]
     assert drawn["curves.png"].lines[0].get_xydata().tolist() == [[2, 3.5], [4, 2.5]]
+    for flags in ([__file__], ["--report", __file__, "--out", out_dir]):  # no log, no report
+        assert call("runs.plot", *flags).status == 2 and len(drawn) == 1

@@ -62,6 +62,14 @@ def test_a_recipe_makes_what_it_needs_and_no_more(dry_run):
     assert "--steps 1000 --weight-decay 4 --lr 1e-2 --name trial-prose-alone-1000-decay-4" in train
 
 
+def test_a_word_that_is_no_flag_or_seed_is_refused(dry_run):
+    """`--fastX` and `--lang zh-foo` started the whole speedrun."""
+    for words in ("--fastX", "--lang zh-foo", "--lang", "--fast zh"):
+        assert os.system(f"timeout 9 bash '{ROOT}/speedrun.sh' {words}") >> 8 == 2
+    with pytest.raises(common.UserError):
+        dry_run(seeds="x")
+
+
 def test_as_many_rows_of_each_and_a_problem_of_gsm8k_in_one_part(tmp_path, monkeypatch):
     """Compared files would differ in size, or a held-out problem of GSM8K would be in training."""
     monkeypatch.chdir(tmp_path)

@@ -43,3 +43,5 @@ def test_unjudged_keeps_right_and_wrong_alike(call, out_dir):
     assert spoiled(call, out_dir, [dict(teacher=""), *rows], "--how", "unjudged") == [
         ("1+1=2", "2"), ("1+1=3", "3"), ("2+2=4", "4")]
     assert call("runs.spoil", f"--input={out_dir}/x.jsonl", f"--out={out_dir}/y.jsonl").status == 2
+    (out_dir / "x.txt").write_text("Once upon a time")  # it has no turns
+    assert call("runs.spoil", f"--input={out_dir}/x.txt", f"--out={out_dir}/z.jsonl").status == 2
