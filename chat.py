@@ -12,8 +12,8 @@ from common import OUT, UserError, between, check, run
 import torch
 
 import checkpoints
-from dataset.formats import Turn, prompt_ids
-from dataset.verify import opening
+from dataset.formats import Turn
+from dataset.verify import opening, prompt_ids
 from decoding import decode_steps
 
 WELCOME = """Each line continues the conversation. An empty line starts a new one. Ctrl-D ends it.

@@ -191,11 +191,18 @@ def lock(path, wait=False):
     return file
 
 
+def data_files(path):
+    """A data file, or the .txt and .jsonl files of a folder, by name -> list of Path."""
+    files = sorted(Path(path).glob("[!.]*")) if Path(path).is_dir() else []
+    return [file for file in files if file.suffix.lower() in (".txt", ".jsonl")] or [Path(path)]
+
+
 def sha256_file(path):
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for part in data_files(path):  # of a folder, all files
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -33,10 +33,10 @@ import torch
 import checkpoints
 import speed
 from common import OUT, check, show
-from dataset.formats import bad_lines_text, parse_row, prompt_ids, read_documents
+from dataset.formats import bad_lines_text, parse_row, read_documents
 from dataset.suites import IN_MEAN, read_suites
 from dataset.verify import (agree, extract_answer, known_answer, opening, parse_number,
-                            parse_response, verdict)
+                            parse_response, prompt_ids, verdict)
 from dataset.windows import eval_batches, open_data
 from decoding import generate
 from losses import cross_entropy, forward_kl

@@ -34,7 +34,8 @@ from common import OUT, UserError, check, command, run
 import torch
 
 from checkpoints import load_model
-from dataset.formats import ROLES, Turn, prompt_ids
+from dataset.formats import ROLES, Turn
+from dataset.verify import prompt_ids
 from decoding import decode_steps
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"

@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 import checkpoints
-from dataset.formats import prompt_ids
+from dataset.verify import prompt_ids
 from decoding import decode_steps
 
 

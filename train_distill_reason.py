@@ -69,6 +69,8 @@ def main(cfg):
     # the model: new, or a checkpoint with its own shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)
     train, val = open_text(cfg, tokenizer, inputs)
+    common.check(cfg.target == "answer" or (train["ids"] == tokenizer.think).any(), "no row of "
+                 "--data has a thought; use train_distill_responses.py, or --target answer")
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)

@@ -30,12 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, check, command, run, show, write_file
+from common import OUT, check, command, data_files, run, show, write_file
 import numpy as np
 
 from blackbox.client import finished
 from blackbox.near import UNSPACED, find_copies, numbers, words
-from dataset.formats import BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents, texts
+from dataset.formats import BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents
 from dataset.verify import answer_in, verdict
 from metrics import markdown, repetition
 from tokenizer import Tokenizer
@@ -64,6 +64,12 @@ NO_LANGUAGE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\\[A-Za-z]+|https?://\S+",
 PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]{1,16}|\d(?:(?![^\W\d_])[^\n=]){0,15}")
 
 
+def texts(document):
+    """All texts of a document as a list, without control tokens."""
+    turns = [Turn("user", document)] if isinstance(document, str) else document
+    return [part for turn in turns for part in (turn.content, turn.think, turn.answer) if part]
+
+
 @dataclass
 class Row:
     """A line of the input. Plain text counts as an answer without a prompt."""
@@ -71,7 +77,7 @@ class Row:
     turns: list       # of Turn, the last one the assistant's; [] if dropped before parsing
     reason: str = ""  # why it is dropped; "": it is kept
     of: str = ""      # FILE:LINE that it repeats
-    number: int = 0   # line number
+    place: str = ""   # FILE:LINE of this row
 
     def sides(self):
         """-> (prompt, answer) as texts. The prompt is all turns before the last, without system."""
@@ -175,10 +181,10 @@ def read_questions(paths):
     run of over 20 questions is left out: an instruction ("Let us think step by step ...")."""
     known = defaultdict(list)
     for path in paths:
-        for line, document in read_documents(path):
+        for place, document in read_documents(path):
             found = words(questions_in(document)[0])
             for piece in {" ".join(found), *runs(found)}:
-                known[piece].append((f"{show(path)}:{line}", numbers(found)))
+                known[piece].append((place, numbers(found)))
     return {piece: asking for piece, asking in known.items() if len(asking) <= INSTRUCTION}
 
 
@@ -193,30 +199,31 @@ def leak(known, row):
                 return place
 
 
-def drop_copies(rows, off, name):
-    """Set `reason` and `of` in rows that repeat an earlier one. name: of the input file."""
+def drop_copies(rows, off):
+    """Set `reason` and `of` in rows that repeat an earlier one."""
     first = {}
     for row in rows if "exact" not in off else ():
         key = str([(turn.role, "\n".join(texts([turn])).casefold().split()) for turn in row.turns])
         before = first.setdefault(key, row)
         if before is not row:
-            row.reason, row.of = "exact", f"{name}:{before.number}"
+            row.reason, row.of = "exact", Path(before.place).name
     rows, triples = [row for row in rows if not row.reason], []
     for row in rows:  # another system turn or operation: not a near copy
         system = [turn.content for turn in row.turns if turn.role == "system"]
         triples.append((str([row.keys.get("operation"), system]), *row.sides()))
     for copy, of in (find_copies(triples) if "near" not in off else {}).items():
-        rows[copy].reason, rows[copy].of = "near", f"{name}:{rows[of].number}"
+        rows[copy].reason, rows[copy].of = "near", Path(rows[of].place).name
 
 
 def write_all(cfg, rows, kept, counts, asked):
     """Write OUT.dropped.jsonl, OUT.card.md and last OUT: if OUT exists, all three are complete."""
-    lines, dropped = Path(cfg.input).read_bytes().split(b"\n"), []
+    lines, dropped = {f"{show(file)}:{number}": line for file in data_files(cfg.input)
+                      for number, line in enumerate(file.read_bytes().split(b"\n"), 1)}, []
     for row in (row for row in rows if row.reason):
         more = dict(dropped=row.reason) | (dict(of=row.of) if row.of else {})
-        line = lines[row.number - 1].strip().removeprefix(b"\xef\xbb\xbf")
+        line = lines[row.place].strip().removeprefix(b"\xef\xbb\xbf")
         dropped.append(line[:-1] + b", " + json.dumps(more).encode()[1:] + b"\n")
-    body = b"".join(lines[row.number - 1] + b"\n" for row in kept)
+    body = b"".join(lines[row.place] + b"\n" for row in kept)
     sizes = np.array([[len(side) for side in row.sides()] for row in kept]).T  # (2, N)
     lengths = [(name, *(f"{value:,.0f}" for value in np.percentile(column, [0, 50, 95, 100])))
                for name, column in zip(("prompt", "answer"), sizes)]
@@ -243,18 +250,18 @@ def main(cfg):
     stories = [OUT / f"data/stories/{name}.jsonl" for name in ("val", "test")]
     against = cfg.against.split(",") if cfg.against else [path for path in stories if path.exists()]
     outputs = {Path(cfg.out + end).resolve() for end in ("", ".dropped.jsonl", ".card.md")}
-    for path in (cfg.input, *against):
+    for path in (*data_files(cfg.input), *against):
         check(Path(path).resolve() not in outputs, f"--out {cfg.out} would replace {show(path)}")
     known = read_questions(against if "overlap" not in off else [])
-    for number, row in read_documents(cfg.input, cfg.skip_bad_lines, report,
-                                      lambda keys: read_row(keys, off)):
-        check(row or number == 1, f"{show(cfg.input)}:{number}: a header of generate.py; delete it")
+    for place, row in read_documents(cfg.input, cfg.skip_bad_lines, report,
+                                     lambda keys: read_row(keys, off)):
+        check(row or place.endswith(":1"), f"{place}: a header of generate.py; delete it")
         if row:
-            row.number = number
-            if not row.reason and (place := leak(known, row)):
-                row.reason, row.of = "overlap", place
+            row.place = place
+            if not row.reason and (of := leak(known, row)):
+                row.reason, row.of = "overlap", of
             rows.append(row)
-    drop_copies([row for row in rows if not row.reason], off, Path(cfg.input).name)
+    drop_copies([row for row in rows if not row.reason], off)
     found = Counter(row.reason for row in rows)
     counts = {reason: found[reason] for reason in REASONS if reason not in off}
     print(" | ".join([f"{reason} {n:,}" for reason, n in counts.items()]))

@@ -34,8 +34,8 @@ import checkpoints
 from blackbox.client import Client, finished
 from common import OUT, UserError, between, check, show
 from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, is_text, parse_response_text,
-                             prompt_ids, read_documents, turn_row)
-from dataset.verify import answer_in, parse_response, question_of, verdict
+                             read_documents)
+from dataset.verify import answer_in, parse_response, prompt_ids, question_of, turn_row, verdict
 from decoding import generate
 from metrics import counted
 
@@ -77,10 +77,10 @@ def read_prompts(cfg):
     """--input -> [(turns to send, dict of what is known about them)]; UserError if it is empty."""
     check(not is_text(cfg.input), f"{show(cfg.input)}: plain text has no rows; name a .jsonl file")
     prompts, report = [], {}
-    for line, (row, turns, known) in read_documents(
-            cfg.input, cfg.skip_bad_lines, report, parse=lambda row: (row, *question_of(row))):
+    for place, (row, turns, known) in read_documents(
+            cfg.input, cfg.skip_bad_lines, report, lambda row: (row, *question_of(row, report))):
         own = row if "operation" in row else dict(source=row.get("id"))  # a row of prompts.py?
-        source = own.get("source") or f"{Path(cfg.input).name}:{line}"
+        source = own.get("source") or Path(place).name
         label = own.get("label", "teacher" if known is None else "kept")
         about = dict(conversations=list(map(turn_row, turns)), source=str(source),
                      operation=str(own.get("operation", "none")), label=str(label), reference=known)

@@ -42,10 +42,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, between, check, command, json_lines, lock, run, show, write_file
 from dataset import stories, suites
-from dataset.formats import BadRow, Turn, bad_lines_text, is_text, read_documents, turn_row
+from dataset.formats import BadRow, Turn, bad_lines_text, is_text, read_documents
 from dataset.stories import SPACE, fields, kinds_of, operands, running_totals, tell
 from dataset.suites import reworded, sentences, text_of
-from dataset.verify import question_of
+from dataset.verify import question_of, turn_row
 from metrics import counted
 
 TEXTS = json.loads((Path(__file__).parent / "texts/prompts.json").read_text(encoding="utf-8"))
@@ -226,10 +226,10 @@ def main(cfg):
     check(Path(cfg.input).resolve() != out.resolve(), "--out must not be the input")
     check(not is_text(cfg.input), f"{show(cfg.input)}: plain text has no rows; name a .jsonl file")
     rng, seen, missed, rows = random.Random(cfg.seed), set(), Counter(), []
-    for number, found in read_documents(cfg.input, cfg.skip_bad_lines, report, parse=parse_seed):
+    for place, found in read_documents(cfg.input, cfg.skip_bad_lines, report, parse=parse_seed):
         row, story, before, answer = found
         known = isinstance(row["id"], (str, int))
-        source = row["id"] = str(row["id"]) if known else f"{Path(cfg.input).name}:{number}"
+        source = row["id"] = str(row["id"]) if known else Path(place).name
         drawn = operations if rng.random() < cfg.share else []
         name, row = change(rng, row, story, drawn, seen, missed)
         label = LABEL[name] if answer else "teacher"

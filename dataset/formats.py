@@ -1,29 +1,26 @@
 """Every input format, recognised by its keys, and how a document becomes tokens.
 
-    .txt                  documents of about 4 MB, cut at line ends
-    .jsonl, one row a line:
-    {"text"}                                                            plain text
+    .txt                                        documents of about 4 MB, cut at line ends
+    {"text"}                                                            in .jsonl: plain text
     {"conversations": [{"role", "content", "reasoning_content"?}]}      minimind
-    {"messages": [...]}                                                 OpenAI
-    {"conversations": [{"from", "value"}]}                              ShareGPT
+    {"messages": [...]}, {"conversations": [{"from", "value"}]}         OpenAI, ShareGPT
     {"instruction", "input"?, "output", "system"?, "history"?}          Alpaca
     {"prompt", "completion"}                                            TRL; text or lists of turns
-    {"question", "answer", "context"?, "options"?}, {"problem", "solution"}     GSM8K: the text
-                                          before the last #### is the thought, after it the answer
+    {"question", "answer", "context"?, "options"?}, {"problem", "solution"}     GSM8K
 
-Blank lines are skipped. Other keys and null values are ignored. In an assistant turn
-`<think>...</think><answer>...</answer>` becomes control tokens, and so does a thought with its own
-key. In other turns tags stay text. The opening <think> may be missing: R1's chat template puts it
-into the prompt. If a turn uses tools, the conversation ends with the answer before it. A turn with
-"weight": 0 is read but not learned.
+Null values and other keys are ignored. In an assistant turn <think>, </think>, <answer>, </answer>
+become control tokens, and so do the #### of GSM8K and a thought with its own key. The first <think>
+may be missing: R1's chat template puts it into the prompt. Elsewhere tags stay text. A conversation
+ends with the answer before a turn that uses tools. "weight": 0 means read, but not learned.
 """
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import UserError, check, show
+from common import UserError, check, data_files, show
 
 CHUNK = 4 * 2**20     # bytes that a worker reads at a time; also the size of a .txt document
 ROLES = dict(system="system", developer="system", user="user", human="user",
@@ -32,9 +29,14 @@ PAIRS = dict(question="answer", problem="solution", prompt="completion", instruc
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 STOP_TOKENS = ("<end>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>")  # of chat models
-TARGETS = ("cot", "answer", "full", "multi", "mixed")  # see encode_document and forms
-KINDS = {b"\x1f\x8b": "gzip; gunzip it", b"PK\x03\x04": "zip; unzip", b"PAR1": "Parquet; use JSONL",
-         b"\xff\xfe": "UTF-16; use iconv -t UTF-8", b"\xfe\xff": "UTF-16; use iconv -t UTF-8"}
+# How a file begins that cannot be read as it is: what it is, and the cure
+KINDS = {rb"\Z": "empty", rb"\x1f\x8b": "gzip; gunzip it", rb"PAR1": "Parquet; write it as JSONL",
+         rb"PK\x03\x04": "a zip archive or a checkpoint; data are .txt or .jsonl files",
+         rb"\xff\xfe|\xfe\xff|.*\0": "UTF-16, or no text; try iconv -f UTF-16 -t UTF-8 {} > NEW"}
+JSON_KINDS = {rb"(\xef\xbb\xbf)?\s*\[": "a JSON array; jq -c '.[]' {} > NEW makes JSONL of it",
+              rb"(?!(\xef\xbb\xbf)?\s*({|\Z))": "not JSONL (plain text is .txt, CSV is not read)"}
+# Keys with a meaning in public data: they are not read, but counted
+UNREAD = set("tools functions documents rejected choices rationale image images audio".split())
 
 
 @dataclass
@@ -58,7 +60,7 @@ def parse_row(row, need_reply=True, report=None):
     """A JSON row -> str (plain text) or list of Turn. Raises BadRow if it is neither.
     need_reply=False also accepts a prompt that ends with the user. report: see read_documents."""
     if not isinstance(row, dict):
-        raise BadRow("not a JSON object (`jq -c '.[]' FILE` makes lines of an array)", row)
+        raise BadRow("not a JSON object", row)
     row = {key: value for key, value in row.items() if value is not None}
     turns = row.get("conversations", row.get("messages"))
     for ask, reply in PAIRS.items():
@@ -67,7 +69,10 @@ def parse_row(row, need_reply=True, report=None):
     if turns is None and row.get("text"):
         return string(row["text"], "text")
     if not isinstance(turns, list) or not turns:
-        raise BadRow("no text and no turns (the keys are in dataset/formats.py)", row)
+        raise BadRow("no text and no turns (see dataset/formats.py); the keys are", ", ".join(row))
+    for key in sorted({key for part in (row, *turns) if isinstance(part, dict)
+                       for key in UNREAD & part.keys() if part[key]}):
+        note(report, f"ignored key {key}")
     before = [dict(role="system", content=row["system"])] if row.get("system") else []
     before += [dict(role=role, content=text) for two in row.get("history", [])
                for role, text in zip(("user", "assistant"), two)]
@@ -92,20 +97,21 @@ def pair(row, ask, reply):
 
 def parse_turns(rows, need_reply, report):
     """A list of {"role", "content", ...} -> list of Turn. Flags and errors: see parse_row."""
-    turns = []
+    turns, end = [], ""  # end: why it ends with an earlier answer
     for row in rows:
+        if not isinstance(row, dict):
+            raise BadRow("a turn that is not a JSON object", row)
         name, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
         if name in ("tool", "function") or row.get("tool_calls") or row.get("function_call"):
-            while turns and turns[-1].role != "assistant":
-                turns.pop()
-            note(report, "conversations cut at a turn that uses tools")
-            break
-        if str(name) not in ROLES:
+            end = "a turn that uses tools"
+        elif str(name) not in ROLES:
             raise BadRow("unknown role", name)
-        if isinstance(content, list):
+        elif isinstance(content, list):
             if any(part.get("type") != "text" for part in content):
-                raise BadRow("a part of a turn that is not text", content)
-            content = "".join(part.get("text") for part in content)
+                end = "a part that is not text"
+            content = "".join(part.get("text", "") for part in content)
+        if end:
+            break
         turn = Turn(ROLES[name], string(content, "content"))
         if turn.role == "assistant":
             thought = next((string(row[key], key) for key in THOUGHTS if row.get(key)), None)
@@ -118,8 +124,13 @@ def parse_turns(rows, need_reply, report):
             raise BadRow("a user turn without text")
         if turn.content or turn.role != "system":
             turns.append(turn)
-    if not turns or need_reply and turns[-1].role != "assistant":
-        raise BadRow("a conversation that does not end with an answer")
+    while (need_reply or end) and turns and turns[-1].role != "assistant":
+        end = end or "a last turn without an answer"
+        turns.pop()
+    if not turns:
+        raise BadRow(f"a conversation that does not end with an answer: {end or 'it is empty'}")
+    if end:
+        note(report, f"conversations cut at {end}")
     return turns
 
 
@@ -152,74 +163,68 @@ def parse_response_text(content, thought=None):
     return Turn("assistant", "", "\n".join(parts) or None, answer.strip())
 
 
-def turn_row(turn):
-    """Turn -> an entry of "conversations". parse_row reads it back as the same Turn."""
-    if turn.think is not None:
-        return dict(role=turn.role, reasoning_content=turn.think, content=turn.answer)
-    text = turn.content if turn.answer is None else f"<answer>{turn.answer}</answer>"
-    return dict(role=turn.role, content=text)
-
-
 def string(value, name):
     """Return the value. BadRow if it is not a string, or if UTF-8 cannot encode it."""
     if not isinstance(value, str):
         raise BadRow(f"{name} is not a string", value)
-    if re.search("[\ud800-\udfff]", value):
-        raise BadRow("half of a surrogate pair")
+    if half := re.search("[\ud800-\udfff]", value):
+        raise BadRow("half of a surrogate pair (an emoji that was cut in two?)", ascii(half[0]))
     return value
 
 
 def is_text(path):
-    return Path(path).suffix.lower() == ".txt"
+    return any(file.suffix.lower() == ".txt" for file in data_files(path))
 
 
 def chunks(path, limit=0):
-    """Yield (number of the first line, list of lines as bytes) of a file, about 4 MB at a time.
-    limit: only the first N rows; 0: all. UserError if the file cannot be read."""
-    check(Path(path).exists() and not Path(path).is_dir(),
-          f"{show(path)} is not a file; name yours, or make the default data: bash speedrun.sh")
+    """Yield (file, number of the first line, lines as bytes) for each 4 MB. limit: only N rows."""
     check(not (limit and is_text(path)), f"{show(path)}: plain text has no rows for --documents")
-    with open(path, "rb") as file:
-        check(file.peek(1), f"{show(path)} is empty")
-        for magic, kind in KINDS.items():
-            check(not file.peek(4).startswith(magic), f"{show(path)} is {kind}")
-        first, lines, size, left = 1, [], 0, limit or float("inf")
-        while left and (line := file.readline(CHUNK if is_text(path) else -1)):
-            if is_text(path) and not line.endswith(b"\n"):  # do not cut inside a character
-                while 0x80 <= (file.peek(1) or b"\0")[0] < 0xC0:
-                    line += file.read(1)
-            lines.append(line)
-            size, left = size + len(line), left - bool(line.strip())
-            if size >= CHUNK:
-                yield first, lines
-                first, lines, size = first + len(lines), [], 0
-        if lines:
-            yield first, lines
+    left = limit or float("inf")
+    for source in data_files(path):
+        check(source.is_file(), f"{show(path)} has no data; bash speedrun.sh makes the default")
+        with open(source, "rb") as file:
+            kinds, most = (KINDS, CHUNK) if is_text(source) else (KINDS | JSON_KINDS, -1)
+            for begin, kind in kinds.items():
+                check(not re.match(begin, file.peek(1), re.DOTALL),
+                      f"{show(source)} is {kind.format(shlex.quote(show(source)))}")
+            first, lines, size = 1, [], 0
+            while left and (line := file.readline(most)):
+                if most == CHUNK and not line.endswith(b"\n"):  # do not cut inside a character
+                    while 0x80 <= (file.peek(1) or b"\0")[0] < 0xC0:
+                        line += file.read(1)
+                lines.append(line)
+                size, left = size + len(line), left - bool(line.strip())
+                if size >= CHUNK:
+                    yield source, first, lines
+                    first, lines, size = first + len(lines), [], 0
+            if lines:
+                yield source, first, lines
 
 
 def read_documents(path, skip_bad_lines=False, report=None, parse=parse_row, parts=None):
-    """Yield (line number, document) of a file, or only of its chunks `parts`.
-
+    """Yield ("FILE:LINE", document) of a file or a folder, or only of its chunks `parts`.
     `parse` maps a row to a document or raises BadRow. A bad line is a UserError "FILE:LINE: ...".
-    With skip_bad_lines it is only counted in `report`: {reason: [count, first three places]}.
-    """
-    for first, lines in parts or chunks(path):
-        texts = []
+    With skip_bad_lines it is only counted in `report`: {reason: [count, first three places]}."""
+    for file, first, lines in parts or chunks(path):
+        texts, plain, name = [], is_text(file), show(file)
         for number, line in enumerate(lines, first):
+            place = f"{name}:{number}"
             try:
                 text = line.decode().removeprefix("\ufeff").replace("\r\n", "\n")
-                if is_text(path):
+                if plain:
                     texts.append(text)
                 elif text.strip():
-                    yield number, parse(json.loads(text))
+                    yield place, parse(json.loads(text))
+            except UnicodeDecodeError:  # not skipped: all lines with such letters would be lost
+                raise UserError(f"{place}: not UTF-8; try iconv -f latin1 -t UTF-8 "
+                                f"{shlex.quote(name)} > NEW; or -f GB18030, if Chinese") from None
             except (BadRow, ValueError, TypeError, AttributeError, RecursionError) as error:
                 if not isinstance(error, BadRow):
-                    error = BadRow("broken JSON or a wrong type (plain text goes into .txt)", error)
-                where = f"{show(path)}:{number}"
-                check(skip_bad_lines, f"{where}: {error}; fix the line, or use --skip-bad-lines")
-                note(report, error.reason, 1, [where])
+                    error = BadRow("broken JSON or a wrong type (plain text is .txt)", text.strip())
+                check(skip_bad_lines, f"{place}: {error}; fix the line, or use --skip-bad-lines")
+                note(report, error.reason, 1, [place])
         if "".join(texts).strip():
-            yield first, "".join(texts)
+            yield f"{name}:{first}", "".join(texts)
 
 
 def note(report, reason, count=1, places=()):
@@ -235,20 +240,11 @@ def bad_lines_text(report):
                       for reason, (count, places) in report.items())
 
 
-def texts(document):
-    """All texts of a document as a list, without control tokens."""
-    if isinstance(document, str):
-        return [document]
-    return [part for turn in document for part in (turn.content, turn.think, turn.answer) if part]
-
-
 def encode_document(tokenizer, document, target="cot"):
     """Document -> (ids, mask), two lists of the same length. The mask is 1 if a token is learned.
-
-    Plain text is learned whole, with its <end>. In a conversation, the assistant's words and <end>
-    are learned. Its role token is not, because it ends the prompt. target "cot": <think>...</think>
-    <answer>...</answer>. "answer": the same without the thought. "full": plain text without tags.
-    """
+    Plain text is learned whole, with <end>. In a conversation, the assistant's words and <end> are.
+    Its role token is not, because it ends the prompt. target "cot": <think>...</think>
+    <answer>...</answer>. "answer": the same without the thought. "full": plain text, no tags."""
     t, ids, mask = tokenizer, [], []
     if isinstance(document, str):
         ids = t.encode(document) + [t.end]
@@ -278,9 +274,3 @@ def forms(document, target):
     prompt = "\n".join(turn.content for turn in document)
     half = hashlib.sha256(prompt.encode()).digest()[0] % 2
     return ["cot", "answer"] if target == "multi" else [("cot", "answer")[half]]
-
-
-def prompt_ids(tokenizer, turns, target="cot"):
-    """The ids that generation starts from: all turns except a last answer, then <assistant>."""
-    before = turns[:-1] if turns[-1].role == "assistant" else turns
-    return encode_document(tokenizer, before, target)[0] + [tokenizer.assistant]

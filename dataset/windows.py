@@ -6,13 +6,10 @@ A window is window + 1 tokens, so that x = ids[:-1] and y = ids[1:] are `window`
     mask        0    0 0 0 0   0        0      1   1   |   0                  0     0
     document    1    1 1 1 1   1        1      1   1   |   2                  0     0
 
-A conversation is never split. Its first token is never learned, because the token before it belongs
-to another document. Plain text becomes one stream for each 4 MB of the file, with <end> after each
-document. Its windows overlap by one token. Its documents all have number 1, so attention crosses
-them. Document number 0 is padding.
-
-An epoch is a seeded permutation of all windows, and epochs follow one another. Step s takes places
-s*batch to (s+1)*batch - 1 of this sequence. So a resumed run needs only the number of its step.
+A conversation is in one window. If it is too long, it ends after its last answer that fits. Its
+first token is never learned, because the token before it belongs to another document. Plain text is
+one stream for each 4 MB of a file, with <end> after each document. Its windows overlap by a token.
+Its documents all have number 1, so attention crosses them. Document number 0 is padding.
 """
 import contextlib
 import functools
@@ -33,23 +30,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import OUT, atomic_write, check, lock, sha256_file, show, sum_over_ranks, write_file
+from common import (OUT, atomic_write, check, command, data_files, lock, sha256_file, show,
+                    sum_over_ranks, write_file)
 from dataset.formats import (CHUNK, bad_lines_text, chunks, encode_document, forms, is_text, note,
                              parse_row, read_documents)
 from losses import cross_entropy, forward_kl
 
-VERSION = 3  # of the files on disk
+VERSION = 4  # of the files on disk
 SORTED, OPEN_WINDOWS = 1024, 1024  # documents sorted together; windows kept open
 NAMES = ("ids", "mask", "document")
 
 
 def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines=False, part=""):
-    """Any file that formats.py reads -> dict: meta, and ids, mask, document (windows, window + 1):
-    read-only arrays on disk. The file is cut once. The folder's name has a hash of the file, the
-    tokenizer and the settings, so that any change makes new windows.
-    documents: only the first N rows; 0: all. part: "" is the whole file; "val" is a tenth of it and
-    "train" the rest, see is_in. UserError if nothing in the file can be learned.
-    """
+    """A file or folder that formats.py reads -> dict: meta, and ids, mask, document, each (windows,
+    window + 1): read-only arrays on disk. They are made once for the same arguments and content.
+    documents: only the first N rows; 0: all. part: "" is everything; "val" is a tenth, "train" the
+    rest, see border. UserError if there is nothing to learn from."""
     next(chunks(path, documents))  # UserError if the file cannot be read
     source = sha256_file(path)
     settings = (VERSION, source, is_text(path), tokenizer.fingerprint, window, target, documents,
@@ -58,8 +54,10 @@ def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines
     folder = OUT / "windows" / f"{Path(path).stem}-{key}"
     with lock(folder, wait=True):  # several runs and ranks may start at once
         if not (folder / "meta.json").exists():  # written last
-            job = functools.partial(cut, tokenizer, path, window, target, skip_bad_lines, part)
-            write_windows(path, folder, window, source, cut_all(job, path, documents))
+            below = border(path, documents, skip_bad_lines) if part and not is_text(path) else ""
+            job = functools.partial(cut, tokenizer, window, target, skip_bad_lines, below)
+            parts, whole = (cut_all(functools.partial(job, p), path, documents) for p in (part, ""))
+            write_windows(path, folder, window, source, parts, whole)
     arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r").reshape(-1, window + 1)
               for name, dtype in zip(NAMES, dtypes(tokenizer))}
     return dict(arrays, meta=json.loads((folder / "meta.json").read_text(encoding="utf-8")))
@@ -69,10 +67,9 @@ def dtypes(tokenizer):  # in the order of NAMES
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32, np.uint8, np.uint16
 
 
-def write_windows(path, folder, window, source, parts):
+def write_windows(path, folder, window, source, parts, whole):
     """Write what `cut` made of each chunk, in order, to the files of a folder; meta.json last."""
-    total, report, size, began = Counter(), {}, os.path.getsize(path), time.time()
-    shown = began
+    total, report, shown = Counter(), {}, time.time()
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(atomic_write(folder / f"{name}.bin")) for name in NAMES]
         for arrays, numbers, left_out in parts:
@@ -84,12 +81,11 @@ def write_windows(path, folder, window, source, parts):
                 note(report, reason, *entry)
             if time.time() - shown > 5:
                 shown = time.time()
-                done, rate = total["bytes"] / 1e6, total["bytes"] / 1e6 / (shown - began)
-                print(f"{show(path)}: {done:.0f}/{size / 1e6:.0f} MB cut | {rate:.1f} MB/s "
-                      f"| eta {(size / 1e6 - done) / rate:.0f} s")
-    why = bad_lines_text(report) or "too few rows"
-    if total["too_long"]:
-        why = f"all documents are longer than the window; --window {total['longest'] - 1} fits"
+                print(f"{show(path)}: {total['bytes'] / 1e6:,.0f} MB are cut into windows")
+    why = bad_lines_text(report) or "too little text"
+    if total["too_long"] and not total["windows"]:
+        need = max(numbers["longest"] for _, numbers, _ in whole) - 1  # also of the other part
+        why = f"no answer fits into --window {window}; all first ones need {need} and that context"
     check(total["windows"], f"{show(path)}: nothing to learn from; {why}")
     padding = 1 - total["tokens"] / (total["windows"] * (window + 1))
     write_file(folder / "meta.json", json.dumps(dict(
@@ -99,7 +95,7 @@ def write_windows(path, folder, window, source, parts):
 def cut_all(job, path, documents):
     """Yield job(chunk) for every chunk of a file, in order. Large files use several processes."""
     jobs, workers = chunks(path, documents), os.cpu_count()
-    if os.path.getsize(path) <= CHUNK:
+    if sum(file.stat().st_size for file in data_files(path)) <= CHUNK:
         yield from map(job, jobs)
         return
     # spawn, because a forked process may hang if torch runs threads
@@ -117,42 +113,57 @@ def start_worker():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def is_in(document, part):
-    """Is it in this part? A hash of the first question decides: its answers are all in one part."""
+def question_hash(document):
+    """A hash of the first question, without case and extra spaces. All its answers share it."""
     question = document if isinstance(document, str) else next(
         (turn.content for turn in document if turn.role == "user"), "")
-    return not part or (part == "val") == (hashlib.sha256(question.encode()).digest()[0] < 26)
+    return hashlib.sha256(" ".join(question.casefold().split()).encode()).hexdigest()
 
 
-def cut(tokenizer, path, window, target, skip_bad_lines, part, chunk):
+def border(path, documents, skip_bad_lines):
+    """-> the hash below which a question is held out: about a tenth are, at least one, not all."""
+    rows = read_documents(path, skip_bad_lines, parts=chunks(path, min(documents or 1000, 1000)))
+    hashes = sorted({question_hash(document) for _, document in rows})
+    check(len(hashes) > 1, f"{show(path)} has one question, so none can be held out; name --val")
+    return min(max("1a", hashes[1]), hashes[-1])  # a tenth of all hashes begin with 00 to 19
+
+
+def cut(tokenizer, window, target, skip_bad_lines, below, part, chunk):
     """A chunk -> [ids, mask, document], (windows, window + 1) each; counts; what was left out."""
-    texts, fitting, too_long, report = [], [], [], {}
-    parse = functools.partial(parse_row, report=report)
-    for _, document in read_documents(path, skip_bad_lines, report, parse, [chunk]):
-        for form in forms(document, target) if is_text(path) or is_in(document, part) else ():
+    texts, fitting, too_long, report, size = [], [], [], {}, window + 1
+    read, plain = None if part == "val" else report, is_text(chunk[0])  # "train" reports the rows
+    parse = functools.partial(parse_row, report=read)
+    for _, document in read_documents(chunk[0], skip_bad_lines, read, parse, [chunk]):
+        here = plain or not part or (part == "val") == (question_hash(document) < below)
+        for form in forms(document, target) if here else ():
             ids, mask = encode_document(tokenizer, document, form)
-            kind = fitting if len(ids) <= window + 1 else too_long
-            (texts if isinstance(document, str) else kind).append((ids, mask))
+            if len(ids) > size and not isinstance(document, str):  # end it after an earlier answer
+                ends = [i + 1 for i in range(len(ids)) if mask[i] and ids[i] == tokenizer.end]
+                end = max((end for end in ends if end <= size), default=min(ends, default=len(ids)))
+                ids, mask = ids[:end], mask[:end]
+                fate = "cut to fit the window" if end <= size else "left out: first answer too long"
+                note(report, f"conversations {fate}")
+            kind = texts if isinstance(document, str) else fitting if len(ids) <= size else too_long
+            kind.append((ids, mask))
     stream = [token for ids, _ in texts for token in ids]
-    if part and is_text(path):  # the last tenth of every 4 MB
+    if part and plain:  # the last tenth of every 4 MB
         end = len(stream) * 9 // 10
         stream = stream[end:] if part == "val" else stream[:end]
-    pieces = [stream[i:i + window + 1] for i in range(0, len(stream) - 1, window)]
+    pieces = [stream[i:i + size] for i in range(0, len(stream) - 1, window)]
     pieces = [(ids, [0] + [1] * (len(ids) - 1)) for ids in pieces]  # each token is learned once
-    packed = [pack_documents(group, window + 1, tokenizer.pad) for group in (fitting, pieces)]
+    packed = [pack_documents(group, size, tokenizer.pad) for group in (fitting, pieces)]
     ids, mask, document = arrays = [np.concatenate(pair).astype(dtype)
                                     for *pair, dtype in zip(*packed, dtypes(tokenizer))]
     numbers = dict(documents=len(texts) + len(fitting), too_long=len(too_long),
                    longest=max((len(ids) for ids, _ in too_long), default=0),
-                   bytes=sum(map(len, chunk[1])), windows=len(ids), supervised=int(mask.sum()),
-                   tokens=int((document > 0).sum()))
+                   bytes=sum(map(len, chunk[2])), windows=len(ids), supervised=int(mask.sum()),
+                   tokens=int((document > 0).sum()), spelled=int(((ids > 9) & (ids < 266)).sum()))
     return arrays, numbers, report
 
 
 def pack_documents(documents, size, pad):
     """A list of (ids, mask) -> (3, windows, size): ids, mask and document number of each window.
-    Best fit: each document goes into the window that it fills best, the longest of 1,024 documents
-    first. For stories and window 256, padding is 3.3 %. In the order of the file it is 5.1 %."""
+    Best fit, the longest of 1,024 documents first: of stories 3.3 % is padding, otherwise 5.1 %."""
     windows, free = [], []  # free: sorted (space, window number, document number)
     for start in range(0, len(documents), SORTED):
         for ids, mask in sorted(documents[start:start + SORTED], key=lambda pair: -len(pair[0])):
@@ -172,15 +183,10 @@ def pack_documents(documents, size, pad):
 
 def summary(meta):
     """One line about a file: its windows, documents, tokens, padding, and what was left out."""
-    parts = [f"{meta['windows']:,} windows of {meta['window']}", f"{meta['documents']:,} documents",
-             f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
-             f"padding {meta['padding_share']:.1%}", bad_lines_text(meta["left_out"])]
-    if meta["too_long"]:
-        parts.append(f"{meta['too_long']:,} documents left out: too long, up to {meta['longest']}")
-    return " | ".join(filter(None, parts))
-
-
-# --- windows become tensors -----------------------------------------------------------------------
+    return " | ".join(filter(None, [
+        f"{meta['windows']:,} windows of {meta['window']}", f"{meta['documents']:,} documents",
+        f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
+        f"padding {meta['padding_share']:.1%}", bad_lines_text(meta["left_out"])]))
 
 def open_text(cfg, tokenizer, inputs):
     """(train, val) windows for a training run. Adds the hashes of both to the dict `inputs`."""
@@ -201,7 +207,8 @@ def epoch_order(windows, epoch, seed):
 
 
 def step_windows(windows, step, batch, seed):
-    """The window numbers (batch,) of a step. An epoch may end in the middle of a step."""
+    """The window numbers (batch,) of a step. An epoch is a seeded permutation of all windows, and
+    epochs follow one another. So a resumed run needs only the number of its step."""
     places = np.arange(step * batch, (step + 1) * batch)
     return np.array([epoch_order(windows, p // windows, seed)[p % windows] for p in places])
 
@@ -217,10 +224,8 @@ def tensors(data, numbers, device="cpu"):
 
 def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
     """-> (this rank's micro-batches of one optimizer step, n_valid, counts). A micro-batch is x, y,
-    document, weight (B, T) and window numbers (B,). n_valid and counts are of the WHOLE step.
-    n_valid is the sum of all weights. Every rank reads all windows of the step, so it needs no
-    communication. Losses divided by n_valid add up to the right loss over micro-batches and ranks.
-    document is None if there is only one, because plain causal attention is faster."""
+    document, weight (B, T) and window numbers (B,). n_valid and counts are of the WHOLE step: every
+    rank reads it. Losses divided by n_valid, the sum of weights, add up over batches and ranks."""
     numbers = step_windows(len(data["ids"]), step, cfg.batch, cfg.seed)  # (batch,)
     x, y, document, weight = tensors(data, numbers)
     # tokens through the student, without padding; tokens that count in the loss
@@ -230,7 +235,7 @@ def step_batches(data, step, cfg, env, tag_ids=(), tag_weight=1.0):
         weight = torch.where(is_tag & (weight > 0), tag_weight, weight)  # only in responses
     n_valid = max(weight.sum().item(), 1.0)  # if nothing counts: 0, not 0/0
     if (document == document[0, 0]).all():
-        document = None
+        document = None  # plain causal attention is faster
     batches, parts = [], cfg.accumulate * env.world
     for i in range(env.rank, parts, env.world):
         rows = slice(i * cfg.batch // parts, (i + 1) * cfg.batch // parts)
@@ -274,6 +279,9 @@ def self_check(cfg, env, model, train, val, teacher=None):
              "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
              "ce at start": f"{validation_ce(model, val, cfg, env):.3f} nats; "
                             f"ln V = {math.log(model.config.vocab_size):.3f} is guessing"}
+    if (spelled := train["meta"]["spelled"] / max(train["meta"]["tokens"], 1)) > 0.3:
+        own = command("tokenizer/train.py", cfg.data, out=OUT / f"{Path(cfg.data).stem}.model")
+        facts["warning"] = f"{spelled:.0%} of the tokens are single bytes; better pieces: {own}"
     if teacher is None:
         return facts
     x, _, document, weight = next(eval_batches(val, cfg.batch, cfg.batch, env.device))

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from checkpoints import load_model
-from dataset.formats import Turn, prompt_ids
+from dataset.formats import Turn
+from dataset.verify import prompt_ids
 from decoding import generate
 from runs.render import mode, models, read_rows
 

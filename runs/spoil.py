@@ -17,8 +17,8 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, between, check, command, json_lines, run, show, write_file
-from dataset.formats import parse_row, read_documents, turn_row
-from dataset.verify import parse_number
+from dataset.formats import parse_row, read_documents
+from dataset.verify import parse_number, turn_row
 
 
 @dataclass

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import checkpoints
-from dataset.formats import Turn, prompt_ids
-from dataset.verify import opening
+from dataset.formats import Turn
+from dataset.verify import opening, prompt_ids
 from decoding import generate
 
 

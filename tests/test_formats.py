@@ -1,17 +1,18 @@
 """Claims about dataset/formats.py: formats give equal turns, bad lines are named, only responses count."""
+import itertools
 import json
 import random
-from itertools import groupby
 
 import pytest
 
-from common import UserError
+from blackbox.filter import texts
+from blackbox.generate import KEPT_KEYS
+from common import UserError, sha256_file
 from dataset import formats
-from dataset.formats import (BadRow, Turn, encode_document, parse_row, prompt_ids, read_documents,
-                             texts, turn_row)
-from dataset.verify import parse_response
+from dataset.formats import BadRow, Turn, encode_document, parse_row, read_documents
+from dataset.verify import parse_response, prompt_ids, turn_row
 from tokenizer import CONTROL, Tokenizer
-from tokenizer.train import train
+from tokenizer.train import texts as train_texts, train
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,8 @@ AB = [Turn("user", "a"), assistant(content="b")]
     ({"text": None, "conversations": None, "messages": [ASK, REPLY]}, AB),
     ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, AB),
     ({"prompt": "a", "completion": "b"}, AB), ({"prompt": [ASK], "completion": [REPLY]}, AB),
-    ({"messages": [{"role": "system", "content": ""}, ASK, REPLY]}, AB),
+    ({"messages": [{"role": "system", "content": ""}, ASK, REPLY]}, AB), ({"messages": [ASK, REPLY, ASK]}, AB),
+    ({"messages": [ASK, REPLY, {"role": "user", "content": [{"type": "image_url"}]}, REPLY]}, AB),
     ({"problem": "a", "solution": "b #### 2"}, [Turn("user", "a"), assistant("b", "2")]),
     ({"instruction": "a", "input": None, "output": "b", "system": "s", "history": [["c", "d"]]},
      [Turn("system", "s"), Turn("user", "c"), assistant(content="d"), *AB]),
@@ -133,13 +135,13 @@ def test_a_prompt_needs_no_reply():
 
 GOOD = b'{"text": "fine"}'
 BAD = [
-    b'{"text": "a"', b"[" * 100_000, b'["text"]', b"5", b"{}", b'{"text": 5}', b'{"text": ""}', b'{"text": "caf\xe9"}',
+    b'{"text": "a"', b"[" * 100_000, b'["text"]', b"5", b"{}", b'{"text": 5}', b'{"text": ""}',
     b'{"text": "a\\ud83d"}', b'{"prompt": "a", "reply": "b"}', b'{"question": "a", "answer": "b ####"}',
     b'{"instruction": "", "output": "a"}', b'{"question": "a", "answer": "b", "options": 5}',
     b'{"prompt": "a", "completion": "b", "history": 5}',
     *(json.dumps({"messages": turns}).encode() for turns in (
         [], "hi", ["hi"], [{"role": "narrator", "content": "a"}], [{"content": "a"}], [{"role": "assistant"}],
-        [{"role": "assistant", "content": None}], [ASK], [REPLY, ASK], [{"role": "assistant", "content": " "}],
+        [{"role": "assistant", "content": None}], [ASK], [{"role": "assistant", "content": " "}],
         [{"role": "user", "content": ""}, REPLY], [ASK, {"role": "assistant", "tool_calls": [{}]}],
         [{"role": ["user"], "content": "a"}], [{"role": "user", "content": [{"type": "image"}]}, REPLY],
         [{"role": "user", "content": [{"type": "text"}]}, REPLY])),
@@ -156,7 +158,8 @@ def test_a_bad_line_is_named_with_file_and_line(tmp_path, line):
     with pytest.raises(UserError, match="rows.jsonl:3: ") as error:
         list(read_documents(path))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
-    assert list(read_documents(path, True, report)) == [(1, "fine"), (4, "fine")]
+    assert "object has no" not in str(error.value) and "not iterable" not in str(error.value)
+    assert list(read_documents(path, True, report)) == [(f"{path}:1", "fine"), (f"{path}:4", "fine")]
     [(reason, entry)] = report.items()
     assert entry == [1, [f"{path}:3"]] and reason in str(error.value)
 
@@ -169,14 +172,19 @@ def test_skipped_lines_are_counted_by_reason(tmp_path):
     assert sorted(report.values()) == [[1, [f"{path}:4"]], [4, [f"{path}:{i}" for i in (1, 3, 5)]]]
 
 
-@pytest.mark.parametrize("data", [b"\x1f\x8b\x08rest", b"PAR1rest", b"PK\x03\x04rest", b"",
-                                  "text".encode("utf-16"), b"\xfe\xff\x00a"])
-def test_an_empty_compressed_or_utf16_file_is_refused_as_a_whole(tmp_path, data):
+@pytest.mark.parametrize("data, cure", [
+    (b"\x1f\x8b\x08rest", "gunzip"), (b"PAR1rest", "JSONL"), (b"PK\x03\x04rest", "checkpoint"), (b"", "empty"),
+    ("text".encode("utf-16"), "iconv -f UTF-16"), (b"\xfe\xff\x00a", "iconv -f UTF-16"),
+    ('{"text": "a"}'.encode("utf-16-le"), "iconv -f UTF-16"), (b'{"text": "caf\xe9"}', "iconv -f latin1"),
+    (b' [\n{"text": "a"},\n{"text": "b"}]', "jq -c '.\\[\\]'"), (b"question,answer\na,b", "CSV")])
+def test_a_file_of_another_kind_is_refused_as_a_whole_with_its_cure(tmp_path, data, cure):
     """FAULTS 14: with --skip-bad-lines every line would be skipped, and the run would go on without data."""
-    for name in ("rows.jsonl", "book.txt"):
+    readers = [lambda path: read_documents(path, True)] + [lambda path: train_texts(str(path))] * ("iconv" in cure)
+    for name, read in itertools.product(("rows.jsonl", "book.txt")[:1 if cure[:2] in ("jq", "CS") else 2], readers):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=f"{name} is "):
-            list(read_documents(tmp_path / name, True))
+        with pytest.raises(UserError, match=f"{name}.*{cure}") as error:
+            list(read(tmp_path / name))
+        assert "--skip-bad-lines" not in str(error.value)
 
 
 def test_only_a_newline_ends_a_line(tmp_path):
@@ -185,19 +193,42 @@ def test_only_a_newline_ends_a_line(tmp_path):
     path, text = tmp_path / "rows.jsonl", "a\0b\u2028c\u0085d\u2581"
     row = json.dumps({"text": text}, ensure_ascii=False).encode()
     path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n" + row + b"\r\n")
-    assert list(read_documents(path)) == [(1, text), (3, text)]
+    assert list(read_documents(path)) == [(f"{path}:1", text), (f"{path}:3", text)]
 
 
 def test_a_text_file_is_one_document_cut_at_line_ends(tmp_path, monkeypatch):
     """A cut inside a line, or lost blank lines, would change the text."""
     path, text = tmp_path / "book.txt", "".join(f"line {i}\n\n" for i in range(500)) + "end"
     path.write_bytes(text.replace("\n\n", "\r\n\n").encode())  # FAULTS 22: no \r is learned
-    assert list(read_documents(path)) == [(1, text)]
+    assert list(read_documents(path)) == [(f"{path}:1", text)]
     monkeypatch.setattr(formats, "CHUNK", 1000)
     parts = list(read_documents(path))
     assert len(parts) > 5 and "".join(part for _, part in parts) == text
     assert all(part.endswith("\n") for _, part in parts[:-1])
-    assert all(text.splitlines()[line - 1] == part.splitlines()[0] for line, part in parts)
+    assert all(text.splitlines()[int(place.split(":")[1]) - 1] == part.splitlines()[0] for place, part in parts)
+
+
+def test_a_folder_is_its_files_in_the_order_of_names(tmp_path):
+    """A folder of JSONL files was refused. An error must name the file of the folder and its line."""
+    for name, lines in (("b.jsonl", [GOOD, b"{"]), ("a.jsonl", [GOOD, b"", GOOD]), (".c.jsonl", [b"{"]), ("d.md", [b"{"])):
+        (tmp_path / name).write_bytes(b"\n".join(lines))
+    before = sha256_file(tmp_path)
+    with pytest.raises(UserError, match="/b.jsonl:2: "):
+        list(read_documents(tmp_path))
+    (tmp_path / "b.jsonl").write_bytes(GOOD)
+    assert sha256_file(tmp_path) != before
+    assert [place.split("/")[-1] for place, _ in read_documents(tmp_path)] == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:1"]
+
+
+def test_what_is_not_read_of_a_row_is_counted_by_name():
+    """FAULTS 3: the list of tools, or the worse answer of a pair, was dropped in silence."""
+    report, own, row = {}, {}, dict(chat("5"), tools=[{"name": "add"}], rejected="6", images=[], source="y")
+    row["conversations"] += [dict(role="user", content="3+3?", audio="a"), dict(role="tool", content="6")]
+    assert [parse_row(row, report=report)[-1].content for _ in range(2)] == ["5", "5"]
+    assert {reason: count for reason, (count, _) in report.items()} == {
+        "conversations cut at a turn that uses tools": 2, **{f"ignored key {key}": 2 for key in ("audio", "rejected", "tools")}}
+    names = ("skeleton", "numbers", "ops", "lang", "suite", "reference", *KEPT_KEYS)
+    assert parse_row(dict.fromkeys(names, "x") | chat("5"), report=own) and not own
 
 
 MANY = [Turn("system", "hello"), Turn("user", "how many"), assistant(content="two"),
@@ -208,7 +239,7 @@ def learned(tokenizer, document, **options):
     """The spans that count in the loss, as a list of texts; control tokens are shown by name."""
     ids, mask = encode_document(tokenizer, document, **options)
     assert len(ids) == len(mask) and set(mask) <= {0, 1}
-    spans = [list(span) for m, span in groupby(zip(ids, mask), key=lambda pair: pair[1]) if m]
+    spans = [list(span) for m, span in itertools.groupby(zip(ids, mask), key=lambda pair: pair[1]) if m]
     return [tokenizer.decode([token for token, _ in span], show_control=True) for span in spans]
 
 

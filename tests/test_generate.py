@@ -16,8 +16,8 @@ import pytest
 import blackbox.generate as generation
 from blackbox import client
 from common import ROOT, UserError
-from dataset.formats import TAGS, encode_document, prompt_ids, read_documents
-from dataset.verify import question_of
+from dataset.formats import TAGS, encode_document, read_documents
+from dataset.verify import prompt_ids, question_of
 from mock_endpoint import drawn, said, serving
 
 KEY = "sk-quite-a-secret-0123456789"

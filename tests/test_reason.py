@@ -8,8 +8,8 @@ from torch.nn import functional as F
 import checkpoints
 from conftest import tiny_stories
 from dataset.windows import open_data
-from dataset.formats import TARGETS, Turn, encode_document, forms, prompt_ids, read_documents
-from dataset.verify import opening
+from dataset.formats import Turn, encode_document, forms, read_documents
+from dataset.verify import opening, prompt_ids
 
 
 def chat(asked, thought, said):
@@ -60,7 +60,7 @@ def test_a_conversation_of_several_turns_has_one_form(documents_of):
     thought would be learned twice."""
     for document in ("plain text", [Turn("user", "2 + 3?"), Turn("assistant", "", None, "5")],
                      [Turn("user", "Hi"), Turn("assistant", "Hello.")]):
-        assert [len(forms(document, target)) for target in TARGETS] == [1] * len(TARGETS)
+        assert all(len(forms(document, target)) == 1 for target in ("cot", "answer", "full", "multi", "mixed"))
     row = {"messages": chat("2 + 3?", "two, three", "5")["conversations"] +
            chat("and 1?", "one more", "6")["conversations"]}
     assert sorted(learned for _, learned in documents_of([row], "multi")) == [
@@ -84,6 +84,14 @@ def test_the_loss_of_two_tasks_has_one_normaliser(train, tiny_world):
     [row] = train.rows
     assert float(row["ce"]) == pytest.approx(total / count, rel=1e-5)
     assert int(row["supervised"]) == count
+
+
+@pytest.mark.parametrize("target", ["cot", "multi", "answer"])
+def test_rows_without_a_thought_are_refused_except_for_answers(target, call, tiny_world, tmp_path):
+    """FAULTS 3: with the thoughts under an unknown key, a reasoning run learned bare answers and said nothing."""
+    (tmp_path / "a.jsonl").write_text(json.dumps(chat("2 + 2?", None, "4")), encoding="utf-8")
+    flags = tiny_world.flags("distill_reason", data=tmp_path / "a.jsonl", steps=1, target=target)
+    assert call("train_distill_reason", *flags).status == (0 if target == "answer" else 2)
 
 
 @pytest.mark.parametrize("target", ["cot", "answer", "full"])

@@ -25,7 +25,8 @@ import torch
 import checkpoints
 import serve
 from conftest import ROOT
-from dataset.formats import TAGS, Turn, prompt_ids
+from dataset.formats import TAGS, Turn
+from dataset.verify import prompt_ids
 from decoding import generate
 
 QUESTION = [{"role": "user", "content": "Mia has 3 pears. How many?"}]

@@ -8,8 +8,9 @@ import pytest
 
 from common import UserError, sha256_file
 from dataset import stories, suites
-from dataset.formats import Turn, parse_row, prompt_ids
+from dataset.formats import Turn, parse_row
 from dataset.stories import NAMES, OBJECTS, TEMPLATES, make_story, split_of
+from dataset.verify import prompt_ids
 from dataset.suites import CHANGES, SUITES, Config, drawn, main, read_suites, sentences, text_of
 from test_prompts import read_totals, turns
 

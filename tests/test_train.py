@@ -44,7 +44,7 @@ def fake_data(ids, mask, document):
     """What open_data returns, made by hand: arrays (windows, window + 1)."""
     return dict(ids=np.array(ids), mask=np.array(mask), document=np.array(document),
                 meta=dict(source_sha256="fake", documents=1, padding_share=0.0, windows=len(ids),
-                          window=len(ids[0]) - 1, tokens=0, supervised=0, too_long=0, left_out={}))
+                          window=len(ids[0]) - 1, tokens=0, supervised=0, spelled=0, left_out={}))
 
 
 def relative(a, b):
@@ -139,7 +139,7 @@ def test_appended_padding_changes_nothing(script, train, gradients, monkeypatch,
 def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train, gradients, monkeypatch):
     """TRAPS 9: 0/0 = NaN if a whole step is prompt."""
     shape = (8, 20)
-    prompts = fake_data(np.full(shape, 42), np.zeros(shape), np.ones(shape))
+    prompts = fake_data(np.full(shape, 6), np.zeros(shape), np.ones(shape))  # 6: <think>
     both = [prompts, fake_data(np.full(shape, 42), np.ones(shape), np.ones(shape))]  # train, val
     monkeypatch.setattr(windows, "open_data", lambda *_, **__: both.pop())
     train(script, steps=2, **KNOBS[script])

@@ -3,8 +3,7 @@
     python tokenizer/train.py                    # out/data/stories/train.jsonl, 1,024 pieces
     python tokenizer/train.py book.txt chat.jsonl --vocab-size 4096 --out out/prose.model
 
-Reads .txt, and the strings under KEYS in .jsonl. 256 pieces are bytes, 10 are special tokens.
-1,024 are enough for the stories, 4,096 for prose. More shorten the text but grow the embedding.
+256 pieces are bytes, 10 are special tokens. 1,024 are enough for the stories, 4,096 for prose.
 """
 import io
 import json
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, UserError, check, command, run, show, write_file
+from common import OUT, UserError, check, command, data_files, run, show, write_file
 import sentencepiece
 
 from tokenizer import CONTROL, META_SPACE, Tokenizer
@@ -22,33 +21,35 @@ from tokenizer import CONTROL, META_SPACE, Tokenizer
 KEYS = ("text content value reasoning_content question answer problem solution prompt completion "
         "instruction input output").split()
 TAGS = re.compile("</?think>|</?answer>|####")
+NO_UTF8 = re.compile("[\0\udc80-\udcff]")  # UTF-16 has NUL; other bytes are read as surrogates
 CALCULATOR = re.compile("<<[^<>]*=[^<>]*>>")    # notes in GSM8K; formats.py also drops them
 CHARACTERS, MAX_PIECE = 20_000_000, 1000  # of all text; of a line: the library drops long lines
 
 
 @dataclass
 class Config:
-    input: list = None            # files to read; none: out/data/stories/train.jsonl
+    input: list = None            # .txt, .jsonl, folders; none: out/data/stories/train.jsonl
     vocab_size: int = 1024        # number of pieces (about 300 to 65,536)
     out: str = OUT / "tokenizer.model"  # file to write
     fresh: bool = False           # replace an existing file that differs
 
 
 def texts(path):
-    """Yield the texts of a .txt or .jsonl file. UserError for a line that is not JSON."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        if path.lower().endswith(".txt"):
-            text = file.read(CHARACTERS)
-            check("\0" not in text[:1000], f"{show(path)} is not UTF-8 (if UTF-16: iconv -t UTF-8)")
-            yield text
-            return
-        for number, line in enumerate(file, 1):
+    """Yield the texts of a .txt or .jsonl file. UserError for a line that is not JSON in UTF-8."""
+    plain = path.lower().endswith(".txt")
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate([file.read(CHARACTERS)] if plain else file, 1):
+            check(not NO_UTF8.search(line), f"{show(path)} is not UTF-8: iconv -f UTF-16 -t UTF-8 "
+                  "FILE > NEW makes it, or iconv -f latin1 -t UTF-8 FILE > NEW")
+            if plain:
+                yield line
+                return
             found = []  # json.loads calls the hook with every object of the row, inner ones first
             try:
                 json.loads(line.strip() or "{}", object_hook=lambda node: found.extend(
                     value for key, value in node.items() if key in KEYS and isinstance(value, str)))
             except (ValueError, RecursionError):
-                raise UserError(f"{show(path)}:{number}: not JSON") from None
+                raise UserError(f"{show(path)}:{number}: not JSON (array? jq -c '.[]')") from None
             for value in found:
                 parts = TAGS.split(CALCULATOR.sub("", value.encode(errors="ignore").decode()))
                 yield from (part.strip() for part in parts) if len(parts) > 1 else parts
@@ -77,7 +78,8 @@ def main(cfg):
     paths, out = cfg.input or [str(OUT / "data" / "stories" / "train.jsonl")], Path(cfg.out)
     check(out.absolute() not in (Path(p).absolute() for p in paths), f"--out {out} is an input")
     found, left = [], CHARACTERS
-    for text in (text for path in paths for text in texts(path)):
+    files = [str(file) for path in paths for file in data_files(path)]
+    for text in (text for file in files for text in texts(file)):
         found.append(text[:left])
         left -= len(found[-1])
         if not left:
@@ -88,11 +90,13 @@ def main(cfg):
     write_file(out, made)
     tokenizer, size = Tokenizer(made), sum(len(text.encode()) for text in found)
     tokens = sum(len(tokenizer.encode(text)) for text in found)
+    chats = cfg.input and not files[0].lower().endswith(".txt")
+    script = "train_distill_responses.py" if chats else "train_pretrain.py"
     own = {} if out.absolute() == OUT / "tokenizer.model" and not cfg.input else dict(
-        name=f"{out.stem}-teacher", tokenizer=out, data=paths[0])
+        name=Path(paths[0]).stem, tokenizer=out, data=paths[0])
     print(f"{show(out)}: {tokenizer.vocab_size:,} pieces | {size / 1e6:.1f} MB = {tokens:,} tokens "
           f"of {size / tokens:.2f} bytes | fingerprint {tokenizer.fingerprint}\n"
-          f"next: {command('train_pretrain.py', **own)}")
+          f"next: {command(script, **own)}")
 
 
 if __name__ == "__main__":
