@@ -65,8 +65,6 @@ def reply(model, tokenizer, text, past, cfg, how):
         for token, ps, top in zip(shown, best.values.tolist(), best.indices.tolist()):  # (new, N)
             name, *names = (repr(tokenizer.decode([i], show_control=True)) for i in [token, *top])
             print(f"{name:>14} <- " + "  ".join(f"{other} {p:.3f}" for other, p in zip(names, ps)))
-        if len(new) > len(shown):
-            print(f"... and {len(new) - len(shown)} more places: --max-new-tokens {len(new)}")
 
 
 def main(cfg):

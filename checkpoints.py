@@ -41,8 +41,7 @@ def load(path):
     """A checkpoint -> its dict. UserError if it is missing, damaged or written by other code."""
     common.check_exists(path, f"bash {show(common.ROOT / 'speedrun.sh')} makes the default models")
     kind = "a folder" if Path(path).is_dir() else FOREIGN.get(Path(path).suffix)
-    check(not kind, f"{show(path)} is {kind}; only files of train_*.py can be read here; to learn "
-                    "from another model, serve it, and use blackbox/generate.py --base-url")
+    check(not kind, f"{show(path)} is {kind}; only train_*.py write files that can be read here")
     try:
         check(zipfile.ZipFile(path).testzip() is None, "wrong checksum")  # torch checks none
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -88,8 +88,7 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, gen
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     """Continue each prompt (a list of ids) -> a list of new ids per prompt, with the stop id.
-    A list without a stop id at its end reached the limit. sampling: temperature, top_p, generator.
-    """
+    Without a stop id at its end it reached the limit. sampling: temperature, top_p, generator."""
     rows = [[] for _ in prompts]
     # A batch ends when its longest row fills the context. An answer must not depend on the other
     # rows, so only rows with the same limit are written together.

@@ -138,12 +138,10 @@ def vote(model, tokenizer, questions, target, cfg):
 
 
 def robustness(model, tokenizer, suites, target, cfg):
-    """Accuracy on each suite, compared problem by problem with the unchanged problems -> a dict.
-    Only the first --questions problems count. suite_mean: mean exact of IN_MEAN.
-    suites: {name: dict(n, exact, exact_interval, drop, p)}; drop: accuracy lost against clean.
-    hostile: counts of ended answers and of too long prompts.
-    suites_right: {name: "10-1..."}: each clean problem is right, wrong, or not in this suite.
-    """
+    """Accuracy on the first --questions problems of each suite, each compared with its unchanged
+    problem -> a dict. suite_mean: mean exact of IN_MEAN. suites: {name: dict(n, exact,
+    exact_interval, drop, p)}; drop: accuracy lost against clean; hostile: ended, refused.
+    suites_right: {name: "10-1..."}: each clean problem is right, wrong, or not in this suite."""
     right, found, began = {}, {}, time.time()
     kept = {row["source"] for row in suites["clean"][:cfg.questions]}
     for i, (name, rows) in enumerate(suites.items(), 1):  # clean comes first

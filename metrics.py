@@ -32,8 +32,7 @@ def calibration(confidence, hit, bins=15):
     The diagram is [(tokens, mean confidence, accuracy)] of the bins that are not empty.
 
     confidence (N,): probability of the likeliest token. hit (N,): bool, is that token right?
-    ECE = sum over bins of share * |accuracy - mean confidence| (Guo et al. 2017, eq. 3).
-    """
+    ECE = sum over bins of share * |accuracy - mean confidence| (Guo et al. 2017, eq. 3)."""
     index = np.minimum((confidence.astype(np.float64) * bins).astype(int), bins - 1)
     n, sure, right = (np.bincount(index, weights, bins) for weights in (None, confidence, hit))
     table = [(int(k), c / k, h / k) for k, c, h in zip(n, sure, right) if k]

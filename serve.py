@@ -15,7 +15,6 @@ MINIDISTILL_API_KEY is set, clients must send it as a bearer token. Differences 
 2. Text between <think> and </think> is sent as reasoning_content, all other text as content.
 3. A client's text stays text: <think> or <end> in it never becomes a special token.
 4. A stop string ends only the content, because a thought may contain it (vllm-project/vllm#52393).
-5. A disconnected client is noticed only while streaming. The timeout counts from the last byte.
 """
 import json
 import os

@@ -32,10 +32,11 @@ import torch
 
 import checkpoints
 from blackbox.client import Client, finished
+from blackbox.prompts import question_of
 from common import OUT, UserError, between, check, show
 from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, is_text, parse_response_text,
                              read_documents)
-from dataset.verify import answer_in, parse_response, prompt_ids, question_of, turn_row, verdict
+from dataset.verify import answer_in, parse_response, prompt_ids, turn_row, verdict
 from decoding import generate
 from metrics import counted
 

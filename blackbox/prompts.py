@@ -42,10 +42,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, between, check, command, json_lines, lock, run, show, write_file
 from dataset import stories, suites
-from dataset.formats import BadRow, Turn, bad_lines_text, is_text, read_documents
+from dataset.formats import BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents
 from dataset.stories import SPACE, fields, kinds_of, operands, running_totals, tell
 from dataset.suites import reworded, sentences, text_of
-from dataset.verify import question_of, turn_row
+from dataset.verify import known_answer, turn_row
 from metrics import counted
 
 TEXTS = json.loads((Path(__file__).parent / "texts/prompts.json").read_text(encoding="utf-8"))
@@ -64,6 +64,17 @@ class Config:
     seed: int = 0            # random seed
     skip_bad_lines: bool = False  # count bad lines of the input and go on
     fresh: bool = False      # replace existing files
+
+
+def question_of(row, report=None):
+    """A row of any format -> (turns up to the user's last one, known answer or None), or BadRow."""
+    turns = parse_row(row, need_reply=False, report=report)
+    if isinstance(turns, str):
+        raise BadRow("plain text is no prompt", turns)
+    known = known_answer(turns.pop()) if turns[-1].role == "assistant" else None
+    if not turns or turns[-1].role != "user":
+        raise BadRow("no question: a user's turn must be the last")
+    return turns, known
 
 
 # Operations: (rng, row, story) -> row, or None. row: question and reply; story: see parse_seed.

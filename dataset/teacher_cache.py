@@ -107,7 +107,6 @@ def main(cfg):
     """Make the cache, continue it after a stop, or say that it is already made."""
     common.between(cfg, 1, 2**32 - 1, "k", "window")
     common.between(cfg, 0.01, 1000, "temperature")
-    common.between(cfg, 0, 2**32 - 1, "seed", "documents")
     hidden = cfg.kind == "hidden"
     check(not hidden or not cfg.others and not {"temperature", "k"} & cfg.given,
           "--kind hidden: use one teacher (states have no mean), no --temperature and no --k")

@@ -12,7 +12,7 @@ Formulas are not evaluated, because 5^{5^{5^5}} would never end (huggingface/Mat
 import re
 from fractions import Fraction
 
-from dataset.formats import BadRow, encode_document, parse_row
+from dataset.formats import encode_document
 
 MAX_LENGTH = 1_000  # characters: a longer text is not a number
 # Full width to half width, every minus to "-". NFKC is wrong: it turns 5² into 52, 1½ into 11/2.
@@ -64,8 +64,7 @@ ENDED = re.compile(rf" ?(?:{UNITS})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])"
 OPTION = re.compile(r"""(?i:option\ |选项?)?[(\[]?
     ([A-J] | [a-j](?=\)) | (?i:yes|no)\b) (?:\ is\ correct)?    # B   b)   Yes   B is correct
     (?:[)\]]?[.:,\n] | [)\]] | \ - | $)                         # ends: B.   B)   B - Paris
-    (?!\ ?(?:is|or|and|not|can|but)\b)
-    (?!.*\b(?!A\ [a-z]{3})[A-HJ]\b) (.*)                        # names no other option
+    (?!\ ?(?:is|or|and|not|can|but)\b) (?!.*\b(?!A\ [a-z]{3})[A-HJ]\b) (.*)   # no other option
     """, re.A | re.S | re.X)
 FEW_WORDS = re.compile(r"(?!\d|[Nn]o$)\w{2,}(?:[ .,'’·-]+\w+){0,4}")
 # Another answer beside this one, which is \0
@@ -242,15 +241,10 @@ def known_answer(turn):
     return part if part and (short or parse_number(part) is not None) else None
 
 
-def question_of(row, report=None):
-    """A row of any format -> (turns up to the user's last one, known answer or None), or BadRow."""
-    turns = parse_row(row, need_reply=False, report=report)
-    if isinstance(turns, str):
-        raise BadRow("plain text is no prompt", turns)
-    known = known_answer(turns.pop()) if turns[-1].role == "assistant" else None
-    if not turns or turns[-1].role != "user":
-        raise BadRow("no question: a user's turn must be the last")
-    return turns, known
+def prompt_ids(tokenizer, turns, target="cot"):
+    """The ids that generation starts from: all turns except a last answer, then <assistant>."""
+    before = turns[:-1] if turns[-1].role == "assistant" else turns
+    return encode_document(tokenizer, before, target)[0] + [tokenizer.assistant]
 
 
 def turn_row(turn):
@@ -259,12 +253,6 @@ def turn_row(turn):
         return dict(role=turn.role, reasoning_content=turn.think, content=turn.answer)
     text = turn.content if turn.answer is None else f"<answer>{turn.answer}</answer>"
     return dict(role=turn.role, content=text)
-
-
-def prompt_ids(tokenizer, turns, target="cot"):
-    """The ids that generation starts from: all turns except a last answer, then <assistant>."""
-    before = turns[:-1] if turns[-1].role == "assistant" else turns
-    return encode_document(tokenizer, before, target)[0] + [tokenizer.assistant]
 
 
 def opening(tokenizer, target):

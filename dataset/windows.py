@@ -56,8 +56,8 @@ def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines
         if not (folder / "meta.json").exists():  # written last
             below = border(path, documents, skip_bad_lines) if part and not is_text(path) else ""
             job = functools.partial(cut, tokenizer, window, target, skip_bad_lines, below)
-            parts, whole = (cut_all(functools.partial(job, p), path, documents) for p in (part, ""))
-            write_windows(path, folder, window, source, parts, whole)
+            parts = cut_all(functools.partial(job, part), path, documents)
+            write_windows(path, folder, window, source, parts)
     arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r").reshape(-1, window + 1)
               for name, dtype in zip(NAMES, dtypes(tokenizer))}
     return dict(arrays, meta=json.loads((folder / "meta.json").read_text(encoding="utf-8")))
@@ -67,7 +67,7 @@ def dtypes(tokenizer):  # in the order of NAMES
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32, np.uint8, np.uint16
 
 
-def write_windows(path, folder, window, source, parts, whole):
+def write_windows(path, folder, window, source, parts):
     """Write what `cut` made of each chunk, in order, to the files of a folder; meta.json last."""
     total, report, shown = Counter(), {}, time.time()
     with contextlib.ExitStack() as stack:
@@ -84,8 +84,8 @@ def write_windows(path, folder, window, source, parts, whole):
                 print(f"{show(path)}: {total['bytes'] / 1e6:,.0f} MB are cut into windows")
     why = bad_lines_text(report) or "too little text"
     if total["too_long"] and not total["windows"]:
-        need = max(numbers["longest"] for _, numbers, _ in whole) - 1  # also of the other part
-        why = f"no answer fits into --window {window}; all first ones need {need} and that context"
+        why = f"no answer fits into --window {window}; the longest first one needs "
+        why += f"{total['longest'] - 1:,}, and a --teacher or --init with such a context"
     check(total["windows"], f"{show(path)}: nothing to learn from; {why}")
     padding = 1 - total["tokens"] / (total["windows"] * (window + 1))
     write_file(folder / "meta.json", json.dumps(dict(
@@ -187,6 +187,9 @@ def summary(meta):
         f"{meta['windows']:,} windows of {meta['window']}", f"{meta['documents']:,} documents",
         f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
         f"padding {meta['padding_share']:.1%}", bad_lines_text(meta["left_out"])]))
+
+
+# --- windows become tensors -----------------------------------------------------------------------
 
 def open_text(cfg, tokenizer, inputs):
     """(train, val) windows for a training run. Adds the hashes of both to the dict `inputs`."""

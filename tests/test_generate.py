@@ -15,9 +15,10 @@ import pytest
 
 import blackbox.generate as generation
 from blackbox import client
+from blackbox.prompts import question_of
 from common import ROOT, UserError
 from dataset.formats import TAGS, encode_document, read_documents
-from dataset.verify import prompt_ids, question_of
+from dataset.verify import prompt_ids
 from mock_endpoint import drawn, said, serving
 
 KEY = "sk-quite-a-secret-0123456789"

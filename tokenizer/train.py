@@ -90,13 +90,12 @@ def main(cfg):
     write_file(out, made)
     tokenizer, size = Tokenizer(made), sum(len(text.encode()) for text in found)
     tokens = sum(len(tokenizer.encode(text)) for text in found)
-    chats = cfg.input and not files[0].lower().endswith(".txt")
-    script = "train_distill_responses.py" if chats else "train_pretrain.py"
+    kind = "distill_responses" if cfg.input and ".txt" not in files[0].lower() else "pretrain"
     own = {} if out.absolute() == OUT / "tokenizer.model" and not cfg.input else dict(
         name=Path(paths[0]).stem, tokenizer=out, data=paths[0])
     print(f"{show(out)}: {tokenizer.vocab_size:,} pieces | {size / 1e6:.1f} MB = {tokens:,} tokens "
           f"of {size / tokens:.2f} bytes | fingerprint {tokenizer.fingerprint}\n"
-          f"next: {command(script, **own)}")
+          f"next: {command(f'train_{kind}.py', **own)}")
 
 
 if __name__ == "__main__":
