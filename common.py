@@ -115,8 +115,8 @@ for package in ("torch", "numpy", "sentencepiece"):  # so scripts import this fi
 def check_exists(path, advice):
     """UserError if a file is missing: it says where a file of this name is in out/, or advice."""
     if not Path(path).exists():
-        for found in sorted(OUT.rglob(Path(path).name), key=lambda p: len(p.parts))[:1]:
-            advice = f"{shlex.quote(show(found))} does"
+        found = [p for p in OUT.rglob("*") if p.name == Path(path).name and p.is_file()]
+        advice = f"{shlex.quote(show(min(found, key=str)))} does" if found else advice
         raise UserError(f"{Path(path).absolute()} does not exist; {advice}")
 
 
@@ -198,8 +198,10 @@ def data_files(path):
 
 
 def sha256_file(path):
+    """Of a file: its content. Of a folder: names and contents of its data files."""
     digest = hashlib.sha256()
-    for part in data_files(path):  # of a folder, all files
+    for part in data_files(path):
+        digest.update(f"{part.name} {part.stat().st_size} ".encode() * Path(path).is_dir())
         with open(part, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -249,8 +251,8 @@ def check_loss_flags(cfg):
     check(0 <= cfg.skew < 1, f"--skew {cfg.skew}: must be at least 0 and below 1")
     check(cfg.divergence == "jsd" or "beta" not in cfg.given, "--beta needs --divergence jsd")
     check("skew" in cfg.divergence or "skew" not in cfg.given, "--skew needs a skew_* --divergence")
-    check(cfg.alpha or hasattr(cfg, "on_policy_share") or "temperature" not in cfg.given,
-          "--temperature needs --alpha above 0")
+    soft = cfg.alpha and getattr(cfg, "logits_weight", 1) or hasattr(cfg, "on_policy_share")
+    check(soft or "temperature" not in cfg.given, "--temperature needs --alpha and its term above 0")
     check(getattr(cfg, "fused", "") != "on" or not (cfg.cache or cfg.compile),
           "--fused on does not work with --cache or --compile")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew
@@ -298,7 +300,8 @@ def versions():
     import torch
     git = [subprocess.run(f"git --git-dir=.git {words}", cwd=ROOT, shell=True, capture_output=True,
                           text=True) for words in ("describe --always", "diff HEAD --quiet '*.py'")]
-    commit = git[0].stdout.strip() + "-dirty" * (git[1].returncode == 1) or "unknown"
+    found = git[0].stdout.strip()  # empty without git
+    commit = found and found + "-dirty" * (git[1].returncode == 1) or "unknown"
     machine = (re.search(r"model name\s*: (.*\S)", CPU) or [0, platform.machine()])[1]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return dict(python=platform.python_version(), torch=str(torch.__version__),
@@ -357,7 +360,7 @@ def end(cfg, env, progress):
     if progress.step < cfg.steps:
         stop(f"stopped; {show(path)} is saved: the same command goes on from there", 130)
     elif env.rank == 0:
-        following = command("chat.py", path, complete="The" if cfg.data.endswith(".txt") else "")
+        following = command("chat.py", path, complete="The" * (data_files(cfg.data)[0].suffix == ".txt"))
         if "val" in cfg.given or "data" not in cfg.given:  # else no file is left for eval.py
             following = command("eval.py", path, data=cfg.val if "val" in cfg.given else "",
                                 teacher=not vars(cfg).get("cache") and vars(cfg).get("teacher"))

@@ -227,9 +227,11 @@ class Handler(BaseHTTPRequestHandler):
         here = self.server.server_address[0]
         names = {re.sub(r"^\w+://|:\d+$", "", self.headers.get(name, here).lower())
                  for name in ("Host", "Origin")}
-        if here.startswith("127.") and not names <= {"localhost", "127.0.0.1", here}:
+        local = names <= {"localhost", "127.0.0.1", here}
+        if here.startswith("127.") and not local:
             raise Refusal(403, "only programs and pages on this machine may use this server")
-        self.page = self.headers.get("Origin", "")  # it may read the reply
+        if local or self.server.key:
+            self.page = self.headers.get("Origin", "")  # it may read the reply
         kind, _, sent = self.headers.get("Authorization", "").partition(" ")
         right = kind.lower() == "bearer" and secrets.compare_digest(
             sent.strip().encode(), self.server.key.encode())

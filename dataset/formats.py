@@ -20,7 +20,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import UserError, check, data_files, show
+from common import UserError, check, check_exists, data_files, show
 
 CHUNK = 4 * 2**20     # bytes that a worker reads at a time; also the size of a .txt document
 ROLES = dict(system="system", developer="system", user="user", human="user",
@@ -181,7 +181,8 @@ def chunks(path, limit=0):
     check(not (limit and is_text(path)), f"{show(path)}: plain text has no rows for --documents")
     left = limit or float("inf")
     for source in data_files(path):
-        check(source.is_file(), f"{show(path)} has no data; bash speedrun.sh makes the default")
+        check_exists(source, "bash speedrun.sh makes the default data")
+        check(source.is_file(), f"{show(path)} has no .txt and no .jsonl file")
         with open(source, "rb") as file:
             kinds, most = (KINDS, CHUNK) if is_text(source) else (KINDS | JSON_KINDS, -1)
             for begin, kind in kinds.items():

@@ -54,10 +54,9 @@ def open_data(path, tokenizer, window, target="cot", documents=0, skip_bad_lines
     folder = OUT / "windows" / f"{Path(path).stem}-{key}"
     with lock(folder, wait=True):  # several runs and ranks may start at once
         if not (folder / "meta.json").exists():  # written last
-            below = border(path, documents, skip_bad_lines) if part and not is_text(path) else ""
-            job = functools.partial(cut, tokenizer, window, target, skip_bad_lines, below)
-            parts = cut_all(functools.partial(job, part), path, documents)
-            write_windows(path, folder, window, source, parts)
+            below = border(path, documents, skip_bad_lines) if part else ""
+            job = functools.partial(cut, tokenizer, window, target, skip_bad_lines, below, part)
+            write_windows(path, folder, window, source, cut_all(job, path, documents))
     arrays = {name: np.memmap(folder / f"{name}.bin", dtype, "r").reshape(-1, window + 1)
               for name, dtype in zip(NAMES, dtypes(tokenizer))}
     return dict(arrays, meta=json.loads((folder / "meta.json").read_text(encoding="utf-8")))
@@ -93,8 +92,8 @@ def write_windows(path, folder, window, source, parts):
 
 
 def cut_all(job, path, documents):
-    """Yield job(chunk) for every chunk of a file, in order. Large files use several processes."""
-    jobs, workers = chunks(path, documents), os.cpu_count()
+    """Yield job(chunks) for all chunks of a file, in order. Large files use several processes."""
+    jobs, workers = groups(path, documents), os.cpu_count()
     if sum(file.stat().st_size for file in data_files(path)) <= CHUNK:
         yield from map(job, jobs)
         return
@@ -104,6 +103,17 @@ def cut_all(job, path, documents):
         while waiting:  # few results in memory at any time
             yield waiting.popleft().result()
             waiting.extend(pool.submit(job, chunk) for chunk in itertools.islice(jobs, 1))
+
+
+def groups(path, documents):
+    """Yield lists of chunks, each of one kind and about 4 MB: small files share windows."""
+    group, size = [], 0
+    for chunk in chunks(path, documents):
+        if group and (size >= CHUNK or is_text(chunk[0]) != is_text(group[0][0])):
+            yield group
+            group, size = [], 0
+        group, size = [*group, chunk], size + sum(map(len, chunk[2]))
+    yield group
 
 
 def start_worker():
@@ -122,18 +132,20 @@ def question_hash(document):
 
 def border(path, documents, skip_bad_lines):
     """-> the hash below which a question is held out: about a tenth are, at least one, not all."""
-    rows = read_documents(path, skip_bad_lines, parts=chunks(path, min(documents or 1000, 1000)))
+    rows = (chunk for file in data_files(path) if not is_text(file)
+            for chunk in chunks(file, documents))
+    rows = itertools.islice(read_documents(path, skip_bad_lines, parts=rows), documents or 1000)
     hashes = sorted({question_hash(document) for _, document in rows})
-    check(len(hashes) > 1, f"{show(path)} has one question, so none can be held out; name --val")
-    return min(max("1a", hashes[1]), hashes[-1])  # a tenth of all hashes begin with 00 to 19
+    check(len(hashes) != 1, f"{show(path)} has one question, so none can be held out; name --val")
+    return min(max("1a", hashes[1]), hashes[-1]) if hashes else ""  # a tenth begin with 00 to 19
 
 
-def cut(tokenizer, window, target, skip_bad_lines, below, part, chunk):
-    """A chunk -> [ids, mask, document], (windows, window + 1) each; counts; what was left out."""
+def cut(tokenizer, window, target, skip_bad_lines, below, part, group):
+    """Chunks -> [ids, mask, document], (windows, window + 1) each; counts; what was left out."""
     texts, fitting, too_long, report, size = [], [], [], {}, window + 1
-    read, plain = None if part == "val" else report, is_text(chunk[0])  # "train" reports the rows
+    read, plain = None if part == "val" else report, is_text(group[0][0])  # "train" reports the rows
     parse = functools.partial(parse_row, report=read)
-    for _, document in read_documents(chunk[0], skip_bad_lines, read, parse, [chunk]):
+    for _, document in read_documents("", skip_bad_lines, read, parse, group):
         here = plain or not part or (part == "val") == (question_hash(document) < below)
         for form in forms(document, target) if here else ():
             ids, mask = encode_document(tokenizer, document, form)
@@ -156,8 +168,9 @@ def cut(tokenizer, window, target, skip_bad_lines, below, part, chunk):
                                     for *pair, dtype in zip(*packed, dtypes(tokenizer))]
     numbers = dict(documents=len(texts) + len(fitting), too_long=len(too_long),
                    longest=max((len(ids) for ids, _ in too_long), default=0),
-                   bytes=sum(map(len, chunk[2])), windows=len(ids), supervised=int(mask.sum()),
-                   tokens=int((document > 0).sum()), spelled=int(((ids > 9) & (ids < 266)).sum()))
+                   bytes=sum(len(line) for chunk in group for line in chunk[2]), windows=len(ids),
+                   supervised=int(mask.sum()), tokens=int((document > 0).sum()),
+                   spelled=int(((ids > 9) & (ids < 266)).sum()))  # tokens of single bytes
     return arrays, numbers, report
 
 

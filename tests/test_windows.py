@@ -228,7 +228,7 @@ def test_the_bytes_do_not_depend_on_the_workers(tmp_path, tokenizer, out_dir):
     """If the windows depended on the number of cores, a teacher's cache would fit only one machine."""
     path = many_rows(tmp_path / "big.jsonl", 9)
     found = open_data(path, tokenizer, 60)
-    alone = [windows.cut(tokenizer, 60, "cot", False, "", "", chunk)[0] for chunk in formats.chunks(path)]
+    alone = [windows.cut(tokenizer, 60, "cot", False, "", "", [chunk])[0] for chunk in formats.chunks(path)]
     assert len(alone) == 3
     assert all((found[n] == np.concatenate(parts)).all() for n, *parts in zip(windows.NAMES, *alone))
 
