@@ -42,7 +42,8 @@ def reply(model, tokenizer, text, past, cfg, how):
     new, printed, context = opening(tokenizer, cfg.target), 0, model.config.max_seq_len
     check(0 < len(ids) < context - len(new),
           f"the text has {len(ids)} tokens; that does not fit the context")
-    while past and sum(map(len, past)) + len(ids) + cfg.max_new_tokens > context:
+    room = context - len(ids) - len(new) - min(cfg.max_new_tokens, context // 2)
+    while past and sum(map(len, past)) > room:
         del past[0]
         print("(the oldest question and its answer no longer fit the context and are left out)")
     prompt = sum(past, []) + ids
@@ -57,7 +58,7 @@ def reply(model, tokenizer, text, past, cfg, how):
     ended = cfg.complete or new[-1:] == [tokenizer.end]
     rest = tokenizer.decode(new, show_control=True)[printed:]
     print(rest if ended else f"{rest} (stopped at the limit)")
-    past.append(ids + [token for token in new if token != tokenizer.end] + [tokenizer.end])
+    past.append(ids + new + [tokenizer.end] * (new[-1:] != [tokenizer.end]))
     if cfg.top:
         read = torch.tensor([prompt + new[:-1]], device=model.embed_tokens.weight.device)  # (1, T)
         best = model(read)[0, len(prompt) - 1:].softmax(-1).topk(min(cfg.top, tokenizer.vocab_size))

@@ -125,11 +125,14 @@ def open_run(cfg, env, inputs, model, optimizers):
     gone = dict(loss_on="response", long_frac=-1)  # flags of the first version, as they are now
     before = gone | state.get("run_config", {}) | state.get("inputs", {})
     now = gone | {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
+    finished = (f"{show(path)} is finished ({state['step']} steps); --fresh trains it again, "
+                f"--name NEW --init {show(path)} trains it further")
+    differing = {key for key in now if before.get(key) != now[key]}
+    check(differing != {"steps"} or state["step"] < before["steps"], finished)
     common.refuse_others(path, {k: before.get(k) for k in now}, now, "--name")
     if state["step"] >= cfg.steps:
         if env.rank == 0:
-            print(f"{show(path)} is finished ({state['step']} steps); --fresh trains it again, "
-                  f"--name NEW --init {show(path)} trains it further")
+            print(finished)
         common.finish(env)
         raise SystemExit(0)
     model.load_state_dict(state["model"], strict=True)

@@ -115,8 +115,9 @@ for package in ("torch", "numpy", "sentencepiece"):  # so scripts import this fi
 def check_exists(path, advice):
     """UserError if a file is missing: it says where a file of this name is in out/, or advice."""
     if not Path(path).exists():
-        found = [p for p in OUT.rglob("*") if p.name == Path(path).name and p.is_file()]
-        advice = f"{shlex.quote(show(min(found, key=str)))} does" if found else advice
+        for found in sorted((p for p in OUT.rglob("*") if p.name == Path(path).name),
+                            key=lambda p: len(p.parts))[:1]:
+            advice = f"{shlex.quote(show(found))} does"
         raise UserError(f"{Path(path).absolute()} does not exist; {advice}")
 
 
@@ -252,7 +253,7 @@ def check_loss_flags(cfg):
     check(cfg.divergence == "jsd" or "beta" not in cfg.given, "--beta needs --divergence jsd")
     check("skew" in cfg.divergence or "skew" not in cfg.given, "--skew needs a skew_* --divergence")
     soft = cfg.alpha and getattr(cfg, "logits_weight", 1) or hasattr(cfg, "on_policy_share")
-    check(soft or "temperature" not in cfg.given, "--temperature needs --alpha and its term above 0")
+    check(soft or "temperature" not in cfg.given, "--temperature needs a teacher's weight above 0")
     check(getattr(cfg, "fused", "") != "on" or not (cfg.cache or cfg.compile),
           "--fused on does not work with --cache or --compile")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew

@@ -205,7 +205,8 @@ def figure(key, form=".1%"):
     """A column's function: result -> a figure as text, with its 95 % interval if there is one. It
     gives a dash if the figure is missing or compares the teacher with itself (0 and 100 %)."""
     def cell(r):
-        if key not in r or key in ("kl", "agreement") and r["model"] == r["teacher"]:
+        own = key in ("kl", "agreement", "to_teacher") and r["model"] == r["teacher"]
+        if own or key not in r:
             return "-"
         interval = "-".join(f"{100 * end:.1f}" for end in r.get(f"{key}_interval", ()))
         some = f" of {r['known']:,}" if key == "exact" and "known" in r else ""
@@ -306,12 +307,15 @@ def main(cfg):
         text = Path(path).read_text("utf-8", "replace") if path and Path(path).exists() else ""
         check(text[:len(begins)] in (begins, ""),
               f"{show(path)} was not written by eval.py; choose another --out or --row")
+    check(cfg.row or not cfg.recipe, "--recipe needs --row")
     cfg.checkpoints, bad = cfg.checkpoints or [str(OUT / "teacher.pt")], {}
-    conversations = [document for _, document in read_documents(cfg.data, cfg.skip_bad_lines, bad)
-                     if not isinstance(document, str)]
+    rows = read_documents(cfg.data, cfg.skip_bad_lines, bad, lambda row: parse_row(row, report=bad))
+    conversations = [document for _, document in rows if not isinstance(document, str)]
     if bad:
-        print(f"left out: {bad_lines_text(bad)}")
+        print(f"note: {bad_lines_text(bad)}")
     questions, suites = conversations[:cfg.questions], read_suites(cfg.suites) if cfg.suites else {}
+    opened = [turns for turns in questions if known_answer(turns[-1]) is None]
+    check(not cfg.samples or len(opened) < len(questions), "--samples needs known answers to vote on")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paths = [*cfg.checkpoints, cfg.teacher or cfg.checkpoints[0]]
     *models, teacher = loaded = [checkpoints.load_model(path, device) for path in paths]
@@ -323,7 +327,6 @@ def main(cfg):
                  for model, _, state in loaded)
     rows = [dict(question=" ".join(t.content for t in before), right=last.answer or last.content,
                  answers={}) for *before, last in questions]
-    opened = [turns for turns in questions if known_answer(turns[-1]) is None]
     results, theirs = [], []  # the teacher's open replies; without --teacher the first model's
     if cfg.teacher and opened:
         *_, theirs = evaluate(cfg, teacher, teacher, window, opened, {}, [])

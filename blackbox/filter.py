@@ -251,7 +251,8 @@ def main(cfg):
     against = cfg.against.split(",") if cfg.against else [path for path in stories if path.exists()]
     outputs = {Path(cfg.out + end).resolve() for end in ("", ".dropped.jsonl", ".card.md")}
     for path in (*data_files(cfg.input), *against):
-        check(Path(path).resolve() not in outputs, f"--out {cfg.out} would replace {show(path)}")
+        inside = {place for out in outputs for place in (out, *out.parents)}
+        check(Path(path).resolve() not in inside, f"--out {cfg.out} would be part of {show(path)}")
     known = read_questions(against if "overlap" not in off else [])
     for place, row in read_documents(cfg.input, cfg.skip_bad_lines, report,
                                      lambda keys: read_row(keys, off)):

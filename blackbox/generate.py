@@ -89,7 +89,7 @@ def read_prompts(cfg):
             turns = [Turn("system", cfg.system), *turns]
         prompts.append((turns, about))
     if report:
-        print(f"left out: {bad_lines_text(report)}")
+        print(f"note: {bad_lines_text(report)}")
     check(prompts, f"{show(cfg.input)} has no question to ask")
     return prompts
 
@@ -168,10 +168,13 @@ class Answers:
     def settled(self):
         """-> {(question, sample): row} of the answers that need not be asked again."""
         answered = any(row["verdict"] not in ("failed", "refused") for row in self.rows)
-        missing = ("failed",) if answered else ("failed", "refused")
-        return {(row["question"], row["sample"]): row for row in self.rows
-                if row["verdict"] not in missing and (row["verdict"] != "truncated" or
-                row["parameters"]["max_new_tokens"] >= self.cfg.max_new_tokens)}
+        limit, found = self.cfg.max_new_tokens, {}
+        for row in self.rows:
+            again = dict(failed=True, refused=not answered and not row["finish_reason"],
+                         truncated=row["parameters"]["max_new_tokens"] < limit)
+            if not again.get(row["verdict"]):
+                found[row["question"], row["sample"]] = row
+        return found
 
     def add(self, job, found):
         """Append what came for job (question, sample). Print the progress every ten seconds."""
@@ -234,7 +237,8 @@ def ask_endpoint(cfg, answers, prompts, jobs):
                  for turn in turns] for turns, _ in prompts]
     missing = [job for job in jobs if job not in done]
     # A token of a request has at least one byte. Its other fields have fewer than 200 bytes.
-    most = sum(len(str(messages[q]).encode()) + 200 + cfg.max_new_tokens for q, _ in missing)
+    sizes = [len(json.dumps(turns, ensure_ascii=False).encode()) for turns in messages]
+    most = sum(sizes[q] + 200 + cfg.max_new_tokens for q, _ in missing)
     print(f"{len(jobs) - len(missing):,} of {len(jobs):,} answers are there; to ask: "
           f"{len(missing):,} requests, at most {most:,} tokens (without retries)")
     client.ask_all(missing, messages)
@@ -252,7 +256,8 @@ def check_flags(cfg):
     idle |= cfg.given & PROMPTS if cfg.documents else set()
     kind = "--base-url" if cfg.base_url else "--documents" if cfg.documents else "a checkpoint"
     check(not idle, f"--{min(idle, default='').replace('_', '-')} has no effect with {kind}")
-    check(Path(cfg.out).resolve() != Path(cfg.input).resolve(), "--out would replace --input")
+    out = Path(cfg.out).resolve()
+    check(Path(cfg.input).resolve() not in (out, *out.parents), "--out would be a part of --input")
     check(cfg.fresh or Path(cfg.out + ".all.jsonl").exists() or not Path(cfg.out).exists(),
           f"{show(cfg.out)} is there already; choose another --out, or --fresh")
 
@@ -274,7 +279,8 @@ def conclude(cfg, answers, jobs, client):
         words = f"{missing:,} answers are missing: {client.why}"
         check(not client.error, words)
         faults = counted(Counter(dict(client.faults.most_common(3))), ", ") or "none"
-        common.stop(f"{words}; faults: {faults}; the same command asks for them again", 1)
+        again = "raise it" if client.why[:2] == "--" else "the same command asks for them again"
+        common.stop(f"{words}; faults: {faults}; {again}", 1)
     cut = 2 * counts["truncated"] > len(settled)
     check(kept, f"no answer is kept ({counted(counts, ', ')}): "
           f"{'raise --max-new-tokens' if cut else 'try another teacher'}")
@@ -283,10 +289,12 @@ def conclude(cfg, answers, jobs, client):
         script, flags = "train_distill_logits.py", dict(teacher=cfg.teacher)
     elif any("reasoning_content" in row["conversations"][-1] for row in kept):
         script = "train_distill_reason.py"
-    own = cfg.documents or "input" in cfg.given
-    if own or "out" in cfg.given:
+    if cfg.documents or "out" in cfg.given:
         flags |= dict(name=f"student-{Path(cfg.out).stem}", data=cfg.out,
-                      val="" if own else OUT / "data/stories/val.jsonl")
+                      val="" if cfg.documents else OUT / "data/stories/val.jsonl")
+    if "input" in cfg.given:  # it looks for copies, and for a tokenizer that fits
+        script, flags = "blackbox/filter.py", dict(
+            input=cfg.out, out=Path(cfg.out).with_suffix(".filtered.jsonl"))
     print(f"next: {common.command(script, **flags)}")
 
 

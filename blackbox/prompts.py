@@ -234,7 +234,8 @@ def main(cfg):
     check(set(operations) <= set(OPERATIONS),
           f"--operations {cfg.operations}: must be one or more of {','.join(OPERATIONS)}")
     between(cfg, 0, 1, "share")
-    check(Path(cfg.input).resolve() != out.resolve(), "--out must not be the input")
+    check(Path(cfg.input).resolve() not in (out.resolve(), *out.resolve().parents),
+          "--out must not be a part of the input")
     check(not is_text(cfg.input), f"{show(cfg.input)}: plain text has no rows; name a .jsonl file")
     rng, seen, missed, rows = random.Random(cfg.seed), set(), Counter(), []
     for place, found in read_documents(cfg.input, cfg.skip_bad_lines, report, parse=parse_seed):

@@ -254,10 +254,10 @@ def test_open_replies_are_compared_with_the_reference_and_the_teacher(report, ti
     monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_, **sampling: [
         say(tiny_tokenizer, models[model.embed_tokens.weight.sum().item()])] * len(prompts))
     path, steps = tmp_path / "test.jsonl", "1. Sit.\n2. Add 3"
-    for rows, exact, flags in (([steps, "Rome", "Rome"], "100.0% (34.2-100.0) of 2", []),
+    for rows, exact, flags in (([steps, "Rome", "Rome"], "100.0% (34.2-100.0) of 2", ["--samples=2", "--temperature=1"]),
                                ([steps], "-", [f"--teacher={tiny_world.teacher}"])):
         path.write_text("".join(json.dumps(dict(prompt="Go?", completion=text)) + "\n" for text in rows))
-        results, text, _ = report([*told][-len(rows):], f"--data={path}", *flags, "--samples=2", "--temperature=1")
+        results, text, _ = report([*told][-len(rows):], f"--data={path}", *flags)
         head, _, *lines = text.split("\n\n")[2].splitlines()
         cells = [dict(zip(head.split(" | "), line.split(" | "))) for line in lines]
         near = [chrf("It is Rome!", other) for other in (steps, "It is Rome.")]
@@ -271,7 +271,7 @@ def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_
     replace a user's own file of the same name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text('{"mine": 1}', encoding="utf-8")
-    for flag in ("--samples=4", "--temperature=0.7", "--batch=0", "--out=rows"):
+    for flag in ("--samples=4", "--temperature=0.7", "--batch=0", "--out=rows", "--recipe=mine"):
         assert call("eval", tiny_world.init, f"--data={tiny_world.val}", "--no-speed", flag).status == 2
     assert (tmp_path / "rows.json").read_text() == '{"mine": 1}'
 

@@ -110,7 +110,7 @@ def test_the_kept_rows_train_as_the_teacher_said_them(ask, says, tiny_tokenizer,
     """If the next script reads the format differently, it would train on other tokens."""
     says(lambda number: ("<think>It is 3.</think><answer>3</answer>", True))
     kept, _, printed = ask()
-    assert len(kept) == 1 and "next: python train_distill_reason.py --name student-kept" in printed
+    assert len(kept) == 1 and "next: python blackbox/filter.py --input " in printed
     [(_, document)] = read_documents(out_dir / "kept.jsonl")
     ids, mask = encode_document(tiny_tokenizer, document)
     assert [i for i, m in zip(ids, mask) if m] == say(tiny_tokenizer, "<think>It is 3.</think><answer>3</answer>")

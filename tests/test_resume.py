@@ -140,7 +140,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(script, train, out_dir):
     train(script, steps=1)
     before = (out_dir / "run.pt").read_bytes(), (out_dir / "run.csv").read_bytes()
     train(script, steps=1)
-    assert "is finished (1 steps)" in train.said
+    assert "is finished (1 steps)" in train.said and "--init" in train(script, status=2, steps=9)  # FAULTS 22
     assert before == ((out_dir / "run.pt").read_bytes(), (out_dir / "run.csv").read_bytes())
 
 
