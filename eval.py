@@ -2,22 +2,11 @@
 
     python eval.py out/teacher.pt out/student-logits.pt    # on out/data/stories/test.jsonl
 
-Everything runs in float32, because bf16 would round the logits. The columns:
-    ce, bits/byte  cross-entropy, nats per counted token (chats: only the assistant's turns count);
-                   in bits per byte of text, which compares models with different tokenizers
-    KL, agree      KL(teacher || model) in nats; how often both have the same likeliest token
-    exact          share of right answers (greedy), Wilson 95 % interval; a cut-off answer is wrong.
-                   Only known answers count: a number, an option, a few words. The reply must say
-                   the whole words, without denial ("not Rome") or another answer ("Rome or Paris")
-    chrF           how near other replies are to the reference, 0 to 100; to teacher: to its replies
-    format         share of answers in exactly the form that the model was trained on
-    ECE            calibration error: how far confidence in the likeliest token is from accuracy
-    repeats        share of an answer's 4-grams that it used before; limit: share of answers cut off
-    suite          accuracy, difference in points from the unchanged problems, and McNemar's p
-    majority       how often the most frequent of --samples answers is right (Wang et al. 2023)
-    best of k      how often at least one of k is right (Chen et al. 2021); no vote can do better
-    tok/s          tokens written per second, at batch 1 and 32
-    ms             median time to the first token after half a context, and of a whole greedy answer
+Everything runs in float32, because bf16 would round the logits. docs/use.md explains each column.
+Two of them: exact is the share of right answers to questions with a known answer, a number, an
+option or a few words. The reply must say the whole words, without denial ("not Rome") or another
+answer ("Rome or Paris"). A cut-off answer is wrong. chrF compares all other replies with the
+reference, from 0 to 100.
 """
 import json
 import math

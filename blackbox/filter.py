@@ -19,8 +19,7 @@ reason that applies, and "of" is the line that it repeats. OUT.card.md counts bo
     exact       prompt and answer equal those of an earlier row, except for case and spaces
     near        they are nearly equal: see blackbox/near.py
 
-Duplicates are searched last, so a copy of a row that was dropped for another reason can be kept.
-"""
+Copies are searched last, so a copy of a row that was dropped for another reason can be kept."""
 import json
 import re
 import sys
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, check, command, data_files, run, show, write_file
+from common import OUT, check, command, run, show, write_file
 import numpy as np
 
 from blackbox.client import finished
@@ -249,10 +248,9 @@ def main(cfg):
         check(not is_text(path), f"{show(path)}: plain text has no rows; name a .jsonl file")
     stories = [OUT / f"data/stories/{name}.jsonl" for name in ("val", "test")]
     against = cfg.against.split(",") if cfg.against else [path for path in stories if path.exists()]
-    outputs = {Path(cfg.out + end).resolve() for end in ("", ".dropped.jsonl", ".card.md")}
-    for path in (*data_files(cfg.input), *against):
-        inside = {place for out in outputs for place in (out, *out.parents)}
-        check(Path(path).resolve() not in inside, f"--out {cfg.out} would be part of {show(path)}")
+    out = Path(cfg.out).resolve()
+    for path in (cfg.input, *against):
+        check(Path(path).resolve() not in (out, *out.parents), f"--out is a part of {show(path)}")
     known = read_questions(against if "overlap" not in off else [])
     for place, row in read_documents(cfg.input, cfg.skip_bad_lines, report,
                                      lambda keys: read_row(keys, off)):

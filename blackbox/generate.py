@@ -168,13 +168,10 @@ class Answers:
     def settled(self):
         """-> {(question, sample): row} of the answers that need not be asked again."""
         answered = any(row["verdict"] not in ("failed", "refused") for row in self.rows)
-        limit, found = self.cfg.max_new_tokens, {}
-        for row in self.rows:
-            again = dict(failed=True, refused=not answered and not row["finish_reason"],
-                         truncated=row["parameters"]["max_new_tokens"] < limit)
-            if not again.get(row["verdict"]):
-                found[row["question"], row["sample"]] = row
-        return found
+        limit = self.cfg.max_new_tokens
+        return {(row["question"], row["sample"]): row for row in self.rows if not dict(
+            failed=True, refused=not answered and not row["finish_reason"],
+            truncated=row["parameters"]["max_new_tokens"] < limit).get(row["verdict"])}
 
     def add(self, job, found):
         """Append what came for job (question, sample). Print the progress every ten seconds."""

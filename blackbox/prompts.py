@@ -2,7 +2,6 @@
 
     python blackbox/prompts.py           # out/data/prompts.jsonl, one for each seed, CPU, about 2 s
     python blackbox/prompts.py --input mine.jsonl --operations typos,injection,long
-    next: python blackbox/generate.py --input out/data/prompts.jsonl --out ...
 
 A student is only as robust as the text that it has seen. Seeds are the stories of the distill split
 or your own prompts, in any format of dataset/formats.py, with or without an answer.

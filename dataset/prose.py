@@ -1,7 +1,6 @@
 """Real English without a download: Python's own documentation, from the Python that runs this.
 
     python dataset/prose.py        # about 1.6 M characters, CPU, about 10 s
-    next: python tokenizer/train.py out/data/prose/train.jsonl --out out/prose.model
 
 In prose many next tokens are possible, so soft targets say more than in arithmetic. A hash of the
 module name gives the split (90/5/5). The text depends on the Python version: note its SHA-256.

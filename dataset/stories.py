@@ -4,7 +4,6 @@
     reasoning 12+5=17, 17-3=14      answer 14
 
     python dataset/stories.py        # 50,000 English stories, CPU, about 7 s
-    next: python tokenizer/train.py
 
 A hash of the templates and the numbers gives the split. So no question is in two splits, even with
 other names or another seed. Only dataset/suites.py uses the last quarter of templates, names and

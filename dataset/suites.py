@@ -8,7 +8,6 @@
     other_language  English to Chinese, and back         hostile         odd texts, not scored
 
     python dataset/suites.py          # 500 problems, 12 files in out/data/suites, CPU, about 1 s
-    next: python eval.py --suites out/data/suites
 
 Each row has its "suite". "source" is the id of its clean row, so suites are compared problem by
 problem. Only large and longer change the answer. A suite leaves out what it cannot change.

@@ -215,6 +215,19 @@ def test_a_bad_line_far_into_the_file_has_its_number(tokenizer, source, out_dir,
         open_data(source, tokenizer, 60, skip_bad_lines=True)
 
 
+def test_small_files_of_a_folder_share_windows_and_hold_out_questions(tmp_path, tokenizer, out_dir):
+    """A window for each small file was three quarters padding. Beside a .txt no question was held out."""
+    rows, folder = chats(random.Random(3), 60), tmp_path / "many"
+    folder.mkdir()
+    for i, row in enumerate(rows):
+        write(folder / f"{i:02}.jsonl", [row])
+    many, one = open_data(folder, tokenizer, 60), open_data(write(tmp_path / "one.jsonl", rows), tokenizer, 60)
+    assert all((many[name] == one[name]).all() for name in windows.NAMES)
+    (folder / "text.txt").write_text("how many are there " * 20)
+    val, train = (open_data(folder, tokenizer, 60, part=part)["meta"]["documents"] for part in ("val", "train"))
+    assert val > 1 and val + train == 62  # a part of the text is on each side
+
+
 def many_rows(path, megabytes):
     """Write a .jsonl file of at least this many MB, more than one chunk -> its path."""
     text = write(path, chats(random.Random(5), 3000)).read_bytes()
