@@ -2,7 +2,6 @@
 
     python chat.py out/teacher.pt                        each line continues the conversation
     python chat.py out/teacher.pt --prompt "Mia has 3 pears. She buys 4 more. How many has she now?"
-    python chat.py out/student-logits.pt --complete "Once upon a time" --top 5
 """
 import contextlib
 from dataclasses import dataclass

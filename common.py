@@ -154,21 +154,6 @@ def write_file(path, data):
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def json_lines(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def append_rows(path, rows):
-    """Add rows to a .jsonl file. First remove half a line that a killed writer left at the end."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        file.seek(max(0, file.tell() - 1))
-        if file.read(1) not in b"\n":  # half a line (not in an empty file)
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json_lines(rows).encode())
-
-
 def refuse_others(path, old, new, flag="--out"):
     """UserError that lists the differences, if a file's `old` settings are not the `new` ones."""
     differing = [re.sub("^([a-z]+).* '[0-9a-f]{16}.*", r"--\1 is not the same as before",  # a hash
@@ -361,7 +346,7 @@ def end(cfg, env, progress):
     if progress.step < cfg.steps:
         stop(f"stopped; {show(path)} is saved: the same command goes on from there", 130)
     elif env.rank == 0:
-        following = command("chat.py", path, complete="The" * (data_files(cfg.data)[0].suffix == ".txt"))
+        following = command("chat.py", path, complete="The" if cfg.data.endswith(".txt") else "")
         if "val" in cfg.given or "data" not in cfg.given:  # else no file is left for eval.py
             following = command("eval.py", path, data=cfg.val if "val" in cfg.given else "",
                                 teacher=not vars(cfg).get("cache") and vars(cfg).get("teacher"))

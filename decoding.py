@@ -10,7 +10,6 @@ from fast_decode import Decoder
 
 class LayerCache:
     """Keys and values of one layer, (B, G, max, C) each, filled from the left."""
-
     def __init__(self, shape, device, dtype):
         self.k, self.v = torch.zeros(2, *shape, device=device, dtype=dtype)
         self.length = 0
@@ -25,7 +24,6 @@ class LayerCache:
 
 class KVCache:
     """Keys and values of all tokens read so far. padding (B,): number of left padding tokens."""
-
     def __init__(self, model, batch, max_tokens, padding=None):
         c, weight = model.config, model.embed_tokens.weight
         shape = (batch, c.n_kv_heads, max_tokens, c.head_dim)

@@ -29,8 +29,8 @@ from dataset.verify import (agree, extract_answer, known_answer, opening, parse_
 from dataset.windows import eval_batches, open_data
 from decoding import generate
 from losses import cross_entropy, forward_kl
-from metrics import (calibration, chrf, majority, markdown, mcnemar, pass_at, repetition, table,
-                     wilson)
+from metrics import (append_rows, calibration, chrf, json_lines, majority, markdown, mcnemar,
+                     pass_at, repetition, table, wilson)
 
 
 @dataclass
@@ -264,7 +264,7 @@ def write_report(cfg, results, rows):
             line = found["response"].replace("\n", " ")
             text += f"- {model} ({found['verdict']}): `{line}`\n"
     if rows:
-        common.write_file(f"{cfg.out}.answers.jsonl", common.json_lines(rows))
+        common.write_file(f"{cfg.out}.answers.jsonl", json_lines(rows))
     figures = dict(data=show(cfg.data), versions=v, results=results)
     common.write_file(f"{cfg.out}.json", json.dumps(figures, indent=1))
     common.write_file(f"{cfg.out}.md", text)
@@ -304,7 +304,7 @@ def main(cfg):
         print(f"note: {bad_lines_text(bad)}")
     questions, suites = conversations[:cfg.questions], read_suites(cfg.suites) if cfg.suites else {}
     opened = [turns for turns in questions if known_answer(turns[-1]) is None]
-    check(not cfg.samples or len(opened) < len(questions), "--samples needs known answers to vote on")
+    check(not cfg.samples or len(opened) < len(questions), "--samples needs known answers")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paths = [*cfg.checkpoints, cfg.teacher or cfg.checkpoints[0]]
     *models, teacher = loaded = [checkpoints.load_model(path, device) for path in paths]
@@ -333,7 +333,7 @@ def main(cfg):
         write_report(cfg, results, rows)
     print(f"\n{tables(results)}\n\nwritten: {show(cfg.out)}.*")
     if cfg.row:
-        common.append_rows(cfg.row, [row_of(cfg, result, state)
+        append_rows(cfg.row, [row_of(cfg, result, state)
                                      for result, (_, _, state) in zip(results, models)])
 
 

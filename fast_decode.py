@@ -19,7 +19,6 @@ import torch
 
 class Decoder:
     """Computes the logits of one row, token by token, in float32 on a CPU."""
-
     def __init__(self, model, cache):
         c = self.config = model.config
         self.length, size = cache.length, cache.layers[0].k.shape[2]

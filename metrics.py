@@ -1,10 +1,12 @@
-"""The statistics and tables of eval.py: intervals, paired tests, votes, calibration, chrF.
+"""The statistics of eval.py: intervals, paired tests, votes, calibration, chrF; tables and rows.
 
 Always report an interval. When two models answer the same questions, compare them question by
 question: the questions vary far more than the models do.
 """
+import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -92,3 +94,18 @@ def table(lines, columns):
 def counted(counter, between=" | "):
     """A Counter as one line, the most frequent first: `ok 12 | format 3`."""
     return between.join(f"{name} {n:,}" for name, n in counter.most_common())
+
+
+def json_lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def append_rows(path, rows):
+    """Add rows to a .jsonl file. First remove half a line that a killed writer left at the end."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        if file.read(1) not in b"\n":  # half a line (not in an empty file)
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json_lines(rows).encode())

@@ -55,7 +55,6 @@ SIZES = {
 
 class RMSNorm(nn.Module):
     """x (..., dim) -> x / sqrt(mean(x^2) + eps) * weight. The mean is over the last dimension."""
-
     def __init__(self, dim, eps):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -82,7 +81,6 @@ def rotate(x, cos, sin):
 
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share G key/value heads."""
-
     def __init__(self, c):
         super().__init__()
         self.head_dim = c.head_dim
@@ -113,7 +111,6 @@ class Attention(nn.Module):
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)). Gate and up are not joined: Muon must treat each separately."""
-
     def __init__(self, c):
         super().__init__()
         self.gate_proj = nn.Linear(c.dim, c.ffn_dim, bias=False)
@@ -126,7 +123,6 @@ class SwiGLU(nn.Module):
 
 class Block(nn.Module):
     """A pre-norm residual block: x (B, T, D) -> (B, T, D). For the arguments see Attention."""
-
     def __init__(self, c):
         super().__init__()
         self.input_layernorm = RMSNorm(c.dim, c.norm_eps)
@@ -141,7 +137,6 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """The whole model: token ids (B, T) -> logits (B, T, V)."""
-
     def __init__(self, config):
         super().__init__()
         c = self.config = config

@@ -36,7 +36,6 @@ def orthogonalize(m, iterations=5):
 class Muon(torch.optim.Optimizer):
     """The update is orthogonalised Nesterov momentum times 0.2 * sqrt(max(R, C)), about as large as
     AdamW's (Liu et al. 2025, eq. 4). So both use one learning rate. Weight decay is decoupled."""
-
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, bf16=False):
         super().__init__(list(params), dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
         self.bf16 = bf16  # in orthogonalize only: momentum and weights stay float32

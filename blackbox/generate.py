@@ -38,7 +38,7 @@ from dataset.formats import (TAGS, BadRow, Turn, bad_lines_text, is_text, parse_
                              read_documents)
 from dataset.verify import answer_in, parse_response, prompt_ids, turn_row, verdict
 from decoding import generate
-from metrics import counted
+from metrics import append_rows, counted, json_lines
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Answers:
         self.cfg, self.path, self.prompts = cfg, Path(cfg.out + ".all.jsonl"), prompts
         self.shown = time.monotonic()
         if cfg.fresh or not self.path.exists():
-            common.write_file(self.path, common.json_lines([header]))
+            common.write_file(self.path, json_lines([header]))
         try:  # a killed run may leave half a line
             old, *self.rows = map(json.loads, self.path.read_bytes().split(b"\n")[:-1])
             old = {name: old.get(name) for name in header}
@@ -179,7 +179,7 @@ class Answers:
         row = dict(question=job[0], sample=job[1], **about,
                    parameters={name: getattr(self.cfg, name) for name in PARAMETERS},
                    time=datetime.now(timezone.utc).isoformat(timespec="seconds"), **found)
-        common.append_rows(self.path, [row])
+        append_rows(self.path, [row])
         self.rows.append(row)
         if time.monotonic() - self.shown > 10:
             self.shown = time.monotonic()
@@ -265,7 +265,7 @@ def conclude(cfg, answers, jobs, client):
     counts, kept = keep(settled.values())
     kept, missing = kept[:cfg.documents or None], len(set(jobs) - settled.keys())
     if kept:
-        common.write_file(cfg.out, common.json_lines(kept))
+        common.write_file(cfg.out, json_lines(kept))
     if len(answers.rows) == answers.before and not missing:
         print(f"{show(answers.path)} is finished; --fresh starts again")
     print(f"{counted(counts) or 'no answer yet'}\n{show(cfg.out)}: {len(kept):,} rows")

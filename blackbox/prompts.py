@@ -39,13 +39,13 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, between, check, command, json_lines, lock, run, show, write_file
+from common import OUT, between, check, command, lock, run, show, write_file
 from dataset import stories, suites
 from dataset.formats import BadRow, Turn, bad_lines_text, is_text, parse_row, read_documents
 from dataset.stories import SPACE, fields, kinds_of, operands, running_totals, tell
 from dataset.suites import reworded, sentences, text_of
 from dataset.verify import known_answer, turn_row
-from metrics import counted
+from metrics import counted, json_lines
 
 TEXTS = json.loads((Path(__file__).parent / "texts/prompts.json").read_text(encoding="utf-8"))
 REAL = {word.lower() for pair in stories.NAMES["en"] + stories.OBJECTS["en"] for word in pair}

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import (OUT, atomic_write, between, check, command, json_lines, lock,  # noqa: E402
-                    refuse_others, run, sha256_file, show, write_file)
+from common import (OUT, atomic_write, between, check, command, lock, refuse_others, run,
+                    sha256_file, show, write_file)
+from metrics import json_lines
 
 TEXTS = json.loads((Path(__file__).parent / "texts/stories.json").read_text(encoding="utf-8"))
 NAMES, OBJECTS, WORDS = TEXTS["NAMES"], TEXTS["OBJECTS"], TEXTS["WORDS"]  # "ABOUT" explains them

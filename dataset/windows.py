@@ -143,7 +143,7 @@ def border(path, documents, skip_bad_lines):
 def cut(tokenizer, window, target, skip_bad_lines, below, part, group):
     """Chunks -> [ids, mask, document], (windows, window + 1) each; counts; what was left out."""
     texts, fitting, too_long, report, size = [], [], [], {}, window + 1
-    read, plain = None if part == "val" else report, is_text(group[0][0])  # "train" reports the rows
+    read, plain = None if part == "val" else report, is_text(group[0][0])  # "train" reports
     parse = functools.partial(parse_row, report=read)
     for _, document in read_documents("", skip_bad_lines, read, parse, group):
         here = plain or not part or (part == "val") == (question_hash(document) < below)
@@ -201,8 +201,6 @@ def summary(meta):
         f"{meta['tokens']:,} tokens, {meta['supervised']:,} supervised",
         f"padding {meta['padding_share']:.1%}", bad_lines_text(meta["left_out"])]))
 
-
-# --- windows become tensors -----------------------------------------------------------------------
 
 def open_text(cfg, tokenizer, inputs):
     """(train, val) windows for a training run. Adds the hashes of both to the dict `inputs`."""

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, ROOT, check, device_and_dtype, json_lines, run, versions
+from common import OUT, ROOT, check, device_and_dtype, run, versions
 import numpy as np
 import torch
 
@@ -31,7 +31,7 @@ import checkpoints
 from decoding import generate
 from fused import fused_loss
 from losses import cross_entropy, divergence, total
-from metrics import markdown
+from metrics import json_lines, markdown
 from model import SIZES, build
 from runs import recipes
 from speed import peak_memory

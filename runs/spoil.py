@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, between, check, command, json_lines, run, show, write_file
+from common import OUT, between, check, command, run, show, write_file
 from dataset.formats import parse_row, read_documents
 from dataset.verify import parse_number, turn_row
+from metrics import json_lines
 
 
 @dataclass

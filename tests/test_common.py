@@ -12,7 +12,8 @@ from unittest.mock import Mock
 import pytest
 
 import common
-from common import ROOT, UserError, append_rows, atomic_write, parse, write_file
+from common import ROOT, UserError, atomic_write, parse, write_file
+from metrics import append_rows
 
 
 @dataclasses.dataclass

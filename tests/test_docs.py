@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common import ROOT, UserError, json_lines, parse
+from common import ROOT, UserError, parse
+from metrics import json_lines
 from losses import DIVERGENCES
 from runs import render
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from common import ROOT, json_lines
+from common import ROOT
+from metrics import json_lines
 
 SERVER = """import sys, time, xllamacpp
 params = xllamacpp.CommonParams()

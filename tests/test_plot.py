@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-import common
+from metrics import json_lines
 from runs import plot, render
 
 
@@ -28,7 +28,7 @@ def drawn(monkeypatch, tmp_path):
                     for seed in (5, 7)), row("blackbox/cot", 1, 0.9), row("blackbox/bare", 1, 0.2)])
     (tmp_path / "results").mkdir()
     for name, rows in files.items():
-        (tmp_path / f"results/{name}.jsonl").write_text(common.json_lines(rows))
+        (tmp_path / f"results/{name}.jsonl").write_text(json_lines(rows))
     monkeypatch.setattr(render, "ROOT", tmp_path)
     pyplot, found = plot.pyplot(), {}
     monkeypatch.setattr(plot, "pyplot", lambda: pyplot)

@@ -4,7 +4,7 @@ import torch
 
 import train_distill_responses
 import train_pretrain
-from common import json_lines
+from metrics import json_lines
 from eval import judge
 from dataset.windows import eval_batches, open_data
 from dataset.formats import Turn, encode_document, parse_row

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from common import json_lines
+from metrics import json_lines
 
 CHAINS = [("3+19=22\n22+18=40\n40-20=20", "20"), ("14/2=7", "7"), ("1+1=2", "3")] * 250
 
