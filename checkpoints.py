@@ -125,7 +125,7 @@ def open_run(cfg, env, inputs, model, optimizers):
     gone = dict(loss_on="response", long_frac=-1)  # flags of the first version, as they are now
     before = gone | state.get("run_config", {}) | state.get("inputs", {})
     now = gone | {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
-    finished = (f"{show(path)} is finished ({state['step']} steps); --fresh trains it again, "
+    finished = (f"{show(path)} is finished ({state.get('step')} steps); --fresh trains it again, "
                 f"--name NEW --init {show(path)} trains it further")
     differing = {key for key in now if before.get(key) != now[key]}
     check(differing != {"steps"} or state["step"] < before["steps"], finished)

@@ -238,7 +238,7 @@ def check_loss_flags(cfg):
     check(cfg.divergence == "jsd" or "beta" not in cfg.given, "--beta needs --divergence jsd")
     check("skew" in cfg.divergence or "skew" not in cfg.given, "--skew needs a skew_* --divergence")
     soft = cfg.alpha and getattr(cfg, "logits_weight", 1) or hasattr(cfg, "on_policy_share")
-    check(soft or "temperature" not in cfg.given, "--temperature needs a teacher's weight above 0")
+    check(soft or "temperature" not in cfg.given, "--temperature needs --alpha above 0")
     check(getattr(cfg, "fused", "") != "on" or not (cfg.cache or cfg.compile),
           "--fused on does not work with --cache or --compile")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew

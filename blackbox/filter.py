@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, check, command, run, show, write_file
+from common import OUT, check, command, data_files, run, show, write_file
 import numpy as np
 
 from blackbox.client import finished
@@ -249,8 +249,9 @@ def main(cfg):
     stories = [OUT / f"data/stories/{name}.jsonl" for name in ("val", "test")]
     against = cfg.against.split(",") if cfg.against else [path for path in stories if path.exists()]
     out = Path(cfg.out).resolve()
+    places = {*out.parents, out, *(Path(f"{out}{end}") for end in (".dropped.jsonl", ".card.md"))}
     for path in (cfg.input, *against):
-        check(Path(path).resolve() not in (out, *out.parents), f"--out is a part of {show(path)}")
+        check(Path(path).resolve() not in places, f"--out would replace a part of {show(path)}")
     known = read_questions(against if "overlap" not in off else [])
     for place, row in read_documents(cfg.input, cfg.skip_bad_lines, report,
                                      lambda keys: read_row(keys, off)):

@@ -9,8 +9,10 @@ Refusing right answers removes the hard problems (open-thoughts#21). Accepting w
 the errors. In doubt this file refuses: a number may only have a sign, a currency, a unit, or LaTeX.
 Formulas are not evaluated, because 5^{5^{5^5}} would never end (huggingface/Math-Verify#65).
 """
+import json
 import re
 from fractions import Fraction
+from pathlib import Path
 
 from dataset.formats import encode_document
 
@@ -24,56 +26,52 @@ VALUE = rf"(?:(\d+) +(?=\d+ */))?({PLAIN})(?: */ *({PLAIN}))?( *%)?"
 NUMBER = re.compile(rf"([-+]?) *{VALUE}", re.ASCII)
 # In a text the minus of 17-3 is not a sign. The 2 of H2O and the last 5 of 1.2.5 do not count.
 NUMBER_IN_TEXT = re.compile(rf"(?:(?<![\w)\]}}])[-+])?(?<![\w.]){VALUE}", re.ASCII)
-NOOP = re.compile(r"\\!|\\(?:left|right|[Bb]igg?[lrm]?|q?quad)(?![A-Za-z])|(?<=\\)[dtc](?=frac)")
+NOOP = re.compile(r"\\!|\\(?:left|right|displaystyle|[Bb]igg?[lrm]?|q?quad)\b|(?<=\\)[dtc](?=frac)")
 FRAC = re.compile(r"\\frac\s*(?:\{\s*([-+]?[0-9.,]+)\s*\}\s*\{\s*([0-9.,]+)\s*\}|([0-9])([0-9]))")
 MARKUP = re.compile(r"\\?[$€£¥]|\*\*|__|`|°[CF]?|\^\s*(?:\\circ|\{\\circ\})|\\[,;: ()\[\]]")
 # "answer is", and the start of a list, a formula or a code block on the next line
-PHRASE = re.compile(r"(?:(?:answer|correct (?:option|choice))\**\s*(?:is\b|[:：=])|答案\**\s*[是为:：]"
-                    r"|故选)(?:\n[ \t]*[-•] |(?:\$\$|\\\[|```\w*)[ \t]*\n|[\s:：*])*", re.I)
+PHRASE = re.compile(r"""(?:
+      (?:(?<!wrong\ )(?<!incorrect\ )answer | \bcorrect\ (?:option|choice)) \**\s*(?:is\b|[:：=])
+    | (?:(?<!错误)(?<!错误的)答案 | (?<!不)正确的?选项) \**\s*[是为选:：] | 故选)
+    (?:\n[ \t]*[-•]\  | (?:\$\$|\\\[|```\w*)[ \t]*\n | [\s:：*])*""", re.I | re.X)
+# What takes the answer before it back: "The answer is 14. No, it is 15." "\boxed{14} is wrong"
+RETRACTED = re.compile(r"\W*(?:no[,.]|(?:not|or|wait|actually|sorry|hmm)\b"
+                       r"|is (?:not|wrong|incorrect|false)\b|不[对是,，]|[错或])", re.I)
 # A unit is up to three words, each in UNITS or of three letters or more. Directly after the digits
 # only UNITS count (2ab and 5x are algebra, 5M is 5 million). NO_UNIT changes the number: 14 maybe.
-UNITS = "|".join("km cm mm (?-i:m) kg mg g lb lbs oz ft in mi l ml s h hr hrs min ms mph".split())
+WORDS = json.loads((Path(__file__).parent / "texts/words.json").read_text(encoding="utf-8"))
+UNITS, DOUBT, CHANGES = ("|".join(WORDS[name].split()) for name in ("UNITS", "DOUBT", "CHANGES"))
+UNITS, DOUBT = rf"{UNITS}|(?-i:m)", rf"{DOUBT}|(?-i:may|May be)"  # not 5M; "in May" is no doubt
 POWER = re.compile(r"\b(km|cm|mm|m|ft|in|mi|s) ?(?:\^ ?\{? ?[23] ?\}?|[²³])")  # cm^2; not x^2
-DOUBT = "|".join("""or nor not no never neither either instead cannot cant dont doesnt isnt wasnt
-    wont maybe perhaps possibly probably likely unlikely might may could guess guessed doubt unless
-    unsure uncertain unclear doubtful dubious questionable approximately approx roughly wrong
-    incorrect false untrue mistaken erroneous inaccurate invalid impossible implausible rejected
-    refuted disproved denied dismissed discarded excluded ruled""".split())
-NO_UNIT_ZH = "零一二三四五六七八九十百千万亿两半几多余或和与及到至不没非无错吗否减加乘除约是对还少负比打"
-NO_UNIT = re.compile("(?:%s)s?|[%s]" % ("|".join([DOUBT, *"""hundred thousand lakh million mil mln
-    billion bln trillion crore grand dozen gross double two three four five six seven eight nine ten
-    eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty
-    fifty sixty seventy eighty ninety half halve third quarter fourth fifth sixth seventh eighth
-    ninth tenth eleventh twelfth hundredth thousandth millionth percentage pct pi and but then than
-    plus minus over divided multiplied squared cubed sqrt factorial mod modulo choose log sin cos
-    tan above below under zero negative except without about around almost nearly least most less
-    short off was would should if say seem apparently presumably supposedly allegedly hardly barely
-    exceed exceeded fail failed""".split()]), NO_UNIT_ZH), re.I)
+NO_UNIT_ZH = "零一二三四五六七八九十百千万亿两半几多余或和与及到至不没非无错吗否减加乘除约是对还少负比打左以之"
+NO_UNIT = re.compile(f"(?:{DOUBT}|{CHANGES})s?|[{NO_UNIT_ZH}]", re.I)
 UNIT = re.compile(rf"(?:[ /]?(?i:{UNITS})\b|[ /](?!(?i:{NO_UNIT.pattern})\b)[A-Za-z]{{3,}}){{,3}}"
                   rf"| ?(?:千[克米瓦])?(?:(?![{NO_UNIT_ZH}])[\u4e00-\u9fff]){{0,8}}")  # 千克: kg
 SENTENCE_END = re.compile(r"[\n!;。]|\.(?=\s|$)|(?<=\?)")
 WORD = re.compile(r"[a-z]+|千[克米瓦]|[\u4e00-\u9fff]", re.I)
 # What makes a sentence doubtful, if \0 is its answer: a word of DOUBT, "?", a bound before it
 DOUBTFUL = re.compile(
-    rf"(?<![a-z])(?:{DOUBT})s?(?![a-z])|n['’]t(?![a-z])|[?或不没非无错吗否]|可能|也许|大概|\d,\0|"
+    rf"(?<![a-z])(?:{DOUBT})s?(?![a-z])|n['’]t(?![a-z])|[?或不没非无错吗否]|可能|也许|大[概约]|\d,\0|"
     r"(?:\b(?:than|over|under|above|below|about|around|almost|nearly|least|most|but|minus|except|"
-    r"error(?: code)?:?)|[<>≤≥≠≈~±^√约]) *\0", re.I)
-ENDED = re.compile(rf" ?(?:{UNITS})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])"
-                   r"|\*(?!\w)|\.(?!\.)|[,:)'\"’”=—\u4e00-\u9fff]|$")  # not 14x, 14 + y, 14...
-# An option, and its own text. Not an option: "(A) is wrong", "A. No, C".
-OPTION = re.compile(r"""(?i:option\ |选项?)?[(\[]?
-    ([A-J] | [a-j](?=\)) | (?i:yes|no)\b) (?:\ is\ correct)?    # B   b)   Yes   B is correct
-    (?:[)\]]?[.:,\n] | [)\]] | \ - | $)                         # ends: B.   B)   B - Paris
-    (?!\ ?(?:is|or|and|not|can|but)\b) (?!.*\b(?!A\ [a-z]{3})[A-HJ]\b) (.*)   # no other option
+    r"error(?: code)?:?)|[<>≤≥≠≈~±^√约近]|超过|至少|最多|[大小多少高低]于|\d *[到至]) *\0|左右", re.I)
+ENDED = re.compile(rf" ?(?:{UNITS})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])|\*(?!\w)|\.(?!\.)"
+                   r"|\([个只元人本天米]\)|[,:)'\"’”=—\u4e00-\u9fff]|$")  # not 14x, 14 + y, 14...
+# An option, and its own text. Not an option: "(A) is wrong", "A. No, C", "B. Wait", "B, no, ...".
+OPTION = re.compile(r"""(?i:option\ |it(?:['’]s|\ is)\ |选[择项]?)?[(\[]?
+    ([A-J] | [a-j](?=\)) | (?i:yes|no)\b (?!\W*(?i:yes|no)\b))  # B   b)   Yes; not "Yes. No."
+    (?:\ is\ (?:the\ )?correct(?:\ answer|\ option)?)?          # B is the correct answer
+    (?:[)\]]?\ ?[.。!:,\n] | [)\]] | \ - | 选?项。?$ | $)       # ends: B.   B)   B - Paris   B选项
+    (?!\ ?(?:(?:is|or|and|not|can|but)\b|(?i:no|不),)) (?!.*\b(?!A\ [a-z]{3})[A-HJ]\b)
+    (?!.{,20}\b(?i:maybe|perhaps|probably|wait|actually|sorry|hmm|mean|guess|(?:un)?sure)\b) (.*)
     """, re.A | re.S | re.X)
 FEW_WORDS = re.compile(r"(?!\d|[Nn]o$)\w{2,}(?:[ .,'’·-]+\w+){0,4}")
 # Another answer beside this one, which is \0
 BESIDE = re.compile(r"""
-      (?:\b(?:and|both|new|(?:un)?like)(?:\ \w+){0,2} | [&/+、]) \W* \0       # Paris and Rome
-    | \0 \W* (?:(?:and|as)\b | [&/+、])                                      # Rome and Paris
-    | \0 \W*? [,;.!(\n。-] \W* (?:[\u4e00-\u9fff]{1,3} | [^\W\u4e00-\u9fff]+\W*){1,2}
+      (?:\b(?:and|both|new|vs|(?:un)?like)(?:\ \w+){0,2} | [&/+、|→]|^\w+\ to) \W*\0  # Paris to Rome
+    | \0 \W* (?:(?:and|as|vs|to)\b | [&/+、|→])                              # Rome and Paris
+    | \0 \W*? [,;.!(\n。-] \W* (?!它) (?:[\u4e00-\u9fff]{1,3} | [^\W\u4e00-\u9fff]+\W*){1,2}
       (?:[,;.!)\n。] | \band\b | $)                                         # Rome, New York.
-    | (?:[,;.!。] | (?<![:\n])\n) \W* \0 \W* (?:[,;.!\n。] | $)               # Paris, Rome.
+    | (?:(?<!^\d)[,;.!。] | (?<![:\n])\n) \W* \0 \W* (?:[,;.!\n。] | $)       # Paris, Rome.
     """, re.I | re.X)
 REASON = r"(?i:,?\s?\(?\b(?:because|since)\b|,?\s?因为)"
 EQUATION = re.compile(r"(?:[A-Za-z] ?=)?(?:(?:[-+*/×÷·^().\d ]|,(?=\d)|\\(?:times|cdot|div))+=)*"
@@ -82,7 +80,7 @@ EQUATION = re.compile(r"(?:[A-Za-z] ?=)?(?:(?:[-+*/×÷·^().\d ]|,(?=\d)|\\(?:t
 
 def clean(text):
     """Text without LaTeX, currency, bold, full width. 1\\text{4} becomes 1 4; -$5 becomes -5."""
-    text = NOOP.sub("", text.translate(NARROW).replace("{,}", ","))
+    text = NOOP.sub("", text.translate(NARROW).replace("{,}", ",").replace("~\\text", "\\text"))
     text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", text)  # 1\,234; but 1\,4 is not 14
     text = re.sub(r"\s?per ?cent\b|\\%", "%", text, flags=re.I)
     text = re.sub(r"(?:^minus |\bnegative |负)(?=\s?[$€£¥]?[0-9])", "-", text, flags=re.I)
@@ -116,14 +114,15 @@ def parse_number(text):
 
 def same_answer(got, reference):
     """Are both the same number? If neither is: the same option, such as B and "(B) Paris"? Else the
-    same text? Case, spaces, LaTeX, punctuation at the end do not matter. "" is never the same."""
+    same text? Case, spaces, LaTeX, {} in x^{2}, a full stop do not matter. "" is never the same."""
     a, b = parse_number(got), parse_number(reference)
     if a is not None or b is not None:
         return a == b
     if (a := option(got)) and (b := option(reference)):
         return a[0] == b[0] and ("" in a + b or same_answer(a[1], b[1]))
-    gap = (r"(?<!\d)\s+|\s+(?!\d)", "") if "\\" in got + reference else (r"\s+", " ")
-    a, b = (re.sub(*gap, clean(text)).rstrip(" .。,;:") for text in (got, reference))
+    gap = r"(?<!\d) | (?!\d)" if "\\" in got + reference else r"(?<=[^\w ]) | (?=[^\w ])"
+    a, b = (" ".join(clean(text).split()).rstrip(" .。,;:") for text in (got, reference))
+    a, b = (re.sub(r"(\\sqrt|[_^])\{(\w)\}(?!\d)", r"\1\2", re.sub(gap, "", x)) for x in (a, b))
     return a == b if "\\" in a else a.casefold() == b.casefold() != ""  # \Phi is not \phi
 
 
@@ -135,19 +134,20 @@ def option(text):
 
 def marked_answer(text):
     """The answer in the last \\boxed{14}; else after the last ####; else the rest of the sentence
-    after the last "answer is", "Answer:", 答案是. "" if it is unfinished, None if there is none."""
-    if starts := [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]:
+    after the last "answer is", "Answer:", 答案是; else None. "" if it is unfinished or taken back."""
+    if starts := [match.end() for match in re.finditer(r"(?<!not )(?<!not \$)\\boxed\s*\{", text)]:
         depth = 1  # \boxed{\frac{1}{2}} ends at its own brace; \{ does not count
         for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, starts[-1]):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if depth == 0:
-                return text[starts[-1]:brace.start()]
+                return "" if RETRACTED.match(text, brace.end()) else text[starts[-1]:brace.start()]
         return ""
     _, hashes, rest = text.rpartition("####")
     if hashes and "\n" not in rest.strip():  # otherwise a heading: "#### Step 1"
         return rest.strip()
     if ends := [match.end() for match in PHRASE.finditer(text)]:
-        return re.split(r"\n|。|\.(?=\s|$)", text[ends[-1]:])[0].strip(" *")
+        answer, *rest = re.split(r"\n|。|\.(?=\s|$)", text[ends[-1]:], maxsplit=1)
+        return "" if rest and RETRACTED.match(rest[0]) else answer.strip(" *")
 
 
 def last_number(text):
@@ -193,18 +193,18 @@ def readings(text):
 
 def said(text, reference):
     """The words of a short known answer as a text says them, or None. They are whole words in its
-    first or last sentence, no other answer is beside them, and from there on nothing is doubted."""
+    first or last sentence (before questions). No other answer is beside them, no doubt follows."""
     words, text = (clean(readings(part)[-1]).strip(" .。") for part in (reference, text))
-    whole = rf"(?<![^\W是为叫在])(?<!-){re.escape(words)}(?![^\W是为]|[.,'’-]\w)"
+    whole = rf"(?<![^\W是为叫在])(?<!-){re.escape(words)}(?![^\W是为]|[.'’-]\w|,\d)"
     found = re.fullmatch(f"(.*)({whole})(.*)", text, re.S | (0 if words.isupper() else re.I))
     if not found or not FEW_WORDS.fullmatch(words):
         return None
     *earlier, before = SENTENCE_END.split(found[1])
     after, *later = SENTENCE_END.split(found[3])
-    later = " ".join(later).replace("?", "").strip()
-    refused = (DOUBTFUL.search(f"{before}\0{after}") or DOUBTFUL.search(later)
-               or BESIDE.search(f"{found[1][-80:]}\0{found[3][:80]}")
-               or later and "".join(earlier).strip())
+    statements = "".join(part for part in later if not part.endswith("?")).strip()
+    doubted = DOUBTFUL.search(f"{before}\0{after} " + " ".join(later).replace("?", ""))
+    refused = (doubted or BESIDE.search(f"{found[1][-80:]}\0{found[3][:80]}")
+               or statements and "".join(earlier).strip())
     return None if refused else found[2]
 
 

@@ -43,6 +43,9 @@ HOLDS = [  # (got, reference)
     (r"10\sqrt{2}", r"$10\,\sqrt{2}$."), (r"\frac{\pi}{2}", r"\dfrac{\pi} {2}"), (r"a\,b", "ab"), ("（B）", "B"),
     (r"\left(1, 2\right)", "(1,2)"), (r"\big[0,\;1\big]", "[0, 1]"), (r"x\!+\quad y", "x+y"), ("B. Yes", "(B) Yes"),
     ("**B**", "b"), ("Option B", "B."), ("(b)", "B"), ("A. A cat", "A"), ("B: Paris", "[B]"), ("(C) Cannot be", "C"),
+    ("B选项", "B"), ("选B。", "B"), ("B is the correct answer.", "B"), ("It's B.", "B"), ("**B**. Paris", "B"),
+    ("(1, 2)", "(1,2)"), ("x + y", "x+y"), ("x^{2}", "x^2"), (r"\sqrt2", r"\sqrt{2}"), (r"5~\text{cm}", "5"),
+    (r"\displaystyle\frac{1}{2}", "1/2"), ("B. No", "B"),
 ]
 
 REFUSED = [
@@ -87,6 +90,8 @@ REFUSED = [
     ("5 K", "5 m"), ("5 M", "5 m"), ("-x", "x"), ("f'", "f"), ("A*", "A"), ("x - 5", "x + 5"), ("Rome?", "Rome"),
     (r"10\sqrt{2}", r"1\sqrt{2}"), (r"\Phi", r"\phi"), (r"x=1\frac{1}{2}", "x=11/2"), ("A or B", "A"), ("B+", "B"),
     ("(A) is wrong", "A"), ("A. No, C", "A"), ("A, B", "A"), ("(A) Rome", "(A) Paris"), ("A. London\nB. Rome", "A"),
+    ("B, no, the third one", "B"), ("B. Maybe.", "B"), ("B: unsure", "B"), ("B. Sorry, it", "B"), ("B选项不对", "B"),
+    ("Yes. No.", "yes"), ("No, wait, yes.", "no"), ("No, maybe.", "no"), ("x^{2}3", "x^{23}"), ("14左右", "14"),
 ]
 
 
@@ -217,6 +222,9 @@ RIGHT_IN_PROSE = [(got, "14") for got in (
     ("5!", "5"), ("负责5", "5"), ("50% apples", "0.5"), ("Paris", "Paris"), ("Yes.", "yes"),
     ("New York", "new york"), ("Answer: Paris", "Paris"), (r"So \boxed{x=14}.", "x=14"),
     ("The answer is (B).", "B"), ("The correct option is **B. Rome**", "B"), ("故选B。", "B"), ("It is US.", "US"),
+    ("正确选项是B", "B"), ("答案选B。", "B"), ("1. Rome", "Rome"), ("It is A.", "A"), ("12+2=14（个）", "14"),
+    ("意大利的首都是罗马，人口约280万。", "罗马"), ("答案是罗马，它是首都。", "罗马"), ("14 clips in May.", "14"),
+    ("Certainly! The capital of Italy is Rome. Would you like to know more?", "Rome"),
     ("It was Apollo 11.", "Apollo 11"), ("It is false.", "false"), ("No, it is not.", "no"),  # FAULTS 26
     *[(got, "Rome") for got in ("Rome is the capital. It is old.", "Which? Rome.", "Rome, the capital of Italy.",
                                 "Well.\nIt's **Rome**", "It is Rome. Do you want more?", "The answer: it is Rome",
@@ -230,8 +238,12 @@ WRONG_IN_PROSE = [(got, "14") for got in (
     "She has 14 dozen eggs.", "3,14", r"\sqrt{14}", "约14个", "It weighs 14 kg or so", "可能不是14个", "是14个吗？",
     "It is 14 over 3.", "It is 14 and a half.", "It is 14 + x.", "It is 14*x.",
     "There are 14 million people.", "Answer: 15, because 14+1=15",
-    "So there are 14 left, not counting two.")] + [  # right, but "not" is not understood
-    ("It is 14 or 15", "15"), ("It is A.", "A"), ("Paris or Rome", "Paris"), ("It is not Milan but Rome", "Rome"),
+    "The answer is 14. No, it is 15.", r"\boxed{14} is wrong", "The wrong answer is 14.", "答案是14。不，是15。",
+    "错误的答案是14", "超过14", "至少14", "最多14个", "大于14", "近14", "12到14", "她有14个左右", "May be 14.",
+    r"It is not $\boxed{14}$.", "So there are 14 left, not counting two.")] + [  # right, but "not" is not understood
+    ("The answer is B. Actually, it is C.", "B"), ("hardly positive", "positive"), ("不正确选项是B", "B"),
+    *[(row.format(mark), "Rome") for row in ("Rome {} Paris", "Paris {} Rome") for mark in ("vs", "|", "to")],
+    ("It is 14 or 15", "15"), ("Paris or Rome", "Paris"), ("It is not Milan but Rome", "Rome"),
     ("It is a cat.", "A"), ("The answer is not A.", "A"), ("A and B", "A"), ("Tell us.", "US"), ("New York", "York"),
     ("It is not false.", "false"), ("I have no idea.", "no"), ("Yes, but not often", "yes"),
     *[(got, "Rome") for got in (
