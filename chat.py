@@ -12,8 +12,8 @@ import torch
 
 import checkpoints
 from dataset.formats import Turn
-from dataset.verify import opening, prompt_ids
-from decoding import decode_steps
+from dataset.verify import prompt_ids
+from decoding import decode_steps, opening
 
 WELCOME = """Each line continues the conversation. An empty line starts a new one. Ctrl-D ends it.
 The speedrun's models learned single questions. Type an empty line before the next one. Try:

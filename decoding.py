@@ -83,6 +83,11 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, gen
         unread = token[:, None]
 
 
+def opening(tokenizer, target):
+    """The ids that a response begins with. They tell a multi or mixed model which target to use."""
+    return {"cot": [tokenizer.think], "answer": [tokenizer.answer]}.get(target, [])
+
+
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     """Continue each prompt (a list of ids) -> a list of new ids per prompt, with the stop id.

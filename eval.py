@@ -24,10 +24,10 @@ import speed
 from common import OUT, check, show
 from dataset.formats import bad_lines_text, parse_row, read_documents
 from dataset.suites import IN_MEAN, read_suites
-from dataset.verify import (agree, extract_answer, known_answer, opening, parse_number,
-                            parse_response, prompt_ids, verdict)
+from dataset.verify import (agree, extract_answer, known_answer, parse_number, parse_response,
+                            prompt_ids, verdict)
 from dataset.windows import eval_batches, open_data
-from decoding import generate
+from decoding import generate, opening
 from losses import cross_entropy, forward_kl
 from metrics import (append_rows, calibration, chrf, json_lines, majority, markdown, mcnemar,
                      pass_at, repetition, table, wilson)

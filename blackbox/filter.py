@@ -271,9 +271,8 @@ def main(cfg):
     check(kept, f"no row of {show(cfg.input)} is kept")
     write_all(cfg, rows, kept, counts, ", ".join(map(show, against)))
     script = "reason" if any(row.turns[-1].think for row in kept) else "responses"
-    val = None if "input" in cfg.given else OUT / "data/stories/val.jsonl"
     following = command(f"train_distill_{script}.py", name=f"student-{Path(cfg.out).stem}",
-                        data=cfg.out, val=val)
+                        data=cfg.out, val="input" not in cfg.given and stories[0])
     text, model = "".join(sum((row.sides() for row in kept[:999]), ())), OUT / "tokenizer.model"
     # a tokenizer that spells most of a text in bytes has hardly more bytes than tokens
     if not model.exists() or len(text.encode()) < 1.3 * len(Tokenizer.load(model).encode(text)):

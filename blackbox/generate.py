@@ -234,8 +234,8 @@ def ask_endpoint(cfg, answers, prompts, jobs):
                  for turn in turns] for turns, _ in prompts]
     missing = [job for job in jobs if job not in done]
     # A token of a request has at least one byte. Its other fields have fewer than 200 bytes.
-    sizes = [len(json.dumps(turns, ensure_ascii=False).encode()) for turns in messages]
-    most = sum(sizes[q] + 200 + cfg.max_new_tokens for q, _ in missing)
+    most = sum(200 + cfg.max_new_tokens + len(json.dumps(messages[q], ensure_ascii=False).encode())
+               for q, _ in missing)
     print(f"{len(jobs) - len(missing):,} of {len(jobs):,} answers are there; to ask: "
           f"{len(missing):,} requests, at most {most:,} tokens (without retries)")
     client.ask_all(missing, messages)

@@ -25,7 +25,6 @@ or your own prompts, in any format of dataset/formats.py, with or without an ans
 Each row has an "operation" ("none": unchanged), a "source" (the seed's id, or FILE:LINE) and a
 "label". With "kept" and "changed" the last turn is the right answer, without steps. With "teacher"
 the answer is unknown, and the last turn is the user's.
-
 What the suites test stays unseen: no reserved sentence, name or object, at most 4 operations, no
 total above 99, no seed from a suite, val or test. Only some kinds of change are the same.
 """

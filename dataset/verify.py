@@ -1,7 +1,6 @@
 """Is an answer right? This decides what is kept of a teacher's samples, and what eval.py counts.
 
     extract_answer("12+2=14, so \\boxed{14}.")     "14"
-    parse_number("$1,234.50")                      Fraction(2469, 2)
     verdict("14", "14 or 15", True, True)          "wrong answer"
     verdict("Rome", "It is Rome.", True, True)     "ok"
 
@@ -253,11 +252,6 @@ def turn_row(turn):
         return dict(role=turn.role, reasoning_content=turn.think, content=turn.answer)
     text = turn.content if turn.answer is None else f"<answer>{turn.answer}</answer>"
     return dict(role=turn.role, content=text)
-
-
-def opening(tokenizer, target):
-    """The ids that a response begins with. They tell a multi or mixed model which target to use."""
-    return {"cot": [tokenizer.think], "answer": [tokenizer.answer]}.get(target, [])
 
 
 def parse_response(tokenizer, ids, target="cot"):

@@ -7,7 +7,8 @@ import torch
 
 import checkpoints
 from dataset.formats import Turn
-from dataset.verify import opening, prompt_ids
+from dataset.verify import prompt_ids
+from decoding import opening
 from decoding import generate
 
 

@@ -9,7 +9,8 @@ import checkpoints
 from conftest import tiny_stories
 from dataset.windows import open_data
 from dataset.formats import Turn, encode_document, forms, read_documents
-from dataset.verify import opening, prompt_ids
+from dataset.verify import prompt_ids
+from decoding import opening
 
 
 def chat(asked, thought, said):
