@@ -179,8 +179,9 @@ def lock(path, wait=False):
 
 def data_files(path):
     """A data file, or the .txt and .jsonl files of a folder, by name -> list of Path."""
-    files = sorted(Path(path).glob("[!.]*")) if Path(path).is_dir() else []
-    return [file for file in files if file.suffix.lower() in (".txt", ".jsonl")] or [Path(path)]
+    files = sorted(p for p in Path(path).glob("[!.]*") if p.suffix.lower() in (".txt", ".jsonl"))
+    check(files or not Path(path).is_dir(), f"{show(path)} has no .txt and no .jsonl file")
+    return files or [Path(path)]
 
 
 def sha256_file(path):

@@ -97,10 +97,10 @@ def parse_answer(found):
     has a verdict, too. Raises Fault. Null content is not a Fault, since a retry gives it again."""
     try:
         choice = found["choices"][0]
-        message, reason = choice["message"], choice.get("finish_reason")
-        content, thought = join_parts(message.get("content"))
-        own = message.get("reasoning_content") or message.get("reasoning")
-        thought, refusal = thought or join_parts(own)[0], message.get("refusal")
+        reply, reason = choice["message"], choice.get("finish_reason")
+        content, thought = join_parts(reply.get("content"))
+        own = reply.get("reasoning_content") or reply.get("reasoning") or reply.get("thinking")
+        thought, refusal = thought or join_parts(own)[0], reply.get("refusal")
     except (LookupError, TypeError, AttributeError):
         raise Fault("invalid JSON" if isinstance(found, str) else "no choices", str(found)[:100])
     if choice.get("error") or reason in ("error", "abort"):  # the server failed

@@ -1,42 +1,41 @@
 """Every input format, recognised by its keys, and how a document becomes tokens.
 
-    .txt                                        documents of about 4 MB, cut at line ends
-    {"text"}                                                            in .jsonl: plain text
+    .txt, {"text"} in .jsonl                                            plain text
     {"conversations": [{"role", "content", "reasoning_content"?}]}      minimind
     {"messages": [...]}, {"conversations": [{"from", "value"}]}         OpenAI, ShareGPT
-    {"instruction", "input"?, "output", "system"?, "history"?}          Alpaca
-    {"prompt", "completion"}                                            TRL; text or lists of turns
-    {"question", "answer", "context"?, "options"?}, {"problem", "solution"}     GSM8K
+    {"instruction", "input"?, "output", "system"?, "history"?}, {"prompt", "completion"} Alpaca, TRL
+    {"question", "answer", "context"?, "options"?}, {"problem", "solution", "answer"?}   GSM8K, MMLU
 
-Null values and other keys are ignored. In an assistant turn <think>, </think>, <answer>, </answer>
-become control tokens, and so do the #### of GSM8K and a thought with its own key. The first <think>
-may be missing: R1's chat template puts it into the prompt. Elsewhere tags stay text. A conversation
-ends with the answer before a turn that uses tools. "weight": 0 means read, but not learned.
+In an assistant turn <think>, </think>, <answer>, </answer> become control tokens, and so do GSM8K's
+#### and a thought with its own key. Elsewhere tags stay text. Null values and other keys are not
+read. A conversation ends before a turn that it cannot use. "weight": 0 means not learned.
 """
 import hashlib
 import json
 import re
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 from common import UserError, check, check_exists, data_files, show
 
 CHUNK = 4 * 2**20     # bytes that a worker reads at a time; also the size of a .txt document
 ROLES = dict(system="system", developer="system", user="user", human="user",
              assistant="assistant", gpt="assistant")
-PAIRS = dict(question="answer", problem="solution", prompt="completion", instruction="output")
+TOOL_ROLES = ("tool", "function", "function_call", "observation")
+PAIRS = dict(question="answer", problem="solution", prompt="completion", instruction="output",
+             input="output")
+ALIASES = dict(choices="options", answerKey="answer", passage="context")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-STOP_TOKENS = ("<end>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "</s>")  # of chat models
+STOP = re.compile(r"(<(/s|end(_of_turn)?|[|｜](im_end|eot_id|end(oftext|▁of▁sentence)?)[|｜])>\s*)+$")
 # How a file begins that cannot be read as it is: what it is, and the cure
 KINDS = {rb"\Z": "empty", rb"\x1f\x8b": "gzip; gunzip it", rb"PAR1": "Parquet; write it as JSONL",
          rb"PK\x03\x04": "a zip archive or a checkpoint; data are .txt or .jsonl files",
          rb"\xff\xfe|\xfe\xff|.*\0": "UTF-16, or no text; try iconv -f UTF-16 -t UTF-8 {} > NEW"}
 JSON_KINDS = {rb"(\xef\xbb\xbf)?\s*\[": "a JSON array; jq -c '.[]' {} > NEW makes JSONL of it",
               rb"(?!(\xef\xbb\xbf)?\s*({|\Z))": "not JSONL (plain text is .txt, CSV is not read)"}
-# Keys with a meaning in public data: they are not read, but counted
-UNREAD = set("tools functions documents rejected choices rationale image images audio".split())
+UNREAD = set("tools functions documents rejected rationale explanation cot thought image images "
+             "audio".split())  # keys with a meaning: they are not read, but counted
 
 
 @dataclass
@@ -61,12 +60,12 @@ def parse_row(row, need_reply=True, report=None):
     need_reply=False also accepts a prompt that ends with the user. report: see read_documents."""
     if not isinstance(row, dict):
         raise BadRow("not a JSON object", row)
-    row = {key: value for key, value in row.items() if value is not None}
-    turns = row.get("conversations", row.get("messages"))
+    row = {ALIASES.get(key, key): value for key, value in row.items() if value is not None}
+    turns, weight = row.get("conversations", row.get("messages")), row.get("weight", 1)
     for ask, reply in PAIRS.items():
         if turns is None and ask in row and (reply in row or not need_reply):
             turns = pair(row, ask, reply)
-    if turns is None and row.get("text"):
+    if turns is None and row.get("text") and weight != 0:
         return string(row["text"], "text")
     if not isinstance(turns, list) or not turns:
         raise BadRow("no text and no turns (see dataset/formats.py); the keys are", ", ".join(row))
@@ -74,89 +73,94 @@ def parse_row(row, need_reply=True, report=None):
                        for key in UNREAD & part.keys() if part[key]}):
         note(report, f"ignored key {key}")
     before = [dict(role="system", content=row["system"])] if row.get("system") else []
-    before += [dict(role=role, content=text) for two in row.get("history", [])
-               for role, text in zip(("user", "assistant"), two)]
-    return parse_turns(before + turns, need_reply, report)
+    for part in row.get("history") or []:
+        two = zip(("user", "assistant"), part, strict=True) if isinstance(part, list) else ()
+        before += [dict(role=role, content=text) for role, text in two] or [part]
+    return parse_turns(before + turns, need_reply, report, weight)
 
 
 def pair(row, ask, reply):
     """The turns of a row that has a question under the key `ask` and its answer under `reply`."""
     if isinstance(row[ask], list):  # TRL: both are lists of turns
         return row[ask] + row.get(reply, [])
-    options = row.get("options", {})
+    options, letters = row.get("options", {}), "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    if isinstance(options, dict) and "text" in options:  # ARC: {"text": [...], "label": [...]}
+        options, letters = options["text"], options.get("label", letters)
     if isinstance(options, list):
-        options = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options))
-    parts = [row.get("context"), string(row[ask], ask), row.get("input"),
-             "\n".join(f"{letter}. {text}" for letter, text in options.items())]
-    turns = [dict(role="user", content="\n\n".join(filter(None, parts)))]
-    if row.get(reply):
-        turns.append({**row, "role": "assistant", "content": row[reply],
-                      "worked": ask in ("question", "problem")})
-    return turns
+        options = dict((one.get("label", letter), one.get("text")) if isinstance(one, dict)
+                       else (letter, one) for letter, one in zip(letters, options))
+    text, known = row.get(reply), str(row.get("answer", "")) if ask == "problem" else ""
+    if type(text) in (int, float):  # of an option, as in MMLU, or the answer itself
+        text = dict(enumerate(options)).get(text, str(text))
+    if known not in ("", text) and not re.search(r"####|\\boxed|</(think|answer)>", text or ""):
+        text = f"{text or ''}\n#### {known}"
+    lines = "\n".join(f"{said}" if f"{said}".startswith((f"{letter}.", f"{letter})"))
+                      else f"{letter}. {said}" for letter, said in options.items())
+    parts = [row.get("context"), string(row[ask], ask), ask != "input" and row.get("input"), lines]
+    question = dict(role="user", content="\n\n".join(filter(None, parts)))
+    answer = row | dict(role="assistant", content=text, worked=ask in ("question", "problem"))
+    return [question, answer] if text else [question]
 
 
-def parse_turns(rows, need_reply, report):
+def parse_turns(rows, need_reply, report, weight):
     """A list of {"role", "content", ...} -> list of Turn. Flags and errors: see parse_row."""
     turns, end = [], ""  # end: why it ends with an earlier answer
     for row in rows:
         if not isinstance(row, dict):
             raise BadRow("a turn that is not a JSON object", row)
         name, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
-        if name in ("tool", "function") or row.get("tool_calls") or row.get("function_call"):
+        role, texts = ROLES.get(str(name)), {}
+        if name in TOOL_ROLES or row.get("tool_calls") or row.get("function_call"):
             end = "a turn that uses tools"
-        elif str(name) not in ROLES:
-            raise BadRow("unknown role", name)
+        elif role is None:
+            end = "unknown role"
         elif isinstance(content, list):
-            if any(part.get("type") != "text" for part in content):
-                end = "a part that is not text"
-            content = "".join(part.get("text", "") for part in content)
+            for part in content:
+                if (kind := part.get("type")) in ("text", *THOUGHTS):
+                    texts[kind] = texts.get(kind, "") + part.get(kind, part.get("text", ""))
+                else:
+                    end = "a part that is not text"
+            row, content = row | texts, texts.get("text", "")
         if end:
             break
-        turn = Turn(ROLES[name], string(content, "content"))
-        if turn.role == "assistant":
+        turn = Turn(role, "" if content is None and role != "user" else string(content, "content"))
+        if role == "assistant":
             thought = next((string(row[key], key) for key in THOUGHTS if row.get(key)), None)
-            read = parse_worked_answer if row.get("worked") else parse_response_text
-            turn = read(content, thought)
-            turn.learned = row.get("weight", 1) != 0
+            turn = parse_response_text(turn.content, thought, row.get("worked"))
+            turn.learned = row.get("weight", weight) != 0
             if not (turn.content.strip() or turn.answer):
-                raise BadRow("an empty answer")
-        if need_reply and turn.role == "user" and not turn.content.strip():
+                end = "an empty answer"
+                break
+        if need_reply and role == "user" and not content.strip():
             raise BadRow("a user turn without text")
-        if turn.content or turn.role != "system":
+        if turn.content or role != "system":
             turns.append(turn)
     while (need_reply or end) and turns and turns[-1].role != "assistant":
         end = end or "a last turn without an answer"
         turns.pop()
     if not turns:
-        raise BadRow(f"a conversation that does not end with an answer: {end or 'it is empty'}")
+        why = f"a conversation that does not end with an answer: {end or 'it is empty'}"
+        raise BadRow(end if end == "unknown role" else why, name)
     if end:
         note(report, f"conversations cut at {end}")
     return turns
 
 
-def parse_worked_answer(text, thought):
-    """GSM8K's answer: steps, ####, final answer. Without #### and tags, all of it is the answer."""
-    steps, hashes, answer = text.rpartition("####")
-    if hashes and "\n" not in answer.strip():  # otherwise a Markdown heading: "#### Step 1"
+def parse_response_text(content, thought=None, worked=False):
+    """The text of an assistant turn -> Turn, split at its tags. BadRow if a tag is left over.
+    thought: a chain of thought that had its own key; tags inside it stay text. worked: as in GSM8K,
+    #### stands before the final answer. Without #### and tags, all of it is the answer."""
+    content = STOP.sub("", content)  # a server may leave its stop token in the text
+    steps, hashes, answer = content.rpartition("####")
+    if worked and hashes and "\n" not in answer.strip():  # otherwise a heading: "#### Step 1"
         steps = re.sub(r"<<[^<>]*=[^<>]*>>", "", steps)  # calculator notes: <<48/2=24>>
         return Turn("assistant", "", steps.strip() or None, answer.strip())
-    turn = parse_response_text(text, thought)
-    return turn if turn.answer is not None else Turn("assistant", "", None, text.strip())
-
-
-def parse_response_text(content, thought=None):
-    """The text of an assistant turn -> Turn, split at its tags. BadRow if a tag is left over.
-    thought: a chain of thought that had its own key. Tags inside it stay text."""
-    for token in STOP_TOKENS:  # a server may leave its stop token in the text
-        if content.rstrip().endswith(token):
-            content = content.rstrip().removesuffix(token)
     match = re.fullmatch(r"\s*(?:<think>)?(.*?)</think>(.*)", content, re.DOTALL)
     inline, content = match.groups() if match and thought is None else ("", content)
-    tagged = re.fullmatch(r"(.*?)<answer>(.*?)</answer>\s*\.?\s*", content, re.DOTALL)
-    if thought is None and not match and not tagged \
-            and not content.lstrip().startswith(("<think>", "<answer>")):
+    tags = re.fullmatch(r"(.*?)<answer>(.*?)</answer>\s*[.。]?\s*", content, re.DOTALL)
+    if not (thought or worked or match or tags or re.match(r"\s*<(think|answer)>", content)):
         return Turn("assistant", content)
-    between, answer = tagged.groups() if tagged else ("", content)
+    between, answer = tags.groups() if tags else ("", content)
     if any(tag in part for tag in TAGS for part in (inline, between, answer)):
         raise BadRow("a tag that stands alone, twice, or before more text (cut off?)", content)
     parts = [part.strip() for part in (thought or inline, between) if part.strip()]
@@ -182,7 +186,6 @@ def chunks(path, limit=0):
     left = limit or float("inf")
     for source in data_files(path):
         check_exists(source, "bash speedrun.sh makes the default data")
-        check(source.is_file(), f"{show(path)} has no .txt and no .jsonl file")
         with open(source, "rb") as file:
             kinds, most = (KINDS, CHUNK) if is_text(source) else (KINDS | JSON_KINDS, -1)
             for begin, kind in kinds.items():
@@ -190,9 +193,8 @@ def chunks(path, limit=0):
                       f"{show(source)} is {kind.format(shlex.quote(show(source)))}")
             first, lines, size = 1, [], 0
             while left and (line := file.readline(most)):
-                if most == CHUNK and not line.endswith(b"\n"):  # do not cut inside a character
-                    while 0x80 <= (file.peek(1) or b"\0")[0] < 0xC0:
-                        line += file.read(1)
+                while 0x80 <= (file.peek(1) or b"\0")[0] < 0xC0:  # do not cut inside a character
+                    line += file.read(1)
                 lines.append(line)
                 size, left = size + len(line), left - bool(line.strip())
                 if size >= CHUNK:
@@ -211,7 +213,7 @@ def read_documents(path, skip_bad_lines=False, report=None, parse=parse_row, par
         for number, line in enumerate(lines, first):
             place = f"{name}:{number}"
             try:
-                text = line.decode().removeprefix("\ufeff").replace("\r\n", "\n")
+                text = line.decode().removeprefix("\ufeff")
                 if plain:
                     texts.append(text)
                 elif text.strip():
@@ -224,8 +226,8 @@ def read_documents(path, skip_bad_lines=False, report=None, parse=parse_row, par
                     error = BadRow("broken JSON or a wrong type (plain text is .txt)", text.strip())
                 check(skip_bad_lines, f"{place}: {error}; fix the line, or use --skip-bad-lines")
                 note(report, error.reason, 1, [place])
-        if "".join(texts).strip():
-            yield f"{name}:{first}", "".join(texts)
+        if (text := "".join(texts).replace("\r\n", "\n").replace("\r", "\n")).strip():
+            yield f"{name}:{first}", text
 
 
 def note(report, reason, count=1, places=()):
@@ -242,10 +244,9 @@ def bad_lines_text(report):
 
 
 def encode_document(tokenizer, document, target="cot"):
-    """Document -> (ids, mask), two lists of the same length. The mask is 1 if a token is learned.
-    Plain text is learned whole, with <end>. In a conversation, the assistant's words and <end> are.
-    Its role token is not, because it ends the prompt. target "cot": <think>...</think>
-    <answer>...</answer>. "answer": the same without the thought. "full": plain text, no tags."""
+    """Document -> (ids, mask), two lists of the same length. The mask is 1 if a token is learned:
+    plain text and its <end>; in a conversation the assistant's words and <end>. Its role token ends
+    the prompt. target "cot": all tags; "answer": the same without the thought; "full": no tags."""
     t, ids, mask = tokenizer, [], []
     if isinstance(document, str):
         ids = t.encode(document) + [t.end]
@@ -258,10 +259,9 @@ def encode_document(tokenizer, document, target="cot"):
             body = t.encode(turn.answer if turn.think is None else turn.think + gap + turn.answer)
         elif turn.think is not None and target == "cot":
             body = [t.think, *t.encode(turn.think), t.end_think, *body]
-        body = [*body, t.end]
         learned = 1 if turn.role == "assistant" and turn.learned else 0
-        ids += [getattr(t, turn.role), *body]
-        mask += [0] + [learned] * len(body)
+        ids += [getattr(t, turn.role), *body, t.end]
+        mask += [0] + [learned] * len(body) + [learned]
     return ids, mask
 
 
@@ -272,6 +272,5 @@ def forms(document, target):
         return [target]
     if isinstance(document, str) or all(turn.think is None for turn in document):
         return ["cot"]  # both targets would be the same
-    prompt = "\n".join(turn.content for turn in document)
-    half = hashlib.sha256(prompt.encode()).digest()[0] % 2
+    half = hashlib.sha256("\n".join(turn.content for turn in document).encode()).digest()[0] % 2
     return ["cot", "answer"] if target == "multi" else [("cot", "answer")[half]]

@@ -36,7 +36,7 @@ from dataset.formats import (CHUNK, bad_lines_text, chunks, encode_document, for
                              parse_row, read_documents)
 from losses import cross_entropy, forward_kl
 
-VERSION = 4  # of the files on disk
+VERSION = 5  # of the files on disk
 SORTED, OPEN_WINDOWS = 1024, 1024  # documents sorted together; windows kept open
 NAMES = ("ids", "mask", "document")
 

@@ -86,7 +86,7 @@ def test_neither_a_redirect_nor_a_proxy_gets_the_key(monkeypatch):
 
 @pytest.mark.parametrize("content, more, answer, thought", [
     ("5", {}, "5", None), ("5", dict(reasoning_content="2 + 3"), "5", "2 + 3"), (None, {}, "", None),
-    ("5", dict(reasoning="2 + 3"), "5", "2 + 3"), (None, dict(reasoning_content="2 +"), "", "2 +"),
+    *[("5", {key: "2 + 3"}, "5", "2 + 3") for key in ("reasoning", "thinking")], (None, dict(reasoning_content="2 +"), "", "2 +"),
     ([dict(type="text", text="4 and "), dict(type="text", text="5")], {}, "4 and 5", None),
     ([dict(type="thinking", thinking="2 + 3"), dict(type="text", text="5")], {}, "5", "2 + 3"),
     ([dict(type="thinking", thinking=[dict(type="text", text="2")])], {}, "", "2"),

@@ -127,6 +127,11 @@ def test_the_command_makes_once_and_refuses_other_content(tmp_path, capsys):
     assert out.read_bytes() == made
     main(Config([str(source)], 350, out, fresh=True))
     assert out.read_bytes() != made
+    characters = "".join(map(chr, range(0x4e00, 0x4e00 + 1500)))
+    for row, script in ({"text": characters}, "pretrain"), ({"role": "user", "content": characters}, "distill_responses"):
+        (tmp_path / "b.txt.jsonl").write_text(json.dumps(row), encoding="utf-8")
+        main(Config([str(tmp_path / "b.txt.jsonl")], out=out, fresh=True))
+        assert Tokenizer.load(out).vocab_size == 2048 and f"train_{script}.py" in capsys.readouterr().out
 
 
 def test_the_library_prints_nothing_and_the_script_runs_from_anywhere(tmp_path, run_script):

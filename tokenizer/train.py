@@ -2,8 +2,6 @@
 
     python tokenizer/train.py                    # out/data/stories/train.jsonl, 1,024 pieces
     python tokenizer/train.py book.txt chat.jsonl --vocab-size 4096 --out out/prose.model
-
-256 pieces are bytes, 10 are special tokens. 1,024 are enough for the stories, 4,096 for prose.
 """
 import io
 import json
@@ -15,13 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import OUT, UserError, check, command, data_files, run, show, write_file
 import sentencepiece
-
 from tokenizer import CONTROL, META_SPACE, Tokenizer
 
 KEYS = ("text content value reasoning_content question answer problem solution prompt completion "
         "instruction input output").split()
 TAGS = re.compile("</?think>|</?answer>|####")
-NO_UTF8 = re.compile("[\0\udc80-\udcff]")  # UTF-16 has NUL; other bytes are read as surrogates
+NO_UTF8 = re.compile("(\0|\\A\udcff\udcfe|\\A\udcfe\udcff)|[\udc80-\udcff]")  # (UTF-16)|other bytes
 CALCULATOR = re.compile("<<[^<>]*=[^<>]*>>")    # notes in GSM8K; formats.py also drops them
 CHARACTERS, MAX_PIECE = 20_000_000, 1000  # of all text; of a line: the library drops long lines
 
@@ -29,18 +26,19 @@ CHARACTERS, MAX_PIECE = 20_000_000, 1000  # of all text; of a line: the library 
 @dataclass
 class Config:
     input: list = None            # .txt, .jsonl, folders; none: out/data/stories/train.jsonl
-    vocab_size: int = 1024        # number of pieces (about 300 to 65,536)
+    vocab_size: int = None        # pieces (300 to 65,536); none: 1,024, or more if it must be
     out: str = OUT / "tokenizer.model"  # file to write
     fresh: bool = False           # replace an existing file that differs
 
 
 def texts(path):
     """Yield the texts of a .txt or .jsonl file. UserError for a line that is not JSON in UTF-8."""
-    plain = path.lower().endswith(".txt")
+    plain, name = path.lower().endswith(".txt"), show(path)
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate([file.read(CHARACTERS)] if plain else file, 1):
-            check(not NO_UTF8.search(line), f"{show(path)} is not UTF-8: iconv -f UTF-16 -t UTF-8 "
-                  "FILE > NEW makes it, or iconv -f latin1 -t UTF-8 FILE > NEW")
+            if bad := NO_UTF8.search(line):
+                code = "UTF-16" if bad[1] else "latin1 (or GB18030, if Chinese)"
+                raise UserError(f"{name}: not UTF-8; try iconv -f {code} -t UTF-8 FILE > NEW")
             if plain:
                 yield line
                 return
@@ -49,26 +47,27 @@ def texts(path):
                 json.loads(line.strip() or "{}", object_hook=lambda node: found.extend(
                     value for key, value in node.items() if key in KEYS and isinstance(value, str)))
             except (ValueError, RecursionError):
-                raise UserError(f"{show(path)}:{number}: not JSON (array? jq -c '.[]')") from None
+                raise UserError(f"{name}:{number}: not JSON (no CSV; array: jq -c '.[]')") from None
             for value in found:
                 parts = TAGS.split(CALCULATOR.sub("", value.encode(errors="ignore").decode()))
                 yield from (part.strip() for part in parts) if len(parts) > 1 else parts
 
 
-def train(found, vocab_size, coverage=0.9995):
-    """List of texts -> the model as bytes. coverage: share of the characters that get a piece."""
+def train(found, vocab_size=None, coverage=0.9995):
+    """Texts -> the model as bytes. coverage: share of the characters with a piece of their own."""
     model, lines = io.BytesIO(), re.split(f"[\n\0{META_SPACE}]", "\n".join(found))
     pieces = (line[i:i + MAX_PIECE] for line in lines for i in range(0, len(line), MAX_PIECE))
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=pieces, model_writer=model, model_type="bpe", vocab_size=vocab_size,
-            pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece=CONTROL[0], unk_piece=CONTROL[1],
-            control_symbols=CONTROL[2:], split_digits=True, byte_fallback=True,
-            normalization_rule_name="identity", remove_extra_whitespaces=False,
-            add_dummy_prefix=False, allow_whitespace_only_pieces=True,
-            character_coverage=coverage, num_threads=1, minloglevel=2)
+            sentence_iterator=pieces, model_writer=model, allow_whitespace_only_pieces=True,
+            vocab_size=vocab_size or 1024, control_symbols=CONTROL[2:], character_coverage=coverage,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, byte_fallback=True,
+            add_dummy_prefix=False, unk_piece=CONTROL[1], pad_piece=CONTROL[0], unk_id=1, eos_id=-1,
+            split_digits=True, model_type="bpe", minloglevel=2, num_threads=1, bos_id=-1, pad_id=0)
     except RuntimeError as error:  # the library's message names the possible sizes
         bound = re.search(r"(vs|<=) (\d+)", str(error))
+        if bound and not vocab_size:  # the next power of two
+            return train(found, 2 ** (int(bound[2]) - 1).bit_length(), coverage)
         possible = f"at {'least' if bound[1] == 'vs' else 'most'} {bound[2]}" if bound else error
         raise UserError(f"--vocab-size {vocab_size}: for this text it must be {possible}") from None
     return model.getvalue()
@@ -90,12 +89,13 @@ def main(cfg):
     write_file(out, made)
     tokenizer, size = Tokenizer(made), sum(len(text.encode()) for text in found)
     tokens = sum(len(tokenizer.encode(text)) for text in found)
-    kind = "distill_responses" if cfg.input and ".txt" not in files[0].lower() else "pretrain"
     own = {} if out.absolute() == OUT / "tokenizer.model" and not cfg.input else dict(
         name=Path(paths[0]).stem, tokenizer=out, data=paths[0])
+    with open(files[0], encoding="utf-8-sig", errors="ignore") as file:
+        chat = own and re.search('"(role|from|question|problem|prompt|output)"', file.readline())
     print(f"{show(out)}: {tokenizer.vocab_size:,} pieces | {size / 1e6:.1f} MB = {tokens:,} tokens "
           f"of {size / tokens:.2f} bytes | fingerprint {tokenizer.fingerprint}\n"
-          f"next: {command(f'train_{kind}.py', **own)}")
+          f"next: {command('train_distill_responses.py' if chat else 'train_pretrain.py', **own)}")
 
 
 if __name__ == "__main__":
