@@ -106,8 +106,6 @@ def parse_turns(rows, need_reply, report, weight):
     """A list of {"role", "content", ...} -> list of Turn. Flags and errors: see parse_row."""
     turns, end = [], ""  # end: why it ends with an earlier answer
     for row in rows:
-        if not isinstance(row, dict):
-            raise BadRow("a turn that is not a JSON object", row)
         name, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
         role, texts = ROLES.get(str(name)), {}
         if name in TOOL_ROLES or row.get("tool_calls") or row.get("function_call"):
