@@ -40,7 +40,7 @@ def save(path, state):
 def load(path):
     """A checkpoint -> its dict. UserError if it is missing, damaged or written by other code."""
     common.check_exists(path, f"bash {show(common.ROOT / 'speedrun.sh')} makes the default models")
-    kind = "a folder" if Path(path).is_dir() else FOREIGN.get(Path(path).suffix)
+    kind = "a folder, as of transformers" if Path(path).is_dir() else FOREIGN.get(Path(path).suffix)
     check(not kind, f"{show(path)} is {kind}; only train_*.py write files that can be read here")
     try:
         check(zipfile.ZipFile(path).testzip() is None, "wrong checksum")  # torch checks none
