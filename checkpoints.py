@@ -39,7 +39,7 @@ def save(path, state):
 
 def load(path):
     """A checkpoint -> its dict. UserError if it is missing, damaged or written by other code."""
-    common.check_exists(path, f"bash {show(common.ROOT / 'speedrun.sh')} makes the default models")
+    common.check_exists(path, "the project's speedrun.sh makes the default models")
     kind = "a folder, as of transformers" if Path(path).is_dir() else FOREIGN.get(Path(path).suffix)
     check(not kind, f"{show(path)} is {kind}; only train_*.py write files that can be read here")
     try:

@@ -334,7 +334,7 @@ def main(cfg):
     print(f"\n{tables(results)}\n\nwritten: {show(cfg.out)}.*")
     if cfg.row:
         append_rows(cfg.row, [row_of(cfg, result, state)
-                                     for result, (_, _, state) in zip(results, models)])
+                              for result, (_, _, state) in zip(results, models)])
 
 
 if __name__ == "__main__":

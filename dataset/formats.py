@@ -183,7 +183,7 @@ def chunks(path, limit=0):
     check(not (limit and is_text(path)), f"{show(path)}: plain text has no rows for --documents")
     left = limit or float("inf")
     for source in data_files(path):
-        check_exists(source, "bash speedrun.sh makes the default data")
+        check_exists(source, "the project's speedrun.sh makes the default data")
         with open(source, "rb") as file:
             kinds, most = (KINDS, CHUNK) if is_text(source) else (KINDS | JSON_KINDS, -1)
             for begin, kind in kinds.items():

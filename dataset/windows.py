@@ -289,7 +289,7 @@ def self_check(cfg, env, model, train, val, teacher=None):
     teacher must be 0, or it is not deterministic. UserError if its logits are not finite."""
     held_out = "data" in cfg.given and "val" not in cfg.given
     facts = {"data": f"{show(cfg.data)}: {summary(train['meta'])}",
-             "validation": "a tenth of the data: " * held_out + summary(val["meta"]),
+             "validation": "held out of the data: " * held_out + summary(val["meta"]),
              "tokens a step": f"{cfg.batch * cfg.window:,} with padding",
              "ce at start": f"{validation_ce(model, val, cfg, env):.3f} nats; "
                             f"ln V = {math.log(model.config.vocab_size):.3f} is guessing"}

@@ -60,8 +60,8 @@ def main(cfg):
     rng, out, rows, count = random.Random(cfg.seed), Path(cfg.out), [], 0
     check(cfg.fresh or not out.exists(), f"{show(out)} is there already; --fresh replaces it")
     read = unjudged if cfg.how == "unjudged" else parse_row
-    for line, turns in filter(lambda found: found[1], read_documents(cfg.input, parse=read)):
-        check(isinstance(turns, list), f"{show(cfg.input)}:{line}: plain text has no steps")
+    for place, turns in filter(lambda found: found[1], read_documents(cfg.input, parse=read)):
+        check(isinstance(turns, list), f"{place}: plain text has no steps")
         other = corrupted(rng, turns[-1], cfg.how)
         if other and rng.random() < cfg.share:
             turns, count = [*turns[:-1], other], count + 1

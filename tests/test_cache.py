@@ -259,7 +259,7 @@ def test_what_it_says_to_type_next_works(val, make, tiny_world, call):
     words = make.said.strip().splitlines()[-1].removeprefix("next: python train_distill_logits.py ").split()
     done = call("train_distill_logits", *words, "--steps=1", "--size=0.1m")
     assert done.status == 0 and str(folder) in words, done.err
-    assert ("a tenth of the data: " in done.out) == ("chat.py" in done.out.splitlines()[-1]) == (not val)
+    assert ("held out of the data: " in done.out) == ("chat.py" in done.out.splitlines()[-1]) == (not val)
 
 
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])

@@ -83,7 +83,7 @@ def test_from_a_folder_of_chats_to_a_student_that_answers(chats, tmp_path, run_s
         "ignored key tools": 6, "conversations cut at a turn that uses tools": 6,
         "conversations cut at a last turn without an answer": 6,
         "conversations cut to fit the window": 6, "conversations left out: first answer too long": 6}
-    assert all(f"{reason}: " in said for reason in found) and "a tenth of the data" in said
+    assert all(f"{reason}: " in said for reason in found) and "held out of the data" in said
     assert "warning" not in said
     run(line, "--max-new-tokens=5", "--prompt=Tell me about green rivers.")  # chat.py
     model = tmp_path / shlex.split(line)[2]

@@ -103,6 +103,7 @@ def test_wrong_vocabulary_sizes_say_what_is_possible():
         assert "INTERNAL" not in str(error.value)
         possible = int(str(error.value).split("at least " if size == 100 else "at most ")[1][:3])
         assert Tokenizer(train(texts, possible)).vocab_size == possible
+        assert Tokenizer(train(texts)).vocab_size >= 300  # without a size: one that is possible
 
 
 def test_what_is_no_model_is_refused(tmp_path):

@@ -66,8 +66,8 @@ def train(found, vocab_size=None, coverage=0.9995):
             split_digits=True, model_type="bpe", minloglevel=2, num_threads=1, bos_id=-1, pad_id=0)
     except RuntimeError as error:  # the library's message names the possible sizes
         bound = re.search(r"(vs|<=) (\d+)", str(error))
-        if bound and not vocab_size:  # the next power of two
-            return train(found, 2 ** (int(bound[2]) - 1).bit_length(), coverage)
+        if bound and (size := int(bound[2])) and not vocab_size:  # the most, or a power of two
+            return train(found, size if bound[1] == "<=" else 2 ** (size - 1).bit_length())
         possible = f"at {'least' if bound[1] == 'vs' else 'most'} {bound[2]}" if bound else error
         raise UserError(f"--vocab-size {vocab_size}: for this text it must be {possible}") from None
     return model.getvalue()
