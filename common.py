@@ -232,14 +232,24 @@ def device_and_dtype(cfg):
 
 
 def check_loss_flags(cfg):
-    """UserError for a wrong loss flag -> mix of losses.divergence: beta for jsd, otherwise skew."""
+    """UserError for a loss flag that is wrong, or that has no effect beside the other flags ->
+    mix of losses.divergence: beta for jsd, otherwise skew."""
     between(cfg, 0, 1, "alpha", "beta")
     between(cfg, 0.01, 1000, "temperature")
     check(0 <= cfg.skew < 1, f"--skew {cfg.skew}: must be at least 0 and below 1")
-    check(cfg.divergence == "jsd" or "beta" not in cfg.given, "--beta needs --divergence jsd")
-    check("skew" in cfg.divergence or "skew" not in cfg.given, "--skew needs a skew_* --divergence")
-    soft = cfg.alpha and getattr(cfg, "logits_weight", 1) or hasattr(cfg, "on_policy_share")
-    check(soft or "temperature" not in cfg.given, "--temperature needs --alpha above 0")
+    logits, hidden, relation, own = (vars(cfg).get(name, 1) for name in (  # 1: no such flag here
+        "logits_weight", "hidden_weight", "relation_weight", "on_policy_share"))
+    for there, needed, flags in (
+            (cfg.divergence == "jsd", "--divergence jsd", "beta"),
+            ("skew" in cfg.divergence, "a skew_* --divergence", "skew"),
+            (logits, "--logits-weight above 0", "alpha"),
+            (logits and cfg.alpha or hasattr(cfg, "on_policy_share") and own, "--alpha above 0",
+             "temperature divergence"),
+            (hidden, "--hidden-weight above 0", "hidden_loss hidden_layers"),
+            (relation, "--relation-weight above 0", "relation_heads relation_layers"),
+            (own, "--on-policy-share above 0", "max_new_tokens sample_temperature")):
+        for flag in cfg.given & {*flags.split()}:
+            check(there, f"--{flag.replace('_', '-')} has no effect: it needs {needed}")
     check(getattr(cfg, "fused", "") != "on" or not (cfg.cache or cfg.compile),
           "--fused on does not work with --cache or --compile")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew

@@ -43,18 +43,14 @@ def log_softmax(logits, temperature=1.0):
 
 
 def cross_entropy(logits, targets):
-    """-ln p(target): logits (..., V), targets (...) int64 -> (...) nats.
-
-    Gradient by the logits: softmax(logits) - onehot(target).
-    """
+    """-ln p(target): logits (..., V), targets (...) int64 -> (...) nats. The gradient by the logits
+    is softmax(logits) - onehot(target)."""
     return -log_softmax(logits).gather(-1, targets[..., None])[..., 0]
 
 
 def total(values, weights):
     """Values (...), weights (...) -> scalar: the sum of value * weight over weights that are not 0.
-
-    A value of weight 0 may be inf or NaN. It is skipped, because 0 * NaN is NaN.
-    """
+    A value of weight 0 may be inf or NaN. It is skipped, because 0 * NaN is NaN."""
     return torch.where(weights != 0, values * weights, 0.0).sum()
 
 
@@ -148,26 +144,20 @@ def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None)
 def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
     """tau^2 KL(p || q), estimated from k tokens sampled from p = softmax(teacher / tau).
     student_logits (N, V), ids (N, k), negentropy (N,) = sum p ln p -> (N,) nats. It may be < 0.
-
     Over new samples its mean is tau^2 KL. The gradient of one set of samples is tau (q - counts/k),
     with the mean tau (q - p), as of the KL. In later epochs the student can memorise the samples,
-    and the value falls below 0.   Source: Anshumann et al. 2025, section 3.
-    """
+    and the value falls below 0.   Source: Anshumann et al. 2025, section 3."""
     log_q = log_softmax(student_logits, temperature)                          # (N, V)
     return temperature ** 2 * (negentropy - log_q.gather(-1, ids).mean(-1))
 
 
 def hidden_mse(student, teacher):
     """Two hidden states (..., D) -> (...): the mean over D of (h_student - h_teacher)^2.
-
-    Source: Romero et al. 2015 (FitNets), eq. 3; Jiao et al. 2020 (TinyBERT), eq. 8.
-    """
+    Source: Romero et al. 2015 (FitNets), eq. 3; Jiao et al. 2020 (TinyBERT), eq. 8."""
     return (upcast(student) - upcast(teacher)).square().mean(-1)
 
 
 def hidden_cosine(student, teacher):
     """Two hidden states (..., D) -> (...): 1 - cosine, from 0 to 2. Their lengths do not matter.
-
-    Source: Sanh et al. 2019 (DistilBERT), section 2.
-    """
+    Source: Sanh et al. 2019 (DistilBERT), section 2."""
     return 1 - torch.cosine_similarity(upcast(student), upcast(teacher), dim=-1)

@@ -50,10 +50,21 @@ def test_a_wrong_value_of_a_scripts_own_knob_is_named(script, flag, refused, tin
     """A share of 1.1 is more than all windows; a weight below 0 pushes the student away from the teacher."""
     flags = tiny_world.flags(f"distill_{script}")
     assert flag.partition("=")[0] in refused(f"train_distill_{script}", *flags, flag)
-    flags = tiny_world.flags("distill_features", logits_weight=0, hidden_weight=0, relation_weight=0)
+    flags = tiny_world.flags("distill_features", logits_weight=0, hidden_weight=0, relation_weight=0, relation_heads=None)
     assert "weights are 0" in refused("train_distill_features", *flags)  # it would train on no loss
-    assert "--alpha" in refused("train_distill_logits", *tiny_world.flags("distill_logits", alpha=0), "--temperature=2")
     assert "65,535" in refused("train_pretrain", *tiny_world.flags("pretrain"), "--window=65536")
+
+
+@pytest.mark.parametrize("script, off, flag", [
+    ("logits", "alpha", "temperature=2"), ("logits", "alpha", "divergence=jsd"), ("features", "logits_weight", "alpha=1"),
+    ("features", "hidden_weight", "hidden-loss=mse"), ("features", "hidden_weight", "hidden-layers=last"),
+    ("features", "relation_weight", "relation-heads=2"), ("features", "relation_weight", "relation-layers=last"),
+    ("onpolicy", "on_policy_share", "max-new-tokens=9"), ("onpolicy", "on_policy_share", "sample-temperature=1")])
+def test_a_flag_of_a_part_that_is_off_is_named(script, off, flag, refused, tiny_world):
+    """FAULTS 35: whoever tunes a flag that has no effect measures only noise."""
+    changes = {off: 0, "relation_heads": None, "max_new_tokens": None}
+    said = refused(f"train_distill_{script}", *tiny_world.flags(f"distill_{script}", **changes), f"--{flag}")
+    assert f"--{flag.partition('=')[0]} " in said and f"--{off.replace('_', '-')} above 0" in said
 
 
 @pytest.mark.parametrize("script, flag, command", [

@@ -160,14 +160,14 @@ def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train,
 
 def test_weights_of_zero_leave_logits_distillation(train):
     """A term could stay in the gradient although its weight is 0."""
-    features = train("distill_features", hidden_weight=0, relation_weight=0)
+    features = train("distill_features", hidden_weight=0, relation_weight=0, relation_heads=None)
     logits = train("distill_logits", name="logits")
     assert all(torch.equal(v, features["model"][k]) for k, v in logits["model"].items())
 
 
 def test_every_knob_changes_the_training(train):
     """TRAPS 4: a flag could have no effect."""
-    knobs = [dict(), dict(hidden_weight=0), dict(relation_weight=0), dict(hidden_loss="cosine"),
+    knobs = [dict(), dict(hidden_weight=0), dict(relation_weight=0, relation_heads=None), dict(hidden_loss="cosine"),
              dict(hidden_layers="1:1"), dict(hidden_weight=2), dict(divergence="jsd", beta=0.9)]
     base, *others = [train("distill_features", size="0.2m", steps=2, fresh=True, **flags)["model"]
                      for flags in knobs]

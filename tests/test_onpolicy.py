@@ -20,7 +20,7 @@ def test_share_0_is_logits_distillation_to_the_bit(train, flags):
     """If data, order, random numbers or normaliser differed, the two methods could not be compared."""
     flags = dict(divergence="reverse_kl", steps=3) | flags
     off = train("distill_logits", name="off", **flags)
-    on = train("distill_onpolicy", name="on", on_policy_share=0, **flags)
+    on = train("distill_onpolicy", name="on", on_policy_share=0, max_new_tokens=None, **flags)
     assert all(torch.equal(v, on["model"][k]) for k, v in off["model"].items())
     assert (off["tokens"], off["supervised"]) == (on["tokens"], on["supervised"])
 
@@ -166,8 +166,8 @@ def test_share_alpha_and_divergence_are_knobs_and_its_own_words_no_labels(train)
     the data and on the student's own text, so each of the flags must have an effect."""
     f, r, found = "forward_kl", "reverse_kl", []
     for share, name, alpha in zip((0, 0, .5, .5, 1, 1, 1), (f, r, r, r, f, r, r), (.2, .2, .2, .9, .2, .2, .9)):
-        state = train("distill_onpolicy", fresh=True, steps=2, on_policy_share=share,
-                      divergence=name, alpha=alpha)
+        state = train("distill_onpolicy", fresh=True, steps=2, on_policy_share=share, divergence=name,
+                      alpha=alpha, max_new_tokens=20 if share else None)
         found.append(torch.cat([v.flatten() for v in state["model"].values()]))
     pairs = [(i, j) for j in range(7) for i in range(j) if torch.equal(found[i], found[j])]
     assert pairs == [(5, 6)]  # at share 1 there is no label, so alpha does nothing
