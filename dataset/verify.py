@@ -51,8 +51,8 @@ WORD = re.compile(r"[a-z]+|千[克米瓦]|[\u4e00-\u9fff]", re.I)
 # What makes a sentence doubtful, if \0 is its answer: a word of DOUBT, "?", a bound before it
 DOUBTFUL = re.compile(
     rf"(?<![a-z])(?:{DOUBT})s?(?![a-z])|n['’]t(?![a-z])|[?或不没非无错吗否]|可能|也许|大[概约]|\d,\0|"
-    r"(?:\b(?:than|over|under|above|below|about|around|almost|nearly|least|most|but|minus|except|"
-    r"error(?: code)?:?)|[<>≤≥≠≈~±^√约近]|超过|至少|最多|[大小多少高低]于|\d *[到至]) *\0|左右", re.I)
+    r"(?:\b(?:less|than|over|under|above|below|about|around|almost|nearly|least|most|but|minus|"
+    r"except|error(?: code)?:?)|[<>≤≥≠≈~±^√约近]|超过|至少|最多|[大小多少高低]于|\d *[到至]) *\0|左右", re.I)
 ENDED = re.compile(rf" ?(?:{UNITS})(?![A-Za-z])|\s(?![A-Za-z]\b|[+*/×÷·^])|\*(?!\w)|\.(?!\.)"
                    r"|\([个只元人本天米]\)|[,:)'\"’”=—\u4e00-\u9fff]|$")  # not 14x, 14 + y, 14...
 # An option, and its own text. Not an option: "(A) is wrong", "A. No, C", "B. Wait", "B, no, ...".
@@ -66,10 +66,10 @@ OPTION = re.compile(r"""(?i:option\ |it(?:['’]s|\ is)\ |选[择项]?)?[(\[]?
 FEW_WORDS = re.compile(r"(?!\d|[Nn]o$)\w{2,}(?:[ .,'’·-]+\w+){0,4}")
 # Another answer beside this one, which is \0
 BESIDE = re.compile(r"""
-      (?:\b(?:and|both|new|vs|(?:un)?like)(?:\ \w+){0,2} | [&/+、|→]|^\w+\ to) \W*\0  # Paris to Rome
-    | \0 \W* (?:(?:and|as|vs|to)\b | [&/+、|→])                              # Rome and Paris
-    | \0 \W*? [,;.!(\n。-] \W* (?!它) (?:[\u4e00-\u9fff]{1,3} | [^\W\u4e00-\u9fff]+\W*){1,2}
-      (?:[,;.!)\n。] | \band\b | $)                                         # Rome, New York.
+      (?:\b(?:and|both|new|vs|versus|(?:un)?like)(?:\ \w+){0,2} | [&/+、|→]|^\w+\ to) \W*\0
+    | \0 \W* (?:(?:and|as|vs|versus|to)\b | [&/+、|→])                       # Rome and Paris
+    | \0 \W*? [,;.!(\n。-] \W* (?!它|the\ \w+\ and\b)
+      (?:[\u4e00-\u9fff]{1,3} | [^\W\u4e00-\u9fff]+\W*){1,2} (?:[,;.!)\n。] | \band\b | $)
     | (?:(?<!^\d)[,;.!。] | (?<![:\n])\n) \W* \0 \W* (?:[,;.!\n。] | $)       # Paris, Rome.
     """, re.I | re.X)
 REASON = r"(?i:,?\s?\(?\b(?:because|since)\b|,?\s?因为)"
@@ -134,7 +134,8 @@ def option(text):
 def marked_answer(text):
     """The answer in the last \\boxed{14}; else after the last ####; else the rest of the sentence
     after the last "answer is", "Answer:", 答案是; else None. "" if it is unfinished or taken back."""
-    if starts := [match.end() for match in re.finditer(r"(?<!not )(?<!not \$)\\boxed\s*\{", text)]:
+    box = r"(?<!not )(?<!not \$)(?<!\bor )(?<!\bor \$)\\boxed\s*\{"
+    if starts := [match.end() for match in re.finditer(box, text)]:
         depth = 1  # \boxed{\frac{1}{2}} ends at its own brace; \{ does not count
         for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, starts[-1]):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)

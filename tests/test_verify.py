@@ -228,7 +228,8 @@ RIGHT_IN_PROSE = [(got, "14") for got in (
     ("It was Apollo 11.", "Apollo 11"), ("It is false.", "false"), ("No, it is not.", "no"),  # FAULTS 26
     *[(got, "Rome") for got in ("Rome is the capital. It is old.", "Which? Rome.", "Rome, the capital of Italy.",
                                 "Well.\nIt's **Rome**", "It is Rome. Do you want more?", "The answer: it is Rome",
-                                "The capital and largest city of Italy is Rome.", "首都是Rome。")],
+                                "The capital and largest city of Italy is Rome.", "首都是Rome。",
+                                "It is Rome, the capital and largest city of Italy.")],
     *[(got, "罗马") for got in ("意大利的首都是罗马。", "罗马是意大利的首都。", "首都：**罗马**", "答案是罗马。")]]
 WRONG_IN_PROSE = [(got, "14") for got in (
     "It is either 12 or 14.", "It cannot be 14.", "I do not know, maybe 12, 13 or 14", "It isn't 14",
@@ -238,11 +239,11 @@ WRONG_IN_PROSE = [(got, "14") for got in (
     "She has 14 dozen eggs.", "3,14", r"\sqrt{14}", "约14个", "It weighs 14 kg or so", "可能不是14个", "是14个吗？",
     "It is 14 over 3.", "It is 14 and a half.", "It is 14 + x.", "It is 14*x.",
     "There are 14 million people.", "Answer: 15, because 14+1=15",
-    "The answer is 14. No, it is 15.", r"\boxed{14} is wrong", "The wrong answer is 14.", "答案是14。不，是15。",
+    "The answer is 14. No, it is 15.", r"\boxed{14} is wrong", r"\boxed{15} or $\boxed{14}$", "The wrong answer is 14.", "答案是14。不，是15。",
     "错误的答案是14", "超过14", "至少14", "最多14个", "大于14", "近14", "12到14", "她有14个左右", "May be 14.",
     r"It is not $\boxed{14}$.", "So there are 14 left, not counting two.")] + [  # right, but "not" is not understood
-    ("The answer is B. Actually, it is C.", "B"), ("hardly positive", "positive"), ("不正确选项是B", "B"),
-    *[(row.format(mark), "Rome") for row in ("Rome {} Paris", "Paris {} Rome") for mark in ("vs", "|", "to")],
+    ("The answer is B. Actually, it is C.", "B"), ("hardly positive", "positive"), ("less positive", "positive"), ("不正确选项是B", "B"),
+    *[(row.format(mark), "Rome") for row in ("Rome {} Paris", "Paris {} Rome") for mark in ("vs", "versus", "|", "to")],
     ("It is 14 or 15", "15"), ("Paris or Rome", "Paris"), ("It is not Milan but Rome", "Rome"),
     ("It is a cat.", "A"), ("The answer is not A.", "A"), ("A and B", "A"), ("Tell us.", "US"), ("New York", "York"),
     ("It is not false.", "false"), ("I have no idea.", "no"), ("Yes, but not often", "yes"),
