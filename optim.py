@@ -21,7 +21,7 @@ def get_lr(step, steps, lr, warmup, min_lr=0.0):
 
 
 def orthogonalize(m, iterations=5):
-    """(..., M, N) -> about the nearest orthogonal matrix, same shape, by Newton-Schulz.
+    """(K, M, N) -> about the nearest orthogonal matrix, same shape, by Newton-Schulz.
     Each iteration changes every singular value s (0 to 1) to 3.4445 s - 4.7750 s^3 + 2.0315 s^5.
     That moves s towards 1 fast. In the end it is between about 0.7 and 1.2. Exception: values below
     0.003 of the norm are only multiplied by about 3.44^5."""
@@ -29,7 +29,7 @@ def orthogonalize(m, iterations=5):
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # singular values now <= 1
     for _ in range(iterations):
         a = x @ x.mT
-        x = 3.4445 * x + (2.0315 * a @ a - 4.7750 * a) @ x
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x if m.shape[-2] <= m.shape[-1] else x.mT
 
 
