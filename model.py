@@ -79,6 +79,19 @@ def rotate(x, cos, sin):
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+def attend(q, k, v, mask):
+    """softmax(q k^T / sqrt(C)) v: q (B, H, T, C), k and v (B, G, S, C) -> (B, H, T, C). A mask of
+    numbers is added to q k^T: 0 if visible, else -inf. For other masks torch's kernel does it all.
+    Source: Vaswani et al. 2017, eq. 1."""
+    B, H, T, C = q.shape
+    if mask is None or mask.dtype == torch.bool:  # a single new token may see the whole cache
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True,
+                                              is_causal=mask is None and T > 1)
+    q = (q * C ** -0.5).reshape(B, k.shape[1], -1, C)  # (B, G, H/G * T, C): they share a key head
+    scores = (q @ k.mT).view(B, H, T, -1) + mask       # (B, H, T, S)
+    return (scores.softmax(-1).view(*q.shape[:3], -1) @ v).view(B, H, T, C)
+
+
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share G key/value heads."""
     def __init__(self, c):
@@ -92,7 +105,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, mask, cache=None, features=None):
-        """x (B, T, D) -> (B, T, D). cos, sin (T, C). mask: True if visible; None: plain causal."""
+        """x (B, T, D) -> (B, T, D). cos, sin (T, C). mask: see attend; None: plain causal."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, C)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, C)
@@ -103,9 +116,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, C)
-        # mask None: plain causal attention. A single new token may see all tokens in the cache.
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True,
-                                             is_causal=mask is None and T > 1)  # (B, H, T, C)
+        out = attend(q, k, v, mask)  # (B, H, T, C)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)
 
 
@@ -175,6 +186,10 @@ class Transformer(nn.Module):
         if document is not None:
             mask = document[:, None, :, None] == document[:, None, None, :]  # (B, 1, T, T)
             mask = mask.tril()  # causal. Padding (document 0) sees padding, so no row is empty
+        if cache is None and ids.is_cpu and torch.is_autocast_enabled("cpu"):
+            # in bf16 on a CPU the kernel is slow: a mask of numbers, see attend
+            mask = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
+            mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf)
         x = self.embed_tokens(ids)  # (B, T, D)
         cos, sin = (t[start:start + T].to(x.dtype) for t in (self.cos, self.sin))  # (T, C) each
         for i, layer in enumerate(self.layers):

@@ -7,7 +7,7 @@ import torch
 
 from decoding import generate
 from losses import cross_entropy
-from model import SIZES, build, with_layers
+from model import SIZES, attend, build, with_layers
 from optim import make_optimizers
 
 V = 300  # of tiny_model
@@ -147,6 +147,24 @@ def test_packed_documents_equal_one_by_one(tiny_model, n_kv_heads):
     assert logits.isfinite().all()  # padding, too: a NaN there would reach the gradient
     for text, packed in zip(texts, logits.split([5, 3, 8, 1, 4])):
         assert_close(packed, model(text[None])[0])
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3)], ids=str)
+def test_attention_by_hand_is_the_kernel_forward_and_backward(heads, tiny_model):
+    """In bf16 on a CPU the formula is computed step by step. A wrong head order or scale would be another model."""
+    q, k, v = (torch.randn(2, h, 7, 8, dtype=torch.float64, requires_grad=True) for h in (*heads, heads[1]))
+    visible = (torch.tensor([1, 1, 1, 2, 2, 3, 3])[:, None] == torch.tensor([1, 1, 1, 2, 2, 3, 3])).tril()
+    found = []
+    for mask in (visible, torch.zeros(7, 7, dtype=torch.float64).masked_fill(~visible, -torch.inf)):
+        out = attend(q, k, v, mask)
+        found.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for kernel, by_hand in zip(*found):
+        assert_close(by_hand, kernel, atol=1e-12)
+    model, ids = tiny_model(), draw_ids(2, 9)
+    for document in (None, torch.tensor([[1] * 5 + [2] * 4] * 2)):  # None: plain causal
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(ids, document)
+        assert_close(rounded.float(), model(ids, document), atol=0.05 * model(ids, document).abs().max().item())
 
 
 def test_a_window_longer_than_the_context_is_refused(tiny_model):
