@@ -32,6 +32,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()  # all output files
 CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # Linux only
+# Threads of torch that wait use up a core. 1,000 rounds are short: other programs can run, too.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # it has no effect after torch is imported
 
 
 class UserError(Exception):
