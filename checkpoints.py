@@ -23,7 +23,7 @@ from model import SIZES, ModelConfig, Transformer, build, with_layers
 from tokenizer import Tokenizer
 
 # A resume does not compare these flags: `inputs` has fingerprints of what they name.
-PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
+PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh", "compile")
 FOREIGN = {".safetensors": "a file for transformers", ".gguf": "a file for llama.cpp",
            ".pth": "a file for other code", ".bin": "a file for transformers"}
 
@@ -106,7 +106,11 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
         cfg.size = ""
     context = min(m.config.max_seq_len for m in (model, teacher) if m)
     check(cfg.window <= context, f"--window {cfg.window}: the checkpoint's context is {context}")
-    return model.to(env.device).train().requires_grad_(True), tokenizer, inputs
+    model = model.to(env.device).train().requires_grad_(True)
+    if "compile" in vars(cfg) and common.use_compile(cfg, env):
+        for layer in [*model.layers, *(teacher.layers if teacher else [])]:
+            layer.compile(dynamic=False)  # all blocks of a model share the compiled code
+    return model, tokenizer, inputs
 
 
 def open_run(cfg, env, inputs, model, optimizers):

@@ -237,6 +237,19 @@ def device_and_dtype(cfg):
     return argparse.Namespace(device=device, dtype=dtype, autocast=autocast)
 
 
+def use_compile(cfg, env):
+    """--compile -> bool. auto: if it pays. That is in bf16 on a CPU, and for 600 steps or more: the
+    first run on a machine compiles for half a minute. It needs a C++ compiler; a test shows it."""
+    import torch
+    if cfg.compile != "auto" or (env.device.type, env.dtype) != ("cpu", "bf16") or cfg.steps < 600:
+        return cfg.compile == "on"
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8))
+        return True
+    except Exception:  # no compiler, no Python.h: there are many reasons
+        return False
+
+
 def check_loss_flags(cfg):
     """UserError for a loss flag that is wrong, or that has no effect beside the other flags ->
     mix of losses.divergence: beta for jsd, otherwise skew."""
@@ -256,8 +269,7 @@ def check_loss_flags(cfg):
             (own, "--on-policy-share above 0", "max_new_tokens sample_temperature")):
         for flag in cfg.given & {*flags.split()}:
             check(there, f"--{flag.replace('_', '-')} has no effect: it needs {needed}")
-    check(getattr(cfg, "fused", "") != "on" or not (cfg.cache or cfg.compile),
-          "--fused on does not work with --cache or --compile")
+    check(getattr(cfg, "fused", "") != "on" or not cfg.cache, "--fused on works without --cache only")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew
 
 

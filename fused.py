@@ -18,9 +18,9 @@ CHUNK = 2**22  # logits of one model in memory at a time: 16 MB in float32
 
 def use_fused(cfg, env, vocab_size):
     """--fused -> bool. auto: True if a micro-batch has many logits (0.3 GB in float32), but never
-    with --cache or --compile: they do not give the hidden states that the fused loss needs."""
+    with --cache: it does not give the hidden states that the fused loss needs."""
     logits = cfg.batch // (cfg.accumulate * env.world) * cfg.window * vocab_size
-    many = logits >= 2**26 and not (cfg.cache or cfg.compile)
+    many = logits >= 2**26 and not cfg.cache
     return cfg.fused == "on" or cfg.fused == "auto" and many
 
 

@@ -71,7 +71,6 @@ class Config:
     eval_windows: int = 64         # windows in a validation; 0: all
     seed: int = 0                  # random seed of the start weights and of the window order
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
-    compile: bool = False          # use torch.compile; it takes a minute and helps on a GPU
     fresh: bool = False            # start again at step 0 and replace out/NAME.pt
 
 
@@ -137,7 +136,6 @@ def main(cfg):
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
-    run_model = torch.compile(model) if cfg.compile else model
     facts = {"parameters": f"{model.num_parameters():,}"}
     common.begin(cfg, env, progress, facts | self_check(cfg, env, model, train, val, teacher))
 
@@ -157,7 +155,7 @@ def main(cfg):
             with torch.no_grad(), env.autocast():
                 teacher_logits = teacher(x, document, keep)  # (N, V)
             with env.autocast():
-                logits = run_model(x, document, keep)        # (N, V)
+                logits = model(x, document, keep)            # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
             kd = divergence(cfg.divergence, logits, teacher_logits, cfg.temperature, mix)  # (N,)
             alpha = 1.0 if own else cfg.alpha                # its own text has no labels

@@ -49,7 +49,7 @@ class Config:
     eval_windows: int = 64         # windows in a validation; 0: all
     seed: int = 0                  # random seed of the start weights and of the window order
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
-    compile: bool = False          # use torch.compile; it takes a minute and helps on a GPU
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: see common.use_compile
     fresh: bool = False            # start again at step 0 and replace out/NAME.pt
 
 
@@ -62,7 +62,6 @@ def main(cfg):
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
-    run_model = torch.compile(model) if cfg.compile else model
     facts = {"parameters": f"{model.num_parameters():,}"} | self_check(cfg, env, model, train, val)
     common.begin(cfg, env, progress, facts)
 
@@ -80,7 +79,7 @@ def main(cfg):
         for x, y, document, weight, _ in batches:            # each (B, T)
             keep = weight > 0                                # (B, T) the N tokens that count
             with env.autocast():
-                logits = run_model(x, document, keep)        # (N, V)
+                logits = model(x, document, keep)            # (N, V)
             ce = cross_entropy(logits, y[keep])              # (N,) float32
             terms = [total(ce, weight[keep])]
             loss = terms[0] / n_valid                        # the loss is divided only here

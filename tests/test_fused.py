@@ -109,8 +109,8 @@ def test_the_script_trains_the_same_student_either_way(flags, train, out_dir, mo
 
 def test_it_is_chosen_by_size_and_never_beside_a_cache(train):
     """With a small vocabulary the loop costs time and saves nothing. --fused on must not be silently ignored."""
-    assert "--fused" in train("distill_logits", status=2, fused="on", compile=True)
-    base = dict(batch=8, window=256, accumulate=1, cache="", compile=False, fused="auto")
+    assert "--fused" in train("distill_logits", status=2, fused="on", cache="x")
+    base = dict(batch=8, window=256, accumulate=1, cache="", fused="auto")
     chosen = lambda v, **changes: fused.use_fused(Mock(**base | changes), Mock(world=1), v)
     assert chosen(151_936) and chosen(32_768) and not chosen(32_768, accumulate=8)
-    assert not (chosen(1024) or chosen(151_936, cache="x") or chosen(151_936, compile=True))
+    assert not (chosen(1024) or chosen(151_936, cache="x"))
