@@ -31,6 +31,12 @@ class KVCache:
         self.length = 0
         self.padding = padding if padding is not None and padding.any() else None
 
+    def keep(self, rows):
+        """Forget all rows of the batch except `rows` (B,) of bool."""
+        for layer in self.layers:
+            layer.k, layer.v = layer.k[rows], layer.v[rows]
+        self.padding = None if self.padding is None else self.padding[rows]
+
     def mask(self, T):
         """(B, 1, T, S) or (T, S): True if a new token (row) may see a token. None: causal."""
         if self.padding is None and (self.length == 0 or T == 1):
@@ -56,9 +62,11 @@ def sample(logits, temperature, top_p=1.0, generator=None):
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
-def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, generator=None):
+def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, top_p=1.0,
+                 generator=None):
     """Yield the new tokens (B,) of each step. prompts: lists of ids, which may differ in length.
     Prompts are padded on the left, so all end in the same column. The cache hides the padding.
+    After its stop id a row has no meaning: when half of the rows have one, they leave the batch.
     Ends early if the longest row fills the context. ValueError if a prompt is empty or fills it."""
     weight, context = model.embed_tokens.weight, model.config.max_seq_len
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
@@ -71,16 +79,24 @@ def decode_steps(model, prompts, max_new_tokens, temperature=0.0, top_p=1.0, gen
                           device=weight.device)  # (B, T): first the prompts, then one token per row
     cache = KVCache(model, len(prompts), longest + max_new_tokens, unread.new_tensor(padding))
     fast = len(prompts) == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32
-    decoder = None
+    decoder, token, rows = None, unread[:, -1], torch.arange(len(prompts), device=weight.device)
+    stop_ids = unread.new_tensor(sorted(stop_ids))
     for _ in range(max_new_tokens):
         if fast and cache.length:  # after the prompt: same result, faster
             decoder = decoder or Decoder(model, cache)
             logits = torch.from_numpy(decoder.step(unread.item())[None])  # (1, V)
         else:
             logits = model.lm_head(model.hidden_states(unread, cache=cache)[:, -1])  # (B, V)
-        token = sample(logits, temperature, top_p, generator)  # (B,)
+        new = sample(logits, temperature, top_p, generator)  # (rows,)
+        token = token.index_copy(0, rows, new)  # (B,)
         yield token
-        unread = token[:, None]
+        going = ~torch.isin(new, stop_ids)  # (rows,)
+        if 2 * going.sum() <= len(rows):
+            rows, new = rows[going], new[going]
+            cache.keep(going)
+        if not len(rows):
+            return
+        unread = new[:, None]
 
 
 def opening(tokenizer, target):
@@ -98,10 +114,9 @@ def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     limits = [min(max_new_tokens, model.config.max_seq_len - len(p)) for p in prompts]
     for limit in sorted(set(limits)):
         chosen = [i for i, n in enumerate(limits) if n == limit]
-        for token in decode_steps(model, [prompts[i] for i in chosen], max_new_tokens, **sampling):
+        for token in decode_steps(model, [prompts[i] for i in chosen], max_new_tokens, stop_ids,
+                                  **sampling):
             for i, id in zip(chosen, token.tolist()):
                 if not rows[i] or rows[i][-1] not in stop_ids:  # skip what follows a stop id
                     rows[i].append(id)
-            if all(rows[i][-1] in stop_ids for i in chosen):
-                break
     return rows

@@ -150,7 +150,7 @@ def pieces(server, request):
     answers, written = [Answer() for _ in range(request.n)], 0
     generator = torch.Generator(server.model.embed_tokens.weight.device).manual_seed(request.seed)
     steps = decode_steps(server.model, [request.ids] * request.n, request.limit,
-                         request.temperature, request.top_p, generator)
+                         {server.tokenizer.end}, request.temperature, request.top_p, generator)
     steps = (tokens.tolist() for tokens in steps)  # n ids per step
     while any(answer.reason is None for answer in answers):
         for i, (answer, token) in enumerate(zip(answers, next(steps, [None] * request.n))):

@@ -97,16 +97,21 @@ def test_a_batch_is_generated_as_one_by_one(tiny_model, sampling):
     assert len({tuple(row) for row in one_by_one}) == 4  # equal rows would prove little
 
 
-def test_nothing_after_the_end_counts(tiny_model):
-    """A finished row is still computed in its batch, but those tokens are not part of the answer."""
+def test_nothing_after_the_end_counts_and_finished_rows_leave_the_batch(tiny_model, monkeypatch):
+    """A finished row may still be computed for a while, but those tokens are not part of the answer. If the
+    others lost their own keys or padding when it leaves, their answers would change."""
     model = tiny_model()
     free = generate(model, PROMPTS, 24)
-    stops = {free[0][3], free[1][10]}
+    stops = {free[0][3], free[1][10], free[2][5]}
+    read = Mock(side_effect=model.hidden_states)
+    monkeypatch.setattr(model, "hidden_states", read)
     cut = generate(model, PROMPTS, 24, stops)
     for row, whole in zip(cut, free):
         ends = [i for i, id in enumerate(whole) if id in stops]
         assert row == (whole[:ends[0] + 1] if ends else whole)
     assert len(cut[0]) <= 4 and cut[0][-1] in stops
+    sizes = [len(call.args[0]) for call in read.call_args_list]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
 
 
 def test_a_finished_batch_stops_computing(tiny_model, monkeypatch):

@@ -56,7 +56,7 @@ def says(monkeypatch, tiny_tokenizer):
     """A function: `says(ids, ids, ...)` sets the answers of a batch -> [(prompts, limit, temperature, top_p)]."""
     def plan(*rows):
         calls = []
-        def steps(model, prompts, limit, temperature, top_p, generator):
+        def steps(model, prompts, limit, stop_ids, temperature, top_p, generator):
             calls.append((prompts, limit, temperature, top_p))
             words = [iter(row) for row in rows[:len(prompts)]]
             for _ in range(limit):
