@@ -3,8 +3,8 @@
     decoder = Decoder(model, cache)        # a KVCache of one row that has read the prompt
     logits = decoder.step(token)           # (V,)
 
-In a small model half of the time is torch's overhead per call. numpy's is a third of that
-(runs/bench.py). Only decoding.py uses this file. How it differs from model.py (same letters):
+In a small model much of the time is torch's overhead per call, and numpy has less: see
+results/decode.md. Only decoding.py uses this file. How it differs from model.py (same letters):
 1. Matrices with the same input are joined: q, k and v into one, gate and up into another.
 2. The weight of a norm is multiplied into the next matrix, because W (x / rms(x) * weight) is
    (W * weight) (x / rms(x)). The same is done with sqrt(D), the length of x divided by rms(x).

@@ -3,8 +3,8 @@
 Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momentum. Its singular
 values are all about 1, so rare directions move as far as common ones. Muon is for the matrices in
 blocks. AdamW updates the embeddings, the output matrix and the norms. torch.optim.Muon takes one
-matrix at a time, in bfloat16. On many CPUs that is slower than the whole forward and backward pass.
-Here all matrices of one shape are updated together, in bfloat16 if that is fast.
+matrix at a time, in bfloat16, which is slow on many CPUs. Here all matrices of one shape are
+updated together, in bfloat16 if that is fast.
 """
 import math
 

@@ -278,7 +278,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     """Listens at once; serve_forever() answers requests. UserError if it cannot listen."""
-    request_queue_size = 128  # with the default of 5, some of 50 clients at once must try again
+    request_queue_size = 128  # with the default of 5, some of many clients must try again
     allow_reuse_port = False  # otherwise two servers on one port would share the requests
 
     def __init__(self, cfg, model, tokenizer, key=""):

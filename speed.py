@@ -1,7 +1,7 @@
 """Measure speed and memory of checkpoints: the last columns of eval.py.
 
 Each model has its own process, so its memory is measured separately. The processes take turns, so a
-slow moment of the machine affects all. Compare ratios: if nothing else runs, they repeat to 10 %.
+slow moment of the machine affects all.
 """
 import multiprocessing
 import re

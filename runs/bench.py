@@ -1,6 +1,7 @@
 """Measure the speed of training steps, fused loss and decoding, on an otherwise idle machine.
 
     python runs/bench.py step       8 minutes, after bash speedrun.sh; kept as results/bench.md
+    python runs/bench.py commits --commits "OLD,NEW,NEW --compile on"   kept as results/commits.md
     python runs/bench.py whitebox   20 minutes; kept as results/whitebox-times.jsonl
     python runs/bench.py fused      2 minutes and 10 GB; kept as results/fused.md
     python runs/bench.py decode     1 minute, needs requirements-dev.txt; kept as results/decode.md
@@ -39,7 +40,8 @@ from speed import peak_memory
 
 @dataclass
 class Config:
-    parts: list = None             # what to measure: step, whitebox, fused, decode, or several
+    parts: list = None             # what to measure: step, commits, whitebox, fused, decode
+    commits: str = ""              # commits: compare these; flags of the scripts may follow each
     teacher: str = OUT / "teacher.pt"        # step: the teacher; decode: the model that writes
     size: Literal[("", *SIZES)] = ""         # decode: random weights of this size instead
     turns: int = 3                 # how often each command is timed (2 to 10)
@@ -69,7 +71,7 @@ def peak_share(cfg, env):
         peaks[dtype] = max(peaks.get(dtype, 0), 2 * n**3 / (time.perf_counter() - began))
     runs = {(size, dtype, way): f"train_pretrain.py --size {size} --dtype {dtype} {flag}"
             for size, dtype, (way, flag) in product(
-                ("2m", "0.4m"), peaks, (("eager", ""), ("compiled", "--compile")))}
+                ("2m", "0.4m"), peaks, (("eager", ""), ("compiled", "--compile on")))}
     tokenizer, lines = checkpoints.load_model(cfg.teacher)[1], []
     for (size, dtype, way), (seconds, tokens, counted) in take_turns(runs, cfg).items():
         model = build(size, tokenizer.vocab_size)
@@ -97,11 +99,32 @@ def ablation(cfg, env):
         "loss: cross-entropy, no teacher (= train_pretrain.py)": "train_pretrain.py --size 0.4m",
         "loss: fused (fused.py)": f"{live} --fused on",
         "optimizer: AdamW for all": f"{live} --optimizer adamw", **caches,
-        "compile: torch.compile of the student": f"{live} --compile"}, cfg)
+        "compile: torch.compile of the student": f"{live} --compile on"}, cfg)
     first = next(iter(taken.values()))[0]
     return markdown("logits step, one thing changed | ms: | tokens/s: | speed:", [
         [name, f"{1000 * seconds:.0f}", f"{tokens / seconds:,.0f}", f"{first / seconds:.2f}"]
         for name, (seconds, tokens, _) in taken.items()])
+
+
+def commits(cfg, env):
+    """-> a table: milliseconds of a step in each of --commits, and their share of the first one's."""
+    scripts, todo, lines = {
+        "2m, no teacher": "train_pretrain.py --size 2m",
+        "0.4m, no teacher": "train_pretrain.py --size 0.4m",
+        "0.4m, with the teacher": f"train_distill_logits.py --size 0.4m --teacher {cfg.teacher}",
+    }, {}, []
+    for one in cfg.commits.split(","):
+        commit, _, flags = one.partition(" ")
+        if not (tree := OUT / f"bench-{commit}").exists():
+            subprocess.run(["git", "worktree", "add", "--detach", tree, commit], check=True)
+        todo |= {(one, name): f"{tree}/{script} {flags}" for name, script in scripts.items()}
+    taken = take_turns(todo, cfg)
+    for one in cfg.commits.split(","):
+        lines.append([f"`{one}`"])
+        for name in scripts:
+            ms, first = (1000 * taken[key, name][0] for key in (one, cfg.commits.split(",")[0]))
+            lines[-1] += [f"{ms:.0f}", f"{ms / first:.2f}"]
+    return markdown("commit" + "".join(f" | {name}, ms: | share:" for name in scripts), lines)
 
 
 TIMED = {recipe.name: recipe.commands[0].replace("SEED", "0") for recipe in recipes.RECIPES
@@ -192,7 +215,8 @@ def decode(cfg, env, count=128):
 def main(cfg):
     os.chdir(ROOT)
     env, v = device_and_dtype(SimpleNamespace(dtype="auto")), versions()
-    parts = dict(step=[peak_share, ablation], whitebox=[whitebox], fused=[fused], decode=[decode])
+    parts = dict(step=[peak_share, ablation], commits=[commits], whitebox=[whitebox],
+                 fused=[fused], decode=[decode])
     check(cfg.parts and set(cfg.parts) <= set(parts), "name a part to run: " + " or ".join(parts))
     print(f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; device {env.device}")
     for measure in (measure for name in cfg.parts for measure in parts[name]):
