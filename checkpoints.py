@@ -107,7 +107,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     context = min(m.config.max_seq_len for m in (model, teacher) if m)
     check(cfg.window <= context, f"--window {cfg.window}: the checkpoint's context is {context}")
     model = model.to(env.device).train().requires_grad_(True)
-    if "compile" in vars(cfg) and common.use_compile(cfg, env):
+    if getattr(cfg, "compile", False):
         for layer in [*model.layers, *(teacher.layers if teacher else [])]:
             layer.compile(dynamic=False)  # all blocks of a model share the compiled code
     return model, tokenizer, inputs
@@ -126,9 +126,8 @@ def open_run(cfg, env, inputs, model, optimizers):
     if cfg.fresh or not path.exists():
         return progress, None
     state = load(path)
-    gone = dict(loss_on="response", long_frac=-1)  # flags of the first version, as they are now
-    before = gone | state.get("run_config", {}) | state.get("inputs", {})
-    now = gone | {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
+    before = state.get("run_config", {}) | state.get("inputs", {})
+    now = {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
     finished = (f"{show(path)} is finished ({state.get('step')} steps); --fresh trains it again, "
                 f"--name NEW --init {show(path)} trains it further")
     differing = {key for key in now if before.get(key) != now[key]}

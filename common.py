@@ -203,7 +203,7 @@ def start(cfg):
     env: device, dtype (a name), autocast (makes a context), rank, world, stop, versions."""
     import torch
     between(cfg, 1, 2**32 - 1, "steps", "batch", "accumulate", "eval_every")
-    between(cfg, 1e-9, math.inf, "lr", "clip")
+    between(cfg, 1e-9, math.inf, "lr")
     between(cfg, 1, 2**16 - 1, "window")  # documents in a window have 16-bit numbers
     between(cfg, 0, 2**32 - 1, "warmup", "weight_decay", "documents", "eval_windows", "seed")
     check(cfg.data and cfg.val, "--data and --val must each name a file")
@@ -237,39 +237,26 @@ def device_and_dtype(cfg):
     return argparse.Namespace(device=device, dtype=dtype, autocast=autocast)
 
 
-def use_compile(cfg, env):
-    """--compile -> bool. auto: if it pays. That is in bf16 on a CPU, and for 600 steps or more: the
-    first run on a machine compiles for half a minute. It needs a C++ compiler; a test shows it."""
-    import torch
-    if cfg.compile != "auto" or (env.device.type, env.dtype) != ("cpu", "bf16") or cfg.steps < 600:
-        return cfg.compile == "on"
-    try:
-        torch.compile(lambda x: x + 1)(torch.ones(8))
-        return True
-    except Exception:  # no compiler, no Python.h: there are many reasons
-        return False
-
-
 def check_loss_flags(cfg):
     """UserError for a loss flag that is wrong, or that has no effect beside the other flags ->
     mix of losses.divergence: beta for jsd, otherwise skew."""
     between(cfg, 0, 1, "alpha", "beta")
     between(cfg, 0.01, 1000, "temperature")
     check(0 <= cfg.skew < 1, f"--skew {cfg.skew}: must be at least 0 and below 1")
-    logits, hidden, relation, own = (vars(cfg).get(name, 1) for name in (  # 1: no such flag here
-        "logits_weight", "hidden_weight", "relation_weight", "on_policy_share"))
+    logits, hidden, relation = (vars(cfg).get(f"{name}_weight", 1)  # 1: a script without this flag
+                                for name in ("logits", "hidden", "relation"))
+    own = vars(cfg).get("on_policy_share", 0)
     for there, needed, flags in (
             (cfg.divergence == "jsd", "--divergence jsd", "beta"),
             ("skew" in cfg.divergence, "a skew_* --divergence", "skew"),
             (logits, "--logits-weight above 0", "alpha"),
-            (logits and cfg.alpha or hasattr(cfg, "on_policy_share") and own, "--alpha above 0",
-             "temperature divergence"),
+            (logits and cfg.alpha or own, "--alpha above 0", "temperature divergence"),
             (hidden, "--hidden-weight above 0", "hidden_loss hidden_layers"),
             (relation, "--relation-weight above 0", "relation_heads relation_layers"),
             (own, "--on-policy-share above 0", "max_new_tokens sample_temperature")):
         for flag in cfg.given & {*flags.split()}:
             check(there, f"--{flag.replace('_', '-')} has no effect: it needs {needed}")
-    check(getattr(cfg, "fused", "") != "on" or not cfg.cache, "--fused on works without --cache only")
+    check(getattr(cfg, "fused", "") != "on" or not cfg.cache, "--fused on: only without --cache")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew
 
 

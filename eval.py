@@ -28,7 +28,7 @@ from dataset.verify import (agree, extract_answer, known_answer, parse_number, p
                             prompt_ids, verdict)
 from dataset.windows import eval_batches, open_data
 from decoding import generate, opening
-from losses import cross_entropy, forward_kl
+from losses import cross_entropy, divergence
 from metrics import (append_rows, calibration, chrf, json_lines, majority, markdown, mcnemar,
                      pass_at, repetition, table, wilson)
 
@@ -65,7 +65,7 @@ def score(model, tokenizer, teacher, data, cfg):
         sums["ce"] += cross_entropy(logits, y).double().sum().item()
         if teacher is not None:
             teacher_logits = teacher(x, document, keep)       # (N, V)
-            sums["kl"] += forward_kl(logits, teacher_logits).double().sum().item()
+            sums["kl"] += divergence("forward_kl", logits, teacher_logits).double().sum().item()
             sums["agreement"] += (logits.argmax(-1) == teacher_logits.argmax(-1)).sum().item()
         sums["bytes"] += bytes_of[y].sum().item()
         seen.append((confidence, likeliest == y))

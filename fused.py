@@ -5,9 +5,7 @@ vocabulary of 32,768 it takes 0.5 GB in float32, and the plain loss stores at le
 Here a few tokens at a time get logits and the plain loss of losses.py, with any divergence. The
 gradients of the hidden states and of the output matrix are computed at once, in the forward pass.
 The backward pass only scales them (Hsu et al. 2024, Liger, for cross-entropy). Wijmans et al. 2024
-compute the logits again in the backward pass instead.
-
-Matmuls use the dtype of the hidden states, softmax and sums use float32.
+compute the logits again in the backward pass. Softmax and sums are in float32, matmuls may be not.
 """
 import torch
 
@@ -25,7 +23,10 @@ def use_fused(cfg, env, vocab_size):
 
 
 class FusedLoss(torch.autograd.Function):
-    """See fused_loss. `forward` also computes the gradients, which only the first sum has."""
+    """hidden (N, D), head (V, D), y (N,), weight (N,), teacher's hidden (N, D') and head (V, D'),
+    alpha, name, tau, mix -> four weighted sums over tokens: loss = (1 - alpha) ce + alpha kd, ce,
+    kd, teacher's ce. kd is a divergence of losses.py. Only the loss has a gradient; `forward`
+    computes it, too. ValueError if the vocabularies differ."""
 
     @staticmethod
     def forward(ctx, hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, tau, mix):
@@ -58,15 +59,6 @@ class FusedLoss(torch.autograd.Function):
         return grad_loss * grad_hidden, grad_loss * grad_head, *[None] * 8
 
 
-def fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, alpha=1.0, name="forward_kl",
-               temperature=1.0, mix=None):
-    """hidden (N, D), head (V, D), y (N,), weight (N,), teacher's hidden (N, D') and head (V, D')
-    -> four weighted sums over tokens: loss = (1 - alpha) ce + alpha kd, ce, kd, teacher's ce. kd is
-    a divergence of losses.py. The loss has a gradient. ValueError if the vocabularies differ."""
-    return FusedLoss.apply(hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name,
-                           temperature, mix)
-
-
 def fused_step(cfg, env, model, teacher, x, y, document, weight, mix, n_valid):
     """Forward and backward pass of a micro-batch of train_distill_logits.py: x, y, document, weight
     (B, T) -> four sums over tokens, as floats: loss, ce, kd, teacher's ce."""
@@ -76,7 +68,8 @@ def fused_step(cfg, env, model, teacher, x, y, document, weight, mix, n_valid):
         with torch.no_grad():
             teacher_hidden = teacher.hidden_states(x, document)[keep].to(dtype)  # (N, D')
     with torch.autocast(env.device.type, enabled=False):
-        terms = fused_loss(hidden, model.lm_head.weight, y[keep], weight[keep], teacher_hidden,
-                           teacher.lm_head.weight, cfg.alpha, cfg.divergence, cfg.temperature, mix)
+        terms = FusedLoss.apply(
+            hidden, model.lm_head.weight, y[keep], weight[keep], teacher_hidden,
+            teacher.lm_head.weight, cfg.alpha, cfg.divergence, cfg.temperature, mix)
         (terms[0] / n_valid).backward()
     return [term.item() for term in terms]

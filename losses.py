@@ -56,12 +56,10 @@ def total(values, weights):
 
 def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
     """tau^2 D(p, q) of two tensors of logits (..., V) -> (...), for any name in DIVERGENCES.
-
     p = softmax(teacher/tau), q = softmax(student/tau). The unit is nats. Total variation has no
     unit, and tau instead of tau^2, see `scale`. mix: b of jsd (default 0.5) or s of skew_* (default
     0.1); others ignore it. Raises ValueError if the shapes differ (padding or cutting a vocabulary
-    would change the distribution), if the name is unknown, or if mix is out of range.
-    """
+    would change the distribution), if the name is unknown, or if mix is out of range."""
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"student logits are {tuple(student_logits.shape)}, teacher logits "
                          f"{tuple(teacher_logits.shape)}: use one tokenizer and the same tokens")
@@ -72,10 +70,8 @@ def divergence(name, student_logits, teacher_logits, temperature=1.0, mix=None):
 
 def of_log_probabilities(name, log_q, log_p, mix=None):
     """D(p, q) of log-probabilities (..., V) -> (...): the formulas of DIVERGENCES.
-
     With b = 0 or 1 the JSD is 0 for every q and teaches nothing. So b = 0 gives forward KL, and
-    b = 1 reverse KL. The value jumps there: at b = 0.001 it is about 0.001 times forward KL.
-    """
+    b = 1 reverse KL. The value jumps there: at b = 0.001 it is about 0.001 times forward KL."""
     if mix is None:
         mix = 0.5 if name == "jsd" else 0.1
     if not (0 <= mix <= 1 and (mix < 1 or "skew" not in name)):
@@ -113,7 +109,6 @@ def mixture(log_a, log_b, share):
 
 def scale(name, temperature):
     """tau^2, or tau for total variation. It keeps the gradient at about the same size at every tau.
-
     Dividing logits by tau divides the gradient by tau. It also makes p and q more alike: if tau is
     large, q - p is about (z_q - z_p) / (tau V), for logits z of mean 0. So the gradient of a KL is
     divided by tau again (Hinton, Vinyals & Dean 2015, section 2). The derivative of total variation
@@ -121,18 +116,12 @@ def scale(name, temperature):
     return temperature if name == "total_variation" else temperature ** 2
 
 
-def forward_kl(student_logits, teacher_logits, temperature=1.0):
-    """tau^2 KL(p || q): what eval.py reports as KL, at tau = 1."""
-    return divergence("forward_kl", student_logits, teacher_logits, temperature)
-
-
 def topk_divergence(name, student_logits, ids, log_p, temperature=1.0, mix=None):
     """A divergence from a cache: the teacher's k likeliest tokens, and a bucket for all others.
     student_logits (N, V); ids (N, k); log_p (N, k + 1) at the same tau, the bucket last -> (N,).
     If k = V, log_p is (N, k), without a bucket. The result is at most the divergence on the whole
     vocabulary: merging tokens makes two distributions more alike. float16 rounds log_p, so it is
-    normalised again, bucket included. For k < V a list without a bucket makes the student too sure.
-    """
+    normalised again, bucket included. For k < V a list without one makes the student too sure."""
     z = upcast(student_logits) / temperature                               # (N, V)
     merged = z.gather(-1, ids)                                             # (N, k)
     if log_p.shape[-1] > ids.shape[-1]:

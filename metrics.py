@@ -32,7 +32,6 @@ def mcnemar(first, second):
 def calibration(confidence, hit, bins=15):
     """Is a model that is 80 % sure right in 80 % of the cases? Returns (ECE, reliability diagram).
     The diagram is [(tokens, mean confidence, accuracy)] of the bins that are not empty.
-
     confidence (N,): probability of the likeliest token. hit (N,): bool, is that token right?
     ECE = sum over bins of share * |accuracy - mean confidence| (Guo et al. 2017, eq. 3)."""
     index = np.minimum((confidence.astype(np.float64) * bins).astype(int), bins - 1)

@@ -81,8 +81,8 @@ def rotate(x, cos, sin):
 
 def attend(q, k, v, mask):
     """softmax(q k^T / sqrt(C)) v: q (B, H, T, C), k and v (B, G, S, C) -> (B, H, T, C). A mask of
-    numbers is added to q k^T: 0 if visible, else -inf. For other masks torch's kernel does it all.
-    Source: Vaswani et al. 2017, eq. 1."""
+    numbers is added to q k^T: 0 if visible, else -inf. For other masks torch's kernel does it all;
+    in bf16 on a CPU its backward pass is slow. Source: Vaswani et al. 2017, eq. 1."""
     B, H, T, C = q.shape
     if mask is None or mask.dtype == torch.bool:  # a single new token may see the whole cache
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True,
@@ -186,8 +186,7 @@ class Transformer(nn.Module):
         if document is not None:
             mask = document[:, None, :, None] == document[:, None, None, :]  # (B, 1, T, T)
             mask = mask.tril()  # causal. Padding (document 0) sees padding, so no row is empty
-        if cache is None and ids.is_cpu and torch.is_autocast_enabled("cpu"):
-            # in bf16 on a CPU the kernel is slow: a mask of numbers, see attend
+        if cache is None and ids.is_cpu and torch.is_autocast_enabled("cpu"):  # see attend
             mask = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
             mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf)
         x = self.embed_tokens(ids)  # (B, T, D)

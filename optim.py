@@ -20,6 +20,13 @@ def get_lr(step, steps, lr, warmup, min_lr=0.0):
     return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (lr - min_lr)
 
 
+def set_lr(optimizers, lr):
+    """Set the learning rate of all optimizers; returns it."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = lr
+    return lr
+
+
 def orthogonalize(m, iterations=5):
     """(K, M, N) -> about the nearest orthogonal matrix, same shape, by Newton-Schulz.
     Each iteration changes every singular value s (0 to 1) to 3.4445 s - 4.7750 s^3 + 2.0315 s^5.

@@ -30,7 +30,7 @@ from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import (DIVERGENCES, cross_entropy, divergence, hidden_cosine, hidden_mse, kl, total,
                     upcast)
 from model import SIZES
-from optim import get_lr, make_optimizers
+from optim import get_lr, make_optimizers, set_lr
 
 
 @dataclass
@@ -64,7 +64,6 @@ class Config:
     lr: float = 1e-2               # peak learning rate (1e-3 to 1e-2 for these small models)
     warmup: int = 30               # steps of linear warmup (10 to 200)
     weight_decay: float = 0.1      # decoupled weight decay of the matrices (0 to 0.3)
-    clip: float = 1.0              # largest gradient norm (0.5 to 5); larger ones are scaled down
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon on block matrices, AdamW on the rest
     eval_every: int = 100          # steps between validations (20 to 500); each saves a checkpoint
     eval_windows: int = 64         # windows in a validation; 0: all
@@ -155,10 +154,7 @@ def main(cfg):
     for step in range(progress.step, cfg.steps):
         began = time.time()
         # 1) learning rate
-        lr = get_lr(step, cfg.steps, cfg.lr, cfg.warmup)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        lr = set_lr(optimizers, get_lr(step, cfg.steps, cfg.lr, cfg.warmup))
 
         # 2) forward, backward
         batches, n_valid, counts = step_batches(train, step, cfg, env)
@@ -187,7 +183,7 @@ def main(cfg):
 
         # 3) clip, step
         common.sum_gradients(trained, env)
-        norm = torch.nn.utils.clip_grad_norm_(trained, cfg.clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0).item()
         loss, ce, kd, hidden, relation, teacher_ce = (
             s / n_valid for s in common.sum_over_ranks(sums, env))
         common.check_finite(loss, norm, step, cfg)

@@ -22,7 +22,7 @@ import checkpoints
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from losses import cross_entropy, total
 from model import SIZES
-from optim import get_lr, make_optimizers
+from optim import get_lr, make_optimizers, set_lr
 
 
 @dataclass
@@ -43,13 +43,12 @@ class Config:
     lr: float = 4e-3               # peak learning rate (size 2m: 4e-3; smaller sizes: up to 1e-2)
     warmup: int = 30               # steps of linear warmup (10 to 200)
     weight_decay: float = 0.1      # decoupled weight decay of the matrices (0 to 0.3)
-    clip: float = 1.0              # largest gradient norm (0.5 to 5); larger ones are scaled down
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon on block matrices, AdamW on the rest
     eval_every: int = 100          # steps between validations (20 to 500); each saves a checkpoint
     eval_windows: int = 64         # windows in a validation; 0: all
     seed: int = 0                  # random seed of the start weights and of the window order
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: see common.use_compile
+    compile: bool = False          # faster in bf16; the first run on a machine needs a minute more
     fresh: bool = False            # start again at step 0 and replace out/NAME.pt
 
 
@@ -68,10 +67,7 @@ def main(cfg):
     for step in range(progress.step, cfg.steps):
         began = time.time()
         # 1) learning rate
-        lr = get_lr(step, cfg.steps, cfg.lr, cfg.warmup)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        lr = set_lr(optimizers, get_lr(step, cfg.steps, cfg.lr, cfg.warmup))
 
         # 2) forward, backward
         batches, n_valid, counts = step_batches(train, step, cfg, env)
@@ -88,7 +84,7 @@ def main(cfg):
 
         # 3) clip, step
         common.sum_gradients(model.parameters(), env)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         ce, = (s / n_valid for s in common.sum_over_ranks(sums, env))
         common.check_finite(ce, norm, step, cfg)
         for optimizer in optimizers:

@@ -34,7 +34,7 @@ from common import (OUT, atomic_write, check, command, data_files, lock, sha256_
                     sum_over_ranks, write_file)
 from dataset.formats import (CHUNK, bad_lines_text, chunks, encode_document, forms, is_text, note,
                              parse_row, read_documents)
-from losses import cross_entropy, forward_kl
+from losses import cross_entropy, divergence
 
 VERSION = 5  # of the files on disk
 SORTED, OPEN_WINDOWS = 1024, 1024  # documents sorted together; windows kept open
@@ -301,7 +301,8 @@ def self_check(cfg, env, model, train, val, teacher=None):
     x, _, document, weight = next(eval_batches(val, cfg.batch, cfg.batch, env.device))
     with env.autocast():
         first, second = (teacher(x, document, weight > 0) for _ in range(2))  # (N, V)
-    kl, ce = forward_kl(second, first).mean().item(), validation_ce(teacher, val, cfg, env)
+    kl = divergence("forward_kl", second, first).mean().item()
+    ce = validation_ce(teacher, val, cfg, env)
     check(math.isfinite(kl) and math.isfinite(ce),
           f"the teacher's logits are not finite in {env.dtype}; try another --dtype or --teacher")
     return facts | {"teacher's ce": f"{ce:.3f} nats", "KL(teacher||teacher)": f"{kl:.1e} must be 0"}

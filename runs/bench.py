@@ -1,7 +1,7 @@
 """Measure the speed of training steps, fused loss and decoding, on an otherwise idle machine.
 
     python runs/bench.py step       8 minutes, after bash speedrun.sh; kept as results/bench.md
-    python runs/bench.py commits --commits "OLD,NEW,NEW --compile on"   kept as results/commits.md
+    python runs/bench.py commits --commits "OLD,NEW,NEW --compile"   kept as results/commits.md
     python runs/bench.py whitebox   20 minutes; kept as results/whitebox-times.jsonl
     python runs/bench.py fused      2 minutes and 10 GB; kept as results/fused.md
     python runs/bench.py decode     1 minute, needs requirements-dev.txt; kept as results/decode.md
@@ -30,7 +30,7 @@ import torch
 
 import checkpoints
 from decoding import generate
-from fused import fused_loss
+from fused import FusedLoss
 from losses import cross_entropy, divergence, total
 from metrics import json_lines, markdown
 from model import SIZES, build
@@ -71,7 +71,7 @@ def peak_share(cfg, env):
         peaks[dtype] = max(peaks.get(dtype, 0), 2 * n**3 / (time.perf_counter() - began))
     runs = {(size, dtype, way): f"train_pretrain.py --size {size} --dtype {dtype} {flag}"
             for size, dtype, (way, flag) in product(
-                ("2m", "0.4m"), peaks, (("eager", ""), ("compiled", "--compile on")))}
+                ("2m", "0.4m"), peaks, (("eager", ""), ("compiled", "--compile")))}
     tokenizer, lines = checkpoints.load_model(cfg.teacher)[1], []
     for (size, dtype, way), (seconds, tokens, counted) in take_turns(runs, cfg).items():
         model = build(size, tokenizer.vocab_size)
@@ -85,29 +85,8 @@ def peak_share(cfg, env):
     return markdown("model | dtype | run | ms: | tokens/s: | GFLOP/s: | peak: | of peak:", lines)
 
 
-def ablation(cfg, env):
-    """-> a table: the logits script with one thing changed at a time."""
-    script, caches = "train_distill_logits.py --size 0.4m", {}
-    live, other = f"{script} --teacher {cfg.teacher}", "float32" if env.dtype == "bf16" else "bf16"
-    for kind in ("topk", "sampled"):
-        flags = f"--teacher {cfg.teacher} --kind {kind} --out {OUT}/data/bench-{kind}"
-        recipes.run(f"dataset/teacher_cache.py {flags}", {})
-        caches[f"teacher: a cache, {kind}, k = 32"] = f"{script} --cache {OUT}/data/bench-{kind}"
-    taken = take_turns({
-        f"plain: {env.dtype}, eager, Muon": live,
-        f"precision: {other}": f"{live} --dtype {other}",
-        "loss: cross-entropy, no teacher (= train_pretrain.py)": "train_pretrain.py --size 0.4m",
-        "loss: fused (fused.py)": f"{live} --fused on",
-        "optimizer: AdamW for all": f"{live} --optimizer adamw", **caches,
-        "compile: torch.compile of the student": f"{live} --compile on"}, cfg)
-    first = next(iter(taken.values()))[0]
-    return markdown("logits step, one thing changed | ms: | tokens/s: | speed:", [
-        [name, f"{1000 * seconds:.0f}", f"{tokens / seconds:,.0f}", f"{first / seconds:.2f}"]
-        for name, (seconds, tokens, _) in taken.items()])
-
-
 def commits(cfg, env):
-    """-> a table: milliseconds of a step in each of --commits, and their share of the first one's."""
+    """-> a table: milliseconds of a step in each of --commits, as shares of the first, too."""
     scripts, todo, lines = {
         "2m, no teacher": "train_pretrain.py --size 2m",
         "0.4m, no teacher": "train_pretrain.py --size 0.4m",
@@ -156,8 +135,8 @@ def one_loss(way, vocab_size, tokens, width=256):
     y, weight = torch.randint(vocab_size, (tokens,)), torch.ones(tokens)
     before, began = peak_memory(), time.perf_counter()
     if way == "fused":
-        loss = fused_loss(hidden, head, y, weight, teacher_hidden, teacher_head, alpha=0.9,
-                          name="forward_kl", temperature=2.0)[0]
+        loss = FusedLoss.apply(hidden, head, y, weight, teacher_hidden, teacher_head, 0.9,
+                               "forward_kl", 2.0, None)[0]
     else:
         logits, teacher_logits = hidden @ head.T, teacher_hidden @ teacher_head.T  # (N, V)
         kd = divergence("forward_kl", logits, teacher_logits, 2.0)                 # (N,)
@@ -214,13 +193,13 @@ def decode(cfg, env, count=128):
 
 def main(cfg):
     os.chdir(ROOT)
+    os.environ["MINIDISTILL_OUT"] = str(OUT)  # also for the scripts of other commits
     env, v = device_and_dtype(SimpleNamespace(dtype="auto")), versions()
-    parts = dict(step=[peak_share, ablation], commits=[commits], whitebox=[whitebox],
-                 fused=[fused], decode=[decode])
+    parts = dict(step=peak_share, commits=commits, whitebox=whitebox, fused=fused, decode=decode)
     check(cfg.parts and set(cfg.parts) <= set(parts), "name a part to run: " + " or ".join(parts))
     print(f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; device {env.device}")
-    for measure in (measure for name in cfg.parts for measure in parts[name]):
-        print(f"\n{measure(cfg, env)}")
+    for name in cfg.parts:
+        print(f"\n{parts[name](cfg, env)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def write_checkpoint(path, tokenizer, change=lambda state: None, vocab_size=None
 
 @pytest.mark.parametrize("flag", [
     "--stepz=3", "--steps=0", "--lr=0", "--lr=nan", "--size=7b", "--dtype=fp8", "--window=161", "--batch=0",
-    "--accumulate=3", "--accumulate=0", "--eval-every=0", "--clip=0", "--warmup=-1", "--weight-decay=-1",
+    "--accumulate=3", "--accumulate=0", "--eval-every=0", "--warmup=-1", "--weight-decay=-1",
     "--seed=-1", "--documents=-1", "--eval-windows=-1", "--alpha=1.5", "--temperature=0", "--beta=1.1", "--val=",
     "--skew=1", "--beta=0.3", "--skew=0.3"])
 def test_a_wrong_flag_or_value_is_named(flag, refused, tiny_world):

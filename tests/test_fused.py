@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fused
-from fused import fused_loss
+from fused import FusedLoss
 from losses import cross_entropy, divergence, total
 from test_divergences import CASES
 
@@ -37,7 +37,7 @@ def plain(hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, ta
 def both(*how, dtype=torch.float32):
     """[fused, plain]: (four sums (4,), gradient of hidden (N, D), gradient of head (V, D)) each."""
     found = []
-    for way in (fused_loss, plain):
+    for way in (FusedLoss.apply, plain):
         hidden, head, *rest = inputs(dtype)
         sums = way(hidden, head, *rest, *how)
         (sums[0] / 30).backward()  # the others have no gradient: it would be 0, without an error
@@ -60,7 +60,7 @@ def test_the_matrix_gradients_of_a_thousand_chunks_are_summed_in_float32(monkeyp
     """A bfloat16 sum (8 bits) ignores numbers below its last bit: the gradient was off by 3 %."""
     monkeypatch.setattr(fused, "CHUNK", V)  # one token at a time
     gradients = []
-    for dtype, way in ((torch.bfloat16, fused_loss), (torch.float32, plain)):
+    for dtype, way in ((torch.bfloat16, FusedLoss.apply), (torch.float32, plain)):
         tensors = [t.detach().bfloat16().to(dtype) if t.dim() == 2 else t
                    for t in inputs(torch.bfloat16, n=1000)]  # both read the same numbers
         head = tensors[1] = tensors[1].float().requires_grad_()
@@ -81,14 +81,14 @@ def test_no_tensor_of_all_logits_is_ever_made(monkeypatch):
             largest.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
             return out
     with Watch():
-        fused_loss(*tensors)[0].backward()
+        FusedLoss.apply(*tensors, 1.0, "forward_kl", 1.0, None)[0].backward()
     assert max(largest) <= V * TEACHER_D < N * V
 
 
 def test_no_token_gives_zero_and_zero_gradients():
     """TRAPS 9: a step without a token that counts must not give NaN."""
     _, head, *_ = tensors = inputs(n=0)
-    loss = fused_loss(*tensors)[0]
+    loss = FusedLoss.apply(*tensors, 1.0, "forward_kl", 1.0, None)[0]
     loss.backward()
     assert loss == 0 and (head.grad == 0).all()
 
