@@ -1,16 +1,16 @@
 """Measure the speed of training steps, fused loss and decoding, on an otherwise idle machine.
 
-    python runs/bench.py step       8 minutes, after bash speedrun.sh; kept as results/bench.md
-    python runs/bench.py commits --commits "OLD,NEW,NEW --compile"   kept as results/commits.md
+    python runs/bench.py step       4 minutes, after bash speedrun.sh; kept as results/bench.md
+    python runs/bench.py commits --commits "OLD,NEW,NEW --compile"      kept as results/commits.md
     python runs/bench.py whitebox   20 minutes; kept as results/whitebox-times.jsonl
     python runs/bench.py fused      2 minutes and 10 GB; kept as results/fused.md
     python runs/bench.py decode     1 minute, needs requirements-dev.txt; kept as results/decode.md
 
-step: scripts take turns, 60 steps each on the speedrun's stories. Table 1: FLOP/s as a share of the
-best square matmul. Forward and backward, each token of a window costs 6 * (matmul parameters of the
-blocks) + 12 * layers * heads * channels * window. A counted token costs 6 * width * vocabulary more
-(Chowdhery et al. 2022, appendix B). Table 2: the logits script, one thing changed on each line.
+Scripts take turns, 60 steps each. step: FLOP/s as a share of the best square matmul. Forward and
+backward, a token costs 6 * (matmul parameters of the blocks) + 12 * layers * heads * channels *
+window, and if it counts 6 * width * vocabulary more (Chowdhery et al. 2022, appendix B).
 """
+import atexit
 import multiprocessing
 import os
 import re
@@ -42,7 +42,8 @@ from speed import peak_memory
 class Config:
     parts: list = None             # what to measure: step, commits, whitebox, fused, decode
     commits: str = ""              # commits: compare these; flags of the scripts may follow each
-    teacher: str = OUT / "teacher.pt"        # step: the teacher; decode: the model that writes
+    beside: int = 0                # how many other trainings run meanwhile (0: the machine is idle)
+    teacher: str = OUT / "teacher.pt"        # commits: the teacher; decode: the model that writes
     size: Literal[("", *SIZES)] = ""         # decode: random weights of this size instead
     turns: int = 3                 # how often each command is timed (2 to 10)
     steps: int = 60                # steps of a training run; the first ten are not timed
@@ -87,22 +88,21 @@ def peak_share(cfg, env):
 
 def commits(cfg, env):
     """-> a table: milliseconds of a step in each of --commits, as shares of the first, too."""
-    scripts, todo, lines = {
-        "2m, no teacher": "train_pretrain.py --size 2m",
-        "0.4m, no teacher": "train_pretrain.py --size 0.4m",
-        "0.4m, with the teacher": f"train_distill_logits.py --size 0.4m --teacher {cfg.teacher}",
-    }, {}, []
-    for one in cfg.commits.split(","):
+    todo, lines, entries = {}, [], cfg.commits.split(",")
+    scripts = {"2m, no teacher": "train_pretrain.py --size 2m",
+               "0.4m, no teacher": "train_pretrain.py --size 0.4m",
+               "0.4m, teacher": f"train_distill_logits.py --size 0.4m --teacher {cfg.teacher}"}
+    for one in entries:
         commit, _, flags = one.partition(" ")
         if not (tree := OUT / f"bench-{commit}").exists():
             subprocess.run(["git", "worktree", "add", "--detach", tree, commit], check=True)
         todo |= {(one, name): f"{tree}/{script} {flags}" for name, script in scripts.items()}
     taken = take_turns(todo, cfg)
-    for one in cfg.commits.split(","):
+    for one in entries:
         lines.append([f"`{one}`"])
         for name in scripts:
-            ms, first = (1000 * taken[key, name][0] for key in (one, cfg.commits.split(",")[0]))
-            lines[-1] += [f"{ms:.0f}", f"{ms / first:.2f}"]
+            seconds, first = taken[one, name][0], taken[entries[0], name][0]
+            lines[-1] += [f"{1000 * seconds:.0f}", f"{seconds / first:.2f}"]
     return markdown("commit" + "".join(f" | {name}, ms: | share:" for name in scripts), lines)
 
 
@@ -198,6 +198,10 @@ def main(cfg):
     parts = dict(step=peak_share, commits=commits, whitebox=whitebox, fused=fused, decode=decode)
     check(cfg.parts and set(cfg.parts) <= set(parts), "name a part to run: " + " or ".join(parts))
     print(f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; device {env.device}")
+    for n in range(cfg.beside):
+        words = f"train_pretrain.py --steps 9999999 --name beside-{n} --fresh".split()
+        other = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
+        atexit.register(other.kill)
     for name in cfg.parts:
         print(f"\n{parts[name](cfg, env)}")
 
