@@ -178,15 +178,15 @@ class Transformer(nn.Module):
         document (B, T): a token sees itself and earlier tokens with the same document number.
         None: it sees all earlier tokens, also those in the cache, but never the left padding.
         features: a list. Each block appends a dict: its output `hidden` (B, T, D), and q, k, v."""
-        B, T = ids.shape
-        start = cache.length if cache else 0
+        (B, T), start = ids.shape, cache.length if cache else 0
         if start + T > self.config.max_seq_len:
             raise ValueError(f"{start + T} tokens, but the context holds {self.config.max_seq_len}")
         mask = cache.mask(T) if cache else None  # (B, 1, T, S), (T, S) or None
         if document is not None:
             mask = document[:, None, :, None] == document[:, None, None, :]  # (B, 1, T, T)
             mask = mask.tril()  # causal. Padding (document 0) sees padding, so no row is empty
-        if cache is None and ids.is_cpu and torch.is_autocast_enabled("cpu"):  # see attend
+        small = cache is None and B * T * T <= 2**21  # by hand, attention needs memory for T * T
+        if small and ids.is_cpu and torch.is_autocast_enabled("cpu"):  # see attend
             mask = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
             mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf)
         x = self.embed_tokens(ids)  # (B, T, D)
