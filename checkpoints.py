@@ -11,6 +11,7 @@ so a stranger's file cannot run code. It holds
 """
 import dataclasses
 import hashlib
+import shutil
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +24,9 @@ from model import SIZES, ModelConfig, Transformer, build, with_layers
 from tokenizer import Tokenizer
 
 # A resume does not compare these flags: `inputs` has fingerprints of what they name.
-PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh", "compile")
-FOREIGN = {".safetensors": "a file for transformers", ".gguf": "a file for llama.cpp",
-           ".pth": "a file for other code", ".bin": "a file for transformers"}
+PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
+FOREIGN = {".safetensors": "for transformers", ".bin": "for transformers", ".gguf": "for llama.cpp",
+           ".pth": "for other code"}
 
 
 def save(path, state):
@@ -108,6 +109,8 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     check(cfg.window <= context, f"--window {cfg.window}: the checkpoint's context is {context}")
     model = model.to(env.device).train().requires_grad_(True)
     if getattr(cfg, "compile", False):
+        check(env.device.type != "cpu" or any(map(shutil.which, ("c++", "g++", "clang++"))),
+              "--compile needs a C++ compiler, and there is none")
         for layer in [*model.layers, *(teacher.layers if teacher else [])]:
             layer.compile(dynamic=False)  # all blocks of a model share the compiled code
     return model, tokenizer, inputs
@@ -126,8 +129,9 @@ def open_run(cfg, env, inputs, model, optimizers):
     if cfg.fresh or not path.exists():
         return progress, None
     state = load(path)
-    before = state.get("run_config", {}) | state.get("inputs", {})
-    now = {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
+    gone = dict(loss_on="response", long_frac=-1, clip=1.0)  # old flags, with the value of today
+    before = gone | state.get("run_config", {}) | state.get("inputs", {})
+    now = gone | {k: v for k, v in (dataclasses.asdict(cfg) | inputs).items() if k not in PATHS}
     finished = (f"{show(path)} is finished ({state.get('step')} steps); --fresh trains it again, "
                 f"--name NEW --init {show(path)} trains it further")
     differing = {key for key in now if before.get(key) != now[key]}

@@ -32,8 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 OUT = Path(os.environ.get("MINIDISTILL_OUT") or ROOT / "out").resolve()  # all output files
 CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # Linux only
-# Threads of torch that wait use up a core. 1,000 rounds are short: other programs can run, too.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # it has no effect after torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: its idle threads leave a core soon
 
 
 class UserError(Exception):
@@ -208,7 +207,7 @@ def start(cfg):
     between(cfg, 0, 2**32 - 1, "warmup", "weight_decay", "documents", "eval_windows", "seed")
     check(cfg.data and cfg.val, "--data and --val must each name a file")
     check("/" not in cfg.name and cfg.name.strip("."), f"--name {cfg.name}: must be a file name")
-    if platform.libc_ver()[0] == "glibc":  # keep freed memory: getting it anew costs a tenth
+    if platform.libc_ver()[0] == "glibc":  # keep freed blocks below 32 MB: faster
         for option, value in ((-1, 2**31 - 1), (-2, 2**28), (-3, 2**25)):  # trim, top pad, mmap
             ctypes.CDLL(None).mallopt(option, value)
     env = device_and_dtype(cfg)
@@ -247,9 +246,9 @@ def check_loss_flags(cfg):
                                 for name in ("logits", "hidden", "relation"))
     own = vars(cfg).get("on_policy_share", 0)
     for there, needed, flags in (
+            (logits, "--logits-weight above 0", "alpha temperature divergence beta skew"),
             (cfg.divergence == "jsd", "--divergence jsd", "beta"),
             ("skew" in cfg.divergence, "a skew_* --divergence", "skew"),
-            (logits, "--logits-weight above 0", "alpha"),
             (logits and cfg.alpha or own, "--alpha above 0", "temperature divergence"),
             (hidden, "--hidden-weight above 0", "hidden_loss hidden_layers"),
             (relation, "--relation-weight above 0", "relation_heads relation_layers"),
@@ -280,11 +279,6 @@ def sum_over_ranks(values, env):
     summed = torch.tensor(values, dtype=torch.float64, device=env.device)
     torch.distributed.all_reduce(summed)
     return summed.tolist()
-
-
-def should_stop(env):
-    """True on every rank if any of them got a signal to stop."""
-    return sum_over_ranks([float(env.stop)], env)[0] > 0
 
 
 def finish(env):

@@ -79,8 +79,8 @@ def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, t
                           device=weight.device)  # (B, T): first the prompts, then one token per row
     cache = KVCache(model, len(prompts), longest + max_new_tokens, unread.new_tensor(padding))
     fast = len(prompts) == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32
-    decoder, token, rows = None, unread[:, -1], torch.arange(len(prompts), device=weight.device)
-    stop_ids = unread.new_tensor(sorted(stop_ids))
+    rows, stops = torch.arange(len(prompts), device=weight.device), unread.new_tensor([*stop_ids])
+    decoder, token, going = None, rows, rows >= 0  # going: rows without a stop id
     for _ in range(max_new_tokens):
         if fast and cache.length:  # after the prompt: same result, faster
             decoder = decoder or Decoder(model, cache)
@@ -88,14 +88,13 @@ def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, t
         else:
             logits = model.lm_head(model.hidden_states(unread, cache=cache)[:, -1])  # (B, V)
         new = sample(logits, temperature, top_p, generator)  # (rows,)
-        token = token.index_copy(0, rows, new)  # (B,)
+        token = new if len(rows) == len(token) else token.index_copy(0, rows, new)  # (B,)
         yield token
-        going = ~torch.isin(new, stop_ids)  # (rows,)
-        if 2 * going.sum() <= len(rows):
-            rows, new = rows[going], new[going]
-            cache.keep(going)
-        if not len(rows):
-            return
+        if len(rows) > 1 and stop_ids:
+            going = going & ~torch.isin(new, stops)  # (rows,)
+            if 0 < 2 * going.sum() <= len(rows):
+                cache.keep(going)
+                rows, new, going = rows[going], new[going], going[going]
         unread = new[:, None]
 
 
@@ -119,4 +118,6 @@ def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
             for i, id in zip(chosen, token.tolist()):
                 if not rows[i] or rows[i][-1] not in stop_ids:  # skip what follows a stop id
                     rows[i].append(id)
+            if all(rows[i][-1] in stop_ids for i in chosen):
+                break
     return rows

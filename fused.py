@@ -5,7 +5,7 @@ vocabulary of 32,768 it takes 0.5 GB in float32, and the plain loss stores at le
 Here a few tokens at a time get logits and the plain loss of losses.py, with any divergence. The
 gradients of the hidden states and of the output matrix are computed at once, in the forward pass.
 The backward pass only scales them (Hsu et al. 2024, Liger, for cross-entropy). Wijmans et al. 2024
-compute the logits again in the backward pass. Softmax and sums are in float32, matmuls may be not.
+compute the logits again in the backward pass. Matmuls use the dtype of the hidden states.
 """
 import torch
 
@@ -16,7 +16,7 @@ CHUNK = 2**22  # logits of one model in memory at a time: 16 MB in float32
 
 def use_fused(cfg, env, vocab_size):
     """--fused -> bool. auto: True if a micro-batch has many logits (0.3 GB in float32), but never
-    with --cache: it does not give the hidden states that the fused loss needs."""
+    with --cache: then no teacher runs."""
     logits = cfg.batch // (cfg.accumulate * env.world) * cfg.window * vocab_size
     many = logits >= 2**26 and not cfg.cache
     return cfg.fused == "on" or cfg.fused == "auto" and many
@@ -26,7 +26,7 @@ class FusedLoss(torch.autograd.Function):
     """hidden (N, D), head (V, D), y (N,), weight (N,), teacher's hidden (N, D') and head (V, D'),
     alpha, name, tau, mix -> four weighted sums over tokens: loss = (1 - alpha) ce + alpha kd, ce,
     kd, teacher's ce. kd is a divergence of losses.py. Only the loss has a gradient; `forward`
-    computes it, too. ValueError if the vocabularies differ."""
+    computes this gradient. ValueError if the vocabularies differ."""
 
     @staticmethod
     def forward(ctx, hidden, head, y, weight, teacher_hidden, teacher_head, alpha, name, tau, mix):

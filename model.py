@@ -80,9 +80,9 @@ def rotate(x, cos, sin):
 
 
 def attend(q, k, v, mask):
-    """softmax(q k^T / sqrt(C)) v: q (B, H, T, C), k and v (B, G, S, C) -> (B, H, T, C). A mask of
-    numbers is added to q k^T: 0 if visible, else -inf. For other masks torch's kernel does it all;
-    in bf16 on a CPU its backward pass is slow. Source: Vaswani et al. 2017, eq. 1."""
+    """softmax(q k^T / sqrt(C)) v: q (B, H, T, C), k and v (B, G, S, C) -> (B, H, T, C). If the
+    mask is None or bool, torch's kernel computes all of it. Its backward pass is slow in bf16 on a
+    CPU. There the mask has numbers: 0 is visible, -inf is not. Source: Vaswani et al. 2017."""
     B, H, T, C = q.shape
     if mask is None or mask.dtype == torch.bool:  # a single new token may see the whole cache
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True,

@@ -133,7 +133,7 @@ def main(cfg):
         common.log(cfg, env, progress.step, terms, val_ce, seconds, counts)
 
         # 6) save, stop
-        stopped = common.should_stop(env)
+        stopped = common.sum_over_ranks([env.stop], env)[0] > 0  # a signal to any rank
         if due or stopped:
             checkpoints.save_run(cfg, env, model, optimizers, tokenizer, progress, inputs)
         if stopped:

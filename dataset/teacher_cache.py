@@ -4,7 +4,7 @@
     python train_distill_logits.py --name student-cached --cache out/data/cache
 
 Only tokens that count in the loss are stored. float16 is precise enough: it changes ln p by
-at most 1/2,048 of itself. There are three kinds. [] is the size in bytes a token.
+about 1/2,048 of itself. There are three kinds. [] is the size in bytes a token.
 
     topk      the k likeliest tokens with log-probabilities, and one bucket for all others. Gives
               any divergence, on k + 1 outcomes. It is never above the full one (data processing

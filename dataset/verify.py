@@ -68,7 +68,7 @@ FEW_WORDS = re.compile(r"(?!\d|[Nn]o$)\w{2,}(?:[ .,'’·-]+\w+){0,4}")
 BESIDE = re.compile(r"""
       (?:\b(?:and|both|new|vs|versus|(?:un)?like)(?:\ \w+){0,2} | [&/+、|→]|^\w+\ to) \W*\0
     | \0 \W* (?:(?:and|as|vs|versus|to)\b | [&/+、|→])                       # Rome and Paris
-    | \0 \W*? [,;.!(\n。-] \W* (?!它|the\ \w+\ and\b)
+    | \0 \W*? [,;.!(\n。-] \W* (?!它|the\ \w+\ and\ (?:\w+\ ){1,2}(?:of|in)\b)
       (?:[\u4e00-\u9fff]{1,3} | [^\W\u4e00-\u9fff]+\W*){1,2} (?:[,;.!)\n。] | \band\b | $)
     | (?:(?<!^\d)[,;.!。] | (?<![:\n])\n) \W* \0 \W* (?:[,;.!\n。] | $)       # Paris, Rome.
     """, re.I | re.X)
@@ -134,8 +134,8 @@ def option(text):
 def marked_answer(text):
     """The answer in the last \\boxed{14}; else after the last ####; else the rest of the sentence
     after the last "answer is", "Answer:", 答案是; else None. "" if it is unfinished or taken back."""
-    box = r"(?<!not )(?<!not \$)(?<!\bor )(?<!\bor \$)\\boxed\s*\{"
-    if starts := [match.end() for match in re.finditer(box, text)]:
+    if starts := [box.end() for box in re.finditer(r"\\boxed\s*\{", text) if not re.search(
+            r"(?i)\b(?:not|or)\W*$", text[max(0, box.start() - 20):box.start()])]:
         depth = 1  # \boxed{\frac{1}{2}} ends at its own brace; \{ does not count
         for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, starts[-1]):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)

@@ -94,7 +94,7 @@ def commits(cfg, env):
                "0.4m, teacher": f"train_distill_logits.py --size 0.4m --teacher {cfg.teacher}"}
     for one in entries:
         commit, _, flags = one.partition(" ")
-        if not (tree := OUT / f"bench-{commit}").exists():
+        if not (tree := OUT / f".bench-{commit}").exists():
             subprocess.run(["git", "worktree", "add", "--detach", tree, commit], check=True)
         todo |= {(one, name): f"{tree}/{script} {flags}" for name, script in scripts.items()}
     taken = take_turns(todo, cfg)
@@ -194,14 +194,14 @@ def decode(cfg, env, count=128):
 def main(cfg):
     os.chdir(ROOT)
     os.environ["MINIDISTILL_OUT"] = str(OUT)  # also for the scripts of other commits
+    os.environ.pop("GOMP_SPINCOUNT")  # common.py has set it; an old commit must not get it
     env, v = device_and_dtype(SimpleNamespace(dtype="auto")), versions()
     parts = dict(step=peak_share, commits=commits, whitebox=whitebox, fused=fused, decode=decode)
     check(cfg.parts and set(cfg.parts) <= set(parts), "name a part to run: " + " or ".join(parts))
     print(f"{v['machine']}, {v['threads']} threads, torch {v['torch']}; device {env.device}")
     for n in range(cfg.beside):
         words = f"train_pretrain.py --steps 9999999 --name beside-{n} --fresh".split()
-        other = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
-        atexit.register(other.kill)
+        atexit.register(subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL).kill)
     for name in cfg.parts:
         print(f"\n{parts[name](cfg, env)}")
 

@@ -280,7 +280,7 @@ for kind in ("cot", "answer"):
     stories.trials(kind, f"train_distill_reason.py --target {kind}", "lr-6e-3 lr-1e-2")
 ALL = "--lr 1e-2 --eval-every 50 --steps 800"
 stories.run("all/alone", f"train_pretrain.py --size 0.4m {ALL}")
-# a step with the teacher takes 1.55 times as long (python runs/bench.py): 800 / 1.55 = 516
+# a step with the teacher takes 1.55 times as long (Xeon with AMX): 800 / 1.55 = 516
 stories.both("all/logits", f"train_distill_logits.py {ALL} --alpha 1 --temperature 2", 800, 516)
 stories.run("reason/cot", "train_distill_reason.py")
 stories.run("reason/answer", "train_distill_reason.py --target answer")

@@ -178,6 +178,15 @@ def test_another_run_under_the_same_name_is_refused_with_the_differences(
     assert all(word in refused for word in words) and (out_dir / "run.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("old", [dict(loss_on="all"), dict(long_frac=0.3), dict(clip=0.1)], ids=str)
+def test_a_run_with_a_flag_that_is_gone_is_refused(old, train, out_dir):
+    """A run of an old version with another loss, or another clip, would silently continue with today's."""
+    state = train("pretrain")
+    checkpoints.save(out_dir / "run.pt", state | dict(step=2, run_config=state["run_config"] | old))
+    train("pretrain", status=2)
+    assert checkpoints.load(out_dir / "run.pt")["step"] == 2
+
+
 def test_other_data_under_the_same_path_are_refused(train, tiny_world, tmp_path):
     """With other data a resumed run takes other windows. Only a hash shows it, not the path."""
     data, rows = tmp_path / "data.jsonl", tiny_world.train.read_text().splitlines(keepends=True)

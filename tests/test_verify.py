@@ -239,7 +239,7 @@ WRONG_IN_PROSE = [(got, "14") for got in (
     "She has 14 dozen eggs.", "3,14", r"\sqrt{14}", "约14个", "It weighs 14 kg or so", "可能不是14个", "是14个吗？",
     "It is 14 over 3.", "It is 14 and a half.", "It is 14 + x.", "It is 14*x.",
     "There are 14 million people.", "Answer: 15, because 14+1=15",
-    "The answer is 14. No, it is 15.", r"\boxed{14} is wrong", r"\boxed{15} or $\boxed{14}$", "The wrong answer is 14.", "答案是14。不，是15。",
+    "The answer is 14. No, it is 15.", r"\boxed{14} is wrong", r"\boxed{15} or $\boxed{14}$", r"15 OR \(\boxed{14}\)", r"15 or **\boxed{14}**", "The wrong answer is 14.", "答案是14。不，是15。",
     "错误的答案是14", "超过14", "至少14", "最多14个", "大于14", "近14", "12到14", "她有14个左右", "May be 14.",
     r"It is not $\boxed{14}$.", "So there are 14 left, not counting two.")] + [  # right, but "not" is not understood
     ("The answer is B. Actually, it is C.", "B"), ("hardly positive", "positive"), ("less positive", "positive"), ("不正确选项是B", "B"),
@@ -249,7 +249,7 @@ WRONG_IN_PROSE = [(got, "14") for got in (
     ("It is not false.", "false"), ("I have no idea.", "no"), ("Yes, but not often", "yes"),
     *[(got, "Rome") for got in (
         "It isn't Rome", "Is it Rome?", "Maybe Rome", "anything but Rome", "Romeo", "It is Rome's", "Paris and Rome",
-        "Rome and Paris", "Rome/Paris", "Rome, Paris", "It is Paris, Rome.", "- Rome\n- Paris", "- Paris\n- Rome",
+        "Rome and Paris", "Rome/Paris", "Rome, Paris", "It is Rome, the Vatican and Milan.", "It is Paris, Rome.", "- Rome\n- Paris", "- Paris\n- Rome",
         "Rome, Milan and Turin", "It is Rome. No, it is Milan.", "Rome was. The answer is Milan.",
         "We see. Rome is old. It is Milan.")],
     *[(got, "罗马") for got in ("意大利的首都不是罗马。", "是罗马吗？", "罗马和巴黎", "巴黎、罗马", "可能是罗马", "罗马尼亚")]]
