@@ -198,7 +198,7 @@ def sha256_file(path):
 
 
 def start(cfg):
-    """Check the flags of all training scripts, find the device, join the ranks, set the seed ->
+    """Check the flags that training scripts share, find the device, join the ranks, set the seed ->
     env: device, dtype (a name), autocast (makes a context), rank, world, stop, versions."""
     import torch
     between(cfg, 1, 2**32 - 1, "steps", "batch", "accumulate", "eval_every")
@@ -207,7 +207,7 @@ def start(cfg):
     between(cfg, 0, 2**32 - 1, "warmup", "weight_decay", "documents", "eval_windows", "seed")
     check(cfg.data and cfg.val, "--data and --val must each name a file")
     check("/" not in cfg.name and cfg.name.strip("."), f"--name {cfg.name}: must be a file name")
-    if platform.libc_ver()[0] == "glibc":  # keep freed blocks below 32 MB: faster
+    if platform.libc_ver()[0] == "glibc":  # malloc keeps freed blocks: faster
         for option, value in ((-1, 2**31 - 1), (-2, 2**28), (-3, 2**25)):  # trim, top pad, mmap
             ctypes.CDLL(None).mallopt(option, value)
     env = device_and_dtype(cfg)
@@ -237,8 +237,8 @@ def device_and_dtype(cfg):
 
 
 def check_loss_flags(cfg):
-    """UserError for a loss flag that is wrong, or that has no effect beside the other flags ->
-    mix of losses.divergence: beta for jsd, otherwise skew."""
+    """UserError if a loss flag is wrong or has no effect -> mix for losses.divergence: beta for
+    jsd, otherwise skew."""
     between(cfg, 0, 1, "alpha", "beta")
     between(cfg, 0.01, 1000, "temperature")
     check(0 <= cfg.skew < 1, f"--skew {cfg.skew}: must be at least 0 and below 1")

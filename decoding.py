@@ -51,7 +51,7 @@ class KVCache:
 def sample(logits, temperature, top_p=1.0, generator=None):
     """Draw a token per row: logits (B, V) -> ids (B,). A temperature below 0.01 means greedy. top_p
     keeps the fewest tokens with that total probability, at least one (Holtzman et al. 2020)."""
-    if temperature < 0.01:  # logits / 1e-40 would be infinite
+    if temperature < 0.01:  # dividing by almost 0 gives inf
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_p < 1:
@@ -66,7 +66,7 @@ def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, t
                  generator=None):
     """Yield the new tokens (B,) of each step. prompts: lists of ids, which may differ in length.
     Prompts are padded on the left, so all end in the same column. The cache hides the padding.
-    After its stop id a row has no meaning: when half of the rows have one, they leave the batch.
+    Tokens after a stop id mean nothing. When half of the rows have stopped, these leave the batch.
     Ends early if the longest row fills the context. ValueError if a prompt is empty or fills it."""
     weight, context = model.embed_tokens.weight, model.config.max_seq_len
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
@@ -82,7 +82,7 @@ def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, t
     rows, stops = torch.arange(len(prompts), device=weight.device), unread.new_tensor([*stop_ids])
     decoder, token, going = None, rows, rows >= 0  # going: rows without a stop id
     for _ in range(max_new_tokens):
-        if fast and cache.length:  # after the prompt: same result, faster
+        if fast and cache.length:  # after the prompt: the same, but faster
             decoder = decoder or Decoder(model, cache)
             logits = torch.from_numpy(decoder.step(unread.item())[None])  # (1, V)
         else:
@@ -106,10 +106,10 @@ def opening(tokenizer, target):
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, stop_ids=(), **sampling):
     """Continue each prompt (a list of ids) -> a list of new ids per prompt, with the stop id.
-    Without a stop id at its end it reached the limit. sampling: temperature, top_p, generator."""
+    A list that ends without a stop id was cut off. sampling: temperature, top_p, generator."""
     rows = [[] for _ in prompts]
-    # A batch ends when its longest row fills the context. An answer must not depend on the other
-    # rows, so only rows with the same limit are written together.
+    # A batch ends when its longest row fills the context. An answer's limit must not depend on the
+    # other rows, so only rows with the same limit are written together.
     limits = [min(max_new_tokens, model.config.max_seq_len - len(p)) for p in prompts]
     for limit in sorted(set(limits)):
         chosen = [i for i, n in enumerate(limits) if n == limit]

@@ -8,7 +8,7 @@ One block is   x = x + attention(rms_norm(x));   x = x + swiglu(rms_norm(x)).
 Sources: RMSNorm, Zhang & Sennrich 2019, eq. 4; RoPE, Su et al. 2021, eq. 34; grouped-query
 attention, Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3. Parameter names
 are the same as in Hugging Face's Llama and Qwen3 classes, without their prefix "model." RoPE pairs
-the same channels (i with i + C/2). runs/bench.py copies a model into those classes and compares.
+the same channels (i with i + C/2). runs/bench.py decode copies a model into Qwen3.
 """
 from dataclasses import dataclass, replace
 
@@ -80,14 +80,14 @@ def rotate(x, cos, sin):
 
 
 def attend(q, k, v, mask):
-    """softmax(q k^T / sqrt(C)) v: q (B, H, T, C), k and v (B, G, S, C) -> (B, H, T, C). If the
-    mask is None or bool, torch's kernel computes all of it. Its backward pass is slow in bf16 on a
-    CPU. There the mask has numbers: 0 is visible, -inf is not. Source: Vaswani et al. 2017."""
+    """softmax(q k^T / sqrt(C)) v: q (B, H, T, C), k and v (B, G, S, C) -> (B, H, T, C). With a
+    mask of None or bool, torch's kernel computes all of it. The kernel's backward pass is slow in
+    bf16 on a CPU: small batches get a mask of numbers, 0 or -inf. Source: Vaswani et al. 2017."""
     B, H, T, C = q.shape
     if mask is None or mask.dtype == torch.bool:  # a single new token may see the whole cache
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True,
                                               is_causal=mask is None and T > 1)
-    q = (q * C ** -0.5).reshape(B, k.shape[1], -1, C)  # (B, G, H/G * T, C): they share a key head
+    q = (q * C ** -0.5).reshape(B, k.shape[1], -1, C)  # (B, G, H/G * T, C): H/G heads share keys
     scores = (q @ k.mT).view(B, H, T, -1) + mask       # (B, H, T, S)
     return (scores.softmax(-1).view(*q.shape[:3], -1) @ v).view(B, H, T, C)
 
@@ -184,8 +184,8 @@ class Transformer(nn.Module):
         mask = cache.mask(T) if cache else None  # (B, 1, T, S), (T, S) or None
         if document is not None:
             mask = document[:, None, :, None] == document[:, None, None, :]  # (B, 1, T, T)
-            mask = mask.tril()  # causal. Padding (document 0) sees padding, so no row is empty
-        small = cache is None and B * T * T <= 2**21  # by hand, attention needs memory for T * T
+            mask = mask.tril()  # causal. Padding sees itself, too, so no row is empty
+        small = cache is None and B * T * T <= 2**21  # attend then stores T * T scores
         if small and ids.is_cpu and torch.is_autocast_enabled("cpu"):  # see attend
             mask = torch.ones(T, T, dtype=torch.bool).tril() if mask is None else mask
             mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf)

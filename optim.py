@@ -4,7 +4,7 @@ Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momen
 values are all about 1, so rare directions move as far as common ones. Muon is for the matrices in
 blocks. AdamW updates the embeddings, the output matrix and the norms. torch.optim.Muon takes one
 matrix at a time, in bfloat16, which is slow on many CPUs. Here all matrices of one shape are
-updated together, in bfloat16 if that is fast.
+updated together. In a bf16 run, orthogonalize computes in bfloat16.
 """
 import math
 
@@ -31,8 +31,8 @@ def orthogonalize(m, iterations=5):
     """(K, M, N) -> about the nearest orthogonal matrix, same shape, by Newton-Schulz.
     Each iteration changes every singular value s (0 to 1) to 3.4445 s - 4.7750 s^3 + 2.0315 s^5.
     That moves s towards 1 fast. In the end it is between about 0.7 and 1.2. Exception: values below
-    0.003 of the norm are only multiplied by about 3.44^5."""
-    x = m if m.shape[-2] <= m.shape[-1] else m.mT  # products below: small side squared
+    0.0015 of the norm stay smaller."""
+    x = m if m.shape[-2] <= m.shape[-1] else m.mT  # wide, so that x @ x.mT is small
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # singular values now <= 1
     for _ in range(iterations):
         a = x @ x.mT

@@ -51,7 +51,7 @@ class Config:
     beta: float = 0.5              # only for jsd: 0 is forward KL, 1 is reverse KL (0 to 1)
     skew: float = 0.1              # only for skew_*: share s in their formulas (0 to 0.5)
     data: str = common.OUT / "data/stories/train.jsonl"  # .txt or .jsonl, see dataset/formats.py
-    val: str = common.OUT / "data/stories/val.jsonl"  # validation text, else a tenth of own --data
+    val: str = common.OUT / "data/stories/val.jsonl"  # validation; with --data only: a tenth of it
     size: Literal[tuple(SIZES)] = "0.4m"  # name of the student's shape: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: a new model of --size
     init_from_teacher: str = ""    # copy these blocks of the teacher at the start, such as 1,3,4

@@ -37,7 +37,7 @@ from optim import get_lr, make_optimizers, set_lr
 class Config:
     name: str = "student-reason"   # name of the run: it writes out/NAME.pt and out/NAME.csv
     data: str = common.OUT / "data/traces.jsonl"  # from blackbox/generate.py, or your own file
-    val: str = common.OUT / "data/stories/val.jsonl"  # validation text, else a tenth of own --data
+    val: str = common.OUT / "data/stories/val.jsonl"  # validation; with --data only: a tenth of it
     tokenizer: str = common.OUT / "tokenizer.model"      # file made by tokenizer/train.py
     size: Literal[tuple(SIZES)] = "0.4m"  # name of the model's shape: see SIZES in model.py
     init: str = ""                 # checkpoint to start from; empty: a new model of --size

@@ -1,4 +1,4 @@
-"""Measure the speed of training steps, fused loss and decoding, on an otherwise idle machine.
+"""Measure the speed of training steps, fused loss and decoding. Nothing else should run.
 
     python runs/bench.py step       4 minutes, after bash speedrun.sh; kept as results/bench.md
     python runs/bench.py commits --commits "OLD,NEW,NEW --compile"      kept as results/commits.md
@@ -8,7 +8,7 @@
 
 Scripts take turns, 60 steps each. step: FLOP/s as a share of the best square matmul. Forward and
 backward, a token costs 6 * (matmul parameters of the blocks) + 12 * layers * heads * channels *
-window, and if it counts 6 * width * vocabulary more (Chowdhery et al. 2022, appendix B).
+window. A counted token costs 6 * width * vocabulary more (Chowdhery et al. 2022, appendix B).
 """
 import atexit
 import multiprocessing

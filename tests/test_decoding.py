@@ -97,12 +97,12 @@ def test_a_batch_is_generated_as_one_by_one(tiny_model, sampling):
     assert len({tuple(row) for row in one_by_one}) == 4  # equal rows would prove little
 
 
-def test_nothing_after_the_end_counts_and_finished_rows_leave_the_batch(tiny_model, monkeypatch):
+def test_nothing_after_the_end_counts(tiny_model, monkeypatch):
     """A finished row may still be computed for a while, but those tokens are not part of the answer. If the
     others lost their own keys or padding when it leaves, their answers would change."""
     model, sizes = tiny_model(), []
     free = generate(model, PROMPTS, 24)
-    stops = {free[0][3], free[1][10], free[2][5]}
+    stops = {free[0][3], free[1][10], free[2][5], free[3][7]}
     real = model.hidden_states
     monkeypatch.setattr(model, "hidden_states", lambda ids, **more: (sizes.append(len(ids)), real(ids, **more))[1])
     cut = generate(model, PROMPTS, 24, stops)
@@ -110,7 +110,8 @@ def test_nothing_after_the_end_counts_and_finished_rows_leave_the_batch(tiny_mod
         ends = [i for i, id in enumerate(whole) if id in stops]
         assert row == (whole[:ends[0] + 1] if ends else whole)
     assert len(cut[0]) <= 4 and cut[0][-1] in stops
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1  # finished rows have left
+    assert len(sizes) == max(map(len, cut)) < 24  # also if they went on after their stop id
 
 
 def test_a_finished_batch_stops_computing(tiny_model, monkeypatch):
