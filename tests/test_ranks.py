@@ -65,7 +65,7 @@ def losses(out, name):
         return [float(row["ce"]) for row in csv.DictReader(file)]
 
 
-MORE = [("distill_features", dict(size="0.9m", relation_weight=0)),  # with projections
+MORE = [("distill_features", dict(size="0.9m", relation_weight=0, relation_heads=None)),  # with projections
         ("distill_logits", dict(fused="on")),
         ("distill_reason", dict(target="multi")),  # each row is two examples
         *(("distill_logits", dict(divergence=name)) for name in (

@@ -252,9 +252,10 @@ def prepare(tmp_path, tokenizer):
     tokenizer.save(tmp_path / "t.model")
     return [sys.executable, "-c", f"""import resource, sys; sys.path.insert(0, {str(ROOT)!r})
 from dataset.windows import open_data
+from speed import peak_memory
 from tokenizer import Tokenizer
 open_data(sys.argv[1], Tokenizer.load({str(tmp_path / "t.model")!r}), 60)
-print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))"""]
+print(max(peak_memory() // 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))"""]
 
 
 @pytest.mark.slow
