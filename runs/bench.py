@@ -1,8 +1,8 @@
 """Measure the speed of training steps, fused loss and decoding. Nothing else should run.
 
-    python runs/bench.py step       4 minutes, after bash speedrun.sh; kept as results/bench.md
+    python runs/bench.py step       8 minutes, after bash speedrun.sh; kept as results/bench.md
     python runs/bench.py commits --commits "OLD,NEW,NEW --compile"      kept as results/commits.md
-    python runs/bench.py whitebox   20 minutes; kept as results/whitebox-times.jsonl
+    python runs/bench.py whitebox   over 20 minutes; kept as results/whitebox-times.jsonl
     python runs/bench.py fused      2 minutes and 10 GB; kept as results/fused.md
     python runs/bench.py decode     1 minute, needs requirements-dev.txt; kept as results/decode.md
 
@@ -101,7 +101,7 @@ def commits(cfg, env):
     for one in entries:
         lines.append([f"`{one}`"])
         for name in scripts:
-            seconds, first = taken[one, name][0], taken[entries[0], name][0]
+            seconds, first = (taken.get((key, name), [np.nan])[0] for key in (one, entries[0]))
             lines[-1] += [f"{1000 * seconds:.0f}", f"{seconds / first:.2f}"]
     return markdown("commit" + "".join(f" | {name}, ms: | share:" for name in scripts), lines)
 
