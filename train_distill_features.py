@@ -122,6 +122,7 @@ def main(cfg):
     """Set up, print the self-check, then train: each step has six numbered parts."""
     mix = common.check_loss_flags(cfg)
     common.between(cfg, 0, 10**6, "logits_weight", "hidden_weight", "relation_weight")
+    common.between(cfg, 1, 2**32 - 1, "relation_heads")
     common.check(cfg.logits_weight or cfg.hidden_weight or cfg.relation_weight, "all weights are 0")
     env = common.start(cfg)
     # the frozen teacher; the student uses its tokenizer
@@ -131,8 +132,7 @@ def main(cfg):
     hidden_pairs = layer_pairs(cfg.hidden_layers, own.n_layers, other.n_layers)
     relation_pairs = layer_pairs(cfg.relation_layers, own.n_layers, other.n_layers)
     for width in (c.n_kv_heads * c.head_dim for c in (own, other)):  # keys; queries: a multiple
-        fits = cfg.relation_heads > 0 and width % cfg.relation_heads == 0
-        common.check(fits or not cfg.relation_weight,
+        common.check(not cfg.relation_weight or width % cfg.relation_heads == 0,
                      f"--relation-heads {cfg.relation_heads}: must divide the key width {width}")
     project = cfg.hidden_weight and own.dim != other.dim
     projections = nn.ModuleList(nn.Linear(own.dim, other.dim, bias=False) if project

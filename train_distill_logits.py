@@ -60,7 +60,7 @@ class Config:
     eval_windows: int = 64         # windows in a validation; 0: all
     seed: int = 0                  # random seed of the start weights and of the window order
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
-    compile: bool = False          # faster in bf16; a model's first run compiles for half a minute
+    compile: bool = False          # faster in bf16; a model's first run compiles for a minute
     fresh: bool = False            # start again at step 0 and replace out/NAME.pt
 
 
