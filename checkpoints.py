@@ -111,8 +111,9 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     if getattr(cfg, "compile", False):
         check(env.device.type != "cpu" or any(map(shutil.which, ("c++", "g++", "clang++"))),
               "--compile needs a C++ compiler, and there is none")
-        for layer in [*model.layers, *(teacher.layers if teacher else [])]:
-            layer.compile(dynamic=False)  # all blocks of a model share the compiled code
+        for one in filter(None, (model, teacher)):
+            for part in (*one.layers[:-1], one.layers[-1].self_attn):  # the blocks share one code
+                part.compile(dynamic=False)
     return model, tokenizer, inputs
 
 

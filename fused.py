@@ -64,9 +64,9 @@ def fused_step(cfg, env, model, teacher, x, y, document, weight, mix, n_valid):
     (B, T) -> four sums over tokens, as floats: loss, ce, kd, teacher's ce."""
     keep, dtype = weight > 0, torch.bfloat16 if env.dtype == "bf16" else torch.float32
     with env.autocast():
-        hidden = model.hidden_states(x, document)[keep].to(dtype)              # (N, D)
+        hidden = model.hidden_states(x, document, keep=keep).to(dtype)         # (N, D)
         with torch.no_grad():
-            teacher_hidden = teacher.hidden_states(x, document)[keep].to(dtype)  # (N, D')
+            teacher_hidden = teacher.hidden_states(x, document, keep=keep).to(dtype)  # (N, D')
     with torch.autocast(env.device.type, enabled=False):
         terms = FusedLoss.apply(
             hidden, model.lm_head.weight, y[keep], weight[keep], teacher_hidden,

@@ -133,7 +133,8 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm residual block: x (B, T, D) -> (B, T, D). For the arguments see Attention."""
+    """A pre-norm residual block: x (B, T, D) -> (B, T, D). For the arguments see Attention. With
+    keep (B, T) of bool, only for the last block: only the N True tokens -> (N, D)."""
     def __init__(self, c):
         super().__init__()
         self.input_layernorm = RMSNorm(c.dim, c.norm_eps)
@@ -141,8 +142,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.dim, c.norm_eps)
         self.mlp = SwiGLU(c)
 
-    def forward(self, x, cos, sin, mask, cache=None, features=None):
+    def forward(self, x, cos, sin, mask, cache=None, features=None, keep=None):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, features)
+        x = x if keep is None else x[keep]
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -173,11 +175,13 @@ class Transformer(nn.Module):
         """The number of parameters, with embeddings. Tied embeddings count once."""
         return sum(p.numel() for p in self.parameters())
 
-    def hidden_states(self, ids, document=None, cache=None, features=None):
+    def hidden_states(self, ids, document=None, cache=None, features=None, keep=None):
         """ids (B, T) -> output of the final norm (B, T, D). ValueError beyond the context length.
         document (B, T): a token sees itself and earlier tokens with the same document number.
         None: it sees all earlier tokens, also those in the cache, but never the left padding.
-        features: a list. Each block appends a dict: its output `hidden` (B, T, D), and q, k, v."""
+        features: a list. Each block appends a dict: its output `hidden` (B, T, D), and q, k, v.
+        keep (B, T) of bool: only the N True tokens, row by row (N, D). After the last attention no
+        other token needs them, so the others cost no MLP there, no output matrix, no softmax."""
         (B, T), start = ids.shape, cache.length if cache else 0
         if start + T > self.config.max_seq_len:
             raise ValueError(f"{start + T} tokens, but the context holds {self.config.max_seq_len}")
@@ -192,7 +196,8 @@ class Transformer(nn.Module):
         x = self.embed_tokens(ids)  # (B, T, D)
         cos, sin = (t[start:start + T].to(x.dtype) for t in (self.cos, self.sin))  # (T, C) each
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, mask, cache.layers[i] if cache else None, features)  # (B, T, D)
+            x = layer(x, cos, sin, mask, cache.layers[i] if cache else None, features,
+                      keep if i == len(self.layers) - 1 else None)  # (B, T, D), at the end (N, D)
             if features is not None:
                 features[-1]["hidden"] = x
         if cache is not None:
@@ -200,10 +205,8 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def forward(self, ids, document=None, keep=None):
-        """ids (B, T) -> logits (B, T, V). With keep (B, T) of bool: logits (N, V) of the N True
-        tokens, row by row. The other tokens then cost no output matrix and no softmax."""
-        hidden = self.hidden_states(ids, document)  # (B, T, D)
-        return self.lm_head(hidden if keep is None else hidden[keep])
+        """ids (B, T) -> logits (B, T, V), or with keep those of its True tokens (N, V)."""
+        return self.lm_head(self.hidden_states(ids, document, keep=keep))
 
 
 def build(size, vocab_size, **changes):

@@ -70,7 +70,7 @@ def quantities(teachers, data, numbers, about, env):
     x, y, document, weight = tensors(data, numbers, env.device)
     keep = weight > 0
     with env.autocast():
-        states = [teacher.hidden_states(x, document)[keep] for teacher in teachers]  # (N, D) each
+        states = [one.hidden_states(x, document, keep=keep) for one in teachers]  # (N, D) each
         logits = [teacher.lm_head(hidden) for teacher, hidden in zip(teachers, states)]  # (N, V)
     check(all(z.isfinite().all() for z in logits),
           f"the teacher's logits are not finite in {env.dtype}; try --dtype float32")

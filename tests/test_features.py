@@ -161,8 +161,8 @@ def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train,
 def test_weights_of_zero_leave_logits_distillation(train):
     """A term could stay in the gradient although its weight is 0."""
     features = train("distill_features", hidden_weight=0, relation_weight=0, relation_heads=None)
-    logits = train("distill_logits", name="logits")
-    assert all(torch.equal(v, features["model"][k]) for k, v in logits["model"].items())
+    logits = train("distill_logits", name="logits")  # its last MLP reads fewer tokens: other rounding
+    torch.testing.assert_close(logits["model"], features["model"])
 
 
 def test_every_knob_changes_the_training(train):

@@ -167,6 +167,16 @@ def test_attention_by_hand_is_the_kernel_forward_and_backward(heads, tiny_model)
         assert_close(rounded.float(), model(ids, document), atol=0.05 * model(ids, document).abs().max().item())
 
 
+def test_keep_changes_no_logit_and_no_gradient(tiny_model):
+    """A token that does not count is left out of the last MLP. It still is a key for the others."""
+    model, ids = tiny_model(), torch.arange(40).view(2, 20)
+    keep = ids % 3 == 1
+    all_of_them, only_these = [
+        [logits, *torch.autograd.grad(logits.square().mean(), [*model.parameters()])]
+        for logits in (model(ids)[keep], model(ids, keep=keep))]
+    assert_close(only_these, all_of_them)
+
+
 def test_a_window_longer_than_the_context_is_refused(tiny_model):
     """Positions beyond the table of RoPE would be cut off or start again at 0, without an error."""
     model = tiny_model(max_seq_len=8)
