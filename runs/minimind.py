@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import OUT, ROOT, check, check_exists, run, versions
+from common import OUT, ROOT, check, check_exists, run, versions, write_file
 import numpy as np
 
 from dataset.formats import encode_document, parse_row
@@ -71,7 +71,7 @@ def main(cfg):
     rows = [json.loads(line) for line in open(os.environ["GSM8K"], encoding="utf-8")]
     chats = [dict(conversations=[dict(role="user", content=row["question"]),
                                  dict(role="assistant", content=row["answer"])]) for row in rows]
-    ROWS.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    write_file(ROWS, "".join(json.dumps(chat) + "\n" for chat in chats))
     for command in (
             f"tokenizer/train.py {ROWS} --vocab-size 6400 --out {TOKENIZER} --fresh",
             f"train_pretrain.py {DATA} --tokenizer {TOKENIZER} --size 30m --steps 1 --fresh "
