@@ -190,9 +190,11 @@ for name in ("alone alone-1400 alone-4000 init cached-hidden init-hidden written
              "init-hidden-written hidden").split():
     best.run(name, WAYS[name] + ("" if name.startswith("alone") else " --temperature 1.5"))
 
-# the same on the stories, to compare with few/alone and few/logits
+# the same on the stories
 story = Group("few-white", "whitebox", TEACHER, STORIES, (1, 2), "--suites out/data/suites")
-replace(story, seeds=()).run("alone", ALONE_FEW)  # no seeds: bench.py times its steps
+story.run("teacher")
+story.run("alone", f"{ALONE_FEW} --steps 1600")
+story.both("logits", f"train_distill_logits.py {SOFT_FEW}", 1600, 780)
 story.both("jsd", f"train_distill_logits.py {SOFT_FEW} --divergence jsd", 1600, 780)
 story.both("hidden", f"train_distill_features.py {SOFT_FEW} --hidden-layers last", 1600, 780)
 story.both("on-policy", f"{ONPOLICY} {SOFT_FEW}", 1600, 450)

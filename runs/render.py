@@ -185,14 +185,6 @@ def modes_table(rows, group):
     return table(lines, [STUDENT, *STEPS, CE, *columns])
 
 
-def stories_table(rows):
-    """White-box modes on the stories, together with the scoreboard's runs of the same seeds."""
-    seeds = [run["seed"] for run in rows["few-white/jsd"]]
-    same = {f"few-white/{name}": [run for run in rows[f"few/{name}"] if run["seed"] in seeds]
-            for name in ("alone", "logits", "logits-wall")}
-    return modes_table({"few-white/teacher": rows["few/teacher"], **same, **rows}, "few-white")
-
-
 def robust_table(rows, group):
     """Accuracy on the suites, and the difference to the teacher: a paired bootstrap over problems.
     A problem's value is the mean over suites and seeds."""
@@ -282,7 +274,7 @@ TABLES = {
     "prose": lambda rows: modes_table(rows, "prose"),
     "logits-all": lambda rows: modes_table(
         {"stories/all/teacher": rows["stories/teacher"], **rows}, "stories/all"),
-    "white-stories": stories_table,
+    "white-stories": lambda rows: modes_table(rows, "few-white"),
     "robust": lambda rows: robust_table(rows, "few"),
     "white": lambda rows: white_table(rows, "white"),
     "best": lambda rows: white_table(rows, "best"),
