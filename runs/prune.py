@@ -1,0 +1,67 @@
+"""Choose the blocks of a teacher with which its student begins: leave each one out and measure.
+
+    python runs/prune.py out/smollm2.pt --keep 15 --out out/smollm2-half.pt       2 minutes
+    expected last line: next: python train_distill_logits.py --init out/smollm2-half.pt ...
+
+A block is left out, and the cross-entropy on validation text rises. Blocks that raise it least
+leave first. With --again the others are measured again after each one: two blocks may do the same
+work, and then each alone looks useless. Source: Men et al. 2024 (ShortGPT) leave blocks out by
+another measure, Kim et al. 2024 (Shortened LLaMA) by this one.
+"""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import common
+import torch
+
+import checkpoints
+from common import OUT, check, show
+from dataset.windows import open_data, validation_ce
+from model import with_layers
+
+
+@dataclass
+class Config:
+    checkpoint: list = None        # the teacher
+    val: str = OUT / "data/prose/val.jsonl"  # text to measure on; not the text of any test
+    keep: int = 15                 # how many blocks to keep
+    out: str = ""                  # the checkpoint to write
+    windows: int = 16              # windows of 256 tokens to measure on (16 to 64)
+    again: bool = False            # measure again after each block that leaves
+    dtype: str = "auto"            # auto, float32 or bf16
+    fresh: bool = False            # replace an existing file
+
+
+def main(cfg):
+    path, = cfg.checkpoint or [OUT / "teacher.pt"]
+    check(cfg.out and (cfg.fresh or not Path(cfg.out).exists()), "--out must name a new file")
+    env = common.device_and_dtype(cfg)
+    env.rank, env.world = 0, 1
+    teacher, tokenizer, state = checkpoints.load_model(path, env.device)
+    kept = list(range(1, teacher.config.n_layers + 1))
+    check(0 < cfg.keep < len(kept), f"--keep {cfg.keep}: the teacher has {len(kept)} blocks")
+    val = open_data(cfg.val, tokenizer, 256)
+    how = SimpleNamespace(batch=8, eval_windows=cfg.windows, val=cfg.val)
+
+    def loss(numbers):
+        return validation_ce(with_layers(teacher, numbers).to(env.device), val, how, env)
+
+    print(f"{show(path)}: {len(kept)} blocks, {loss(kept):.3f} nats a token")
+    while len(kept) > cfg.keep:
+        found = {n: loss([other for other in kept if other != n]) for n in kept}
+        print("without a block:", ", ".join(f"{n} {ce:.3f}" for n, ce in found.items()))
+        leave = sorted(found, key=found.get)[:1 if cfg.again else len(kept) - cfg.keep]
+        kept = [n for n in kept if n not in leave]
+    student = with_layers(teacher, kept)
+    print(f"kept: {','.join(map(str, kept))}, {loss(kept):.3f} nats a token")
+    checkpoints.save(cfg.out, dict(
+        model=student.state_dict(), model_config=vars(student.config), tokenizer=state["tokenizer"],
+        source=dict(state.get("source", {}), blocks=kept), inputs={}, step=0, tokens=0))
+    print(f"next: {common.command('train_distill_logits.py', init=Path(cfg.out), teacher=path)}")
+
+
+if __name__ == "__main__":
+    common.run(main, Config)
