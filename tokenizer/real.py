@@ -33,8 +33,8 @@ BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {
 PROBE = " a  B\n\n\tC 123 {é: 中文🙂}\u2581"
 TURNS = [("system", "S0"), ("user", "U0"), ("assistant", "A0"), ("user", "U1"), ("assistant", "A1")]
 SPACED = [(role, f" {text} ") for role, text in TURNS]
-FLAGS = dict(system="--system-opening", user="--user-opening", assistant="--assistant-opening",
-             close="--turn-end")
+FLAGS = dict(system="system_opening", user="user_opening", assistant="assistant_opening",
+             close="turn_end")  # marks by hand: the flags of convert.py
 # What a GGUF calls the patterns that cut a text into words, one after another
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -125,7 +125,7 @@ def marks_of(write):
 
 def make(data, template, names, stops, vocab_size, marks):
     """data: the content of tokenizer.json. names: dict, such as bos_token. stops: texts of tokens
-    that end a reply. marks: None, or the texts of FLAGS, given by hand -> RealTokenizer."""
+    that end a reply. marks: None, or by hand: {"user_opening": text, ...} -> RealTokenizer."""
     control = control_of(data)
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -136,12 +136,12 @@ def make(data, template, names, stops, vocab_size, marks):
             messages=messages, add_generation_prompt=prompt, **names)
     try:
         m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False, **{
-            name: text.replace("\\n", "\n") for name, text in marks.items()}) if marks else \
-            marks_of(write)
+            name: marks[flag].replace("\\n", "\n") for name, flag in FLAGS.items()}) if marks \
+            else marks_of(write)
         end = max((text for text in control if m["close"].startswith(text)), key=len)
     except (jinja2.TemplateError, UserError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"the chat template is not understood ({str(error)[:60]}); give all of "
-                        + ", ".join(FLAGS.values())) from None
+        raise UserError(f"the chat template is not understood ({str(error)[:60]}); give all of --"
+                        + " --".join(FLAGS.values()).replace("_", "-")) from None
     of_texts = [name for name in ("<|endoftext|>", "<|end_of_text|>") if name in control]
     m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=[*of_texts, end][0],
               pad=names.get("pad_token", end), think="<think>", end_think="</think>",
