@@ -142,8 +142,8 @@ class Answer:
         if ends or ended:
             self.reason = "length" if token is None and not ends else "stop"
         elif mark:
-            thinks = mark == marks[0]
-            self.key, self.gap = ("reasoning_content", t.gaps[0]) if thinks else ("content", t.gaps[2])
+            self.key, self.gap = {marks[0]: ("reasoning_content", t.gaps[0]),
+                                  marks[1]: ("content", t.gaps[2])}[mark]
         return sent
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import UserError, check, check_exists
+from common import UserError, check, check_exists, show
 from tokenizer import Tokenizer
 
 try:
@@ -33,8 +33,7 @@ BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {
 PROBE = " a  B\n\n\tC 123 {é: 中文🙂}\u2581"
 TURNS = [("system", "S0"), ("user", "U0"), ("assistant", "A0"), ("user", "U1"), ("assistant", "A1")]
 SPACED = [(role, f" {text} ") for role, text in TURNS]
-FLAGS = dict(system="system_opening", user="user_opening", assistant="assistant_opening",
-             close="turn_end")  # marks by hand: the flags of convert.py
+FLAGS = "--system-opening, --user-opening, --assistant-opening, --turn-end"  # of convert.py
 # What a GGUF calls the patterns that cut a text into words, one after another
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -55,7 +54,10 @@ class RealTokenizer(Tokenizer):
         for token in data["added_tokens"]:
             token["special"] = token["content"] in control
         data |= dict(truncation=None, padding=None)
-        self._library = library = tokenizers.Tokenizer.from_str(json.dumps(data))
+        try:
+            self._library = library = tokenizers.Tokenizer.from_str(json.dumps(data))
+        except Exception as error:  # the library has no other class
+            raise UserError(f"not a tokenizer that the library reads: {error}") from None
         pieces, self._names = library.get_vocab(), {i: text for text, i in control.items()}
         self.n_tokens, self._bytes = max(pieces.values()) + 1, [b""] * self.vocab_size
         check(self.n_tokens <= self.vocab_size,
@@ -123,9 +125,9 @@ def marks_of(write):
     return m
 
 
-def make(data, template, names, stops, vocab_size, marks):
-    """data: the content of tokenizer.json. names: dict, such as bos_token. stops: texts of tokens
-    that end a reply. marks: None, or by hand: {"user_opening": text, ...} -> RealTokenizer."""
+def make(data, template, names, vocab_size, by_hand, stops=()):
+    """data: the content of tokenizer.json. names: dict, such as bos_token. by_hand: None, or dict:
+    system, user, assistant, close. stops: more texts that end a reply -> RealTokenizer."""
     control = control_of(data)
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -136,17 +138,18 @@ def make(data, template, names, stops, vocab_size, marks):
             messages=messages, add_generation_prompt=prompt, **names)
     try:
         m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False, **{
-            name: marks[flag].replace("\\n", "\n") for name, flag in FLAGS.items()}) if marks \
+            name: text.replace("\\n", "\n") for name, text in by_hand.items()}) if by_hand \
             else marks_of(write)
         end = max((text for text in control if m["close"].startswith(text)), key=len)
-    except (jinja2.TemplateError, UserError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"the chat template is not understood ({str(error)[:60]}); give all of --"
-                        + " --".join(FLAGS.values()).replace("_", "-")) from None
-    of_texts = [name for name in ("<|endoftext|>", "<|end_of_text|>") if name in control]
-    m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=[*of_texts, end][0],
-              pad=names.get("pad_token", end), think="<think>", end_think="</think>",
-              answer="<answer>", end_answer="</answer>")
-    m["stop"] = sorted({end, m["text_end"], *stops} & control.keys())
+    except Exception as error:  # a foreign template can raise any
+        raise UserError(f"the chat template is not understood ({str(error)[:60]}); give all of "
+                        + FLAGS) from None
+    after_text = [name for name in ("<|endoftext|>", "<|end_of_text|>") if name in control] + [end]
+    m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=after_text[0],
+              pad=pad if (pad := names.get("pad_token")) in control else end, think="<think>",
+              end_think="</think>", answer="<answer>", end_answer="</answer>")
+    m["stop"] = sorted({end, after_text[0], names.get("eos_token"), names.get("eot_token"), *stops}
+                       & control.keys())
     return RealTokenizer(json.dumps(dict(tokenizer=data, marks=m, template=template,
                                          vocab_size=vocab_size), sort_keys=True).encode())
 
@@ -155,7 +158,10 @@ def from_folder(path, vocab_size, marks=None):
     """A folder of transformers -> RealTokenizer. UserError if it has none that can be read here."""
     def read(name):
         file = Path(path) / name
-        return json.loads(file.read_text("utf-8")) if file.exists() else {}
+        try:
+            return json.loads(file.read_text("utf-8")) if file.exists() else {}
+        except ValueError:
+            raise UserError(f"{show(file)} is damaged") from None
     check_exists(Path(path) / "tokenizer.json", "transformers' save_pretrained writes one")
     data, config = read("tokenizer.json"), read("tokenizer_config.json")
     ends, template = read("generation_config.json").get("eos_token_id"), config.get("chat_template")
@@ -165,29 +171,28 @@ def from_folder(path, vocab_size, marks=None):
         template = file.read_text("utf-8")
     names = {key: text if isinstance(text, str) else text["content"] for key, text in config.items()
              if key.endswith("_token") and isinstance(text, (str, dict))}
-    stops = [text for text, i in control_of(data).items() if i in (ends, *np.ravel(ends))]
-    return make(data, template or "", names, [*stops, names.get("eos_token")], vocab_size, marks)
+    stops = [text for text, i in control_of(data).items() if i in np.ravel(ends)]
+    return make(data, template or "", names, vocab_size, marks, stops)
 
 
 def from_gguf(fields, vocab_size, marks=None):
     """The header of a GGUF (name -> value) -> RealTokenizer. UserError if it is of another kind."""
     own = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
-    check(own.get("model") == "gpt2", f"tokenizer.ggml.model {own.get('model')}: only gpt2 is read")
-    words = own.get("pre", "default")
-    check(words in WORDS, f"tokenizer.ggml.pre {words}: unknown; known: {', '.join(WORDS)}")
-    kinds = list(zip(own["tokens"], own["token_type"]))  # 3: control, 4: added, 5: padding
-    added = [dict(id=i, content=text, special=kind == 3, single_word=False, lstrip=False,
+    kind, words = own.get("model"), own.get("pre", "default")
+    check(kind == "gpt2", f"tokenizer.ggml.model {kind}: only gpt2 can be read")
+    check(words in WORDS, f"tokenizer.ggml.pre {words}: unknown; known are {', '.join(WORDS)}")
+    pieces, kinds = own["tokens"], own["token_type"]  # 3 control token, 4 added token, 5 padding
+    added = [dict(id=i, content=piece, special=kind == 3, single_word=False, lstrip=False,
                   rstrip=False, normalized=False)
-             for i, (text, kind) in enumerate(kinds) if kind in (3, 4)]
+             for i, (piece, kind) in enumerate(zip(pieces, kinds)) if kind in (3, 4)]
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
     cuts = [dict(type="Split", pattern=dict(Regex=word), behavior="Isolated", invert=False)
             for word in WORDS[words]]
-    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
-    model = dict(type="BPE", ignore_merges=words == "llama-bpe", merges=own["merges"],
-                 vocab={text: i for i, (text, kind) in enumerate(kinds) if kind != 5})
-    data = dict(version="1.0", added_tokens=added, decoder=level, model=model,
-                normalizer=dict(type="NFC") if words == "qwen2" else None, post_processor=None,
+    model = dict(type="BPE", ignore_merges=words == "llama-bpe", merges=own["merges"], vocab={
+        piece: i for i, (piece, kind) in enumerate(zip(pieces, kinds)) if kind != 5})
+    data = dict(version="1.0", added_tokens=added, decoder=level, model=model, post_processor=None,
+                normalizer=dict(type="NFC") if words == "qwen2" else None,
                 pre_tokenizer=dict(type="Sequence", pretokenizers=[*cuts, level]))
-    names = {f"{name}_token": own["tokens"][i] for name, key in (
-        ("bos", "bos"), ("eos", "eos"), ("pad", "padding")) if (i := own.get(f"{key}_token_id")) is not None}
-    stops = [own["tokens"][i] for i in (own.get("eos_token_id"), own.get("eot_token_id")) if i is not None]
-    return make(data, fields.get("tokenizer.chat_template", ""), names, stops, vocab_size, marks)
+    names = {f"{name[:3]}_token": pieces[own[f"{name}_token_id"]]
+             for name in ("bos", "eos", "eot", "padding") if f"{name}_token_id" in own}
+    return make(data, fields.get("tokenizer.chat_template", ""), names, vocab_size, marks)
