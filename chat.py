@@ -37,30 +37,33 @@ class Config:
 def reply(model, tokenizer, text, past, cfg, how):
     """Print an answer or a continuation, token by token; then --top. how: sampling arguments.
     past: ids of each earlier question with its answer. This one is added; old ones must fit."""
+    start = [] if cfg.complete else tokenizer.start
     ids = tokenizer.encode(text) if cfg.complete else prompt_ids(tokenizer, [Turn("user", text)])
+    ids = ids[len(start):]
     new, printed, context = opening(tokenizer, cfg.target), 0, model.config.max_seq_len
-    check(0 < len(ids) < context - len(new),
+    check(0 < len(ids) < context - len(start) - len(new),
           f"the text has {len(ids)} tokens; that does not fit the context")
-    room = context - len(ids) - len(new) - min(cfg.max_new_tokens, context // 2)
+    room = context - len(start) - len(ids) - len(new) - min(cfg.max_new_tokens, context // 2)
     while past and sum(map(len, past)) > room:
         del past[0]
         print("(the oldest question and its answer no longer fit the context and are left out)")
-    prompt = sum(past, []) + ids
+    prompt = start + sum(past, []) + ids
     for token in decode_steps(model, [prompt + new], cfg.max_new_tokens, **how):
         new = new + token.tolist()
         said = tokenizer.decode(new, show_control=True)
         if not said.endswith("\ufffd"):  # wait: a character may need several byte tokens
             print(said[printed:], end="", flush=True)
             printed = len(said)
-        if new[-1] == tokenizer.end:
+        if new[-1] in tokenizer.stop_ids:
             break
-    ended = cfg.complete or new[-1:] == [tokenizer.end]
+    stopped = new[-1:] != [] and new[-1] in tokenizer.stop_ids
     rest = tokenizer.decode(new, show_control=True)[printed:]
-    print(rest if ended else f"{rest} (stopped at the limit)")
-    past.append(ids + new + [tokenizer.end] * (new[-1:] != [tokenizer.end]))
+    print(rest if stopped or cfg.complete else f"{rest} (stopped at the limit)")
+    past.append(ids + new + [tokenizer.end] * (not stopped) + tokenizer.closing)
     if cfg.top:
         read = torch.tensor([prompt + new[:-1]], device=model.embed_tokens.weight.device)  # (1, T)
-        best = model(read)[0, len(prompt) - 1:].softmax(-1).topk(min(cfg.top, tokenizer.vocab_size))
+        best = model(read)[0, len(prompt) - 1:].softmax(-1)  # (new, V)
+        best = best[:, :tokenizer.n_tokens].topk(min(cfg.top, tokenizer.n_tokens))
         shown = new if "max_new_tokens" in cfg.given else new[:12]
         for token, ps, top in zip(shown, best.values.tolist(), best.indices.tolist()):  # (new, N)
             name, *names = (repr(tokenizer.decode([i], show_control=True)) for i in [token, *top])

@@ -7,7 +7,7 @@ so a stranger's file cannot run code. It holds
     step, tokens, ...   progress; the step number says which data come next
     model_config        shape of the model, which no script has to be told again
     run_config, inputs  flags; fingerprints of data, tokenizer, teacher: a resume must match both
-    tokenizer           the SentencePiece model, as bytes: eval.py needs no other file
+    tokenizer           its file, as bytes: eval.py needs no other file
 """
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ import torch
 import common
 from common import OUT, UserError, check, show
 from model import SIZES, ModelConfig, Transformer, build, with_layers
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, load_bytes
 
 # A resume does not compare these flags: `inputs` has fingerprints of what they name.
 PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
@@ -57,8 +57,9 @@ def load_model(path, device="cpu"):
         with torch.random.fork_rng(devices=[]):  # loading must not change the student's init
             model = Transformer(ModelConfig(**state["model_config"]))
         model.load_state_dict(state.get("best") or state["model"], strict=True)
-        tokenizer = Tokenizer(state["tokenizer"].numpy().tobytes())
+        tokenizer = load_bytes(state["tokenizer"].numpy().tobytes())
         check(tokenizer.vocab_size == model.config.vocab_size, "the tokenizer has another size")
+        model.n_tokens = tokenizer.n_tokens
     except (RuntimeError, LookupError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{show(path)} is damaged, or no train_*.py here wrote it "
                         f"({str(error).splitlines()[-1].strip()[:200]})") from None
@@ -108,6 +109,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
     context = min(m.config.max_seq_len for m in (model, teacher) if m)
     check(cfg.window <= context, f"--window {cfg.window}: the checkpoint's context is {context}")
     model = model.to(env.device).train().requires_grad_(True)
+    model.n_tokens = tokenizer.n_tokens
     if getattr(cfg, "compile", False):
         check(env.device.type != "cpu" or any(map(shutil.which, ("c++", "g++", "clang++"))),
               "--compile needs a C++ compiler, and there is none")

@@ -87,7 +87,7 @@ def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, t
             logits = torch.from_numpy(decoder.step(unread.item())[None])  # (1, V)
         else:
             logits = model.lm_head(model.hidden_states(unread, cache=cache)[:, -1])  # (B, V)
-        new = sample(logits, temperature, top_p, generator)  # (rows,)
+        new = sample(logits[:, :model.n_tokens], temperature, top_p, generator)  # (rows,)
         token = new if len(rows) == len(token) else token.index_copy(0, rows, new)  # (B,)
         yield token
         if len(rows) > 1 and stop_ids:
@@ -100,7 +100,9 @@ def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, t
 
 def opening(tokenizer, target):
     """The ids that a response begins with. They tell a multi or mixed model which target to use."""
-    return {"cot": [tokenizer.think], "answer": [tokenizer.answer]}.get(target, [])
+    t = tokenizer
+    without = [*t.bare, *t.encode(t.gaps[2])] if t.bare else []  # an empty thought
+    return {"cot": t.think, "answer": without + t.answer}.get(target, [])
 
 
 @torch.inference_mode()

@@ -85,7 +85,7 @@ def answer(model, tokenizer, questions, target, cfg, **sampling):
     fits = [i for i, prompt in enumerate(prompts) if len(prompt) < model.config.max_seq_len]
     fits.sort(key=lambda i: len(prompts[i]))  # similar lengths together: less padding
     for some in (fits[start:start + cfg.batch] for start in range(0, len(fits), cfg.batch)):
-        rows = generate(model, [prompts[i] for i in some], cfg.max_new_tokens, {tokenizer.end},
+        rows = generate(model, [prompts[i] for i in some], cfg.max_new_tokens, tokenizer.stop_ids,
                         **sampling)
         for i, ids in zip(some, rows):
             written[i] = opened + ids

@@ -116,27 +116,35 @@ def read_prompt(body, tokenizer):
 class Answer:
     """An answer that is being written: where its text goes, and text that cannot be sent yet."""
     key: str = "content"  # inside a thought: reasoning_content
-    ids: tuple = ()       # tokens of an incomplete character
+    ids: tuple = ()       # tokens of an incomplete character, or of half of a mark
     held: str = ""        # text that may be the beginning of a stop string
+    gap: str = ""         # line breaks that an imported model writes here; they are not sent
     reason: str = None    # why it ended: stop or length
 
     def add(self, token, tokenizer, stop):
         """Add a token (None: limit reached) -> the text that can be sent now: whole characters."""
-        border = token in (None, tokenizer.end, tokenizer.think, tokenizer.end_think)
-        self.ids += () if border else (token,)
-        text = self.held + tokenizer.decode(self.ids)
+        ended, t = token is None or token in tokenizer.stop_ids, tokenizer
+        ids, marks = self.ids + (() if ended else (token,)), (tuple(t.think), tuple(t.end_think))
+        mark = next((mark for mark in marks if ids[-len(mark):] == mark), ())
+        border = ended or mark
+        half = 0 if border else max(n for mark in marks for n in range(len(mark))
+                                    if ids[len(ids) - n:] == mark[:n])
+        text = self.held + t.decode(ids[:len(ids) - half - len(mark)])
         if text.endswith("\ufffd") and not border:
+            self.ids = ids
             return ""  # wait: a character may need several byte tokens
         stop = stop if self.key == "content" else []
         ends = [text.index(s) for s in stop if s in text]
         begun = [size for s in stop for size in range(len(s)) if text.endswith(s[:size])]
         size = min(ends) if ends else len(text) - (0 if border else max(begun, default=0))
-        self.ids, self.held = (), text[size:]
-        if ends or token in (None, tokenizer.end):
+        sent, self.ids, self.held = text[:size].lstrip(self.gap), ids[len(ids) - half:], text[size:]
+        self.gap = "" if sent else self.gap
+        if ends or ended:
             self.reason = "length" if token is None and not ends else "stop"
-        elif border:
-            self.key = "reasoning_content" if token == tokenizer.think else "content"
-        return text[:size]
+        elif mark:
+            self.key, self.gap = {marks[0]: ("reasoning_content", t.gaps[0]),
+                                  marks[1]: ("content", t.gaps[2])}[mark]
+        return sent
 
 
 @torch.inference_mode()
@@ -150,7 +158,7 @@ def pieces(server, request):
     answers, written = [Answer() for _ in range(request.n)], 0
     generator = torch.Generator(server.model.embed_tokens.weight.device).manual_seed(request.seed)
     steps = decode_steps(server.model, [request.ids] * request.n, request.limit,
-                         {server.tokenizer.end}, request.temperature, request.top_p, generator)
+                         server.tokenizer.stop_ids, request.temperature, request.top_p, generator)
     steps = (tokens.tolist() for tokens in steps)  # n ids per step
     while any(answer.reason is None for answer in answers):
         for i, (answer, token) in enumerate(zip(answers, next(steps, [None] * request.n))):

@@ -44,7 +44,7 @@ def worker(pipe, path, questions, device):
             taken = timed(decode_steps(model, [row[:8] for row in ids], new_tokens))
             values[f"decode{batch}"].append(batch * new_tokens / taken)
         for prompt in (prompt for prompt in prompts if len(prompt) < context):
-            answer = takewhile(lambda token: token.item() != tokenizer.end,
+            answer = takewhile(lambda token: token.item() not in tokenizer.stop_ids,
                                decode_steps(model, [prompt], 160))
             values["p50_ms"].append(1000 * timed(answer))
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory()

@@ -104,7 +104,7 @@ def student_writes(cfg, env, model, tokenizer, data, step):
         generator = torch.Generator(env.device).manual_seed(
             (cfg.seed * 1_000_003 + step) * env.world + env.rank)
         with env.autocast():
-            written = generate(model, prompts, cfg.max_new_tokens, {tokenizer.end},
+            written = generate(model, prompts, cfg.max_new_tokens, tokenizer.stop_ids,
                                temperature=cfg.sample_temperature, generator=generator)
         documents = []  # the response counts, the prompt does not
         for prompt, response in zip(prompts, written):

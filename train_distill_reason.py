@@ -18,12 +18,14 @@ How it differs from the papers:
 2. --target multi makes two examples of a question (Distilling step-by-step, Hsieh et al. 2023).
    There a prefix of the question names the task. Here it is the first token, <think> or <answer>.
 3. Each tag is a single token id, so --tag-weight changes the weight of the tags and nothing else.
+   Imported models spell tags in several ids. Then --tag-weight must be 1.
 """
 import time
 from dataclasses import dataclass
 from typing import Literal
 
 import common
+import numpy as np
 import torch
 
 import checkpoints
@@ -68,8 +70,12 @@ def main(cfg):
     # the model: new, or a checkpoint with its own shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)
     train, val = open_text(cfg, tokenizer, inputs)
-    common.check(cfg.target == "answer" or (train["ids"] == tokenizer.think).any(), "no row of "
-                 "--data has a thought; use train_distill_responses.py, or --target answer")
+    common.check(cfg.tag_weight == 1 or tokenizer.tag_ids, "--tag-weight: this model spells its tags "
+                 "in ordinary tokens, which may not weigh more")
+    thought = np.array(tokenizer.think)  # (n,) ids
+    here = np.lib.stride_tricks.sliding_window_view(train["ids"], len(thought), 1) == thought
+    common.check(cfg.target == "answer" or here.all(-1).any(), "no row of --data has a thought; "
+                 "use train_distill_responses.py, or --target answer")
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)

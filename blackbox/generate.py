@@ -101,8 +101,14 @@ def judge_ids(tokenizer, about, ids):
         length = "too short" if len(found["text"]) < MIN_CHARS else "ok"
         return dict(verdict=length if found["ended"] else "truncated", text=found["text"])
     thought, content = found["think"], found["answer"]
+    shown = tokenizer.decode([i for i in ids if i not in tokenizer.stop_ids], show_control=True)
+    if not tokenizer.tag_ids:  # an imported model, which need not use tags: judge it as text
+        said = dict(content=shown, reasoning_content=None, usage=dict(completion_tokens=None),
+                    finish_reason="stop" if found["ended"] else "length")
+        return dict(verdict=judge_text(about["reference"], said, 0), reasoning_content=None,
+                    content=shown)
     if not found["well_formed"]:  # keep it all, with its control tokens
-        thought, content = None, tokenizer.decode(ids, show_control=True).removesuffix("<end>")
+        thought, content = None, shown
     decision = verdict(about["reference"], found["answer"], found["ended"], found["well_formed"])
     return dict(verdict=decision, reasoning_content=thought, content=content)
 
@@ -204,18 +210,18 @@ def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
               f"and had {MIN_CHARS} characters; raise --max-new-tokens or use another teacher")
         if done >= set(batch):
             continue
-        asked = [([tokenizer.end], {}) if cfg.documents else prompts[q] for q, _ in batch]
+        asked = [([tokenizer.text_end], {}) if cfg.documents else prompts[q] for q, _ in batch]
         began, seed = time.monotonic(), cfg.seed * 1_000_003 + number
         with env.autocast():
             replies = generate(model, [ids for ids, _ in asked], cfg.max_new_tokens,
-                               {tokenizer.end}, temperature=cfg.temperature,
+                               tokenizer.stop_ids, temperature=cfg.temperature,
                                generator=torch.Generator(env.device).manual_seed(seed))
         seconds = round((time.monotonic() - began) / len(batch), 3)
         for job, (ids, about), reply in zip(batch, asked, replies):
             if job not in done:
                 answers.add(job, dict(
                     model=fingerprint, seed=seed, seconds=seconds,
-                    finish_reason="stop" if tokenizer.end in reply else "length",
+                    finish_reason="stop" if tokenizer.stop_ids & {*reply} else "length",
                     usage=dict(prompt_tokens=len(ids), completion_tokens=len(reply)),
                     **judge_ids(tokenizer, about, reply)))
 

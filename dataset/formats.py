@@ -243,23 +243,31 @@ def bad_lines_text(report):
 
 def encode_document(tokenizer, document, target="cot"):
     """Document -> (ids, mask), two lists of the same length. The mask is 1 if a token is learned:
-    plain text and its <end>; in a conversation the assistant's words and <end>. Its role token ends
+    plain text and its <end>; in a conversation the assistant's words and <end>. Its opening ends
     the prompt. target "cot": all tags; "answer": the same without the thought; "full": no tags."""
-    t, ids, mask = tokenizer, [], []
+    t, mask = tokenizer, []
     if isinstance(document, str):
-        ids = t.encode(document) + [t.end]
+        ids = t.encode(document) + [t.text_end]
         return ids, [1] * len(ids)
-    for turn in document:
-        body = [t.answer, *t.encode(turn.answer), t.end_answer] if turn.answer is not None \
-            else t.encode(turn.content)
+    ids = [] if document[:1] and document[0].role == "system" else [*t.start]
+    mask += [0] * len(ids)
+    for number, turn in enumerate(document, 1):
+        opening, thought = t.opening(turn.role), []
+        if turn.think is not None and target == "cot":
+            text = t.gaps[0] + turn.think + t.gaps[1]
+            thought = [*t.think, *t.encode(text), *t.end_think]
+        elif turn.role == "assistant":
+            thought = t.bare if number == len(document) else t.bare_before
+        gap, said = t.gaps[2] if thought else "", turn.content.strip() if t.trim else turn.content
         if turn.answer is not None and target == "full":
-            gap = "\n" if "\n" in turn.answer else "\n#### "  # as GSM8K, if one line
-            body = t.encode(turn.answer if turn.think is None else turn.think + gap + turn.answer)
-        elif turn.think is not None and target == "cot":
-            body = [t.think, *t.encode(turn.think), t.end_think, *body]
+            mark = "\n" if "\n" in turn.answer else "\n#### "  # as GSM8K, if one line
+            said = turn.answer if turn.think is None else turn.think + mark + turn.answer
+        body = t.encode(gap + said) if turn.answer is None or target == "full" else \
+            [*t.encode(gap), *t.answer, *t.encode(turn.answer), *t.end_answer]
+        body = [*thought, *body]
         learned = 1 if turn.role == "assistant" and turn.learned else 0
-        ids += [getattr(t, turn.role), *body, t.end]
-        mask += [0] + [learned] * len(body) + [learned]
+        ids += [*opening, *body, t.end, *t.closing]
+        mask += [0] * len(opening) + [learned] * len(body) + [learned] + [0] * len(t.closing)
     return ids, mask
 
 

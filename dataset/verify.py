@@ -8,6 +8,7 @@ Refusing right answers removes the hard problems (open-thoughts#21). Accepting w
 the errors. In doubt this file refuses: a number may only have a sign, a currency, a unit, or LaTeX.
 Formulas are not evaluated, because 5^{5^{5^5}} would never end (huggingface/Math-Verify#65).
 """
+import itertools
 import json
 import re
 from fractions import Fraction
@@ -242,9 +243,10 @@ def known_answer(turn):
 
 
 def prompt_ids(tokenizer, turns, target="cot"):
-    """The ids that generation starts from: all turns except a last answer, then <assistant>."""
+    """The ids that generation starts from: all turns except a last answer, then the assistant's
+    opening."""
     before = turns[:-1] if turns[-1].role == "assistant" else turns
-    return encode_document(tokenizer, before, target)[0] + [tokenizer.assistant]
+    return encode_document(tokenizer, before, target)[0] + tokenizer.opening("assistant")
 
 
 def turn_row(turn):
@@ -257,15 +259,31 @@ def turn_row(turn):
 
 def parse_response(tokenizer, ids, target="cot"):
     """Generated ids -> dict: think, answer (None if not found), text, ended; well_formed: exactly
-    the target's form. Tags are found by id: a spelled "<answer>" is text. <end> ends the reply."""
-    t, ids, found = tokenizer, [int(i) for i in ids], {}
-    body = ids[:ids.index(t.end)] if t.end in ids else ids
-    for name, first, last in (("think", t.think, t.end_think), ("answer", t.answer, t.end_answer)):
-        inside = body[body.index(first) + 1:] if first in body else []
-        found[name] = t.decode(inside[:inside.index(last)]) if last in inside else None
+    the target's form. Tags are found by their ids. A stop id ends the reply. Without a thought it
+    may begin with an empty one, which some imported models write."""
+    t, found = tokenizer, {}
+    body = list(itertools.takewhile(lambda i: i not in t.stop_ids, map(int, ids)))
+    ended, gap = len(body) < len(ids), t.encode(t.gaps[2])
+    for part in (t.bare, gap if t.bare else []):
+        body = body[len(part):] if body[:len(part)] == part else body
     # T <think>, t </think>, A <answer>, a </answer>, x text, - other control token
     forms = dict(cot="Tx*tAx*a", answer="Ax*a", full="x+")
-    letters = {t.think: "T", t.end_think: "t", t.answer: "A", t.end_answer: "a"}
-    form = "".join(letters.get(i, "-" if i in t.control_ids else "x") for i in body)
-    return dict(found, text=t.decode(body), ended=t.end in ids,
-                well_formed=t.end in ids and re.fullmatch(forms[target], form) is not None)
+    marks = [("T", t.think), ("t", t.end_think + gap), ("t", t.end_think), ("A", t.answer),
+             ("a", t.end_answer)]
+    parts = []  # the ids, with a letter in place of each tag
+    while body:
+        letter, mark = next((pair for pair in marks if body[:len(pair[1])] == pair[1]),
+                            (body[0], body[:1]))
+        parts.append(letter)
+        body = body[len(mark):]
+
+    def text(some):
+        return t.decode(i for i in some if isinstance(i, int))
+    for name, first, last in (("think", "T", "t"), ("answer", "A", "a")):
+        inside = parts[parts.index(first) + 1:] if first in parts else []
+        found[name] = text(inside[:inside.index(last)]) if last in inside else None
+    if found["think"] is not None:
+        found["think"] = found["think"].removeprefix(t.gaps[0]).removesuffix(t.gaps[1])
+    form = "".join(i if isinstance(i, str) else "-" if i in t.control_ids else "x" for i in parts)
+    return dict(found, text=text(parts), ended=ended,
+                well_formed=ended and re.fullmatch(forms[target], form) is not None)

@@ -61,7 +61,7 @@ def soft_targets(cfg, plt):
     """The teacher's ten likeliest tokens at the place of its own answer where it is least sure."""
     model, tokenizer, _ = load_model(cfg.teacher)
     ids = prompt_ids(tokenizer, [Turn("user", cfg.question)])
-    new = generate(model, [ids], 100, {tokenizer.end})[0]
+    new = generate(model, [ids], 100, tokenizer.stop_ids)[0]
     logits = model(torch.tensor([ids + new]))[0, len(ids) - 1:-1]  # (new, V)
     place = int(torch.distributions.Categorical(logits=logits).entropy().argmax())
     best, x = logits[place].topk(10).indices, np.arange(10)  # (10,)

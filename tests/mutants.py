@@ -107,6 +107,11 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
      FORMULA + "[distill_logits]"),
     (28, "runs/render.py", "        check(recipe in rows, ", "        check(True, ",
      "test_docs.py::test_a_claim_with_one_axis_is_refused"),
+    (31, "dataset/windows.py", "(ids, mask, order)", "(ids, [m * (i != pad) for i, m in zip(ids, mask)], order)",
+     "test_real_tokenizer.py::test_the_end_is_learned_and_padding_is_not_although_both_are_one_id"),
+    (32, "decoding.py", "logits[:, :model.n_tokens]", "logits", "test_real_tokenizer.py::test_padded_ids_are_never_sampled"),
+    (32, "checkpoints.py", "own.fingerprint == tokenizer.fingerprint", "own.vocab_size == tokenizer.vocab_size",
+     "test_real_tokenizer.py::test_equal_width_is_not_the_same_tokenizer"),
 ]
 
 

@@ -164,7 +164,7 @@ def say(tokenizer, text, end=True):
     t = tokenizer
     tags = dict(zip("<think> </think> <answer> </answer>".split(),
                     (t.think, t.end_think, t.answer, t.end_answer)))
-    parts = [[tags[part]] if part in tags else t.encode(part) for part in re.split("(<.*?>)", text)]
+    parts = [tags[part] if part in tags else t.encode(part) for part in re.split("(<.*?>)", text)]
     return sum(parts, []) + [t.end] * end
 
 

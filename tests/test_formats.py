@@ -271,7 +271,7 @@ def test_the_learned_span_runs_from_the_first_response_token_to_the_end(tokenize
     """TRAPS 9, 25: a mask off by one leaves a first token or <end> untrained. FAULTS 3: weight 0 was ignored."""
     assert learned(tokenizer, MANY) == ["two<end>", "<think>two plus three is five</think><answer>5</answer><end>"]
     assert learned(tokenizer, MANY, target="answer") == ["two<end>", "<answer>5</answer><end>"]
-    assert tokenizer.think not in encode_document(tokenizer, MANY, target="answer")[0]
+    assert tokenizer.think[0] not in encode_document(tokenizer, MANY, target="answer")[0]
     assert learned(tokenizer, parse_row(dict(messages=[ASK, REPLY], weight=0))) == []
     turns = [ASK, dict(REPLY, weight=0), ASK, dict(REPLY, content="five", weight=1)]
     assert learned(tokenizer, parse_row(dict(messages=turns))) == ["five<end>"]
@@ -298,7 +298,7 @@ def test_a_response_is_parsed_back(tokenizer):
     """A parser of text instead of ids would accept a tag that the model only spelled in letters."""
     ids, _ = encode_document(tokenizer, MANY)
     response = ids[len(prompt_ids(tokenizer, MANY)):]
-    found = parse_response(tokenizer, response + [tokenizer.answer, 300])  # ignored after <end>
+    found = parse_response(tokenizer, response + [*tokenizer.answer, 300])  # ignored after <end>
     assert found == {"think": "two plus three is five", "answer": "5", "ended": True,
                      "text": "two plus three is five5", "well_formed": True}
     assert not parse_response(tokenizer, response[:-1])["ended"]

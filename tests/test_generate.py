@@ -30,7 +30,7 @@ def say(tokenizer, text, end=True):
     t = tokenizer
     marks = dict(zip(TAGS, (t.think, t.end_think, t.answer, t.end_answer)))
     ids = [i for part in re.split("(</?(?:think|answer)>)", text)
-           for i in ([marks[part]] if part in marks else t.encode(part))]
+           for i in (marks[part] if part in marks else t.encode(part))]
     return ids + [t.end] * end
 
 

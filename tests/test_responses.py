@@ -56,7 +56,7 @@ def test_a_full_answer_is_scored_by_its_last_line_or_number(said, wanted, verdic
     t, turn = tiny_tokenizer, Turn("assistant", "", "x", wanted)
     found = judge(t, [*t.encode(said), t.end], turn, "full")
     assert found["verdict"] == verdict and found["well_formed"] == bool(said)
-    for ids in ([t.answer, *t.encode(said), t.end_answer, t.end], t.encode(said)):  # with tags; without <end>
+    for ids in ([*t.answer, *t.encode(said), *t.end_answer, t.end], t.encode(said)):  # with tags; without <end>
         assert not judge(t, ids, turn, "full")["well_formed"]
 
 

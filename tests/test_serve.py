@@ -118,8 +118,8 @@ def split(tokenizer, ids):
     """Generated ids -> (thought, content), separated id by id: the oracle for the server's text."""
     parts, inside = ([], []), False
     for token in ids:
-        if token in (tokenizer.think, tokenizer.end_think):
-            inside = token == tokenizer.think
+        if [token] in (tokenizer.think, tokenizer.end_think):
+            inside = [token] == tokenizer.think
         elif token == tokenizer.end:
             break
         else:
@@ -153,7 +153,7 @@ def test_the_thought_is_reasoning_content_and_all_else_is_content(start, says, t
     t = tiny_tokenizer
     marks = dict(zip(TAGS, (t.think, t.end_think, t.answer, t.end_answer)))
     ids = [id for part in re.split("(</?think>|</?answer>)", text)
-           for id in ([marks[part]] if part in marks else t.encode(part))] + [t.end] * ended
+           for id in (marks[part] if part in marks else t.encode(part))] + [t.end] * ended
     says(ids)
     [choice] = ask(start()[1], max_tokens=len(ids)).choices
     assert (choice.message.reasoning_content, choice.message.content, choice.finish_reason) == parts
@@ -231,7 +231,7 @@ def test_text_is_cut_before_the_first_stop_string_across_tokens(start, says, tin
 def test_a_stop_string_in_the_thought_does_not_end_the_answer(start, says, tiny_tokenizer):
     """vllm-project/vllm#52393: a thought that repeats the question ends the answer, which stays empty."""
     t = tiny_tokenizer
-    says([t.think, *t.encode("3\n\n4"), t.end_think, t.answer, *t.encode("7\n\n8"), t.end_answer, t.end])
+    says([*t.think, *t.encode("3\n\n4"), *t.end_think, *t.answer, *t.encode("7\n\n8"), *t.end_answer, t.end])
     [choice] = ask(start()[1], stop="\n\n").choices
     assert (choice.message.reasoning_content, choice.message.content) == ("3\n\n4", "7")
 
@@ -250,7 +250,7 @@ def test_what_a_client_writes_never_becomes_a_mark(start, says, tiny_tokenizer):
         {"role": "user", "content": spelled}])
     assert calls[0][0] == [[
         t.system, *text, t.end, t.user, *t.encode("How " + spelled), t.end, t.assistant, *text, t.end, t.user, t.end,
-        t.assistant, t.think, *text, t.end_think, t.answer, *t.encode("7"), t.end_answer, t.end,
+        t.assistant, *t.think, *text, *t.end_think, *t.answer, *t.encode("7"), *t.end_answer, t.end,
         t.user, *t.encode("more"), t.end, t.assistant, t.end, t.user, *text, t.end, t.assistant]]
 
 

@@ -53,8 +53,9 @@ def test_no_text_spells_a_mark(tokenizer):
 
 def test_marks_are_one_id_each(tokenizer):
     """TRAPS 24: a tag of several pieces is never learned, and a weight on it hits ordinary text."""
-    names = "pad unk end system user assistant think end_think answer end_answer".split()
-    marks = [getattr(tokenizer, name) for name in names]
+    t = tokenizer
+    marks = [t.pad, t.unk, t.end, *sum(map(t.opening, ("system", "user", "assistant")), []),
+             *t.think, *t.end_think, *t.answer, *t.end_answer]
     assert marks == list(range(10)) and tokenizer.control_ids == set(marks)
     assert [tokenizer.decode([i], show_control=True) for i in marks] == CONTROL
     assert tokenizer.decode(marks) == "" and tokenizer.tag_ids == set(marks[6:])

@@ -9,9 +9,13 @@ No text can produce a special token. `<end>` ends a turn or a text document; the
 
 The class avoids four problems of the library: U+2581 would come back as a space, a lone surrogate
 raises a plain RuntimeError, decoding silently drops special tokens, and long texts are slow.
+
+An imported model keeps its own tokenizer: real.py has that class, with the same attributes. There
+what surrounds a turn, a thought or an answer may be several ids. So all of these are lists here.
 """
 import functools
 import hashlib
+import importlib
 import re
 from pathlib import Path
 
@@ -40,10 +44,20 @@ class Tokenizer:
         pieces = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
         check(pieces[:len(CONTROL)] == CONTROL,
               "not made by tokenizer/train.py, which makes one for this project")
-        (self.pad, self.unk, self.end, self.system, self.user, self.assistant, self.think,
-         self.end_think, self.answer, self.end_answer) = range(len(CONTROL))
-        self.control_ids = set(range(len(CONTROL)))
-        self.tag_ids = {self.think, self.end_think, self.answer, self.end_answer}
+        self._names = dict(enumerate(CONTROL))
+        self.control_ids = set(self._names)
+        self.pad, self.unk, self.end, self.system, self.user, self.assistant, *tags = range(10)
+        self.think, self.end_think, self.answer, self.end_answer = ([tag] for tag in tags)
+        self.tag_ids = set(tags)
+        self.stop_ids = {self.end}   # each ends a reply
+        self.text_end = self.end     # stands after each text document
+        self.start = []              # before a conversation that has no system turn
+        self.closing = []            # after the <end> of a turn; not learned
+        self.bare, self.bare_before = [], []  # an empty thought: of the last reply, of earlier ones
+        self.gaps = "", "", ""       # text after <think>, before </think>, after </think>
+        self.trim = False            # is white space around a turn's text removed?
+        self.n_tokens = self.vocab_size  # ids from here on are padding and are never sampled
+        self.byte_ids = range(10, 266)   # tokens of single bytes
         self._encode_known = functools.lru_cache(MEMO_WORDS)(self._encode_word)
         self._bytes = [bytes([int(piece[3:5], 16)]) if self._model.is_byte(i)  # "<0x0A>"
                        else piece.replace(META_SPACE, " ").encode()
@@ -51,12 +65,12 @@ class Tokenizer:
         self._bytes[:len(CONTROL)] = [b""] * len(CONTROL)
         self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
 
-    @classmethod
-    def load(cls, path):
+    @staticmethod
+    def load(path):
         """Read a tokenizer from a file. UserError if it is missing or of another kind."""
         check_exists(path, "make it with tokenizer/train.py")
         try:
-            return cls(Path(path).read_bytes())
+            return load_bytes(Path(path).read_bytes())
         except UserError as error:
             raise UserError(f"{show(path)}: {error}") from None
 
@@ -64,7 +78,11 @@ class Tokenizer:
         write_file(path, self.model_bytes)
 
     def __reduce__(self):
-        return tokenizer_of, (self.model_bytes,)
+        return load_bytes, (self.model_bytes,)
+
+    def opening(self, role):
+        """The ids before the text of a turn. role: system, user or assistant."""
+        return [getattr(self, role)]
 
     def encode(self, text):
         """Text -> list of ids, never a special token. UserError if it is not valid Unicode."""
@@ -88,11 +106,14 @@ class Tokenizer:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token}; the tokenizer has 0 to {self.vocab_size - 1}")
             named = show_control and token in self.control_ids
-            parts.append(CONTROL[token].encode() if named else self._bytes[token])
+            parts.append(self._names[token].encode() if named else self._bytes[token])
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
 @functools.cache
-def tokenizer_of(model_bytes):
-    """Rebuild a tokenizer sent to another process, only once, so that its word cache is kept."""
+def load_bytes(model_bytes):
+    """The bytes of a file or a checkpoint -> their tokenizer. It is made once in each process, so
+    that its word cache is kept. The class for an imported model is only read if there is one."""
+    if model_bytes[:1] == b"{":
+        return importlib.import_module("tokenizer.real").RealTokenizer(model_bytes)
     return Tokenizer(model_bytes)

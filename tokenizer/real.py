@@ -1,0 +1,198 @@
+"""The tokenizer of an imported model: byte-level BPE, run by the library `tokenizers`.
+
+    tokenizer = from_folder("SmolLM2-135M-Instruct", vocab_size=49152)
+    <|im_start|> user \n 2 + 3 = ? <|im_end|> \n <|im_start|> assistant \n 5 <|im_end|> \n
+
+The model's chat template shows what surrounds a turn: it writes a short conversation. Then it
+writes others, and a template that surrounds one differently is refused. A mark that is no control
+token of the model, such as <answer>, is spelled in ordinary tokens.
+
+No text can produce a control token. That includes <think> of Qwen3, which is an added token but no
+special one. One difference from apply_chat_template remains: if a turn begins with white space, it
+merges that with the line break of the opening. Here an opening is always the same ids.
+"""
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from common import UserError, check, check_exists, show
+from tokenizer import Tokenizer
+
+try:
+    import jinja2.sandbox
+    import tokenizers
+except ImportError as error:
+    raise UserError(f"{error.name} is missing: pip install -r requirements-real.txt") from None
+
+PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that a piece shows as such
+BYTE_OF = {chr(byte): byte for byte in PRINTED}                  # the others, in order, from 256
+BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*PRINTED}))}
+PROBE = " a  B\n\n\tC 123 {é: 中文🙂}\u2581"
+TURNS = [("system", "S0"), ("user", "U0"), ("assistant", "A0"), ("user", "U1"), ("assistant", "A1")]
+SPACED = [(role, f" {text} ") for role, text in TURNS]
+FLAGS = "--system-opening, --user-opening, --assistant-opening, --turn-end"  # of convert.py
+# What a GGUF calls the patterns that cut a text into words, one after another
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+WORDS = {"gpt-2": [GPT2], "smollm": [r"\p{N}", GPT2], "qwen2": [QWEN2],
+         "llama-bpe": [QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")],
+         "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]}
+
+
+class RealTokenizer(Tokenizer):
+    """See tokenizer/__init__.py for the attributes, and `make` for model_bytes."""
+    def __init__(self, model_bytes):
+        self.model_bytes, about = bytes(model_bytes), json.loads(model_bytes)
+        self.template, self.vocab_size = about.pop("template"), about["vocab_size"]
+        self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        data, m, control = about["tokenizer"], about["marks"], control_of(about["tokenizer"])
+        texts = {token["content"] for token in data["added_tokens"]} - control.keys()
+        for token in data["added_tokens"]:
+            token["special"] = token["content"] in control
+        data |= dict(truncation=None, padding=None)
+        try:
+            self._library = library = tokenizers.Tokenizer.from_str(json.dumps(data))
+        except Exception as error:  # the library has no other class
+            raise UserError(f"not a tokenizer that the library reads: {error}") from None
+        pieces, self._names = library.get_vocab(), {i: text for text, i in control.items()}
+        self.n_tokens, self._bytes = max(pieces.values()) + 1, [b""] * self.vocab_size
+        check(self.n_tokens <= self.vocab_size,
+              f"a tokenizer of {self.n_tokens} tokens for a model of {self.vocab_size}")
+        for piece, i in pieces.items():
+            if i not in self._names:
+                self._bytes[i] = piece.encode() if piece in texts else \
+                    bytes(BYTE_OF.get(letter, 0) for letter in piece)
+        self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
+        # up to here the library recognises control tokens in a text, afterwards never
+        self._marks = {name: self.encode(text) for name, text in m.items() if type(text) is str}
+        library.encode_special_tokens = True
+        for name in "start closing bare bare_before think end_think answer end_answer".split():
+            setattr(self, name, self._marks[name])
+        self.end, self.pad, self.text_end = (control[m[name]] for name in ("end", "pad", "text_end"))
+        self.stop_ids, self.control_ids = {control[s] for s in m["stop"]}, set(self._names)
+        self.gaps, self.trim, self.byte_ids = m["gaps"], m["trim"], range(0)
+        tags = [self.think, self.end_think, self.answer, self.end_answer]
+        self.tag_ids = set(sum(tags, [])) if max(map(len, tags)) == 1 else set()
+        ids = self.encode(text := PROBE + " ".join(control) + "".join(control))
+        check(self.decode(ids) == text and not self.control_ids & {*ids},
+              "a tokenizer that changes texts; only byte-level BPE is read here")
+
+    def opening(self, role):
+        return self._marks[role]
+
+    def encode(self, text):
+        """Text -> list of ids, never a control token. UserError if it is not valid Unicode."""
+        try:
+            return self._library.encode(text, add_special_tokens=False).ids
+        except UnicodeEncodeError:
+            raise UserError(f"half of a surrogate pair in {text[:60]!r}: not valid unicode") from None
+
+
+def control_of(data):
+    """The content of tokenizer.json -> {text: id} of its control tokens: the special ones, and all
+    added ones that look like a mark. Others, such as runs of spaces, are ordinary text."""
+    return {token["content"]: token["id"] for token in data["added_tokens"]
+            if token["special"] or re.fullmatch(r"<.+>|\[.+\]", token["content"])}
+
+
+def marks_of(write):
+    """write(turns, prompt=False) -> text, by the chat template. Returns the texts that surround a
+    turn or a thought; "close" ends a turn. Many errors are possible if they cannot be told apart."""
+    whole, asked = write(TURNS), write(TURNS[:4])
+    system, to_user, to_reply, _, _, close = re.split("S0|U0|A0|U1|A1", whole)
+    m = dict(system=system, user=to_user.removeprefix(close), close=close, gaps=["", "", ""],
+             assistant=write(TURNS[:4], True).removeprefix(asked))
+    thinks = write([*TURNS[:4], ("assistant", "A1", "T1")]).removeprefix(asked)
+    if "T1" in thinks:
+        parts = re.fullmatch(r"(.*)<think>(\s*)T1(\s*)</think>(\s*)A1.*", thinks, re.DOTALL)
+        m["assistant"], *m["gaps"] = parts.groups()
+    for name, text in (("bare", whole.removeprefix(asked)), ("bare_before", to_reply + "A1")):
+        text = text.removeprefix(close).removeprefix(m["assistant"]).partition("A1")[0]
+        m[name] = text.removesuffix(m["gaps"][2])
+    m["start"] = write(TURNS[1:2]).partition("U0")[0].removesuffix(m["user"])
+    m["trim"] = " U0 " not in write(SPACED)
+    for turns in (TURNS, TURNS[1:], TURNS[:3], SPACED, SPACED[1:2]):  # as dataset/formats.py does
+        text = "" if turns[0][0] == "system" else m["start"]
+        for number, (role, content) in enumerate(turns, 1):
+            bare = m["bare" if number == len(turns) else "bare_before"] * (role == "assistant")
+            gap = m["gaps"][2] if bare else ""
+            text += m[role] + bare + gap + (content.strip() if m["trim"] else content) + close
+        check(text == write(turns), "it does not write all turns in the same way")
+    return m
+
+
+def make(data, template, names, vocab_size, by_hand, stops=()):
+    """data: the content of tokenizer.json. names: dict, such as bos_token. by_hand: None, or dict:
+    system, user, assistant, close. stops: more texts that end a reply -> RealTokenizer."""
+    control = control_of(data)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+
+    def write(turns, prompt=False):
+        messages = [dict(zip(("role", "content", "reasoning_content"), turn)) for turn in turns]
+        return environment.from_string(template).render(
+            messages=messages, add_generation_prompt=prompt, **names)
+    try:
+        m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False, **{
+            name: text.replace("\\n", "\n") for name, text in by_hand.items()}) if by_hand \
+            else marks_of(write)
+        end = max((text for text in control if m["close"].startswith(text)), key=len)
+    except Exception as error:  # a foreign template can raise any
+        raise UserError(f"the chat template is not understood ({str(error)[:60]}); give all of "
+                        + FLAGS) from None
+    after_text = [name for name in ("<|endoftext|>", "<|end_of_text|>") if name in control] + [end]
+    m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=after_text[0],
+              pad=pad if (pad := names.get("pad_token")) in control else end, think="<think>",
+              end_think="</think>", answer="<answer>", end_answer="</answer>")
+    m["stop"] = sorted({end, after_text[0], names.get("eos_token"), names.get("eot_token"), *stops}
+                       & control.keys())
+    return RealTokenizer(json.dumps(dict(tokenizer=data, marks=m, template=template,
+                                         vocab_size=vocab_size), sort_keys=True).encode())
+
+
+def from_folder(path, vocab_size, marks=None):
+    """A folder of transformers -> RealTokenizer. UserError if it has none that can be read here."""
+    def read(name):
+        file = Path(path) / name
+        try:
+            return json.loads(file.read_text("utf-8")) if file.exists() else {}
+        except ValueError:
+            raise UserError(f"{show(file)} is damaged") from None
+    check_exists(Path(path) / "tokenizer.json", "transformers' save_pretrained writes one")
+    data, config = read("tokenizer.json"), read("tokenizer_config.json")
+    ends, template = read("generation_config.json").get("eos_token_id"), config.get("chat_template")
+    if isinstance(template, list):
+        template = {one["name"]: one["template"] for one in template}.get("default")
+    if (file := Path(path) / "chat_template.jinja").exists():
+        template = file.read_text("utf-8")
+    names = {key: text if isinstance(text, str) else text["content"] for key, text in config.items()
+             if key.endswith("_token") and isinstance(text, (str, dict))}
+    stops = [text for text, i in control_of(data).items() if i in np.ravel(ends)]
+    return make(data, template or "", names, vocab_size, marks, stops)
+
+
+def from_gguf(fields, vocab_size, marks=None):
+    """The header of a GGUF (name -> value) -> RealTokenizer. UserError if it is of another kind."""
+    own = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
+    kind, words = own.get("model"), own.get("pre", "default")
+    check(kind == "gpt2", f"tokenizer.ggml.model {kind}: only gpt2 can be read")
+    check(words in WORDS, f"tokenizer.ggml.pre {words}: unknown; known are {', '.join(WORDS)}")
+    pieces, kinds = own["tokens"], own["token_type"]  # 3 control token, 4 added token, 5 padding
+    added = [dict(id=i, content=piece, special=kind == 3, single_word=False, lstrip=False,
+                  rstrip=False, normalized=False)
+             for i, (piece, kind) in enumerate(zip(pieces, kinds)) if kind in (3, 4)]
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
+    cuts = [dict(type="Split", pattern=dict(Regex=word), behavior="Isolated", invert=False)
+            for word in WORDS[words]]
+    model = dict(type="BPE", ignore_merges=words == "llama-bpe", merges=own["merges"], vocab={
+        piece: i for i, (piece, kind) in enumerate(zip(pieces, kinds)) if kind != 5})
+    data = dict(version="1.0", added_tokens=added, decoder=level, model=model, post_processor=None,
+                normalizer=dict(type="NFC") if words == "qwen2" else None,
+                pre_tokenizer=dict(type="Sequence", pretokenizers=[*cuts, level]))
+    names = {f"{name[:3]}_token": pieces[own[f"{name}_token_id"]]
+             for name in ("bos", "eos", "eot", "padding") if f"{name}_token_id" in own}
+    return make(data, fields.get("tokenizer.chat_template", ""), names, vocab_size, marks)
