@@ -138,15 +138,3 @@ def sampled_forward_kl(student_logits, ids, negentropy, temperature=1.0):
     and the value falls below 0.   Source: Anshumann et al. 2025, section 3."""
     log_q = log_softmax(student_logits, temperature)                          # (N, V)
     return temperature ** 2 * (negentropy - log_q.gather(-1, ids).mean(-1))
-
-
-def hidden_mse(student, teacher):
-    """Two hidden states (..., D) -> (...): the mean over D of (h_student - h_teacher)^2.
-    Source: Romero et al. 2015 (FitNets), eq. 3; Jiao et al. 2020 (TinyBERT), eq. 8."""
-    return (upcast(student) - upcast(teacher)).square().mean(-1)
-
-
-def hidden_cosine(student, teacher):
-    """Two hidden states (..., D) -> (...): 1 - cosine, from 0 to 2. Their lengths do not matter.
-    Source: Sanh et al. 2019 (DistilBERT), section 2."""
-    return 1 - torch.cosine_similarity(upcast(student), upcast(teacher), dim=-1)

@@ -27,8 +27,7 @@ from torch import nn
 
 import checkpoints
 from dataset.windows import open_text, self_check, step_batches, validation_ce
-from losses import (DIVERGENCES, cross_entropy, divergence, hidden_cosine, hidden_mse, kl, total,
-                    upcast)
+from losses import DIVERGENCES, cross_entropy, divergence, kl, total, upcast
 from model import SIZES
 from optim import get_lr, make_optimizers, set_lr
 
@@ -84,6 +83,18 @@ def layer_pairs(rule, ours, theirs):
                  and all(1 <= s <= ours and 1 <= t <= theirs for s, t in pairs),
                  f"layers {rule}: must be last, uniform, or pairs from 1:1 to {ours}:{theirs}")
     return pairs
+
+
+def hidden_mse(student, teacher):
+    """Two hidden states (..., D) -> (...): the mean over D of (h_student - h_teacher)^2.
+    Source: Romero et al. 2015 (FitNets), eq. 3; Jiao et al. 2020 (TinyBERT), eq. 8."""
+    return (upcast(student) - upcast(teacher)).square().mean(-1)
+
+
+def hidden_cosine(student, teacher):
+    """Two hidden states (..., D) -> (...): 1 - cosine, from 0 to 2. Their lengths do not matter.
+    Source: Sanh et al. 2019 (DistilBERT), section 2."""
+    return 1 - torch.cosine_similarity(upcast(student), upcast(teacher), dim=-1)
 
 
 def hidden_term(cfg, pairs, projections, student, teacher, keep):

@@ -8,9 +8,9 @@ from torch import nn
 
 import checkpoints
 from common import UserError
-from losses import hidden_cosine, hidden_mse
 from test_losses import draw
-from train_distill_features import Config, hidden_term, layer_pairs, relation_kl, relation_term
+from train_distill_features import (Config, hidden_cosine, hidden_mse, hidden_term, layer_pairs,
+                                    relation_kl, relation_term)
 
 B, T = 2, 6
 
