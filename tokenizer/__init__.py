@@ -92,6 +92,10 @@ class Tokenizer:
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
+def load_bytes(model_bytes):
+    return Tokenizer(model_bytes)
+
+
 @functools.cache
 def tokenizer_of(model_bytes):
     """Rebuild a tokenizer sent to another process, only once, so that its word cache is kept."""
