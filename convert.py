@@ -10,6 +10,7 @@ The weights of many variants would fit and compute something else, without any e
 families come in whose logits equal those of transformers in tests/test_convert.py, and each field
 of a config must be known here. Any other one is refused with its name. Weights become float32.
 """
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ READ = NEEDED + """model_type num_key_value_heads head_dim vocab_size rope_theta
     rope_parameters tie_word_embeddings sliding_window use_sliding_window layer_types""".split()
 HARMLESS = """architectures torch_dtype dtype transformers_version _name_or_path use_cache
     initializer_range attention_dropout pretraining_tp bos_token_id eos_token_id pad_token_id
-    max_window_layers is_llama_config transformers.js_config unsloth_version unsloth_fixed""".split()
+    max_window_layers is_llama_config transformers.js_config unsloth_version""".split()
 OF_EXPERTS = """num_experts num_local_experts num_experts_per_tok moe_intermediate_size
     norm_topk_prob router_aux_loss_coef output_router_logits""".split()
 MORE = {"qwen3_moe": OF_EXPERTS,
@@ -77,8 +78,8 @@ class Config:
     fresh: bool = False             # replace an existing file
 
 
-def check_fields(config, family, ignore):
-    """UserError with the name of a field that changes the computation, or that is not known here."""
+def check_fields(config, family, moe, ignore):
+    """UserError with the name of a field that changes the computation, or is not known here."""
     check(family in FAMILIES, f"model_type {family}: only {', '.join(FAMILIES)} come in")
     for name, value in config.items():
         if name in FIXED:
@@ -86,7 +87,7 @@ def check_fields(config, family, ignore):
         elif name not in (*READ, *HARMLESS, *MORE.get(family, ())):
             check(value is None or name in ignore, f"{name} {str(value)[:60]}: not known here; if "
                   f"it does not change what the model computes, add --ignore {name}")
-    for name in NEEDED:
+    for name in (*NEEDED, *["num_experts_per_tok", "moe_intermediate_size"] * moe):
         check(type(config.get(name)) in (int, float), f"{name} {config.get(name)}: not a number")
     kinds = {*(config.get("layer_types") or ())} - {"full_attention", "sliding_attention"}
     check(not kinds, f"layer_types {', '.join(kinds)}: must be full_attention")
@@ -121,15 +122,16 @@ def context_of(config, family, context):
 def model_config(config, weights, context=0, ignore=()):
     """The content of a config.json -> ModelConfig. UserError if the model is of another kind."""
     family = config.get("model_type")
-    check_fields(config, family, ignore)
-    (theta, scaling), heads = rope(config), config["num_attention_heads"]
     moe = family == "qwen3_moe" or bool(config.get("use_moe"))
+    check_fields(config, family, moe, ignore)
+    check("embed_tokens.weight" in weights, "the tensor embed_tokens.weight is missing")
+    (theta, scaling), heads = rope(config), config["num_attention_heads"]
     norms = "layers.0.self_attn.q_norm.weight" in weights  # an older minimind has none
-    more = dict(n_experts=config.get("num_experts") or config["num_local_experts"],
+    more = dict(n_experts=config.get("num_experts") or config.get("num_local_experts") or 0,
                 experts_per_token=config["num_experts_per_tok"],
-                norm_topk=config.get("norm_topk_prob", False)) if moe else {}
+                norm_topk=config.get("norm_topk_prob", family == "minimind")) if moe else {}
     return ModelConfig(
-        vocab_size=config.get("vocab_size") or len(weights.get("embed_tokens.weight", "")),
+        vocab_size=config.get("vocab_size") or len(weights["embed_tokens.weight"]),
         dim=config["hidden_size"], n_layers=config["num_hidden_layers"], n_heads=heads,
         n_kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
@@ -144,7 +146,7 @@ def fit(weights, c):
     """UserError unless the weights are those of a Transformer(c). A tied head is put in."""
     with torch.device("meta"):  # shapes only
         shapes = {name: tensor.shape for name, tensor in Transformer(c).state_dict().items()}
-    if c.tie_embeddings and "embed_tokens.weight" in weights:
+    if c.tie_embeddings:
         tied = weights["embed_tokens.weight"]
         check(torch.equal(weights.get("lm_head.weight", tied), tied),
               "tie_word_embeddings: lm_head.weight is not embed_tokens.weight")
@@ -197,8 +199,7 @@ def read_gguf(path):
             weights[tensor.name] = torch.from_numpy(values.astype("float32"))
     except Exception as error:  # a damaged file can raise almost any error
         reason = "".join(str(error).splitlines()[-1:])[:90] or type(error).__name__
-        raise UserError(f"{show(path)} is damaged, cut off or of an unknown type: {reason}"
-                        ) from None
+        raise UserError(f"{show(path)} is damaged, cut off or of an unknown type: {reason}") from None
     config = gguf_config(header, weights)
     for name in list(weights):
         weights |= from_gguf_names(name, weights.pop(name), config)
@@ -238,7 +239,8 @@ def from_gguf_names(name, tensor, config):
     block, part, end = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w*)(.*)", name).groups()
     layer, rows = f"layers.{block}." if block else "", config["head_dim"]
     if part.endswith("_exps"):  # one tensor for all experts
-        return {f"{layer}mlp.experts.{i}.{part[4:-5]}_proj{end}": one for i, one in enumerate(tensor)}
+        names = (f"{layer}mlp.experts.{i}.{part[4:-5]}_proj{end}" for i in range(len(tensor)))
+        return dict(zip(names, tensor))
     if config["model_type"] == "llama" and part in ("attn_q", "attn_k") and len(tensor) % rows == 0:
         pairs = tensor.view(-1, rows // 2, 2, tensor[0].numel())  # there RoPE turns neighbours
         tensor = pairs.transpose(1, 2).reshape(tensor.shape)      # here i and i + C/2
@@ -279,11 +281,11 @@ def load_tokenizer(path, vocab_size, header, cfg):
           "give all of --system-opening, --user-opening, --assistant-opening and --turn-end")
     marks, folder = marks if cfg.turn_end else None, Path(cfg.tokenizer or (
         path if path.is_dir() else path.absolute().parent.parent / "model"))
-    if (folder / "tokenizer.model").exists() and not header:
-        try:  # of a student from here
+    if "minidistill.tokenizer" in header:  # a student from here comes back
+        return Tokenizer(bytes(header["minidistill.tokenizer"]))
+    with contextlib.suppress(UserError):  # the same, or it has none, or one of another project
+        if not header:
             return Tokenizer.load(folder / "tokenizer.model")
-        except UserError:
-            pass  # of another model: it has a tokenizer.json, too
     from tokenizer import real
     if header:
         return real.from_gguf(header, vocab_size, marks)
