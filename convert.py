@@ -25,7 +25,6 @@ import checkpoints
 from model import ModelConfig, Transformer, rope_table
 from tokenizer import Tokenizer
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "minimind")
 # What a field must be, if a config has it: with any other value, a model computes something else
 FIXED = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, rope_interleaved=False,
              partial_rotary_factor=1.0, decoder_sparse_step=1, mlp_only_layers=[],
@@ -39,8 +38,8 @@ HARMLESS = """architectures torch_dtype dtype transformers_version _name_or_path
     max_window_layers is_llama_config transformers.js_config unsloth_version""".split()
 OF_EXPERTS = """num_experts num_local_experts num_experts_per_tok moe_intermediate_size
     norm_topk_prob router_aux_loss_coef output_router_logits""".split()
-MORE = {"qwen3_moe": OF_EXPERTS,
-        "minimind": [*OF_EXPERTS, "use_moe", "dropout", "flash_attn", "auto_map"]}
+FAMILIES = dict(llama=[], mistral=[], qwen2=[], qwen3=[], qwen3_moe=OF_EXPERTS,
+                minimind=OF_EXPERTS + ["use_moe", "dropout", "flash_attn", "auto_map"])
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Fields and tensors of a GGUF -> those of a Hugging Face folder
 FIELDS = {
@@ -84,7 +83,7 @@ def check_fields(config, family, moe, ignore):
     for name, value in config.items():
         if name in FIXED:
             check(value in (None, FIXED[name]), f"{name} {value!r}: it must be {FIXED[name]!r}")
-        elif name not in (*READ, *HARMLESS, *MORE.get(family, ())):
+        elif name not in (*READ, *HARMLESS, *FAMILIES[family]):
             check(value is None or name in ignore, f"{name} {str(value)[:60]}: not known here; if "
                   f"it does not change what the model computes, add --ignore {name}")
     for name in (*NEEDED, *["num_experts_per_tok", "moe_intermediate_size"] * moe):
@@ -161,27 +160,23 @@ def fit(weights, c):
 def read_folder(folder):
     """A Hugging Face folder -> (config, weights, licence): a dict, a dict of tensors, a name."""
     safe_open, weights = needed("safetensors").safe_open, {}
-    index, files = folder / "model.safetensors.index.json", [folder / "model.safetensors"]
-    common.check_exists(folder / "config.json", "a Hugging Face folder has one")
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+    index, files = folder / "model.safetensors.index.json", {"model.safetensors"}
+    try:  # a damaged file can raise almost any error
+        common.check_exists(folder / "config.json", "a Hugging Face folder has one")
+        config = dict(json.loads((folder / "config.json").read_text("utf-8")))
         if index.exists():
-            files = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
-    except (ValueError, LookupError, AttributeError) as error:
-        raise UserError(f"{show(folder)}: config or index is damaged: {error}") from None
-    for path in sorted(files):
-        common.check_exists(path, "save_pretrained and a whole download write it")
-        try:
-            with safe_open(path, "pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}
-        except Exception as error:  # the library has an error class of its own
-            raise UserError(f"{show(path)} is damaged or cut off ({error})") from None
-        for name in list(found):
-            tensor, name = found.pop(name), name.removeprefix("model.")
-            check(tensor.dtype in (torch.float32, torch.float16, torch.bfloat16),
-                  f"the tensor {name} is {tensor.dtype}: quantised weights are not read")
-            if not name.endswith("rotary_emb.inv_freq"):  # in old files; follows from the config
-                weights[name] = tensor.float()
+            files = {*json.loads(index.read_text("utf-8"))["weight_map"].values()}
+        for name in sorted(files):
+            common.check_exists(folder / name, "a whole download has it")
+            with safe_open(folder / name, "pt") as file:
+                weights |= {key.removeprefix("model."): file.get_tensor(key) for key in file.keys()}
+    except Exception as error:
+        raise UserError(f"{show(folder)} cannot be read: {error}") from None
+    for name, tensor in weights.items():
+        check(tensor.dtype in (torch.float32, torch.float16, torch.bfloat16),
+              f"the tensor {name} is {tensor.dtype}: quantised weights are not read")
+        weights[name] = tensor.float()
+    weights = {name: weights[name] for name in weights if not name.endswith("rotary_emb.inv_freq")}
     card = folder / "README.md"
     text = card.read_text("utf-8", errors="replace") if card.exists() else ""
     return config, weights, (re.findall(r"(?m)^license: *(\S+)", text) or [""])[0]
@@ -189,21 +184,19 @@ def read_folder(folder):
 
 def read_gguf(path):
     """A GGUF file -> (config, weights, licence, header: a dict)"""
-    gguf, weights, kinds = needed("gguf"), {}, set()
-    try:
+    gguf, weights = needed("gguf"), {}
+    try:  # a damaged file can raise almost any error
         reader = gguf.GGUFReader(path)
         header = {name: field.contents() for name, field in reader.fields.items()}
         for tensor in reader.tensors:
-            kinds.add(tensor.tensor_type.name)
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             weights[tensor.name] = torch.from_numpy(values.astype("float32"))
-    except Exception as error:  # a damaged file can raise almost any error
+    except Exception as error:
         reason = "".join(str(error).splitlines()[-1:])[:90] or type(error).__name__
-        raise UserError(f"{show(path)} is damaged, cut off or of an unknown type: {reason}") from None
+        raise UserError(f"{show(path)} cannot be read: {reason}") from None
     config = gguf_config(header, weights)
     for name in list(weights):
         weights |= from_gguf_names(name, weights.pop(name), config)
-    print(f"{show(path)}: weights in {', '.join(sorted(kinds))}")
     return config, weights, header.get("general.license", ""), header
 
 

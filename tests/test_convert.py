@@ -262,7 +262,7 @@ def resave(name, tensor=None):
     *((name, lambda path, name=name: (path / name).unlink()) for name in (
         "config.json", "tokenizer.json", "model.safetensors")),
     ("-00002-of-", lambda path: next(path.glob("*-00002-of-*")).unlink()),
-    ("damaged", rewrite("config.json", lambda b: b[:-9])), ("cut off", rewrite("model.safetensors", lambda b: b[:-9])),
+    *(("cannot be read", rewrite(name, lambda b: b[:-9])) for name in ("config.json", "model.safetensors")),
     ("norm.weight is [33], must be [32]", resave("model.norm.weight", torch.ones(33))),
     ("norm.weight is missing", resave("model.norm.weight")), ("q_proj.bias is not", resave(
         "model.layers.1.self_attn.q_proj.bias", torch.ones(32))),
@@ -279,7 +279,7 @@ NORM = b"output_norm.weight" + bytes([1, 0, 0, 0, 32]) + bytes(7)  # name, dimen
 
 
 @pytest.mark.parametrize("named, header, tensors, damage", [
-    ("cut off", {}, {}, lambda b: b[:-99]), ("unknown type", {}, {}, lambda b: b.replace(NORM + b"\0", NORM + b"c")),
+    ("cannot be read", {}, {}, lambda b: b[:-99]), ("is not a valid", {}, {}, lambda b: b.replace(NORM + b"\0", NORM + b"c")),
     ("general.architecture", {}, {}, lambda b: b.replace(b"llama", b"gemma")),
     ("llama.rope.scaling.type", dict(rope_scaling_type=gguf.RopeScalingType.YARN), {}, None),
     ("llama.logit_scale", dict(logit_scale=2.0), {}, None), ("sliding_window", dict(sliding_window=9), {}, None),
