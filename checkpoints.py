@@ -8,6 +8,7 @@ so a stranger's file cannot run code. It holds
     model_config        shape of the model, which no script has to be told again
     run_config, inputs  flags; fingerprints of data, tokenizer, teacher: a resume must match both
     tokenizer           its file, as bytes: eval.py needs no other file
+    source              only of an imported model: where it comes from (see convert.py)
 """
 import dataclasses
 import hashlib
@@ -25,8 +26,7 @@ from tokenizer import Tokenizer, load_bytes
 
 # A resume does not compare these flags: `inputs` has fingerprints of what they name.
 PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
-FOREIGN = {".safetensors": "for transformers", ".bin": "for transformers", ".gguf": "for llama.cpp",
-           ".pth": "for other code"}
+FOREIGN = (".gguf", ".pth", ".safetensors", ".bin")  # files that convert.py reads
 
 
 def save(path, state):
@@ -41,13 +41,21 @@ def save(path, state):
 def load(path):
     """A checkpoint -> its dict. UserError if it is missing, damaged or written by other code."""
     common.check_exists(path, "the project's speedrun.sh makes the default models")
-    kind = "a folder, as of transformers" if Path(path).is_dir() else FOREIGN.get(Path(path).suffix)
-    check(not kind, f"{show(path)} is {kind}; only train_*.py write files that can be read here")
+    path = Path(path).absolute()
+    if path.is_dir() or path.suffix in FOREIGN:
+        whole = path.parent if path.suffix in FOREIGN[2:] else path  # these are part of a folder
+        first = common.command("convert.py", **{"from": whole}, out=OUT / f"{whole.stem}.pt")
+        raise UserError(f"{show(path)} is a model of other code; first: {first}")
+    return read(path)
+
+
+def read(path):
+    """A file of torch.save -> its content. UserError if it is damaged or would run code."""
     try:
         check(zipfile.ZipFile(path).testzip() is None, "wrong checksum")  # torch checks none
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file can raise almost any error
-        raise UserError(f"{show(path)} is damaged, or no train_*.py here wrote it") from None
+        raise UserError(f"{show(path)} is damaged, or no checkpoint") from None
 
 
 def load_model(path, device="cpu"):
@@ -61,7 +69,7 @@ def load_model(path, device="cpu"):
         check(tokenizer.vocab_size == model.config.vocab_size, "the tokenizer has another size")
         model.n_tokens = tokenizer.n_tokens
     except (RuntimeError, LookupError, TypeError, AttributeError, UserError) as error:
-        raise UserError(f"{show(path)} is damaged, or no train_*.py here wrote it "
+        raise UserError(f"{show(path)} is damaged, or no checkpoint "
                         f"({str(error).splitlines()[-1].strip()[:200]})") from None
     return model.to(device).eval().requires_grad_(False), tokenizer, state
 
@@ -106,6 +114,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
         check("size" not in cfg.given or SIZES[cfg.size].items() <= vars(model.config).items(),
               f"--size {cfg.size}: the checkpoint has a shape of its own; leave out --size")
         cfg.size = ""
+    check(not model.config.n_experts, "routed experts can only teach: no student can have them")
     context = min(m.config.max_seq_len for m in (model, teacher) if m)
     check(cfg.window <= context, f"--window {cfg.window}: the checkpoint's context is {context}")
     model = model.to(env.device).train().requires_grad_(True)

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import importlib
 import inspect
 import json
 import math
@@ -53,7 +54,8 @@ def between(cfg, least, most, *names):
 
 def parse(Config, argv=None):
     """argv (None: the command line) -> a Config. `cfg.given` is the set of flags that were typed.
-    A field of type list takes the words without a flag. A bool is set by --name or --no-name."""
+    A field of type list takes the words without a flag. A bool is set by --name or --no-name. The
+    flag of a field `from_` is --from, which Python reserves for itself."""
     kinds, comments = typing.get_type_hints(Config), {}
     for parent in reversed(Config.__mro__[:-1]):  # a Config may extend another script's
         comments |= re.findall(r"^ +(\w+) *:[^#\n]+# *(.+)", inspect.getsource(parent), re.M)
@@ -68,8 +70,8 @@ def parse(Config, argv=None):
         text = f"{comments.get(name, '')} [{shown}]".removesuffix(" []").replace("%", "%%")
         how = dict(choices=choices) if choices else dict(type=kind, metavar=kind.__name__.upper())
         special = {list: dict(nargs="*"), bool: dict(action=argparse.BooleanOptionalAction)}
-        parser.add_argument(name if kind is list else f"--{name.replace('_', '-')}",
-                            **special.get(kind, how), help=text)
+        flag = name if kind is list else f"--{name.strip('_').replace('_', '-')}"
+        parser.add_argument(flag, **special.get(kind, how | dict(dest=name)), help=text)
     typed = {k: v for k, v in vars(parser.parse_intermixed_args(argv)).items() if v != []}
     paths = {k: str(getattr(Config, k)) for k in kinds if isinstance(getattr(Config, k), Path)}
     cfg = Config(**paths | typed)
@@ -112,6 +114,15 @@ for package in ("torch", "numpy", "sentencepiece"):  # so scripts import this fi
         made = any(ROOT.glob(f".venv/lib*/*/site-packages/{package}"))
         how, file = ("source", ".venv/bin/activate") if made else ("bash", "speedrun.sh")
         stop(f"{package} is not installed here; first: {shlex.join([how, show(ROOT / file)])}")
+
+
+def needed(package):
+    """Import an optional package. UserError with the command that installs it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f"{error.name or package} is not installed; first: "
+                        "pip install -r requirements-real.txt") from None
 
 
 def check_exists(path, advice):

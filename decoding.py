@@ -78,7 +78,9 @@ def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, t
     unread = torch.tensor([[0] * n + list(p) for n, p in zip(padding, prompts)],
                           device=weight.device)  # (B, T): first the prompts, then one token per row
     cache = KVCache(model, len(prompts), longest + max_new_tokens, unread.new_tensor(padding))
-    fast = len(prompts) == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32
+    plain = not (model.config.n_experts or model.config.qkv_bias)  # what fast_decode.py can compute
+    fast = (plain and len(prompts) == 1 and weight.device.type == "cpu"
+            and weight.dtype == torch.float32)
     rows, stops = torch.arange(len(prompts), device=weight.device), unread.new_tensor([*stop_ids])
     decoder, token, going = None, rows, rows >= 0  # going: rows without a stop id
     for _ in range(max_new_tokens):

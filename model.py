@@ -10,6 +10,7 @@ attention, Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3
 are the same as in Hugging Face's Llama and Qwen3 classes, without their prefix "model." RoPE pairs
 the same channels (i with i + C/2). runs/bench.py decode copies a model into Qwen3.
 """
+import importlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +33,11 @@ class ModelConfig:
     norm_eps: float = 1e-6    # added inside the square root of RMSNorm
     qk_norm: bool = True      # RMSNorm on queries and keys, as in Qwen3; Llama has none
     tie_embeddings: bool = True  # the output matrix is the embedding matrix
+    qkv_bias: bool = False    # q, k and v have a bias, as in Qwen2
+    rope_scaling: tuple = ()  # Llama 3: factor, low and high frequency factor, original context
+    n_experts: int = 0        # SwiGLUs of width ffn_dim in a block: see moe.py; 0: a single one
+    experts_per_token: int = 0
+    norm_topk: bool = True    # the weights of a token's experts add up to 1
 
 
 # Names: number of parameters at V = 1,024. Widths are multiples of 32: fast in matmul kernels.
@@ -64,9 +70,16 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_table(max_seq_len, head_dim, theta):
-    """Two (max_seq_len, C) tables: cosine and sine of position * theta^(-2i/C) for pair i."""
+def rope_table(max_seq_len, head_dim, theta, scaling=()):
+    """Two (max_seq_len, C) tables: cosine and sine of position * theta^(-2i/C) for pair i. With
+    Llama 3's scaling, pairs that turn less than `high` times in the original context turn slower,
+    those with less than `low` turns by `factor`. So a longer context has no unknown angles."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)  # (C/2,)
+    if scaling:
+        factor, low, high, original = scaling
+        turns = frequencies * original / (2 * torch.pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)  # (C/2,): 1 is the plain frequency
+        frequencies = frequencies * (kept + (1 - kept) / factor)
     angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequencies)  # (T, C/2)
     angles = torch.cat([angles, angles], dim=-1)  # (T, C): i and i + C/2 share an angle
     return angles.cos().float(), angles.sin().float()
@@ -97,9 +110,9 @@ class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.head_dim = c.head_dim
-        self.q_proj = nn.Linear(c.dim, c.n_heads * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
+        self.q_proj = nn.Linear(c.dim, c.n_heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=False)
         self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
@@ -141,6 +154,8 @@ class Block(nn.Module):
         self.self_attn = Attention(c)
         self.post_attention_layernorm = RMSNorm(c.dim, c.norm_eps)
         self.mlp = SwiGLU(c)
+        if c.n_experts:  # imported here, because moe.py imports this file and is rarely needed
+            self.mlp = importlib.import_module("moe").Experts(c)
 
     def forward(self, x, cos, sin, mask, cache=None, features=None, keep=None):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, features)
@@ -160,7 +175,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(c.dim, c.vocab_size, bias=False)
         if c.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        cos, sin = rope_table(c.max_seq_len, c.head_dim, c.rope_theta)
+        cos, sin = rope_table(c.max_seq_len, c.head_dim, c.rope_theta, c.rope_scaling)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         for name, p in self.named_parameters():  # small weights: first loss near ln V

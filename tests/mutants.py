@@ -28,6 +28,8 @@ FUSED = "test_fused.py::test_values_and_gradients_are_the_plain_ones[1-forward_k
 SPAN = "test_formats.py::test_the_learned_span_runs_from_the_first_response_token_to_the_end"
 SHIFTED = "test_train.py::test_y_is_x_shifted_and_tag_weight_reaches_the_tags_of_the_response_only"
 SHARED = "test_train.py::test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser[1-2]"
+FIELDS = "test_convert.py::test_a_field_that_changes_the_computation_is_refused_by_name"
+LAYOUT = "test_convert.py::test_a_gguf_computes_what_the_model_computes_in_transformers"
 
 MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; test
     (1, "losses.py", "(a * difference).sum(-1)", "(a * difference).mean(-1)",
@@ -107,6 +109,11 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
      FORMULA + "[distill_logits]"),
     (28, "runs/render.py", "        check(recipe in rows, ", "        check(True, ",
      "test_docs.py::test_a_claim_with_one_axis_is_refused"),
+    (29, "convert.py", "check(value is None or name in ignore, ", "check(True, ", FIELDS),
+    (29, "model.py", "    if scaling:", "    if False:",
+     "test_convert.py::test_a_folder_of_every_family_computes_what_it_computes_in_transformers[llama3-float32-how0]"),
+    (30, "convert.py", 'config["model_type"] == "llama" and part in', "part in", LAYOUT + "[qwen3]"),
+    (30, "convert.py", 'config["model_type"] == "llama" and part in', "False and part in", LAYOUT + "[llama]"),
     (31, "dataset/windows.py", "(ids, mask, order)", "(ids, [m * (i != pad) for i, m in zip(ids, mask)], order)",
      "test_real_tokenizer.py::test_the_end_is_learned_and_padding_is_not_although_both_are_one_id"),
     (32, "decoding.py", "logits[:, :model.n_tokens]", "logits", "test_real_tokenizer.py::test_padded_ids_are_never_sampled"),

@@ -13,7 +13,7 @@ ROOMS = {room: [path for path in sorted(ROOT.glob(f"{room}/*.py")) if path.stat(
 CODE = [path for room in ROOMS if room != "tests" for path in ROOMS[room]]
 SHELL = [*ROOT.glob("*.sh"), *ROOT.glob("runs/*.sh")]
 # A file imports only from its own level or an earlier one.
-LEVELS = ["model losses optim decoding metrics fused fast_decode".split(), ["common", "tokenizer"],
+LEVELS = ["model moe losses optim decoding metrics fused fast_decode".split(), ["common", "tokenizer"],
           ["checkpoints"], ["dataset"], ["blackbox"], [path.stem for path in ROOMS["."]], ["runs"]]
 
 

@@ -110,6 +110,10 @@ class Tokenizer:
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
+def load_bytes(model_bytes):
+    return Tokenizer(model_bytes)
+
+
 @functools.cache
 def load_bytes(model_bytes):
     """The bytes of a file or a checkpoint -> their tokenizer. It is made once in each process, so
