@@ -87,7 +87,7 @@ class RealTokenizer(Tokenizer):
         """Text -> list of ids, never a control token. UserError if it is not valid Unicode."""
         try:
             return self._library.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
+        except TypeError:  # as the library says it
             raise UserError(f"half of a surrogate pair in {text[:60]!r}: not unicode") from None
 
 
