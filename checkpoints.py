@@ -7,7 +7,7 @@ so a stranger's file cannot run code. It holds
     step, tokens, ...   progress; the step number says which data come next
     model_config        shape of the model, which no script has to be told again
     run_config, inputs  flags; fingerprints of data, tokenizer, teacher: a resume must match both
-    tokenizer           its file, as bytes: eval.py needs no other file
+    tokenizer           the SentencePiece model, as bytes: eval.py needs no other file
 """
 import dataclasses
 import hashlib
