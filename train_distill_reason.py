@@ -70,12 +70,11 @@ def main(cfg):
     # the model: new, or a checkpoint with its own shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)
     train, val = open_text(cfg, tokenizer, inputs)
-    common.check(cfg.tag_weight == 1 or tokenizer.tag_ids, "--tag-weight: this model spells its tags "
-                 "in ordinary tokens, which may not weigh more")
-    thought = np.array(tokenizer.think)  # (n,) ids
-    here = np.lib.stride_tricks.sliding_window_view(train["ids"], len(thought), 1) == thought
-    common.check(cfg.target == "answer" or here.all(-1).any(), "no row of --data has a thought; "
-                 "use train_distill_responses.py, or --target answer")
+    common.check(cfg.tag_weight == 1 or tokenizer.tag_ids,
+                 "--tag-weight must be 1: this model spells tags in ordinary tokens")
+    places = np.lib.stride_tricks.sliding_window_view(train["ids"], len(tokenizer.think), 1)
+    common.check(cfg.target == "answer" or (places == tokenizer.think).all(-1).any(), "no row of "
+                 "--data has a thought; use train_distill_responses.py, or --target answer")
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)

@@ -143,7 +143,6 @@ def border(path, documents, skip_bad_lines):
 def cut(tokenizer, window, target, skip_bad_lines, below, part, group):
     """Chunks -> [ids, mask, document], (windows, window + 1) each; counts; what was left out."""
     texts, fitting, too_long, report, size = [], [], [], {}, window + 1
-    singles = tokenizer.byte_ids
     read, plain = None if part == "val" else report, is_text(group[0][0])  # "train" reports
     parse = functools.partial(parse_row, report=read)
     for _, document in read_documents("", skip_bad_lines, read, parse, group):
@@ -171,7 +170,7 @@ def cut(tokenizer, window, target, skip_bad_lines, below, part, group):
                    longest=max((len(ids) for ids, _ in too_long), default=0),
                    bytes=sum(len(line) for chunk in group for line in chunk[2]), windows=len(ids),
                    supervised=int(mask.sum()), tokens=int((document > 0).sum()),
-                   spelled=int(((ids >= singles.start) & (ids < singles.stop)).sum()))  # tokens of single bytes
+                   spelled=int(np.isin(ids, tokenizer.byte_ids).sum()))  # tokens of single bytes
     return arrays, numbers, report
 
 

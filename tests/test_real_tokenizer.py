@@ -1,6 +1,7 @@
 """Claims about the tokenizer of an imported model: it is transformers', except that text stays text."""
 import importlib.util
 import json
+import pickle
 import random
 import sys
 import unicodedata
@@ -36,7 +37,8 @@ QWEN3 = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.rol
          "{{ '<think>\n' + (m.reasoning_content or '').strip('\n') + '\n</think>\n\n' }}{% endif %}"
          "{{ m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
          "{{ '<|im_start|>assistant\n' + ('<think>\n\n</think>\n\n' if ALL else '') }}{% endif %}")
-TEMPLATES = dict(chatml=CHATML, llama3=LLAMA3, qwen3=QWEN3.replace("ALL", "false"), minimind=QWEN3.replace("ALL", "true"))
+TEMPLATES = dict(chatml=CHATML, llama3=LLAMA3, qwen3=QWEN3.replace("ALL", "false"),
+                 minimind=QWEN3.replace("ALL", "true"))
 PRE = dict(chatml="gpt-2", llama3="llama-bpe", qwen3="qwen2", minimind="qwen2")  # their names in a GGUF
 THINKS = ("qwen3", "minimind")
 LLAMA_MARKS = ["<|eot_id|>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
@@ -124,6 +126,10 @@ def test_ids_are_those_of_transformers_and_text_comes_back(folders, name):
         assert ids == theirs(text, split_special_tokens=True, add_special_tokens=False).input_ids == gguf.encode(text)
         assert ours.decode(ids) == normal and ours.token_bytes[ids].sum() == len(normal.encode())
     assert not ours.control_ids & {*ours.encode(" ".join(control_texts(ours)))}
+    again = pickle.loads(pickle.dumps(ours))  # as sent to a process that cuts windows
+    assert again.fingerprint == ours.fingerprint and again.encode(TEXT[0]) == ours.encode(TEXT[0])
+    with pytest.raises(UserError, match="surrogate"):
+        ours.encode("a \ud800")
 
 
 def test_smollm2_from_its_gguf_has_the_ids_of_transformers(smollm2):
@@ -151,7 +157,8 @@ def test_a_conversation_is_what_apply_chat_template_writes(folders, name):
         assert ours.decode(ids, show_control=True) == theirs.apply_chat_template(messages, tokenize=False)
         learned = ours.decode([i for i, m in zip(ids, mask) if m], show_control=True)
         assert len(turns) == 1 or learned.endswith(turns[-1].content + ours.decode([ours.end], show_control=True))
-        asked, mine = theirs.apply_chat_template(messages[:1], add_generation_prompt=True).input_ids, prompt_ids(ours, turns[:1])
+        asked = theirs.apply_chat_template(messages[:1], add_generation_prompt=True).input_ids
+        mine = prompt_ids(ours, turns[:1])
         assert mine == asked[:len(mine)] and not ours.decode(asked[len(mine):]).strip()  # minimind: an empty thought
 
 
@@ -181,8 +188,9 @@ def test_what_is_learned_is_read_back_and_streamed(folders, name):
 
 
 @pytest.mark.parametrize("change, words", [
-    (("+ '<|im_end|>", "+ '<|im_end|>' * (m.role == 'assistant') + '"), "--turn-end"), (("m.content", "m.text"), "--user-opening"),
-    (("+ m.role +", "+ m.role * loop.length +"), "--assistant-opening"), (("{% for", "{% fro"), "--system-opening"), ((CHATML, ""), "all")])
+    (("+ '<|im_end|>", "+ '<|im_end|>' * (m.role == 'assistant') + '"), "--turn-end"),
+    (("m.content", "m.text"), "--user-opening"), (("+ m.role +", "+ m.role * loop.length +"), "--assistant-opening"),
+    (("{% for", "{% fro"), "--system-opening"), ((CHATML, ""), "all")])
 def test_a_template_that_is_not_understood_is_refused_until_marks_are_given(folders, tmp_path, change, words):
     """Rendered almost right, every conversation would be a little foreign to the teacher, without an error."""
     for file in folders["chatml"].path.iterdir():

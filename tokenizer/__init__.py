@@ -10,8 +10,8 @@ No text can produce a special token. `<end>` ends a turn or a text document; the
 The class avoids four problems of the library: U+2581 would come back as a space, a lone surrogate
 raises a plain RuntimeError, decoding silently drops special tokens, and long texts are slow.
 
-An imported model keeps its own tokenizer: real.py has that class, with the same attributes. There
-what surrounds a turn, a thought or an answer may be several ids. So all of these are lists here.
+An imported model has another tokenizer (real.py) with the same attributes. There a mark may be
+several ids, so marks are lists of ids here, too.
 """
 import functools
 import hashlib
@@ -116,8 +116,8 @@ def load_bytes(model_bytes):
 
 @functools.cache
 def load_bytes(model_bytes):
-    """The bytes of a file or a checkpoint -> their tokenizer. It is made once in each process, so
-    that its word cache is kept. The class for an imported model is only read if there is one."""
+    """The bytes of a file or checkpoint -> its tokenizer, made once per process: it keeps its word
+    cache. Only an imported model needs real.py, and the libraries that this imports."""
     if model_bytes[:1] == b"{":
         return importlib.import_module("tokenizer.real").RealTokenizer(model_bytes)
     return Tokenizer(model_bytes)

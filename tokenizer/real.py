@@ -3,13 +3,12 @@
     tokenizer = from_folder("SmolLM2-135M-Instruct", vocab_size=49152)
     <|im_start|> user \n 2 + 3 = ? <|im_end|> \n <|im_start|> assistant \n 5 <|im_end|> \n
 
-The model's chat template shows what surrounds a turn: it writes a short conversation. Then it
-writes others, and a template that surrounds one differently is refused. A mark that is no control
-token of the model, such as <answer>, is spelled in ordinary tokens.
-
-No text can produce a control token. That includes <think> of Qwen3, which is an added token but no
-special one. One difference from apply_chat_template remains: if a turn begins with white space, it
-merges that with the line break of the opening. Here an opening is always the same ids.
+The model's chat template writes a short conversation, which shows what surrounds a turn. It must
+surround the turns of others in the same way, or it is refused. A mark that is no control token of
+the model, such as <answer>, is spelled in ordinary tokens. No text can produce a control token, and
+not <think> of Qwen3, which is an added token but no special one. apply_chat_template may merge
+white space at the start of a turn with the line break before it. Here an opening is always the
+same ids.
 """
 import hashlib
 import json
@@ -50,10 +49,10 @@ class RealTokenizer(Tokenizer):
         self.template, self.vocab_size = about.pop("template"), about["vocab_size"]
         self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         data, m, control = about["tokenizer"], about["marks"], control_of(about["tokenizer"])
-        texts = {token["content"] for token in data["added_tokens"]} - control.keys()
+        data |= dict(truncation=None, padding=None)
         for token in data["added_tokens"]:
             token["special"] = token["content"] in control
-        data |= dict(truncation=None, padding=None)
+        texts = {token["content"] for token in data["added_tokens"] if not token["special"]}
         try:
             self._library = library = tokenizers.Tokenizer.from_str(json.dumps(data))
         except Exception as error:  # the library has no other class
@@ -72,7 +71,7 @@ class RealTokenizer(Tokenizer):
         library.encode_special_tokens = True
         for name in "start closing bare bare_before think end_think answer end_answer".split():
             setattr(self, name, self._marks[name])
-        self.end, self.pad, self.text_end = (control[m[name]] for name in ("end", "pad", "text_end"))
+        self.end, self.pad, self.text_end = (control[m[x]] for x in ("end", "pad", "text_end"))
         self.stop_ids, self.control_ids = {control[s] for s in m["stop"]}, set(self._names)
         self.gaps, self.trim, self.byte_ids = m["gaps"], m["trim"], range(0)
         tags = [self.think, self.end_think, self.answer, self.end_answer]
@@ -88,8 +87,8 @@ class RealTokenizer(Tokenizer):
         """Text -> list of ids, never a control token. UserError if it is not valid Unicode."""
         try:
             return self._library.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
-            raise UserError(f"half of a surrogate pair in {text[:60]!r}: not valid unicode") from None
+        except TypeError:  # as the library says it
+            raise UserError(f"half of a surrogate pair in {text[:60]!r}: not unicode") from None
 
 
 def control_of(data):
@@ -101,7 +100,7 @@ def control_of(data):
 
 def marks_of(write):
     """write(turns, prompt=False) -> text, by the chat template. Returns the texts that surround a
-    turn or a thought; "close" ends a turn. Many errors are possible if they cannot be told apart."""
+    turn or a thought; "close" ends a turn. Any error: they cannot be told apart."""
     whole, asked = write(TURNS), write(TURNS[:4])
     system, to_user, to_reply, _, _, close = re.split("S0|U0|A0|U1|A1", whole)
     m = dict(system=system, user=to_user.removeprefix(close), close=close, gaps=["", "", ""],
@@ -135,7 +134,7 @@ def make(data, template, names, vocab_size, by_hand, stops=()):
     def write(turns, prompt=False):
         messages = [dict(zip(("role", "content", "reasoning_content"), turn)) for turn in turns]
         return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=prompt, **names)
+            messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **names)
     try:
         m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False, **{
             name: text.replace("\\n", "\n") for name, text in by_hand.items()}) if by_hand \
@@ -144,7 +143,7 @@ def make(data, template, names, vocab_size, by_hand, stops=()):
     except Exception as error:  # a foreign template can raise any
         raise UserError(f"the chat template is not understood ({str(error)[:60]}); give all of "
                         + FLAGS) from None
-    after_text = [name for name in ("<|endoftext|>", "<|end_of_text|>") if name in control] + [end]
+    after_text = [text for text in ("<|endoftext|>", "<|end_of_text|>", end) if text in control]
     m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=after_text[0],
               pad=pad if (pad := names.get("pad_token")) in control else end, think="<think>",
               end_think="</think>", answer="<answer>", end_answer="</answer>")
