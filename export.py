@@ -113,14 +113,13 @@ def hf_config(c, ids):
 
 def model_card(state, name, marks):
     """The README.md of a folder. marks: the texts of the control tokens."""
-    rows, licence = {}, (state.get("source") or {}).get("licence")
+    rows, licence = {}, state.get("source", {}).get("licence")
     for part in ("source", "run_config", "inputs", "versions"):
-        for key, value in (state.get(part) or {}).items():
-            if value not in ("", None) and value is not False:
-                value = Path(value).name if key in PATHS else value
-                rows[key] = value[:16] if part == "inputs" and isinstance(value, str) else value
-    rows |= {key: state[key] for key in ("best_ce", "best_step", "tokens", "train_seconds")
-             if key in state}
+        for key, value in state.get(part, {}).items():
+            value = Path(value).name if key in PATHS and value else value
+            rows[key] = value[:16] if part == "inputs" and isinstance(value, str) else value
+    rows |= {key: state.get(key) for key in ("best_ce", "best_step", "tokens", "train_seconds")}
+    rows = {key: value for key, value in rows.items() if f"{value}" not in ("", "None", "False")}
     return CARD.format(name=name, licence=f"license: {licence}\n" if licence else "",
                        rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
                        marks=" ".join(f"`{mark}`" for mark in marks))
@@ -132,8 +131,11 @@ def write_hf(state, folder, answer_tags=True, fresh=False):
     folder, save_file = Path(folder).absolute(), needed("safetensors.torch").save_file
     c, weights, tokenizer, template, ids = parts(state, folder, fresh, answer_tags)
     check(not folder.exists() or (folder / "config.json").exists(), f"{show(folder)} is no export")
+    check(not c.qkv_bias or hasattr(tokenizer, "template"),
+          "transformers reads every Qwen2 with Qwen2's tokenizer; this one would give other ids")
     content, names = tokenizer_json(tokenizer)
-    generation = ids | dict(eos_token_id=sorted(tokenizer.stop_ids), do_sample=False)
+    generation = ids | dict(eos_token_id=sorted(tokenizer.stop_ids), do_sample=False,
+                            suppress_tokens=[*range(tokenizer.n_tokens, c.vocab_size)] or None)
     settings = dict(tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False,
                     model_max_length=c.max_seq_len, chat_template=template,
                     **{key.removesuffix("_id"): names.get(i) for key, i in ids.items()})
@@ -170,7 +172,7 @@ def sentencepiece_facts(tokenizer, types):
 def byte_level_facts(tokenizer, types):
     """An imported tokenizer. llama.cpp knows by a name how it cuts a text into words."""
     from tokenizer.real import GPT2, WORDS, tokenizers  # only here, because it is optional
-    (content, names), rows, patterns = tokenizer_json(tokenizer), range(tokenizer.vocab_size), []
+    (content, names), rows, patterns = tokenizer_json(tokenizer), range(tokenizer.n_tokens), []
     cut, added = content["pre_tokenizer"], content["added_tokens"]
     for step in cut.get("pretokenizers", [cut]):
         if step["type"] != "ByteLevel" or step.get("use_regex", True):
@@ -185,14 +187,15 @@ def byte_level_facts(tokenizer, types):
     facts = dict(bos_token_id=bos[0]) if bos else {}
     return facts | dict(
         tokenizer_model="gpt2", tokenizer_pre=pre[0], add_bos_token=bool(bos),
-        token_list=[names.get(i, f"[PAD{i}]") for i in rows],  # rows beyond the tokenizer
+        token_list=[names.get(i, f"[PAD{i}]") for i in rows],
         token_types=[kinds.get(i, types.UNUSED) for i in rows],
         token_merges=[pair if isinstance(pair, str) else " ".join(pair)
                       for pair in content["model"]["merges"]])
 
 
-def gguf_tensors(c, weights, kind, gguf, arch):
-    """Yield (name, array, its type). Vectors stay float32, because llama.cpp wants them so."""
+def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
+    """Yield (name, array, its type). llama.cpp wants vectors in float32. Rows beyond the tokenizer
+    are left out, because it would sample them."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], c.n_layers)
     if c.rope_scaling:  # what each of the C/2 frequencies is divided by; see rope_table in model.py
         factor, low, high, original = c.rope_scaling
@@ -201,12 +204,14 @@ def gguf_tensors(c, weights, kind, gguf, arch):
         divisors = 1 / (kept + (1 - kept) / factor)  # (C/2,)
         yield "rope_freqs.weight", divisors.astype(np.float32), gguf.GGMLQuantizationType.F32
     for name, tensor in weights.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensor = tensor[:n_tokens]  # (V, D)
         if arch == "llama" and re.search("[qk]_proj", name):  # there RoPE pairs neighbours
             pairs = tensor.view(-1, 2, c.head_dim // 2, c.dim)  # (heads, 2, C/2, D)
             tensor = pairs.transpose(1, 2).reshape(tensor.shape)  # (heads * C, D)
-        size = "F32" if tensor.dim() == 1 else kind.upper()
-        size, name = gguf.GGMLQuantizationType[size], names.get_name(name, (".weight", ".bias"))
-        yield name, gguf.quants.quantize(tensor.numpy(), size), size
+        size = gguf.GGMLQuantizationType["F32" if tensor.dim() == 1 else kind.upper()]
+        yield (names.get_name(name, (".weight", ".bias")),
+               gguf.quants.quantize(tensor.numpy(), size), size)
 
 
 def write_gguf(state, path, kind="f32", answer_tags=True, fresh=False):
@@ -216,19 +221,19 @@ def write_gguf(state, path, kind="f32", answer_tags=True, fresh=False):
     arch = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
     facts = dict(
         name=Path(path).stem, chat_template=template, file_type=dict(f32=0, f16=1, q8_0=7)[kind],
-        vocab_size=c.vocab_size, context_length=c.max_seq_len, embedding_length=c.dim,
+        vocab_size=tokenizer.n_tokens, context_length=c.max_seq_len, embedding_length=c.dim,
         feed_forward_length=c.ffn_dim, block_count=c.n_layers, head_count=c.n_heads,
         head_count_kv=c.n_kv_heads, key_length=c.head_dim, value_length=c.head_dim,
         rope_dimension_count=c.head_dim, rope_freq_base=c.rope_theta, quantization_version=2,
         layer_norm_rms_eps=c.norm_eps, eot_token_id=tokenizer.end,
-        license=(state.get("source") or {}).get("licence", ""))
+        license=state.get("source", {}).get("licence", ""))
     facts |= {name: i for name, i in ids.items() if i is not None}
     of_tokenizer = byte_level_facts if hasattr(tokenizer, "template") else sentencepiece_facts
     with atomic_write(path) as file:
         writer = gguf.GGUFWriter(file.name, arch)
         for name, value in (facts | of_tokenizer(tokenizer, gguf.TokenType)).items():
             getattr(writer, f"add_{name}")(value)
-        for name, array, size in gguf_tensors(c, weights, kind, gguf, arch):
+        for name, array, size in gguf_tensors(c, weights, kind, tokenizer.n_tokens, gguf, arch):
             writer.add_tensor(name, array, raw_dtype=size)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -1,5 +1,4 @@
 """Claims about export.py: what leaves this project computes and writes the same elsewhere."""
-import dataclasses
 import json
 import random
 import re
@@ -11,13 +10,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-import checkpoints
 from common import UserError
 from dataset.formats import Turn, encode_document, parse_row
 from decoding import generate
 from export import SHOWN, write_gguf, write_hf
-from model import Transformer
-from tokenizer import CONTROL, load_bytes
 from tests.test_llama_server import SERVER
 from tests.test_tokenizer import WORDS, random_text
 
@@ -25,6 +21,7 @@ transformers = pytest.importorskip("transformers")
 for package in ("safetensors", "gguf"):
     pytest.importorskip(package)
 
+CASES = [("qwen3", ""), ("llama", ""), ("scaled", ""), ("llama", "smollm"), ("qwen2", "qwen2")]
 FAMILIES = dict(qwen3=dict(qk_norm=True), qwen2=dict(qk_norm=False, qkv_bias=True),
                 llama=dict(qk_norm=False, tie_embeddings=False),
                 scaled=dict(qk_norm=False, rope_scaling=(8.0, 1.0, 4.0, 32), max_seq_len=256))
@@ -33,54 +30,59 @@ CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
-def state_of(model, tokenizer, **more):
-    as_bytes = torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)
-    return dict(model=model.state_dict(), model_config=vars(model.config), tokenizer=as_bytes, **more)
-
-
-@pytest.fixture(scope="module")
-def imported():
-    """A byte-level BPE of 400 tokens with ChatML, for a model with 8 rows more."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from tokenizer.real import make
-    library = Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    library.decoder = decoders.ByteLevel()
-    library.train_from_iterator([" ".join(WORDS) * 3], trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"]))
-    size = library.get_vocab_size() + 8
-    return make(json.loads(library.to_str()), CHATML, {}, [], size, None)
-
-
 @pytest.fixture
-def exported(tiny_model, tiny_tokenizer, imported, tmp_path):
-    """A function: `exported("qwen3", real=False)` -> (state, model, tokenizer)."""
-    def make(family, real=False):
-        tokenizer = imported if real else tiny_tokenizer
-        model = tiny_model(vocab_size=tokenizer.vocab_size, **SHAPE | FAMILIES[family])
-        return state_of(model, tokenizer), model, tokenizer
+def imported(tmp_path):
+    """A function: name in llama.cpp -> a byte-level BPE with ChatML. The model has eight rows more."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers as pre, trainers
+    from tokenizer import real
+
+    def make(name):
+        level = pre.ByteLevel(add_prefix_space=False, use_regex=name == "smollm")
+        cut = pre.Digits(True) if level.use_regex else pre.Split(Regex(real.QWEN2), "isolated")
+        library, folder = Tokenizer(models.BPE()), tmp_path / "imported"
+        library.pre_tokenizer = pre.Sequence([cut, level])
+        library.train_from_iterator([" ".join(WORDS) * 3], trainers.BpeTrainer(
+            initial_alphabet=level.alphabet(), special_tokens=["<|im_start|>", "<|im_end|>"]))
+        folder.mkdir()
+        library.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(dict(chat_template=CHATML)))
+        return real.from_folder(folder, library.get_vocab_size() + 8)
     return make
 
 
-def opened(folder):
-    return (transformers.AutoModelForCausalLM.from_pretrained(folder).eval(),
-            transformers.AutoTokenizer.from_pretrained(folder))
+@pytest.fixture
+def exported(tiny_model, tiny_tokenizer, imported):
+    """A function: `exported("llama", "smollm")` -> (state, model, tokenizer)."""
+    def make(family, name=""):
+        tokenizer = imported(name) if name else tiny_tokenizer
+        model = tiny_model(vocab_size=tokenizer.vocab_size, **SHAPE | FAMILIES[family])
+        model.n_tokens = tokenizer.n_tokens
+        return dict(model=model.state_dict(), model_config=vars(model.config),
+                    tokenizer=torch.tensor([*tokenizer.model_bytes], dtype=torch.uint8)), model, tokenizer
+    return make
 
 
-@pytest.mark.parametrize("family, real", [(name, False) for name in FAMILIES] + [("llama", True)])
-def test_transformers_computes_and_writes_the_same(exported, tmp_path, family, real):
+@pytest.fixture
+def their_tokenizer(tmp_path):
+    """A function: state, flags -> the tokenizer that transformers finds in the exported folder."""
+    def export(state, **flags):
+        write_hf(state, tmp_path / "student", fresh=True, **flags)
+        return transformers.AutoTokenizer.from_pretrained(tmp_path / "student")
+    return export
+
+
+@pytest.mark.parametrize("family, name", CASES)
+def test_transformers_computes_and_writes_the_same(exported, their_tokenizer, tmp_path, family, name):
     """A wrong field of config.json, such as theta, head_dim or the tied head, changes every logit."""
-    state, model, tokenizer = exported(family, real)
-    write_hf(state, tmp_path / "student")
-    theirs, their_tokenizer = opened(tmp_path / "student")
+    state, model, tokenizer = exported(family, name)
+    encoder = their_tokenizer(state)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "student").eval()
     ids = torch.randint(10, tokenizer.n_tokens, (4, 60), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert (theirs(ids).logits - model(ids)).abs().max() < 1e-4
     for text in ("Mia has 3 pears.", "2 + 3 =", "  a\n\nb"):
         prompt = tokenizer.encode(text)
-        assert their_tokenizer(text).input_ids == prompt
+        assert encoder(text).input_ids == prompt
         mine = generate(model, [prompt], 20, tokenizer.stop_ids)[0]
         written = theirs.generate(torch.tensor([prompt]), max_new_tokens=20)[0].tolist()
         assert written == prompt + mine
@@ -99,12 +101,10 @@ def test_weights_go_out_to_the_bit_and_best_ones_first(exported, tmp_path):
                    for name, tensor in found.items())
 
 
-def test_ids_of_300_strings_are_ours(exported, tmp_path):
+def test_ids_of_300_strings_are_ours(exported, their_tokenizer):
     """With the usual conversion, strings with U+2581, spaces at the start or several spaces differ."""
     state, _, tokenizer = exported("qwen3")
-    write_hf(state, tmp_path / "student")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "student")
-    rng = random.Random(7)
+    theirs, rng = their_tokenizer(state), random.Random(7)
     for text in ["", "\u2581a \u2581", "  two  spaces ", "1234 5"] + [random_text(rng) for _ in range(300)]:
         for mark in SHOWN:  # added, but not special: always read as marks
             text = text.replace(mark, "")
@@ -113,23 +113,20 @@ def test_ids_of_300_strings_are_ours(exported, tmp_path):
         assert theirs.decode(ids) == text
 
 
-def test_the_chat_template_renders_what_the_student_was_trained_on(exported, tmp_path):
+def test_the_chat_template_renders_what_the_student_was_trained_on(exported, their_tokenizer):
     """A space or a line break beside a mark, and the student sees prompts that it has never seen."""
     state, _, tokenizer = exported("qwen3")
     chat = [dict(role="system", content=" Be short.\n"), dict(role="user", content="2 + 3?"),
             dict(role="assistant", content="5 ", reasoning_content=" 2 and 3\nare 5"),
             dict(role="user", content=""), dict(role="assistant", content="  A<b>\n")]
-    write_hf(state, tmp_path / "student")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "student")
+    theirs = their_tokenizer(state)
     ids, _ = encode_document(tokenizer, parse_row(dict(messages=chat), need_reply=False))
     assert theirs.apply_chat_template(chat, return_dict=False) == ids
     asked = theirs.apply_chat_template(chat[:2], add_generation_prompt=True, return_dict=False)
     assert asked == ids[:len(asked)] and asked[-1] == 5  # <assistant>
     with pytest.raises(Exception, match="role"):
         theirs.apply_chat_template([dict(role="tool", content="5")])
-    write_hf(state, tmp_path / "plain", answer_tags=False)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "plain")
-    assert theirs.apply_chat_template(chat[2:3], tokenize=False) == \
+    assert their_tokenizer(state, answer_tags=False).apply_chat_template(chat[2:3], tokenize=False) == \
         "<assistant><think>2 and 3\nare 5</think>5<end>"
 
 
@@ -155,9 +152,10 @@ def test_nothing_is_replaced_or_left_behind_by_mistake(exported, tmp_path, monke
     (tmp_path / "mine/a.txt").touch()
     (tmp_path / "student.gguf").touch()
     bad = state | dict(model_config=state["model_config"] | dict(qkv_bias=True))
-    for write, what, path, fresh in ((write_hf, state, "mine", False), (write_hf, state, "mine", True),
-                                     (write_gguf, state, "student.gguf", False),
-                                     (write_hf, bad, "new", False), (write_gguf, bad, "new", False)):
+    for write, what, path, fresh in (
+            (write_hf, state, "mine", False), (write_hf, state, "mine", True),
+            (write_gguf, state, "student.gguf", False), (write_hf, bad, "new", False),
+            (write_gguf, bad, "new", False), (write_hf, exported("qwen2")[0], "new", False)):
         with pytest.raises(UserError):
             write(what, tmp_path / path, fresh=fresh)
     monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: 1 / 0)
@@ -185,13 +183,13 @@ def llama():
         server.wait()
 
 
-@pytest.mark.parametrize("family, real", [(name, False) for name in FAMILIES] + [("llama", True)])
-def test_llama_cpp_writes_the_same_and_reads_226_strings_as_we_do(exported, llama, tmp_path, family, real):
+@pytest.mark.parametrize("family, name", CASES)
+def test_llama_cpp_writes_the_same_and_reads_226_strings_as_we_do(exported, llama, tmp_path, family, name):
     """TRAPS 30, the way out: q and k in the wrong order, and a space or <s> before every text."""
-    state, model, tokenizer = exported(family, real)
+    state, model, tokenizer = exported(family, name)
     write_gguf(state, tmp_path / "student.gguf")
     ask, rng = llama(tmp_path / "student.gguf"), random.Random(3)
-    for _ in range(226 if family in ("qwen3", "llama") else 20):
+    for _ in range(226):
         text = re.sub("\u2581|</?think>", "", random_text(rng))  # there U+2581 is a space
         found = ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
         assert found == tokenizer.encode(text)
@@ -206,10 +204,8 @@ def test_llama_cpp_writes_the_same_and_reads_226_strings_as_we_do(exported, llam
 def test_smaller_files_are_read_and_answer_in_the_chat_format(exported, llama, tmp_path, kind):
     """A wrong type of a tensor, or a template that llama.cpp cannot run, stops the whole server."""
     state, _, tokenizer = exported("qwen3")
-    for name in ("f32", kind):
-        write_gguf(state, tmp_path / f"{name}.gguf", name)
-    assert (tmp_path / f"{kind}.gguf").stat().st_size < (tmp_path / "f32.gguf").stat().st_size
-    ask, chat = llama(tmp_path / f"{kind}.gguf"), [Turn("user", "2 + 3?")]
+    write_gguf(state, tmp_path / "student.gguf", kind)
+    ask, chat = llama(tmp_path / "student.gguf"), [Turn("user", "2 + 3?")]
     found = ask("/v1/chat/completions", temperature=0, max_tokens=1,
                 messages=[dict(role=turn.role, content=turn.content) for turn in chat])
     assert found["usage"]["prompt_tokens"] == len(encode_document(tokenizer, chat)[0]) + 1
