@@ -31,12 +31,10 @@ TEMPLATE = """{%- for message in messages -%}
 {{- "<think>" + message.reasoning_content | trim + "</think>" -}}
 {{- "<answer>" + message.content | trim + "</answer>" -}}
 {%- else -%}{{- message.content -}}{%- endif -%}
-{{- "<end>" -}}
-{%- endfor -%}
+{{- "<end>" -}}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- "<assistant>" -}}{%- endif -%}"""
 CARD = """---
 {licence}library_name: transformers
-pipeline_tag: text-generation
 ---
 # {name}
 
@@ -57,19 +55,18 @@ def parts(state, out, fresh, answer_tags):
     """A checkpoint's dict -> ModelConfig, {Hugging Face's name: float32 tensor}, tokenizer, chat
     template, special ids. A tied head is left out. UserError for an impossible model or target."""
     check(fresh or not Path(out).exists(), f"{show(out)} exists; choose another --out or --fresh")
-    c, weights = ModelConfig(**state["model_config"]), state.get("best") or state["model"]
+    c = ModelConfig(**state["model_config"])
     check(not c.n_experts, "a model with routed experts is only a teacher; it is not exported")
     check(not (c.qk_norm and c.qkv_bias), "biases beside norms on q and k: no such model elsewhere")
     weights = {name if name == "lm_head.weight" else f"model.{name}": tensor.float().contiguous()
-               for name, tensor in weights.items()}
-    if c.tie_embeddings:
-        del weights["lm_head.weight"]
+               for name, tensor in (state.get("best") or state["model"]).items()
+               if not (c.tie_embeddings and name == "lm_head.weight")}
     tokenizer = load_bytes(state["tokenizer"].numpy().tobytes())
     own = TEMPLATE if answer_tags else re.sub("</?answer>", "", TEMPLATE)
     template = getattr(tokenizer, "template", own)
     bos = tokenizer.start[0] if tokenizer.start and "bos_token" in template else None
-    ids = dict(bos_token_id=bos, eos_token_id=tokenizer.end, pad_token_id=tokenizer.pad)
-    return c, weights, tokenizer, template, ids
+    return c, weights, tokenizer, template, dict(
+        bos_token_id=bos, eos_token_id=tokenizer.end, pad_token_id=tokenizer.pad)
 
 
 def tokenizer_json(tokenizer):
@@ -78,8 +75,8 @@ def tokenizer_json(tokenizer):
     spaces: then U+2581 in a text is not a piece but three bytes, as in our tokenizer."""
     if hasattr(tokenizer, "template"):
         content = json.loads(tokenizer.model_bytes)["tokenizer"]
-        vocab = {token["content"]: token["id"] for token in content["added_tokens"]}
-        return content, {i: token for token, i in (content["model"]["vocab"] | vocab).items()}
+        added = {token["id"]: token["content"] for token in content["added_tokens"]}
+        return content, {i: piece for piece, i in content["model"]["vocab"].items()} | added
     model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     vocab = {model.id_to_piece(i).replace(META_SPACE, " "): i for i in range(tokenizer.vocab_size)}
     plain = {piece for piece, i in vocab.items() if i >= len(CONTROL) and not model.is_byte(i)}
@@ -98,9 +95,9 @@ def hf_config(c, ids):
     """The content of config.json. RoPE is there twice, because old versions read other fields."""
     family, rope = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else "Llama", {}
     if c.rope_scaling:
-        factor, low, high, original = c.rope_scaling
+        factor, low, high, old = c.rope_scaling
         rope = dict(rope_type="llama3", factor=factor, low_freq_factor=low, high_freq_factor=high,
-                    original_max_position_embeddings=int(original))
+                    original_max_position_embeddings=int(old))
     return dict(
         architectures=[f"{family}ForCausalLM"], model_type=family.lower(), torch_dtype="float32",
         vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.ffn_dim,
@@ -112,7 +109,7 @@ def hf_config(c, ids):
 
 
 def model_card(state, name, marks):
-    """The README.md of a folder. marks: the texts of the control tokens."""
+    """The README.md of a folder. marks: the control tokens, as text."""
     rows, licence = {}, state.get("source", {}).get("licence")
     for part in ("source", "run_config", "inputs", "versions"):
         for key, value in state.get(part, {}).items():
@@ -120,25 +117,22 @@ def model_card(state, name, marks):
             rows[key] = value[:16] if part == "inputs" and isinstance(value, str) else value
     rows |= {key: state.get(key) for key in ("best_ce", "best_step", "tokens", "train_seconds")}
     rows = {key: value for key, value in rows.items() if f"{value}" not in ("", "None", "False")}
-    return CARD.format(name=name, licence=f"license: {licence}\n" if licence else "",
-                       rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
-                       marks=" ".join(f"`{mark}`" for mark in marks))
+    return CARD.format(name=name, licence=f"license: {licence}\n" if licence else "", marks=marks,
+                       rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()))
 
 
 def write_hf(state, folder, answer_tags=True, fresh=False):
-    """Write a folder for AutoModelForCausalLM and AutoTokenizer. UserError if it exists. It is made
-    under another name beside `folder`, so an error leaves nothing behind."""
+    """Write a folder for AutoModelForCausalLM and AutoTokenizer. An error leaves nothing behind."""
     folder, save_file = Path(folder).absolute(), needed("safetensors.torch").save_file
     c, weights, tokenizer, template, ids = parts(state, folder, fresh, answer_tags)
     check(not folder.exists() or (folder / "config.json").exists(), f"{show(folder)} is no export")
-    check(not c.qkv_bias or hasattr(tokenizer, "template"),
-          "transformers reads every Qwen2 with Qwen2's tokenizer; this one would give other ids")
+    check(not c.qkv_bias or hasattr(tokenizer, "template"), "a Qwen2 needs Qwen2's tokenizer")
     content, names = tokenizer_json(tokenizer)
     generation = ids | dict(eos_token_id=sorted(tokenizer.stop_ids), do_sample=False,
                             suppress_tokens=[*range(tokenizer.n_tokens, c.vocab_size)] or None)
-    settings = dict(tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False,
-                    model_max_length=c.max_seq_len, chat_template=template,
-                    **{key.removesuffix("_id"): names.get(i) for key, i in ids.items()})
+    settings = {key.removesuffix("_id"): names.get(i) for key, i in ids.items()} | dict(
+        tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False,
+        model_max_length=c.max_seq_len, chat_template=template)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
         path = Path(temporary) / folder.name
@@ -148,7 +142,7 @@ def write_hf(state, folder, answer_tags=True, fresh=False):
             (path / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
         if not hasattr(tokenizer, "template"):
             tokenizer.save(path / "tokenizer.model")
-        marks = [names[i] for i in sorted(tokenizer.control_ids)]
+        marks = " ".join(f"`{names[i]}`" for i in sorted(tokenizer.control_ids))
         (path / "README.md").write_text(model_card(state, folder.name, marks), encoding="utf-8")
         save_file(weights, path / "model.safetensors", metadata=dict(format="pt"))
         shutil.rmtree(folder, ignore_errors=True)
@@ -162,40 +156,35 @@ def sentencepiece_facts(tokenizer, types):
     special = dict.fromkeys(SHOWN, types.USER_DEFINED) | {"<unk>": types.UNKNOWN}
     kinds = [special.get(mark, types.CONTROL) for mark in CONTROL]
     kinds += [types.BYTE if model.is_byte(i) else types.NORMAL for i in rows[len(CONTROL):]]
-    return dict(
-        tokenizer_model="llama", tokenizer_pre="default", token_types=kinds, unk_token_id=1,
-        token_list=[model.id_to_piece(i) for i in rows],
-        token_scores=[model.get_score(i) for i in rows],
-        add_bos_token=False, add_space_prefix=False)  # else every text begins with a space
+    pieces, scores = zip(*((model.id_to_piece(i), model.get_score(i)) for i in rows))
+    return dict(tokenizer_model="llama", tokenizer_pre="default", unk_token_id=tokenizer.unk,
+                token_list=pieces, token_scores=scores, token_types=kinds, add_bos_token=False,
+                add_space_prefix=False)  # else every text begins with a space
 
 
 def byte_level_facts(tokenizer, types):
     """An imported tokenizer. llama.cpp knows by a name how it cuts a text into words."""
     from tokenizer.real import GPT2, WORDS, tokenizers  # only here, because it is optional
     (content, names), rows, patterns = tokenizer_json(tokenizer), range(tokenizer.n_tokens), []
-    cut, added = content["pre_tokenizer"], content["added_tokens"]
-    for step in cut.get("pretokenizers", [cut]):
+    for step in content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]]):
         if step["type"] != "ByteLevel" or step.get("use_regex", True):
             patterns.append(dict(ByteLevel=GPT2, Digits=r"\p{N}").get(step["type"])
                             or step["pattern"]["Regex"])
     pre = [name for name, known in WORDS.items() if known == patterns]
-    check(pre, "llama.cpp has no name known here for the way in which this tokenizer cuts a text; "
-          "use --to hf, and then llama.cpp's convert_hf_to_gguf.py")
-    kinds = dict.fromkeys(names, types.NORMAL) | {
-        token["id"]: types.CONTROL if token["special"] else types.USER_DEFINED for token in added}
+    check(pre, "llama.cpp's name of this tokenizer is unknown here; use --to hf and its converter")
+    kinds = dict.fromkeys(names, types.NORMAL)
+    for token in content["added_tokens"]:
+        kinds[token["id"]] = types.CONTROL if token["special"] else types.USER_DEFINED
     bos = tokenizers.Tokenizer.from_str(json.dumps(content)).encode("").ids
-    facts = dict(bos_token_id=bos[0]) if bos else {}
-    return facts | dict(
-        tokenizer_model="gpt2", tokenizer_pre=pre[0], add_bos_token=bool(bos),
-        token_list=[names.get(i, f"[PAD{i}]") for i in rows],
-        token_types=[kinds.get(i, types.UNUSED) for i in rows],
-        token_merges=[pair if isinstance(pair, str) else " ".join(pair)
-                      for pair in content["model"]["merges"]])
+    merges = [pair if type(pair) is str else " ".join(pair) for pair in content["model"]["merges"]]
+    return dict(tokenizer_model="gpt2", tokenizer_pre=pre[0], token_merges=merges,
+                token_list=[names.get(i, f"[PAD{i}]") for i in rows],
+                token_types=[kinds.get(i, types.UNUSED) for i in rows],
+                add_bos_token=bool(bos), **dict(bos_token_id=bos[0]) if bos else {})
 
 
 def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
-    """Yield (name, array, its type). llama.cpp wants vectors in float32. Rows beyond the tokenizer
-    are left out, because it would sample them."""
+    """Yield (name, array, type). Rows beyond the tokenizer are left out: they would be sampled."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], c.n_layers)
     if c.rope_scaling:  # what each of the C/2 frequencies is divided by; see rope_table in model.py
         factor, low, high, original = c.rope_scaling
@@ -204,7 +193,7 @@ def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
         divisors = 1 / (kept + (1 - kept) / factor)  # (C/2,)
         yield "rope_freqs.weight", divisors.astype(np.float32), gguf.GGMLQuantizationType.F32
     for name, tensor in weights.items():
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if re.search("embed|head", name):
             tensor = tensor[:n_tokens]  # (V, D)
         if arch == "llama" and re.search("[qk]_proj", name):  # there RoPE pairs neighbours
             pairs = tensor.view(-1, 2, c.head_dim // 2, c.dim)  # (heads, 2, C/2, D)
@@ -225,9 +214,8 @@ def write_gguf(state, path, kind="f32", answer_tags=True, fresh=False):
         feed_forward_length=c.ffn_dim, block_count=c.n_layers, head_count=c.n_heads,
         head_count_kv=c.n_kv_heads, key_length=c.head_dim, value_length=c.head_dim,
         rope_dimension_count=c.head_dim, rope_freq_base=c.rope_theta, quantization_version=2,
-        layer_norm_rms_eps=c.norm_eps, eot_token_id=tokenizer.end,
-        license=state.get("source", {}).get("licence", ""))
-    facts |= {name: i for name, i in ids.items() if i is not None}
+        layer_norm_rms_eps=c.norm_eps, license=state.get("source", {}).get("licence", ""),
+        eot_token_id=tokenizer.end, **{name: i for name, i in ids.items() if i is not None})
     of_tokenizer = byte_level_facts if hasattr(tokenizer, "template") else sentencepiece_facts
     with atomic_write(path) as file:
         writer = gguf.GGUFWriter(file.name, arch)
@@ -235,7 +223,8 @@ def write_gguf(state, path, kind="f32", answer_tags=True, fresh=False):
             getattr(writer, f"add_{name}")(value)
         for name, array, size in gguf_tensors(c, weights, kind, tokenizer.n_tokens, gguf, arch):
             writer.add_tensor(name, array, raw_dtype=size)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        if not hasattr(tokenizer, "template"):  # for convert.py, which needs all of it
+            writer.add_array("minidistill.tokenizer", tokenizer.model_bytes)
+        for part in ("header", "kv_data", "tensors"):
+            getattr(writer, f"write_{part}_to_file")()
         writer.close()
