@@ -68,7 +68,7 @@ class Config:
     out: str = ""                   # file to write; with --to hf, a folder
     context: int = 0                # cut the context to N tokens (512 to 8,192); 0: as it is
     ignore: str = ""                # fields of the config that change nothing: FIELD,FIELD
-    tokenizer: str = ""             # folder with tokenizer.json; of a .pth: ../model beside it
+    tokenizer: str = ""             # folder with tokenizer.json; none: its own, of a .pth ../model
     system_opening: str = ""        # if the chat template is not understood: text before a turn
     user_opening: str = ""          # the same
     assistant_opening: str = ""     # the same
@@ -274,6 +274,7 @@ def load_tokenizer(path, vocab_size, header, cfg):
           "give all of --system-opening, --user-opening, --assistant-opening and --turn-end")
     marks, folder = marks if cfg.turn_end else None, Path(cfg.tokenizer or (
         path if path.is_dir() else path.absolute().parent.parent / "model"))
+    header = {} if cfg.tokenizer else header
     if "minidistill.tokenizer" in header:  # a student from here comes back
         return Tokenizer(bytes(header["minidistill.tokenizer"]))
     with contextlib.suppress(UserError):  # the same, or it has none, or one of another project
@@ -299,8 +300,9 @@ def come_in(cfg, path):
         tokenizer = load_tokenizer(path, c.vocab_size, header[0] if header else {}, cfg)
     except UserError as error:
         raise UserError(f"{show(path)}: {error}") from None
-    source = dict(name=path.absolute().stem, kind=config["model_type"], licence=licence,
-                  path=path.absolute().name)
+    name = path.absolute().name
+    source = dict(name=name.removesuffix(path.suffix) if path.is_file() else name, path=name,
+                  kind=config["model_type"], licence=licence)
     checkpoints.save(cfg.out, dict(
         model=weights, model_config=vars(c), source=source, inputs={}, step=0, tokens=0,
         tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)))
