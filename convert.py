@@ -28,14 +28,15 @@ from tokenizer import Tokenizer
 # What a field must be, if a config has it: with any other value, a model computes something else
 FIXED = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, rope_interleaved=False,
              partial_rotary_factor=1.0, decoder_sparse_step=1, mlp_only_layers=[],
-             inference_rope_scaling=False)
+             inference_rope_scaling=False, use_mrope=False)
 NEEDED = """hidden_size num_hidden_layers num_attention_heads intermediate_size
     max_position_embeddings rms_norm_eps""".split()
 READ = NEEDED + """model_type num_key_value_heads head_dim vocab_size rope_theta rope_scaling
     rope_parameters tie_word_embeddings sliding_window use_sliding_window layer_types""".split()
 HARMLESS = """architectures torch_dtype dtype transformers_version _name_or_path use_cache
     initializer_range attention_dropout pretraining_tp bos_token_id eos_token_id pad_token_id
-    max_window_layers is_llama_config transformers.js_config unsloth_version""".split()
+    max_window_layers is_llama_config transformers.js_config _attn_implementation_autoset
+    unsloth_version unsloth_fixed""".split()
 OF_EXPERTS = """num_experts num_local_experts num_experts_per_tok moe_intermediate_size
     norm_topk_prob router_aux_loss_coef output_router_logits""".split()
 FAMILIES = dict(llama=[], mistral=[], qwen2=[], qwen3=[], qwen3_moe=OF_EXPERTS,
