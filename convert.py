@@ -28,14 +28,15 @@ from tokenizer import Tokenizer
 # What a field must be, if a config has it: with any other value, a model computes something else
 FIXED = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, rope_interleaved=False,
              partial_rotary_factor=1.0, decoder_sparse_step=1, mlp_only_layers=[],
-             inference_rope_scaling=False)
+             inference_rope_scaling=False, use_mrope=False)
 NEEDED = """hidden_size num_hidden_layers num_attention_heads intermediate_size
     max_position_embeddings rms_norm_eps""".split()
 READ = NEEDED + """model_type num_key_value_heads head_dim vocab_size rope_theta rope_scaling
     rope_parameters tie_word_embeddings sliding_window use_sliding_window layer_types""".split()
 HARMLESS = """architectures torch_dtype dtype transformers_version _name_or_path use_cache
     initializer_range attention_dropout pretraining_tp bos_token_id eos_token_id pad_token_id
-    max_window_layers is_llama_config transformers.js_config unsloth_version""".split()
+    max_window_layers is_llama_config transformers.js_config _attn_implementation_autoset
+    unsloth_version unsloth_fixed""".split()
 OF_EXPERTS = """num_experts num_local_experts num_experts_per_tok moe_intermediate_size
     norm_topk_prob router_aux_loss_coef output_router_logits""".split()
 FAMILIES = dict(llama=[], mistral=[], qwen2=[], qwen3=[], qwen3_moe=OF_EXPERTS,
@@ -68,7 +69,7 @@ class Config:
     out: str = ""                   # file to write; with --to hf, a folder
     context: int = 0                # cut the context to N tokens (512 to 8,192); 0: as it is
     ignore: str = ""                # fields of the config that change nothing: FIELD,FIELD
-    tokenizer: str = ""             # folder with tokenizer.json; of a .pth: ../model beside it
+    tokenizer: str = ""             # folder with tokenizer.json; none: its own, of a .pth ../model
     system_opening: str = ""        # if the chat template is not understood: text before a turn
     user_opening: str = ""          # the same
     assistant_opening: str = ""     # the same
@@ -274,6 +275,7 @@ def load_tokenizer(path, vocab_size, header, cfg):
           "give all of --system-opening, --user-opening, --assistant-opening and --turn-end")
     marks, folder = marks if cfg.turn_end else None, Path(cfg.tokenizer or (
         path if path.is_dir() else path.absolute().parent.parent / "model"))
+    header = {} if cfg.tokenizer else header
     if "minidistill.tokenizer" in header:  # a student from here comes back
         return Tokenizer(bytes(header["minidistill.tokenizer"]))
     with contextlib.suppress(UserError):  # the same, or it has none, or one of another project
@@ -299,8 +301,9 @@ def come_in(cfg, path):
         tokenizer = load_tokenizer(path, c.vocab_size, header[0] if header else {}, cfg)
     except UserError as error:
         raise UserError(f"{show(path)}: {error}") from None
-    source = dict(name=path.absolute().stem, kind=config["model_type"], licence=licence,
-                  path=path.absolute().name)
+    name = path.absolute().name
+    source = dict(name=name.removesuffix(path.suffix) if path.is_file() else name, path=name,
+                  kind=config["model_type"], licence=licence)
     checkpoints.save(cfg.out, dict(
         model=weights, model_config=vars(c), source=source, inputs={}, step=0, tokens=0,
         tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)))
