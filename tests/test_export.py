@@ -15,8 +15,8 @@ from common import UserError
 from dataset.formats import encode_document, parse_row
 from decoding import generate
 from export import write_gguf, write_hf
-from tests.test_llama_server import SERVER
-from tests.test_tokenizer import WORDS, random_text
+from test_llama_server import SERVER
+from test_tokenizer import WORDS, random_text
 
 transformers, *_ = map(pytest.importorskip, ("transformers", "safetensors", "gguf"))
 CASES = [("qwen3", ""), ("llama", ""), ("scaled", ""), ("llama", "smollm"), ("qwen2", "qwen2")]
