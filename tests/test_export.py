@@ -15,17 +15,15 @@ from common import UserError
 from dataset.formats import encode_document, parse_row
 from decoding import generate
 from export import write_gguf, write_hf
-from tests.test_llama_server import SERVER
-from tests.test_tokenizer import WORDS, random_text
+from test_llama_server import SERVER
+from test_tokenizer import WORDS, random_text
 
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("safetensors"), pytest.importorskip("gguf")
-
+transformers, *_ = map(pytest.importorskip, ("transformers", "safetensors", "gguf"))
 CASES = [("qwen3", ""), ("llama", ""), ("scaled", ""), ("llama", "smollm"), ("qwen2", "qwen2")]
-FAMILIES = dict(qwen3=dict(qk_norm=True), qwen2=dict(qk_norm=False, qkv_bias=True),
+FAMILIES = dict(qwen3=dict(qk_norm=True), qwen2=dict(qk_norm=False, qkv_bias=True, head_dim=16),
                 llama=dict(qk_norm=False, tie_embeddings=False),
                 scaled=dict(qk_norm=False, rope_scaling=(8.0, 1.0, 4.0, 32), max_seq_len=256))
-SHAPE = dict(dim=64, head_dim=16, ffn_dim=96)  # multiples of 32, for q8_0
+SHAPE = dict(dim=64, head_dim=32, ffn_dim=96)  # multiples of 32, for q8_0; head_dim is not D / H
 CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
@@ -83,9 +81,8 @@ def test_transformers_computes_and_writes_the_same(exported, their_tokenizer, tm
     for text in ("Mia has 3 pears.", "2 + 3 =", "  a\n\nb"):
         prompt = tokenizer.encode(text)
         assert encoder(text).input_ids == prompt
-        mine = generate(model, [prompt], 20, tokenizer.stop_ids)[0]
         written = theirs.generate(torch.tensor([prompt]), max_new_tokens=20)[0].tolist()
-        assert written == prompt + mine
+        assert written == prompt + generate(model, [prompt], 20, tokenizer.stop_ids)[0]
 
 
 def test_weights_go_out_to_the_bit_and_best_ones_first(exported, tmp_path):
@@ -93,8 +90,8 @@ def test_weights_go_out_to_the_bit_and_best_ones_first(exported, tmp_path):
     from safetensors.torch import load_file
     state, model, _ = exported("qwen3")
     best = {name: tensor + 1 for name, tensor in state["model"].items()}
-    for weights, more in ((state["model"], {}), (best, dict(best=best))):
-        write_hf(state | more, tmp_path / "student", fresh=True)
+    for weights, what in ((state["model"], state), (best, state | dict(best=best))):
+        write_hf(what, tmp_path / "student", fresh=True)
         found = load_file(tmp_path / "student/model.safetensors")
         assert "lm_head.weight" not in found and len(found) == len(weights) - 1
         assert all(torch.equal(tensor, weights[name.removeprefix("model.")])
@@ -131,10 +128,10 @@ def test_the_chat_template_renders_what_the_student_was_trained_on(exported, the
 
 def test_the_card_names_parents_data_and_figures_without_paths(exported, tmp_path):
     """A model without licence or parents cannot be used; a path tells about somebody's machine."""
-    state, _, _ = exported("qwen3")
-    state |= dict(source=dict(name="smol", licence="apache-2.0"), best_ce=1.25, best_step=7,
-                  run_config=dict(teacher="/home/me/big.pt", data="/home/me/a.jsonl", seed=0),
-                  inputs=dict(teacher_fingerprint="0123456789abcdef", data_sha256="f" * 64))
+    state = exported("qwen3")[0] | dict(
+        best_ce=1.25, source=dict(name="smol", licence="apache-2.0"),
+        run_config=dict(teacher="/home/me/big.pt", data="/home/me/a.jsonl", seed=0),
+        inputs=dict(teacher_fingerprint="0123456789abcdef", data_sha256="f" * 64))
     write_hf(state, tmp_path / "student")
     card = (tmp_path / "student/README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n") and "/home" not in card
@@ -149,9 +146,9 @@ def test_nothing_is_replaced_or_left_behind_by_mistake(exported, tmp_path, monke
     state, _, _ = exported("qwen3")
     (tmp_path / "mine").mkdir()
     (tmp_path / "student.gguf").touch()
-    bad, other = state | dict(model_config=state["model_config"] | dict(qkv_bias=True)), exported("qwen2")[0]
-    for write, what, path in ((write_hf, state, "mine"), (write_gguf, state, "student.gguf"), (write_hf, bad, "new"),
-                              (write_gguf, bad, "new"), (write_hf, other, "new")):
+    both, other = state | dict(model_config=state["model_config"] | dict(qkv_bias=True)), exported("qwen2")[0]
+    for write, what, path in ((write_hf, state, "mine"), (write_gguf, state, "student.gguf"),
+                              (write_hf, other, "new"), (write_hf, both, "new"), (write_gguf, both, "new")):
         with pytest.raises(UserError):
             write(what, tmp_path / path, fresh=path == "mine")
     monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: 1 / 0)
@@ -186,11 +183,9 @@ def test_llama_cpp_writes_the_same_and_reads_226_strings_as_we_do(exported, llam
         text = re.sub("\u2581|</?think>", "", random_text(rng))  # there U+2581 is a space
         found = ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
         assert found == tokenizer.encode(text)
-    for text in ("Mia has 3 pears.", "2 + 3 =", "  a b" * 8):
-        prompt = tokenizer.encode(text)
-        mine = generate(model, [prompt], 12, tokenizer.stop_ids)[0]
+    for prompt in map(tokenizer.encode, ("Mia has 3 pears.", "2 + 3 =", "  a b" * 8)):
         found = ask("/completion", prompt=prompt, temperature=0, n_predict=12, return_tokens=True)
-        assert found["tokens"] == mine
+        assert found["tokens"] == generate(model, [prompt], 12, tokenizer.stop_ids)[0]
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
@@ -201,3 +196,5 @@ def test_smaller_files_are_read_and_answer_in_the_chat_format(exported, llama, t
     ask, chat = llama(tmp_path / "student.gguf"), [dict(role="user", content="2 + 3?")]
     found = ask("/v1/chat/completions", temperature=0, max_tokens=1, messages=chat)
     assert found["usage"]["prompt_tokens"] == len(tokenizer.encode("2 + 3?")) + 3
+    think = ask("/tokenize", content="<think>", parse_special=False)["tokens"]
+    assert think == tokenizer.think  # not a control token for llama.cpp, so clients see the thought

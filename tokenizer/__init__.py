@@ -110,10 +110,6 @@ class Tokenizer:
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
-def load_bytes(model_bytes):
-    return Tokenizer(model_bytes)
-
-
 @functools.cache
 def load_bytes(model_bytes):
     """The bytes of a file or checkpoint -> its tokenizer, made once per process: it keeps its word
