@@ -15,9 +15,7 @@ import errno
 import fcntl
 import functools
 import hashlib
-import importlib
 import inspect
-import json
 import math
 import os
 import platform
@@ -87,6 +85,10 @@ def run(main, Config):
         main(parse(Config))
     except UserError as error:
         stop(" ".join(str(error).split()))
+    except ModuleNotFoundError as error:
+        if error.name not in ("gguf", "jinja2", "safetensors", "tokenizers"):  # of imported models
+            raise
+        stop(f"{error.name} is not installed; first: pip install -r requirements-real.txt")
     except BrokenPipeError:  # the reader stopped: `script.py | head`
         os._exit(1)
     except (OSError, MemoryError, RuntimeError) as error:
@@ -114,15 +116,6 @@ for package in ("torch", "numpy", "sentencepiece"):  # so scripts import this fi
         made = any(ROOT.glob(f".venv/lib*/*/site-packages/{package}"))
         how, file = ("source", ".venv/bin/activate") if made else ("bash", "speedrun.sh")
         stop(f"{package} is not installed here; first: {shlex.join([how, show(ROOT / file)])}")
-
-
-def needed(package):
-    """Import an optional package. UserError with the command that installs it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(f"{error.name or package} is not installed; first: "
-                        "pip install -r requirements-real.txt") from None
 
 
 def check_exists(path, advice):

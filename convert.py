@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import common
-from common import UserError, check, needed, run, show
+from common import UserError, check, run, show
 import torch
 
 import checkpoints
@@ -160,7 +160,8 @@ def fit(weights, c):
 
 def read_folder(folder):
     """A Hugging Face folder -> (config, weights, licence): a dict, a dict of tensors, a name."""
-    safe_open, weights = needed("safetensors").safe_open, {}
+    from safetensors import safe_open
+    weights = {}
     index, files = folder / "model.safetensors.index.json", {"model.safetensors"}
     try:  # a damaged file can raise almost any error
         common.check_exists(folder / "config.json", "a Hugging Face folder has one")
@@ -185,7 +186,8 @@ def read_folder(folder):
 
 def read_gguf(path):
     """A GGUF file -> (config, weights, licence, header: a dict)"""
-    gguf, weights = needed("gguf"), {}
+    import gguf
+    weights = {}
     try:  # a damaged file can raise almost any error
         reader = gguf.GGUFReader(path)
         header = {name: field.contents() for name, field in reader.fields.items()}

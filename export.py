@@ -17,7 +17,7 @@ import numpy as np
 import sentencepiece
 
 from checkpoints import PATHS
-from common import atomic_write, check, needed, show
+from common import atomic_write, check, show
 from model import ModelConfig
 from tokenizer import CONTROL, META_SPACE, load_bytes
 
@@ -123,7 +123,8 @@ def model_card(state, name, marks):
 
 def write_hf(state, folder, answer_tags=True, fresh=False):
     """Write a folder for AutoModelForCausalLM and AutoTokenizer. An error leaves nothing behind."""
-    folder, save_file = Path(folder).absolute(), needed("safetensors.torch").save_file
+    from safetensors.torch import save_file
+    folder = Path(folder).absolute()
     c, weights, tokenizer, template, ids = parts(state, folder, fresh, answer_tags)
     check(not folder.exists() or (folder / "config.json").exists(), f"{show(folder)} is no export")
     check(not c.qkv_bias or hasattr(tokenizer, "template"), "a Qwen2 needs Qwen2's tokenizer")
@@ -164,7 +165,7 @@ def sentencepiece_facts(tokenizer, types):
 
 def byte_level_facts(tokenizer, types):
     """An imported tokenizer. llama.cpp knows by a name how it cuts a text into words."""
-    from tokenizer.real import GPT2, WORDS, tokenizers  # only here, because it is optional
+    from tokenizer.real import GPT2, WORDS, tokenizers
     (content, names), rows, patterns = tokenizer_json(tokenizer), range(tokenizer.n_tokens), []
     for step in content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]]):
         if step["type"] != "ByteLevel" or step.get("use_regex", True):
@@ -205,7 +206,7 @@ def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
 
 def write_gguf(state, path, kind="f32", answer_tags=True, fresh=False):
     """Write a file for llama.cpp. UserError if it exists. kind: f32, f16 or q8_0, for matrices."""
-    gguf = needed("gguf")
+    import gguf
     c, weights, tokenizer, template, ids = parts(state, path, fresh, answer_tags)
     arch = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
     facts = dict(

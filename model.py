@@ -10,7 +10,6 @@ attention, Ainslie et al. 2023; SwiGLU, Shazeer 2020, eq. 6; QK-norm as in Qwen3
 are the same as in Hugging Face's Llama and Qwen3 classes, without their prefix "model." RoPE pairs
 the same channels (i with i + C/2). runs/bench.py decode copies a model into Qwen3.
 """
-import importlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -154,8 +153,9 @@ class Block(nn.Module):
         self.self_attn = Attention(c)
         self.post_attention_layernorm = RMSNorm(c.dim, c.norm_eps)
         self.mlp = SwiGLU(c)
-        if c.n_experts:  # imported here, because moe.py imports this file and is rarely needed
-            self.mlp = importlib.import_module("moe").Experts(c)
+        if c.n_experts:  # only of an imported teacher
+            from moe import Experts  # here, because moe.py imports this file
+            self.mlp = Experts(c)
 
     def forward(self, x, cos, sin, mask, cache=None, features=None, keep=None):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, features)

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 python=.venv/bin/python
-if ! $python -c "import torch, sentencepiece, pytest, scipy, matplotlib, openai; from numpy import vecdot" 2> /dev/null; then
+if ! $python -c "import torch, sentencepiece, pytest, scipy, matplotlib, openai, safetensors, tokenizers, jinja2, gguf; from numpy import vecdot" 2> /dev/null; then
     echo "installing requirements-dev.txt into .venv (once)"
     if ! $python --version &> /dev/null; then python3 -m venv --clear .venv; fi  # missing or broken
     if ! $python -m pip --version &> /dev/null; then python3 -m venv .venv; fi  # incomplete

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
-import torch
 
 import checkpoints
 from common import OUT, check, show

@@ -15,7 +15,6 @@ several ids, so marks are lists of ids here, too.
 """
 import functools
 import hashlib
-import importlib
 import re
 from pathlib import Path
 
@@ -115,5 +114,6 @@ def load_bytes(model_bytes):
     """The bytes of a file or checkpoint -> its tokenizer, made once per process: it keeps its word
     cache. Only an imported model needs real.py, and the libraries that this imports."""
     if model_bytes[:1] == b"{":
-        return importlib.import_module("tokenizer.real").RealTokenizer(model_bytes)
+        from tokenizer.real import RealTokenizer
+        return RealTokenizer(model_bytes)
     return Tokenizer(model_bytes)

@@ -15,16 +15,12 @@ import json
 import re
 from pathlib import Path
 
+import jinja2.sandbox
 import numpy as np
+import tokenizers
 
 from common import UserError, check, check_exists, show
 from tokenizer import Tokenizer
-
-try:
-    import jinja2.sandbox
-    import tokenizers
-except ImportError as error:
-    raise UserError(f"{error.name} is missing: pip install -r requirements-real.txt") from None
 
 PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that a piece shows as such
 BYTE_OF = {chr(byte): byte for byte in PRINTED}                  # the others, in order, from 256
