@@ -81,10 +81,17 @@ def weights_fingerprint(model):
     return digest.hexdigest()[:16]
 
 
+def parent(state):
+    """-> dict(source=...) for a run's inputs, or {}. A licence also holds for later students."""
+    found = state.get("source") or state.get("inputs", {}).get("source")
+    return dict(source=found) if found else {}
+
+
 def load_teacher(cfg, env):
     """-> (teacher, its tokenizer, its fingerprint as a dict to save with the run)"""
-    teacher, tokenizer, _ = load_model(cfg.teacher, env.device)
-    return teacher, tokenizer, dict(teacher_fingerprint=weights_fingerprint(teacher))
+    teacher, tokenizer, state = load_model(cfg.teacher, env.device)
+    inputs = dict(teacher_fingerprint=weights_fingerprint(teacher)) | parent(state)
+    return teacher, tokenizer, inputs
 
 
 def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
@@ -100,6 +107,7 @@ def start_model(cfg, env, teacher=None, tokenizer=None, inputs=None):
         tokenizer = own
         tokens = state.get("inputs", {}).get("init_tokens", 0) + state.get("tokens", 0)
         inputs |= dict(init_fingerprint=weights_fingerprint(model), init_tokens=tokens)
+        inputs |= parent(state)
     elif blocks:
         numbers = [int(word) if word.isdecimal() else 0 for word in blocks.split(",")]
         check(numbers == sorted({*numbers} & {*range(1, teacher.config.n_layers + 1)}),

@@ -14,8 +14,8 @@ from losses import DIVERGENCES
 from runs import render
 
 TWINS = [("README.md", "README.zh.md"), ("docs/class.md", "docs/class.zh.md")]
-DOCUMENTS = [*sum(TWINS, ()), "RESULTS.md", "docs/use.md", "docs/equations.md"]
-FOREIGN = {"help", "nproc-per-node", "fast", "all", "times", "apply"}  # flags of no Config
+DOCUMENTS = [*sum(TWINS, ()), "RESULTS.md", "docs/use.md", "docs/equations.md", "docs/real.md"]
+FOREIGN = {"help", "nproc-per-node", "fast", "all", "times", "apply", "from"}  # flags of no Config
 
 
 def read(name):
