@@ -148,7 +148,8 @@ def parse_response_text(content, thought=None, worked=False):
     """The text of an assistant turn -> Turn, split at its tags. BadRow if a tag is left over.
     thought: a chain of thought that had its own key; tags inside it stay text. worked: as in GSM8K,
     #### stands before the final answer. Without #### and tags, all of it is the answer."""
-    content = STOP.sub("", content)  # a server may leave its stop token in the text
+    if content.rstrip().endswith(">"):  # a server may leave its stop token in the text
+        content = STOP.sub("", content)
     steps, hashes, answer = content.rpartition("####")
     if worked and hashes and "\n" not in answer.strip():  # otherwise a heading: "#### Step 1"
         steps = re.sub(r"<<[^<>]*=[^<>]*>>", "", steps)  # calculator notes: <<48/2=24>>
@@ -169,7 +170,7 @@ def string(value, name):
     """Return the value. BadRow if it is not a string, or if UTF-8 cannot encode it."""
     if not isinstance(value, str):
         raise BadRow(f"{name} is not a string", value)
-    if half := re.search("[\ud800-\udfff]", value):
+    if not value.isascii() and (half := re.search("[\ud800-\udfff]", value)):
         raise BadRow("half of a surrogate pair (an emoji that was cut in two?)", ascii(half[0]))
     return value
 
@@ -264,10 +265,10 @@ def encode_document(tokenizer, document, target="cot"):
             said = turn.answer if turn.think is None else turn.think + mark + turn.answer
         body = t.encode(gap + said) if turn.answer is None or target == "full" else \
             [*t.encode(gap), *t.answer, *t.encode(turn.answer), *t.end_answer]
-        body = [*thought, *body]
         learned = 1 if turn.role == "assistant" and turn.learned else 0
-        ids += [*opening, *body, t.end, *t.closing]
-        mask += [0] * len(opening) + [learned] * len(body) + [learned] + [0] * len(t.closing)
+        ids += [*opening, *thought, *body, t.end, *t.closing]
+        mask += [0] * len(opening)
+        mask += [learned] * (len(thought) + len(body) + 1) + [0] * len(t.closing)
     return ids, mask
 
 

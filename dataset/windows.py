@@ -156,7 +156,8 @@ def cut(tokenizer, window, target, skip_bad_lines, below, part, group):
                 fate = "cut to fit the window" if end <= size else "left out: first answer too long"
                 note(report, f"conversations {fate}")
             kind = texts if isinstance(document, str) else fitting if len(ids) <= size else too_long
-            kind.append((ids, mask))
+            # not lists: the garbage collector would walk through them again and again
+            kind.append((ids, mask) if kind is texts else (np.array(ids), np.array(mask)))
     stream = [token for ids, _ in texts for token in ids]
     if part and plain:  # the last tenth of every 4 MB
         end = len(stream) * 9 // 10

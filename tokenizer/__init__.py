@@ -57,7 +57,7 @@ class Tokenizer:
         self.trim = False            # is white space around a turn's text removed?
         self.n_tokens = self.vocab_size  # ids from here on are padding and are never sampled
         self.byte_ids = range(10, 266)   # tokens of single bytes
-        self._encode_known = functools.lru_cache(MEMO_WORDS)(self._encode_word)
+        self._memo = {}  # word: ids
         self._bytes = [bytes([int(piece[3:5], 16)]) if self._model.is_byte(i)  # "<0x0A>"
                        else piece.replace(META_SPACE, " ").encode()
                        for i, piece in enumerate(pieces)]
@@ -85,18 +85,22 @@ class Tokenizer:
 
     def encode(self, text):
         """Text -> list of ids, never a special token. UserError if it is not valid Unicode."""
-        ids = []
+        ids, memo = [], self._memo
         for word in WORDS.findall(text):
-            ids += (self._encode_known if len(word) <= MEMO_LENGTH else self._encode_word)(word)
+            known = memo.get(word)
+            ids += self._encode_word(word) if known is None else known
         return ids
 
     def _encode_word(self, word):
         if word == META_SPACE:  # the library would read it as a space
             return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
         try:
-            return self._model.encode(word)
+            ids = self._model.encode(word)
         except RuntimeError:
             raise UserError(f"half of a surrogate pair in {word!r}: not valid unicode") from None
+        if len(word) <= MEMO_LENGTH and len(self._memo) < MEMO_WORDS:
+            self._memo[word] = ids
+        return ids
 
     def decode(self, ids, show_control=False):
         """Ids -> text. Special tokens are dropped or named. Invalid UTF-8 becomes U+FFFD."""
