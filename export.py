@@ -13,19 +13,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
 from checkpoints import PATHS
 from common import atomic_write, check, show
-from model import ModelConfig
+from model import ModelConfig, rope_frequencies
 from tokenizer import CONTROL, META_SPACE, load_bytes
 
 SHOWN = ("<think>", "</think>")  # other clients look for these; decoded text hides the other marks
 TEMPLATE = """{%- for message in messages -%}
-{%- if message.role not in ["system", "user", "assistant"] -%}
-{{- raise_exception("a role must be system, user or assistant") -}}
-{%- endif -%}
 {{- "<" + message.role + ">" -}}
 {%- if message.role == "assistant" and message.reasoning_content -%}
 {{- "<think>" + message.reasoning_content | trim + "</think>" -}}
@@ -51,13 +47,11 @@ of people whom you do not trust: {marks}
 """
 
 
-def parts(state, out, fresh, answer_tags):
+def parts(state, answer_tags):
     """A checkpoint's dict -> ModelConfig, {Hugging Face's name: float32 tensor}, tokenizer, chat
-    template, special ids. A tied head is left out. UserError for an impossible model or target."""
-    check(fresh or not Path(out).exists(), f"{show(out)} exists; choose another --out or --fresh")
+    template, special ids. A tied head is left out."""
     c = ModelConfig(**state["model_config"])
     check(not c.n_experts, "a model with routed experts is only a teacher; it is not exported")
-    check(not (c.qk_norm and c.qkv_bias), "biases beside norms on q and k: no such model elsewhere")
     weights = {name if name == "lm_head.weight" else f"model.{name}": tensor.float().contiguous()
                for name, tensor in (state.get("best") or state["model"]).items()
                if not (c.tie_embeddings and name == "lm_head.weight")}
@@ -73,22 +67,23 @@ def tokenizer_json(tokenizer):
     """-> (content of tokenizer.json, {id: token}). SentencePiece joins the pair whose piece has the
     lowest id. So each way to cut a piece in two is a merge, in the order of ids. Spaces are real
     spaces: then U+2581 in a text is not a piece but three bytes, as in our tokenizer."""
+    import tokenizers
     if hasattr(tokenizer, "template"):
         content = json.loads(tokenizer.model_bytes)["tokenizer"]
-        added = {token["id"]: token["content"] for token in content["added_tokens"]}
-        return content, {i: piece for piece, i in content["model"]["vocab"].items()} | added
+        library = tokenizers.Tokenizer.from_str(json.dumps(content))
+        return content, {i: piece for piece, i in library.get_vocab().items()}
     model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     vocab = {model.id_to_piece(i).replace(META_SPACE, " "): i for i in range(tokenizer.vocab_size)}
     plain = {piece for piece, i in vocab.items() if i >= len(CONTROL) and not model.is_byte(i)}
     merges = [(piece[:cut], piece[cut:]) for piece in vocab for cut in range(1, len(piece))
               if {piece, piece[:cut], piece[cut:]} <= plain]
-    added = [dict(id=i, content=mark, special=mark not in SHOWN, single_word=False, lstrip=False,
-                  rstrip=False, normalized=False) for i, mark in enumerate(CONTROL)]
-    decoder = dict(type="Sequence", decoders=[dict(type="ByteFallback"), dict(type="Fuse")])
-    bpe = dict(type="BPE", unk_token="<unk>", byte_fallback=True, vocab=vocab, merges=merges)
-    unused = dict.fromkeys("truncation padding normalizer pre_tokenizer post_processor".split())
-    content = dict(version="1.0", added_tokens=added, decoder=decoder, model=bpe) | unused
-    return content, {i: piece for piece, i in vocab.items()}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(
+        vocab, merges, unk_token="<unk>", byte_fallback=True))
+    library.decoder = tokenizers.decoders.Sequence([
+        tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    library.add_tokens([tokenizers.AddedToken(mark, special=mark not in SHOWN, normalized=False)
+                        for mark in CONTROL])
+    return json.loads(library.to_str()), {i: piece for piece, i in vocab.items()}
 
 
 def hf_config(c, ids):
@@ -121,13 +116,13 @@ def model_card(state, name, marks):
                        rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()))
 
 
-def write_hf(state, folder, answer_tags=True, fresh=False):
-    """Write a folder for AutoModelForCausalLM and AutoTokenizer. An error leaves nothing behind."""
+def write_hf(state, folder, answer_tags=True):
+    """Write a folder for AutoModelForCausalLM and AutoTokenizer. An error leaves nothing behind.
+    A folder that is there is replaced, if it is a model's."""
     from safetensors.torch import save_file
     folder = Path(folder).absolute()
-    c, weights, tokenizer, template, ids = parts(state, folder, fresh, answer_tags)
+    c, weights, tokenizer, template, ids = parts(state, answer_tags)
     check(not folder.exists() or (folder / "config.json").exists(), f"{show(folder)} is no export")
-    check(not c.qkv_bias or hasattr(tokenizer, "template"), "a Qwen2 needs Qwen2's tokenizer")
     content, names = tokenizer_json(tokenizer)
     generation = ids | dict(eos_token_id=sorted(tokenizer.stop_ids), do_sample=False,
                             suppress_tokens=[*range(tokenizer.n_tokens, c.vocab_size)] or None)
@@ -166,7 +161,7 @@ def sentencepiece_facts(tokenizer, types):
 def byte_level_facts(tokenizer, types):
     """An imported tokenizer. llama.cpp knows by a name how it cuts a text into words."""
     from tokenizer.real import GPT2, WORDS, tokenizers
-    (content, names), rows, patterns = tokenizer_json(tokenizer), range(tokenizer.n_tokens), []
+    (content, names), patterns = tokenizer_json(tokenizer), []
     for step in content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]]):
         if step["type"] != "ByteLevel" or step.get("use_regex", True):
             patterns.append(dict(ByteLevel=GPT2, Digits=r"\p{N}").get(step["type"])
@@ -179,20 +174,19 @@ def byte_level_facts(tokenizer, types):
     bos = tokenizers.Tokenizer.from_str(json.dumps(content)).encode("").ids
     merges = [pair if type(pair) is str else " ".join(pair) for pair in content["model"]["merges"]]
     return dict(tokenizer_model="gpt2", tokenizer_pre=pre[0], token_merges=merges,
-                token_list=[names.get(i, f"[PAD{i}]") for i in rows],
-                token_types=[kinds.get(i, types.UNUSED) for i in rows],
+                token_list=[names[i] for i in sorted(names)],
+                token_types=[kinds[i] for i in sorted(names)],
                 add_bos_token=bool(bos), **dict(bos_token_id=bos[0]) if bos else {})
 
 
 def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
     """Yield (name, array, type). Rows beyond the tokenizer are left out: they would be sampled."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], c.n_layers)
-    if c.rope_scaling:  # what each of the C/2 frequencies is divided by; see rope_table in model.py
-        factor, low, high, original = c.rope_scaling
-        turns = original * c.rope_theta ** (-np.arange(0, c.head_dim, 2) / c.head_dim) / 2 / np.pi
-        kept = np.clip((turns - low) / (high - low), 0, 1)
-        divisors = 1 / (kept + (1 - kept) / factor)  # (C/2,)
-        yield "rope_freqs.weight", divisors.astype(np.float32), gguf.GGMLQuantizationType.F32
+    if c.rope_scaling:  # what each of the C/2 frequencies is divided by
+        plain, scaled = (rope_frequencies(c.head_dim, c.rope_theta, scaling)
+                         for scaling in ((), c.rope_scaling))
+        divisors = (plain / scaled).float().numpy()  # (C/2,)
+        yield "rope_freqs.weight", divisors, gguf.GGMLQuantizationType.F32
     for name, tensor in weights.items():
         if re.search("embed|head", name):
             tensor = tensor[:n_tokens]  # (V, D)
@@ -204,17 +198,17 @@ def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
                gguf.quants.quantize(tensor.numpy(), size), size)
 
 
-def write_gguf(state, path, kind="f32", answer_tags=True, fresh=False):
-    """Write a file for llama.cpp. UserError if it exists. kind: f32, f16 or q8_0, for matrices."""
+def write_gguf(state, path, kind="f32", answer_tags=True):
+    """Write a file for llama.cpp. kind: f32, f16 or q8_0, for matrices."""
     import gguf
-    c, weights, tokenizer, template, ids = parts(state, path, fresh, answer_tags)
+    c, weights, tokenizer, template, ids = parts(state, answer_tags)
     arch = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
     facts = dict(
-        name=Path(path).stem, chat_template=template, file_type=dict(f32=0, f16=1, q8_0=7)[kind],
+        name=Path(path).stem, chat_template=template,
         vocab_size=tokenizer.n_tokens, context_length=c.max_seq_len, embedding_length=c.dim,
         feed_forward_length=c.ffn_dim, block_count=c.n_layers, head_count=c.n_heads,
         head_count_kv=c.n_kv_heads, key_length=c.head_dim, value_length=c.head_dim,
-        rope_dimension_count=c.head_dim, rope_freq_base=c.rope_theta, quantization_version=2,
+        rope_dimension_count=c.head_dim, rope_freq_base=c.rope_theta,
         layer_norm_rms_eps=c.norm_eps, license=state.get("source", {}).get("licence", ""),
         eot_token_id=tokenizer.end, **{name: i for name, i in ids.items() if i is not None})
     of_tokenizer = byte_level_facts if hasattr(tokenizer, "template") else sentencepiece_facts

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from common import UserError
 from dataset.formats import encode_document, parse_row
 from decoding import generate
 from export import write_gguf, write_hf
@@ -64,7 +63,7 @@ def exported(tiny_model, tiny_tokenizer, imported):
 def their_tokenizer(tmp_path):
     """A function: state, flags -> the tokenizer that transformers finds in the exported folder."""
     def export(state, **flags):
-        write_hf(state, tmp_path / "student", fresh=True, **flags)
+        write_hf(state, tmp_path / "student", **flags)
         return transformers.AutoTokenizer.from_pretrained(tmp_path / "student")
     return export
 
@@ -91,7 +90,7 @@ def test_weights_go_out_to_the_bit_and_best_ones_first(exported, tmp_path):
     state, model, _ = exported("qwen3")
     best = {name: tensor + 1 for name, tensor in state["model"].items()}
     for weights, what in ((state["model"], state), (best, state | dict(best=best))):
-        write_hf(what, tmp_path / "student", fresh=True)
+        write_hf(what, tmp_path / "student")
         found = load_file(tmp_path / "student/model.safetensors")
         assert "lm_head.weight" not in found and len(found) == len(weights) - 1
         assert all(torch.equal(tensor, weights[name.removeprefix("model.")])
@@ -120,8 +119,6 @@ def test_the_chat_template_renders_what_the_student_was_trained_on(exported, the
     assert theirs.apply_chat_template(chat, return_dict=False) == ids
     asked = theirs.apply_chat_template(chat[:2], add_generation_prompt=True, return_dict=False)
     assert asked == ids[:len(asked)] and asked[-1] == tokenizer.assistant
-    with pytest.raises(Exception, match="role"):
-        theirs.apply_chat_template([dict(role="tool", content="5")])
     assert their_tokenizer(state, answer_tags=False).apply_chat_template(chat[2:3], tokenize=False) == \
         "<assistant><think>2 and 3\nare 5</think>5<end>"
 
@@ -141,20 +138,16 @@ def test_the_card_names_parents_data_and_figures_without_paths(exported, tmp_pat
     assert "`</answer>`" in card.split("Spelled marks")[1]
 
 
-def test_nothing_is_replaced_or_left_behind_by_mistake(exported, tmp_path, monkeypatch):
+def test_nothing_is_replaced_or_left_behind_by_mistake(exported, call, tiny_world, tmp_path, monkeypatch):
     """--fresh on a wrong path would delete somebody's folder, and an error leave half a model."""
-    state, _, _ = exported("qwen3")
     (tmp_path / "mine").mkdir()
     (tmp_path / "student.gguf").touch()
-    both, other = state | dict(model_config=state["model_config"] | dict(qkv_bias=True)), exported("qwen2")[0]
-    for write, what, path in ((write_hf, state, "mine"), (write_gguf, state, "student.gguf"),
-                              (write_hf, other, "new"), (write_hf, both, "new"), (write_gguf, both, "new")):
-        with pytest.raises(UserError):
-            write(what, tmp_path / path, fresh=path == "mine")
+    for kind, out, *fresh in (("hf", "mine", "--fresh"), ("hf", "mine"), ("gguf", "student.gguf")):
+        assert call("convert", tiny_world.teacher, f"--to={kind}", f"--out={tmp_path / out}", *fresh).status == 2
     monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_hf(state, tmp_path / "new")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "student.gguf"]
+        write_hf(exported("qwen3")[0], tmp_path / "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "out", "student.gguf"}
 
 
 @pytest.fixture
