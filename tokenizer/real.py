@@ -19,7 +19,7 @@ import jinja2.sandbox
 import numpy as np
 import tokenizers
 
-from common import UserError, check, check_exists, show
+from common import UserError, check, check_exists
 from tokenizer import Tokenizer
 
 PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that a piece shows as such
@@ -34,8 +34,7 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 WORDS = {"gpt-2": [GPT2], "smollm": [r"\p{N}", GPT2], "qwen2": [QWEN2],
-         "llama-bpe": [QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")],
-         "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]}
+         "llama-bpe": [QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")]}
 
 
 class RealTokenizer(Tokenizer):
@@ -120,9 +119,9 @@ def marks_of(write):
     return m
 
 
-def make(data, template, names, vocab_size, by_hand, stops=()):
+def make(data, template, names, vocab_size, by_hand):
     """data: the content of tokenizer.json. names: dict, such as bos_token. by_hand: None, or dict:
-    system, user, assistant, close. stops: more texts that end a reply -> RealTokenizer."""
+    system, user, assistant, close -> RealTokenizer."""
     control = control_of(data)
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -143,8 +142,7 @@ def make(data, template, names, vocab_size, by_hand, stops=()):
     m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=after_text[0],
               pad=pad if (pad := names.get("pad_token")) in control else end, think="<think>",
               end_think="</think>", answer="<answer>", end_answer="</answer>")
-    m["stop"] = sorted({end, after_text[0], names.get("eos_token"), names.get("eot_token"), *stops}
-                       & control.keys())
+    m["stop"] = sorted({end, after_text[0], names.get("eos_token")} & control.keys())
     return RealTokenizer(json.dumps(dict(tokenizer=data, marks=m, template=template,
                                          vocab_size=vocab_size), sort_keys=True).encode())
 
@@ -153,27 +151,20 @@ def from_folder(path, vocab_size, marks=None):
     """A folder of transformers -> RealTokenizer. UserError if it has none that can be read here."""
     def read(name):
         file = Path(path) / name
-        try:
-            return json.loads(file.read_text("utf-8")) if file.exists() else {}
-        except ValueError:
-            raise UserError(f"{show(file)} is damaged") from None
+        return json.loads(file.read_text("utf-8")) if file.exists() else {}
     check_exists(Path(path) / "tokenizer.json", "transformers' save_pretrained writes one")
     data, config = read("tokenizer.json"), read("tokenizer_config.json")
-    ends, template = read("generation_config.json").get("eos_token_id"), config.get("chat_template")
-    if isinstance(template, list):
-        template = {one["name"]: one["template"] for one in template}.get("default")
-    if (file := Path(path) / "chat_template.jinja").exists():
-        template = file.read_text("utf-8")
+    template, file = config.get("chat_template"), Path(path) / "chat_template.jinja"
+    template = file.read_text("utf-8") if file.exists() else template
     names = {key: text if isinstance(text, str) else text["content"] for key, text in config.items()
              if key.endswith("_token") and isinstance(text, (str, dict))}
-    stops = [text for text, i in control_of(data).items() if i in np.ravel(ends)]
-    return make(data, template or "", names, vocab_size, marks, stops)
+    return make(data, template or "", names, vocab_size, marks)
 
 
 def from_gguf(fields, vocab_size, marks=None):
     """The header of a GGUF (name -> value) -> RealTokenizer. UserError if it is of another kind."""
     own = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
-    kind, words = own.get("model"), own.get("pre", "default")
+    kind, words = own.get("model"), own.get("pre")
     check(kind == "gpt2", f"tokenizer.ggml.model {kind}: only gpt2 can be read")
     check(words in WORDS, f"tokenizer.ggml.pre {words}: unknown; known are {', '.join(WORDS)}")
     pieces, kinds = own["tokens"], own["token_type"]  # 3 control token, 4 added token, 5 padding
@@ -189,5 +180,5 @@ def from_gguf(fields, vocab_size, marks=None):
                 normalizer=dict(type="NFC") if words == "qwen2" else None,
                 pre_tokenizer=dict(type="Sequence", pretokenizers=[*cuts, level]))
     names = {f"{name[:3]}_token": pieces[own[f"{name}_token_id"]]
-             for name in ("bos", "eos", "eot", "padding") if f"{name}_token_id" in own}
+             for name in ("bos", "eos", "padding") if f"{name}_token_id" in own}
     return make(data, fields.get("tokenizer.chat_template", ""), names, vocab_size, marks)
