@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import sentencepiece
+import tokenizers
 
 from checkpoints import PATHS
 from common import atomic_write, check, show
@@ -43,7 +44,7 @@ and flags. `best_ce` is in nats a token. An unknown licence depends on the paren
 
 **Spelled marks become control tokens.** In minidistill a mark that somebody types stays text.
 transformers, llama.cpp and others read it as the mark itself. So remove these marks from the text
-of people whom you do not trust: {marks}
+of people whom you do not trust: `{marks}`
 """
 
 
@@ -63,15 +64,13 @@ def parts(state, answer_tags):
         bos_token_id=bos, eos_token_id=tokenizer.end, pad_token_id=tokenizer.pad)
 
 
-def tokenizer_json(tokenizer):
-    """-> (content of tokenizer.json, {id: token}). SentencePiece joins the pair whose piece has the
+def in_library(tokenizer):
+    """-> the same of the library `tokenizers`. SentencePiece joins the pair whose piece has the
     lowest id. So each way to cut a piece in two is a merge, in the order of ids. Spaces are real
     spaces: then U+2581 in a text is not a piece but three bytes, as in our tokenizer."""
-    import tokenizers
-    if hasattr(tokenizer, "template"):
+    if hasattr(tokenizer, "template"):  # it goes out as it came
         content = json.loads(tokenizer.model_bytes)["tokenizer"]
-        library = tokenizers.Tokenizer.from_str(json.dumps(content))
-        return content, {i: piece for piece, i in library.get_vocab().items()}
+        return tokenizers.Tokenizer.from_str(json.dumps(content))
     model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     vocab = {model.id_to_piece(i).replace(META_SPACE, " "): i for i in range(tokenizer.vocab_size)}
     plain = {piece for piece, i in vocab.items() if i >= len(CONTROL) and not model.is_byte(i)}
@@ -83,7 +82,7 @@ def tokenizer_json(tokenizer):
         tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
     library.add_tokens([tokenizers.AddedToken(mark, special=mark not in SHOWN, normalized=False)
                         for mark in CONTROL])
-    return json.loads(library.to_str()), {i: piece for piece, i in vocab.items()}
+    return library
 
 
 def hf_config(c, ids):
@@ -108,8 +107,7 @@ def model_card(state, name, marks):
     rows, licence = {}, state.get("source", {}).get("licence")
     for part in ("source", "run_config", "inputs", "versions"):
         for key, value in state.get(part, {}).items():
-            value = Path(value).name if key in PATHS and value else value
-            rows[key] = value[:16] if part == "inputs" and isinstance(value, str) else value
+            rows[key] = Path(value).name if key in PATHS and value else value
     rows |= {key: state.get(key) for key in ("best_ce", "best_step", "tokens", "train_seconds")}
     rows = {key: value for key, value in rows.items() if f"{value}" not in ("", "None", "False")}
     return CARD.format(name=name, licence=f"license: {licence}\n" if licence else "", marks=marks,
@@ -123,10 +121,10 @@ def write_hf(state, folder, answer_tags=True):
     folder = Path(folder).absolute()
     c, weights, tokenizer, template, ids = parts(state, answer_tags)
     check(not folder.exists() or (folder / "config.json").exists(), f"{show(folder)} is no export")
-    content, names = tokenizer_json(tokenizer)
     generation = ids | dict(eos_token_id=sorted(tokenizer.stop_ids), do_sample=False,
                             suppress_tokens=[*range(tokenizer.n_tokens, c.vocab_size)] or None)
-    settings = {key.removesuffix("_id"): names.get(i) for key, i in ids.items()} | dict(
+    settings = {key.removesuffix("_id"): tokenizer.decode([i], show_control=True)
+                for key, i in ids.items() if i is not None} | dict(
         tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False,
         model_max_length=c.max_seq_len, chat_template=template)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -134,11 +132,12 @@ def write_hf(state, folder, answer_tags=True):
         path = Path(temporary) / folder.name
         path.mkdir()
         for name, value in dict(config=hf_config(c, ids), generation_config=generation,
-                                tokenizer=content, tokenizer_config=settings).items():
+                                tokenizer_config=settings).items():
             (path / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
+        in_library(tokenizer).save(str(path / "tokenizer.json"))
         if not hasattr(tokenizer, "template"):
             tokenizer.save(path / "tokenizer.model")
-        marks = " ".join(f"`{names[i]}`" for i in sorted(tokenizer.control_ids))
+        marks = tokenizer.decode(sorted(tokenizer.control_ids), show_control=True)
         (path / "README.md").write_text(model_card(state, folder.name, marks), encoding="utf-8")
         save_file(weights, path / "model.safetensors", metadata=dict(format="pt"))
         shutil.rmtree(folder, ignore_errors=True)
@@ -160,23 +159,21 @@ def sentencepiece_facts(tokenizer, types):
 
 def byte_level_facts(tokenizer, types):
     """An imported tokenizer. llama.cpp knows by a name how it cuts a text into words."""
-    from tokenizer.real import GPT2, WORDS, tokenizers
-    (content, names), patterns = tokenizer_json(tokenizer), []
+    from tokenizer.real import GPT2, WORDS
+    library, patterns = in_library(tokenizer), []
+    content, rows = json.loads(library.to_str()), range(tokenizer.n_tokens)
     for step in content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]]):
         if step["type"] != "ByteLevel" or step.get("use_regex", True):
             patterns.append(dict(ByteLevel=GPT2, Digits=r"\p{N}").get(step["type"])
                             or step["pattern"]["Regex"])
     pre = [name for name, known in WORDS.items() if known == patterns]
     check(pre, "llama.cpp's name of this tokenizer is unknown here; use --to hf and its converter")
-    kinds = dict.fromkeys(names, types.NORMAL)
+    kinds = [types.NORMAL for i in rows]
     for token in content["added_tokens"]:
         kinds[token["id"]] = types.CONTROL if token["special"] else types.USER_DEFINED
-    bos = tokenizers.Tokenizer.from_str(json.dumps(content)).encode("").ids
-    merges = [pair if type(pair) is str else " ".join(pair) for pair in content["model"]["merges"]]
-    return dict(tokenizer_model="gpt2", tokenizer_pre=pre[0], token_merges=merges,
-                token_list=[names[i] for i in sorted(names)],
-                token_types=[kinds[i] for i in sorted(names)],
-                add_bos_token=bool(bos), **dict(bos_token_id=bos[0]) if bos else {})
+    return dict(tokenizer_model="gpt2", tokenizer_pre=pre[0], token_types=kinds,
+                token_list=[library.id_to_token(i) for i in rows], add_bos_token=False,
+                token_merges=[" ".join(pair) for pair in content["model"]["merges"]])
 
 
 def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):

@@ -133,9 +133,9 @@ def test_the_card_names_parents_data_and_figures_without_paths(exported, tmp_pat
     card = (tmp_path / "student/README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n") and "/home" not in card
     for row in ("teacher | big.pt", "data | a.jsonl", "best_ce | 1.25", "seed | 0",
-                "teacher_fingerprint | 0123456789abcdef", f"data_sha256 | {'f' * 16}"):
+                "teacher_fingerprint | 0123456789abcdef", f"data_sha256 | {'f' * 64}"):
         assert f"| {row} |" in card
-    assert "`</answer>`" in card.split("Spelled marks")[1]
+    assert "</answer>" in card.split("Spelled marks")[1]
 
 
 def test_nothing_is_replaced_or_left_behind_by_mistake(exported, call, tiny_world, tmp_path, monkeypatch):

@@ -62,10 +62,10 @@ class RealTokenizer(Tokenizer):
                     bytes(BYTE_OF.get(letter, 0) for letter in piece)
         self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
         # up to here the library recognises control tokens in a text, afterwards never
-        self._marks = {name: self.encode(text) for name, text in m.items() if type(text) is str}
+        for name, text in m.items():
+            if type(text) is str:
+                setattr(self, name, self.encode(text))
         library.encode_special_tokens = True
-        for name in "start closing bare bare_before think end_think answer end_answer".split():
-            setattr(self, name, self._marks[name])
         self.end, self.pad, self.text_end = (control[m[x]] for x in ("end", "pad", "text_end"))
         self.stop_ids, self.control_ids = {control[s] for s in m["stop"]}, set(self._names)
         self.gaps, self.trim, self.byte_ids = m["gaps"], m["trim"], range(0)
@@ -76,7 +76,7 @@ class RealTokenizer(Tokenizer):
               "a tokenizer that changes texts; only byte-level BPE is read here")
 
     def opening(self, role):
-        return self._marks[role]
+        return getattr(self, role)
 
     def encode(self, text):
         """Text -> list of ids, never a control token. UserError if it is not valid Unicode."""
@@ -167,18 +167,20 @@ def from_gguf(fields, vocab_size, marks=None):
     kind, words = own.get("model"), own.get("pre")
     check(kind == "gpt2", f"tokenizer.ggml.model {kind}: only gpt2 can be read")
     check(words in WORDS, f"tokenizer.ggml.pre {words}: unknown; known are {', '.join(WORDS)}")
-    pieces, kinds = own["tokens"], own["token_type"]  # 3 control token, 4 added token, 5 padding
-    added = [dict(id=i, content=piece, special=kind == 3, single_word=False, lstrip=False,
-                  rstrip=False, normalized=False)
-             for i, (piece, kind) in enumerate(zip(pieces, kinds)) if kind in (3, 4)]
-    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
-    cuts = [dict(type="Split", pattern=dict(Regex=word), behavior="Isolated", invert=False)
-            for word in WORDS[words]]
-    model = dict(type="BPE", ignore_merges=words == "llama-bpe", merges=own["merges"], vocab={
-        piece: i for i, (piece, kind) in enumerate(zip(pieces, kinds)) if kind != 5})
-    data = dict(version="1.0", added_tokens=added, decoder=level, model=model, post_processor=None,
-                normalizer=dict(type="NFC") if words == "qwen2" else None,
-                pre_tokenizer=dict(type="Sequence", pretokenizers=[*cuts, level]))
+    pieces, parts = own["tokens"], tokenizers.pre_tokenizers
+    typed = list(enumerate(zip(pieces, own["token_type"])))  # 3 control, 4 added, 5 padding
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(
+        {piece: i for i, (piece, kind) in typed if kind != 5},
+        [tuple(pair.split(" ")) for pair in own["merges"]], ignore_merges=words == "llama-bpe"))
+    library.add_tokens([tokenizers.AddedToken(piece, special=kind == 3, normalized=False)
+                        for i, (piece, kind) in typed if kind in (3, 4)])
+    cuts = [parts.Split(tokenizers.Regex(word), "isolated") for word in WORDS[words]]
+    level = parts.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.pre_tokenizer = parts.Sequence([*cuts, level])
+    library.decoder = tokenizers.decoders.ByteLevel()
+    if words == "qwen2":
+        library.normalizer = tokenizers.normalizers.NFC()
     names = {f"{name[:3]}_token": pieces[own[f"{name}_token_id"]]
              for name in ("bos", "eos", "padding") if f"{name}_token_id" in own}
-    return make(data, fields.get("tokenizer.chat_template", ""), names, vocab_size, marks)
+    template = fields.get("tokenizer.chat_template", "")
+    return make(json.loads(library.to_str()), template, names, vocab_size, marks)
