@@ -21,6 +21,7 @@ from common import UserError, check, run, show
 import torch
 
 import checkpoints
+from export import FIELDS, LLAMA3, write_gguf, write_hf
 from model import ModelConfig, Transformer, rope_frequencies
 from tokenizer import Tokenizer
 
@@ -28,24 +29,14 @@ FAMILIES = "llama", "mistral", "qwen2", "qwen3", "qwen3_moe"
 # What a field must be, if a config has it: with any other value, a model computes something else
 FIXED = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, rope_interleaved=False,
              partial_rotary_factor=1.0, decoder_sparse_step=1, mlp_only_layers=[], use_mrope=False)
-# Fields that are read below, and fields that change nothing
-KNOWN = """model_type vocab_size hidden_size num_hidden_layers num_attention_heads head_dim
-    num_key_value_heads intermediate_size max_position_embeddings rms_norm_eps rope_theta
-    rope_scaling rope_parameters tie_word_embeddings sliding_window use_sliding_window layer_types
-    num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob
-    architectures torch_dtype dtype transformers_version _name_or_path use_cache initializer_range
-    attention_dropout pretraining_tp bos_token_id eos_token_id pad_token_id max_window_layers
-    router_aux_loss_coef output_router_logits is_llama_config transformers.js_config
+# Other fields that are read below, and fields that change nothing
+KNOWN = [name for _, name, _ in FIELDS] + """model_type rope_scaling rope_parameters
+    tie_word_embeddings sliding_window use_sliding_window layer_types num_experts num_local_experts
+    num_experts_per_tok moe_intermediate_size norm_topk_prob router_aux_loss_coef
+    output_router_logits architectures torch_dtype dtype transformers_version _name_or_path
+    use_cache initializer_range attention_dropout pretraining_tp bos_token_id eos_token_id
+    pad_token_id max_window_layers is_llama_config transformers.js_config
     _attn_implementation_autoset unsloth_version unsloth_fixed""".split()
-LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-# Fields of a GGUF -> those of a Hugging Face folder
-FIELDS = {
-    "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
-    "attention.head_count": "num_attention_heads", "vocab_size": "vocab_size",
-    "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim",
-    "feed_forward_length": "intermediate_size", "context_length": "max_position_embeddings",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta",
-    "attention.sliding_window": "sliding_window"}
 
 
 @dataclass
@@ -87,25 +78,22 @@ def model_config(config, weights, context):
         check(value in (None, FIXED.get(name, value)), f"{name}: it must be {FIXED.get(name)!r}")
     kinds = {*(config.get("layer_types") or ())} - {"full_attention"}
     check(not kinds, f"layer_types {', '.join(kinds)}: must be full_attention")
-    own = config["max_position_embeddings"]
-    check(0 <= context <= own, f"--context {context}: the model's is {own}")
+    whole = config["max_position_embeddings"]
+    check(0 <= context <= whole, f"--context {context}: the model's is {whole}")
     used = window and config.get("use_sliding_window", True)
-    check(not used or (context or own) <= window,
+    check(not used or (context or whole) <= window,
           f"sliding_window {window}: it is not used with --context {window} or less")
-    moe, heads, (theta, scaling) = "moe" in family, config["num_attention_heads"], rope(config)
-    more = dict(n_experts=config.get("num_experts") or config["num_local_experts"],
-                experts_per_token=config["num_experts_per_tok"],
-                norm_topk=config["norm_topk_prob"]) if moe else {}
-    return ModelConfig(
-        vocab_size=config["vocab_size"], dim=config["hidden_size"], n_heads=heads,
-        n_layers=config["num_hidden_layers"],
-        n_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        ffn_dim=config["moe_intermediate_size" if moe else "intermediate_size"],
-        max_seq_len=context or own, rope_theta=theta, rope_scaling=scaling,
-        norm_eps=float(config["rms_norm_eps"]), qkv_bias=family == "qwen2",
-        qk_norm=family.startswith("qwen3"),
-        tie_embeddings=config.get("tie_word_embeddings", "lm_head.weight" not in weights), **more)
+    c = {own: config.get(name) for own, name, _ in FIELDS}
+    c |= dict(n_kv_heads=c["n_kv_heads"] or c["n_heads"], norm_eps=float(c["norm_eps"]),
+              head_dim=c["head_dim"] or c["dim"] // c["n_heads"], max_seq_len=context or whole,
+              qkv_bias=family == "qwen2", qk_norm=family.startswith("qwen3"),
+              tie_embeddings=config.get("tie_word_embeddings", "lm_head.weight" not in weights))
+    c["rope_theta"], c["rope_scaling"] = rope(config)
+    if family == "qwen3_moe":
+        c |= dict(n_experts=config.get("num_experts") or config["num_local_experts"],
+                  experts_per_token=config["num_experts_per_tok"],
+                  norm_topk=config["norm_topk_prob"], ffn_dim=config["moe_intermediate_size"])
+    return ModelConfig(**c)
 
 
 def fit(weights, c, family):
@@ -158,21 +146,22 @@ def gguf_config(header, weights):
     """The header of a GGUF -> the same facts as in a config.json, under the same names."""
     arch = header.get("general.architecture")
     check(arch in ("llama", "qwen2", "qwen3"), f"general.architecture {arch}: not read")
-    config = dict(model_type=arch, vocab_size=len(weights["token_embd.weight"]),
-                  tie_word_embeddings="output.weight" not in weights)
-    for name, value in header.items():
-        if name.startswith(f"{arch}."):  # an unknown one keeps its name and is refused later
-            config[FIELDS.get(name.removeprefix(f"{arch}."), name)] = value
-    C = config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    for name in (f"{arch}.attention.value_length", f"{arch}.rope.dimension_count"):
-        check(config.pop(name, C) == C, f"{name}: it must be {C}, the channels of a head")
+    config = dict(model_type=arch, tie_word_embeddings="output.weight" not in weights)
+    known = {f"{arch}.{key}": name for _, name, key in FIELDS}
+    known[f"{arch}.attention.sliding_window"] = "sliding_window"
+    for key, value in header.items():
+        if key.startswith(f"{arch}."):
+            name = known.get(key, key)  # an unknown one keeps its name and is refused later
+            check(config.setdefault(name, value) == value, f"{key}: it must be {config[name]}")
+    config.setdefault("vocab_size", len(weights["token_embd.weight"]))
     config["rms_norm_eps"] = float(f"{config['rms_norm_eps']:.6g}")  # a float32: 9.99999975e-06
     if (slower := weights.pop("rope_freqs.weight", None)) is not None:  # of Llama 3, (C/2,)
-        scaling, theta = (slower.max().item(), 1.0, 4.0, 8192), config.get("rope_theta", 10_000.0)
+        scaling, C = (slower.max().item(), 1.0, 4.0, 8192), 2 * len(slower)
+        theta = config.get("rope_theta", 10_000.0)
         expected = rope_frequencies(C, theta) / rope_frequencies(C, theta, scaling)
         check(torch.allclose(slower.double(), expected, rtol=1e-4),
               "rope_freqs.weight: not the scaling of Llama 3")
-        config["rope_scaling"] = dict(rope_type="llama3", **dict(zip(LLAMA3, scaling)))
+        config["rope_scaling"] = dict(zip(LLAMA3, scaling), rope_type="llama3")
     return config
 
 
@@ -260,8 +249,7 @@ def main(cfg):
     check(cfg.fresh or not Path(cfg.out).exists(), f"--out {cfg.out} exists; --fresh replaces it")
     if not cfg.to:
         return come_in(cfg, Path(cfg.from_))
-    import export
-    write = dict(hf=export.write_hf, gguf=export.write_gguf)[cfg.to]
+    write = dict(hf=write_hf, gguf=write_gguf)[cfg.to]
     write(checkpoints.load(words[0]), Path(cfg.out), answer_tags=cfg.answer_tags)
     print(f"{show(cfg.out)} is written")
 

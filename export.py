@@ -11,16 +11,29 @@ import json
 import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import sentencepiece
-import tokenizers
 
 from checkpoints import PATHS
 from common import atomic_write, check, show
 from model import ModelConfig, rope_frequencies
 from tokenizer import CONTROL, META_SPACE, load_bytes
 
+FIELDS = [  # the same facts in model.py, in a config.json and in a GGUF
+    ("vocab_size", "vocab_size", "vocab_size"), ("dim", "hidden_size", "embedding_length"),
+    ("n_layers", "num_hidden_layers", "block_count"),
+    ("n_heads", "num_attention_heads", "attention.head_count"),
+    ("n_kv_heads", "num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "head_dim", "attention.key_length"),
+    ("head_dim", "head_dim", "attention.value_length"),
+    ("head_dim", "head_dim", "rope.dimension_count"),
+    ("ffn_dim", "intermediate_size", "feed_forward_length"),
+    ("max_seq_len", "max_position_embeddings", "context_length"),
+    ("rope_theta", "rope_theta", "rope.freq_base"),
+    ("norm_eps", "rms_norm_eps", "attention.layer_norm_rms_epsilon")]
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 SHOWN = ("<think>", "</think>")  # other clients look for these; decoded text hides the other marks
 TEMPLATE = """{%- for message in messages -%}
 {{- "<" + message.role + ">" -}}
@@ -68,6 +81,7 @@ def in_library(tokenizer):
     """-> the same of the library `tokenizers`. SentencePiece joins the pair whose piece has the
     lowest id. So each way to cut a piece in two is a merge, in the order of ids. Spaces are real
     spaces: then U+2581 in a text is not a piece but three bytes, as in our tokenizer."""
+    import tokenizers
     if hasattr(tokenizer, "template"):  # it goes out as it came
         content = json.loads(tokenizer.model_bytes)["tokenizer"]
         return tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -89,16 +103,11 @@ def hf_config(c, ids):
     """The content of config.json. RoPE is there twice, because old versions read other fields."""
     family, rope = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else "Llama", {}
     if c.rope_scaling:
-        factor, low, high, old = c.rope_scaling
-        rope = dict(rope_type="llama3", factor=factor, low_freq_factor=low, high_freq_factor=high,
-                    original_max_position_embeddings=int(old))
-    return dict(
+        rope = dict(zip(LLAMA3, c.rope_scaling), rope_type="llama3")
+        rope[LLAMA3[-1]] = int(rope[LLAMA3[-1]])  # as transformers wants it
+    return {name: getattr(c, own) for own, name, _ in FIELDS} | dict(
         architectures=[f"{family}ForCausalLM"], model_type=family.lower(), torch_dtype="float32",
-        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.ffn_dim,
-        num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, head_dim=c.head_dim,
-        num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_seq_len,
-        rms_norm_eps=c.norm_eps, hidden_act="silu", tie_word_embeddings=c.tie_embeddings,
-        rope_theta=c.rope_theta, rope_scaling=rope or None,
+        hidden_act="silu", tie_word_embeddings=c.tie_embeddings, rope_scaling=rope or None,
         rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta) | rope, **ids)
 
 
@@ -176,7 +185,7 @@ def byte_level_facts(tokenizer, types):
                 token_merges=[" ".join(pair) for pair in content["model"]["merges"]])
 
 
-def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
+def gguf_tensors(c, weights, kind, gguf, arch):
     """Yield (name, array, type). Rows beyond the tokenizer are left out: they would be sampled."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], c.n_layers)
     if c.rope_scaling:  # what each of the C/2 frequencies is divided by
@@ -186,7 +195,7 @@ def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
         yield "rope_freqs.weight", divisors, gguf.GGMLQuantizationType.F32
     for name, tensor in weights.items():
         if re.search("embed|head", name):
-            tensor = tensor[:n_tokens]  # (V, D)
+            tensor = tensor[:c.vocab_size]  # (V, D)
         if arch == "llama" and re.search("[qk]_proj", name):  # there RoPE pairs neighbours
             pairs = tensor.view(-1, 2, c.head_dim // 2, c.dim)  # (heads, 2, C/2, D)
             tensor = pairs.transpose(1, 2).reshape(tensor.shape)  # (heads * C, D)
@@ -200,20 +209,20 @@ def write_gguf(state, path, kind="f32", answer_tags=True):
     import gguf
     c, weights, tokenizer, template, ids = parts(state, answer_tags)
     arch = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
-    facts = dict(
-        name=Path(path).stem, chat_template=template,
-        vocab_size=tokenizer.n_tokens, context_length=c.max_seq_len, embedding_length=c.dim,
-        feed_forward_length=c.ffn_dim, block_count=c.n_layers, head_count=c.n_heads,
-        head_count_kv=c.n_kv_heads, key_length=c.head_dim, value_length=c.head_dim,
-        rope_dimension_count=c.head_dim, rope_freq_base=c.rope_theta,
-        layer_norm_rms_eps=c.norm_eps, license=state.get("source", {}).get("licence", ""),
-        eot_token_id=tokenizer.end, **{name: i for name, i in ids.items() if i is not None})
+    c = replace(c, vocab_size=tokenizer.n_tokens)
+    facts = dict(name=Path(path).stem, license=state.get("source", {}).get("licence", ""),
+                 chat_template=template, eot_token_id=tokenizer.end,
+                 **{name: i for name, i in ids.items() if i is not None})
     of_tokenizer = byte_level_facts if hasattr(tokenizer, "template") else sentencepiece_facts
     with atomic_write(path) as file:
         writer = gguf.GGUFWriter(file.name, arch)
         for name, value in (facts | of_tokenizer(tokenizer, gguf.TokenType)).items():
             getattr(writer, f"add_{name}")(value)
-        for name, array, size in gguf_tensors(c, weights, kind, tokenizer.n_tokens, gguf, arch):
+        for own, _, name in FIELDS:
+            value = getattr(c, own)
+            add = writer.add_float32 if type(value) is float else writer.add_uint32
+            add(f"{arch}.{name}", value)
+        for name, array, size in gguf_tensors(c, weights, kind, gguf, arch):
             writer.add_tensor(name, array, raw_dtype=size)
         if not hasattr(tokenizer, "template"):  # for convert.py, which needs all of it
             writer.add_array("minidistill.tokenizer", tokenizer.model_bytes)
