@@ -31,7 +31,7 @@ FIXED = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, rope_inter
              partial_rotary_factor=1.0, decoder_sparse_step=1, mlp_only_layers=[], use_mrope=False)
 # Other fields that are read below, and fields that change nothing
 KNOWN = [name for _, name, _ in FIELDS] + """model_type rope_scaling rope_parameters
-    tie_word_embeddings sliding_window use_sliding_window layer_types num_experts num_local_experts
+    tie_word_embeddings sliding_window use_sliding_window num_experts num_local_experts
     num_experts_per_tok moe_intermediate_size norm_topk_prob router_aux_loss_coef
     output_router_logits architectures torch_dtype dtype transformers_version _name_or_path
     use_cache initializer_range attention_dropout pretraining_tp bos_token_id eos_token_id
@@ -64,7 +64,7 @@ def rope(config):
     names = LLAMA3 if kind == "llama3" else ()
     wrong = found.keys() ^ {*names}
     check(not wrong, f"rope_parameters: {', '.join(sorted(wrong))}: missing or not known here")
-    return float(theta), tuple(float(found[name]) for name in names)
+    return float(theta), tuple(found[name] for name in names)
 
 
 def model_config(config, weights, context):
@@ -72,12 +72,11 @@ def model_config(config, weights, context):
     the computation, or is not known here. context: a smaller one, or 0."""
     family, window = config.get("model_type"), config.get("sliding_window")
     check(family in FAMILIES, f"model_type {family}: only {', '.join(FAMILIES)} come in")
+    fixed = FIXED | dict(layer_types=["full_attention"] * config["num_hidden_layers"])
     for name, value in config.items():
-        check(value is None or name in (*KNOWN, *FIXED), f"{name} {str(value)[:60]}: not known "
+        check(value is None or name in (*KNOWN, *fixed), f"{name} {str(value)[:60]}: not known "
               "here; if it does not change what the model computes, take it out of the config")
-        check(value in (None, FIXED.get(name, value)), f"{name}: it must be {FIXED.get(name)!r}")
-    kinds = {*(config.get("layer_types") or ())} - {"full_attention"}
-    check(not kinds, f"layer_types {', '.join(kinds)}: must be full_attention")
+        check(value in (None, fixed.get(name, value)), f"{name}: it must be {fixed.get(name)!r}")
     whole = config["max_position_embeddings"]
     check(0 <= context <= whole, f"--context {context}: the model's is {whole}")
     used = window and config.get("use_sliding_window", True)
@@ -148,7 +147,6 @@ def gguf_config(header, weights):
     check(arch in ("llama", "qwen2", "qwen3"), f"general.architecture {arch}: not read")
     config = dict(model_type=arch, tie_word_embeddings="output.weight" not in weights)
     known = {f"{arch}.{key}": name for _, name, key in FIELDS}
-    known[f"{arch}.attention.sliding_window"] = "sliding_window"
     for key, value in header.items():
         if key.startswith(f"{arch}."):
             name = known.get(key, key)  # an unknown one keeps its name and is refused later

@@ -10,7 +10,6 @@ answer_tags=False it leaves out <answer> and </answer>. An imported tokenizer go
 import json
 import re
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,7 +103,6 @@ def hf_config(c, ids):
     family, rope = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else "Llama", {}
     if c.rope_scaling:
         rope = dict(zip(LLAMA3, c.rope_scaling), rope_type="llama3")
-        rope[LLAMA3[-1]] = int(rope[LLAMA3[-1]])  # as transformers wants it
     return {name: getattr(c, own) for own, name, _ in FIELDS} | dict(
         architectures=[f"{family}ForCausalLM"], model_type=family.lower(), torch_dtype="float32",
         hidden_act="silu", tie_word_embeddings=c.tie_embeddings, rope_scaling=rope or None,
@@ -115,19 +113,18 @@ def model_card(state, name, marks):
     """The README.md of a folder. marks: the control tokens, as text."""
     rows, licence = {}, state.get("source", {}).get("licence")
     for part in ("source", "run_config", "inputs", "versions"):
-        for key, value in state.get(part, {}).items():
-            rows[key] = Path(value).name if key in PATHS and value else value
+        rows |= state.get(part, {})
     rows |= {key: state.get(key) for key in ("best_ce", "best_step", "tokens", "train_seconds")}
-    rows = {key: value for key, value in rows.items() if f"{value}" not in ("", "None", "False")}
+    rows = {key: Path(value).name if key in PATHS else value
+            for key, value in rows.items() if value not in ("", None)}
     return CARD.format(name=name, licence=f"license: {licence}\n" if licence else "", marks=marks,
                        rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()))
 
 
 def write_hf(state, folder, answer_tags=True):
-    """Write a folder for AutoModelForCausalLM and AutoTokenizer. An error leaves nothing behind.
-    A folder that is there is replaced, if it is a model's."""
+    """Write a folder for AutoModelForCausalLM and AutoTokenizer. It replaces an older model."""
     from safetensors.torch import save_file
-    folder = Path(folder).absolute()
+    folder = Path(folder)
     c, weights, tokenizer, template, ids = parts(state, answer_tags)
     check(not folder.exists() or (folder / "config.json").exists(), f"{show(folder)} is no export")
     generation = ids | dict(eos_token_id=sorted(tokenizer.stop_ids), do_sample=False,
@@ -136,21 +133,17 @@ def write_hf(state, folder, answer_tags=True):
                 for key, i in ids.items() if i is not None} | dict(
         tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False,
         model_max_length=c.max_seq_len, chat_template=template)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
-        path = Path(temporary) / folder.name
-        path.mkdir()
-        for name, value in dict(config=hf_config(c, ids), generation_config=generation,
-                                tokenizer_config=settings).items():
-            (path / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
-        in_library(tokenizer).save(str(path / "tokenizer.json"))
-        if not hasattr(tokenizer, "template"):
-            tokenizer.save(path / "tokenizer.model")
-        marks = tokenizer.decode(sorted(tokenizer.control_ids), show_control=True)
-        (path / "README.md").write_text(model_card(state, folder.name, marks), encoding="utf-8")
-        save_file(weights, path / "model.safetensors", metadata=dict(format="pt"))
-        shutil.rmtree(folder, ignore_errors=True)
-        path.rename(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, value in dict(config=hf_config(c, ids), generation_config=generation,
+                            tokenizer_config=settings).items():
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
+    in_library(tokenizer).save(str(folder / "tokenizer.json"))
+    if not hasattr(tokenizer, "template"):
+        tokenizer.save(folder / "tokenizer.model")  # for convert.py
+    marks = tokenizer.decode(sorted(tokenizer.control_ids), show_control=True)
+    (folder / "README.md").write_text(model_card(state, folder.name, marks), encoding="utf-8")
+    save_file(weights, folder / "model.safetensors", metadata=dict(format="pt"))
 
 
 def sentencepiece_facts(tokenizer, types):

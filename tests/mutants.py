@@ -109,7 +109,7 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
      FORMULA + "[distill_logits]"),
     (28, "runs/render.py", "        check(recipe in rows, ", "        check(True, ",
      "test_docs.py::test_a_claim_with_one_axis_is_refused"),
-    (29, "convert.py", "check(value is None or name in (*KNOWN, *FIXED), ", "check(True, ", FIELDS),
+    (29, "convert.py", "check(value is None or name in (*KNOWN, *fixed), ", "check(True, ", FIELDS),
     (29, "model.py", "    if scaling:", "    if False:",
      "test_convert.py::test_a_folder_of_every_family_computes_what_it_computes_in_transformers[llama3-float32-how0]"),
     (30, "convert.py", 'arch == "llama" and re', "re", LAYOUT + "[qwen3]"),

@@ -84,19 +84,6 @@ def test_transformers_computes_and_writes_the_same(exported, their_tokenizer, tm
         assert written == prompt + generate(model, [prompt], 20, tokenizer.stop_ids)[0]
 
 
-def test_weights_go_out_to_the_bit_and_best_ones_first(exported, tmp_path):
-    """A rounded weight, or the last step in place of the best one, would go unnoticed."""
-    from safetensors.torch import load_file
-    state, model, _ = exported("qwen3")
-    best = {name: tensor + 1 for name, tensor in state["model"].items()}
-    for weights, what in ((state["model"], state), (best, state | dict(best=best))):
-        write_hf(what, tmp_path / "student")
-        found = load_file(tmp_path / "student/model.safetensors")
-        assert "lm_head.weight" not in found and len(found) == len(weights) - 1
-        assert all(torch.equal(tensor, weights[name.removeprefix("model.")])
-                   for name, tensor in found.items())
-
-
 def test_ids_of_300_strings_are_ours(exported, their_tokenizer):
     """With the usual conversion, strings with U+2581, spaces at the start or several spaces differ."""
     state, _, tokenizer = exported("qwen3")
@@ -138,15 +125,12 @@ def test_the_card_names_parents_data_and_figures_without_paths(exported, tmp_pat
     assert "</answer>" in card.split("Spelled marks")[1]
 
 
-def test_nothing_is_replaced_or_left_behind_by_mistake(exported, call, tiny_world, tmp_path, monkeypatch):
-    """--fresh on a wrong path would delete somebody's folder, and an error leave half a model."""
+def test_nothing_is_replaced_by_mistake(call, tiny_world, tmp_path):
+    """--fresh on a wrong path would delete somebody's folder."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "student.gguf").touch()
     for kind, out, *fresh in (("hf", "mine", "--fresh"), ("hf", "mine"), ("gguf", "student.gguf")):
         assert call("convert", tiny_world.teacher, f"--to={kind}", f"--out={tmp_path / out}", *fresh).status == 2
-    monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_hf(exported("qwen3")[0], tmp_path / "new")
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "out", "student.gguf"}
 
 

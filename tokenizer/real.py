@@ -5,10 +5,9 @@
 
 The model's chat template writes a short conversation, which shows what surrounds a turn. It must
 surround the turns of others in the same way, or it is refused. A mark that is no control token of
-the model, such as <answer>, is spelled in ordinary tokens. No text can produce a control token, and
-not <think> of Qwen3, which is an added token but no special one. apply_chat_template may merge
-white space at the start of a turn with the line break before it. Here an opening is always the
-same ids.
+the model, such as <answer>, is spelled in ordinary tokens. All added tokens are control tokens, so
+<think> of Qwen3, too. No text can produce one. apply_chat_template may merge white space at the
+start of a turn with the line break before it. Here an opening is always the same ids.
 """
 import hashlib
 import json
@@ -19,7 +18,7 @@ import jinja2.sandbox
 import numpy as np
 import tokenizers
 
-from common import UserError, check, check_exists
+from common import UserError, check
 from tokenizer import Tokenizer
 
 PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that a piece shows as such
@@ -46,8 +45,7 @@ class RealTokenizer(Tokenizer):
         data, m, control = about["tokenizer"], about["marks"], control_of(about["tokenizer"])
         data |= dict(truncation=None, padding=None)
         for token in data["added_tokens"]:
-            token["special"] = token["content"] in control
-        texts = {token["content"] for token in data["added_tokens"] if not token["special"]}
+            token["special"] = True
         try:
             self._library = library = tokenizers.Tokenizer.from_str(json.dumps(data))
         except Exception as error:  # the library has no other class
@@ -58,8 +56,7 @@ class RealTokenizer(Tokenizer):
               f"a tokenizer of {self.n_tokens} tokens for a model of {self.vocab_size}")
         for piece, i in pieces.items():
             if i not in self._names:
-                self._bytes[i] = piece.encode() if piece in texts else \
-                    bytes(BYTE_OF.get(letter, 0) for letter in piece)
+                self._bytes[i] = bytes(BYTE_OF.get(letter, 0) for letter in piece)
         self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
         # up to here the library recognises control tokens in a text, afterwards never
         for name, text in m.items():
@@ -87,10 +84,8 @@ class RealTokenizer(Tokenizer):
 
 
 def control_of(data):
-    """The content of tokenizer.json -> {text: id} of its control tokens: the special ones, and all
-    added ones that look like a mark. Others, such as runs of spaces, are ordinary text."""
-    return {token["content"]: token["id"] for token in data["added_tokens"]
-            if token["special"] or re.fullmatch(r"<.+>|\[.+\]", token["content"])}
+    """The content of tokenizer.json -> {text: id} of its control tokens: all that were added."""
+    return {token["content"]: token["id"] for token in data["added_tokens"]}
 
 
 def marks_of(write):
@@ -149,11 +144,8 @@ def make(data, template, names, vocab_size, by_hand):
 
 def from_folder(path, vocab_size, marks=None):
     """A folder of transformers -> RealTokenizer. UserError if it has none that can be read here."""
-    def read(name):
-        file = Path(path) / name
-        return json.loads(file.read_text("utf-8")) if file.exists() else {}
-    check_exists(Path(path) / "tokenizer.json", "transformers' save_pretrained writes one")
-    data, config = read("tokenizer.json"), read("tokenizer_config.json")
+    data, config = (json.loads((Path(path) / f"{name}.json").read_text("utf-8"))
+                    for name in ("tokenizer", "tokenizer_config"))
     template, file = config.get("chat_template"), Path(path) / "chat_template.jinja"
     template = file.read_text("utf-8") if file.exists() else template
     names = {key: text if isinstance(text, str) else text["content"] for key, text in config.items()
@@ -165,8 +157,8 @@ def from_gguf(fields, vocab_size, marks=None):
     """The header of a GGUF (name -> value) -> RealTokenizer. UserError if it is of another kind."""
     own = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
     kind, words = own.get("model"), own.get("pre")
-    check(kind == "gpt2", f"tokenizer.ggml.model {kind}: only gpt2 can be read")
-    check(words in WORDS, f"tokenizer.ggml.pre {words}: unknown; known are {', '.join(WORDS)}")
+    check(kind == "gpt2" and words in WORDS, f"tokenizer.ggml.model {kind}, pre {words}: only gpt2 "
+          f"can be read, with {', '.join(WORDS)}")
     pieces, parts = own["tokens"], tokenizers.pre_tokenizers
     typed = list(enumerate(zip(pieces, own["token_type"])))  # 3 control, 4 added, 5 padding
     library = tokenizers.Tokenizer(tokenizers.models.BPE(
