@@ -47,10 +47,7 @@ class Config:
     out: str = ""                   # file to write; with --to hf, a folder
     context: int = 0                # cut the context to N tokens (512 to 8,192); 0: as it is
     tokenizer: str = ""             # folder with tokenizer.json; none: its own, of a .pth ../model
-    system_opening: str = ""        # if the chat template is not understood: text before a turn
-    user_opening: str = ""          # the same
-    assistant_opening: str = ""     # the same
-    turn_end: str = ""              # the text after each turn; begins with a control token
+    openings: str = ""              # of turns, if no template tells: SYSTEM,USER,ASSISTANT,TURN_END
     answer_tags: bool = True        # --to: the chat template keeps <answer> and </answer>
     fresh: bool = False             # replace an existing file
 
@@ -211,12 +208,9 @@ def load_tokenizer(path, vocab_size, header, cfg):
     if (folder / "tokenizer.model").exists() and not header:  # the same
         return Tokenizer.load(folder / "tokenizer.model")
     from tokenizer import real
-    marks = dict(system=cfg.system_opening, user=cfg.user_opening, assistant=cfg.assistant_opening,
-                 close=cfg.turn_end)
-    marks = marks if any(marks.values()) else None
     if header and not cfg.tokenizer:
-        return real.from_gguf(header, vocab_size, marks)
-    return real.from_folder(folder, vocab_size, marks)
+        return real.from_gguf(header, vocab_size, cfg.openings)
+    return real.from_folder(folder, vocab_size, cfg.openings)
 
 
 def come_in(cfg, path):

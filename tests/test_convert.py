@@ -288,7 +288,7 @@ def test_flags_and_files_that_do_not_fit_are_refused(folder, refused, tmp_path, 
     for text in (tmp_path / "x.txt", tmp_path / "x.gguf"):
         text.write_text("x")
     assert "a folder" in refused(tmp_path / "x.txt") and "not exist" in refused("no")
-    assert "--turn-end" in refused(path, "--user-opening=<|im_start|>")
+    assert "--openings" in refused(path, "--openings=<|im_start|>")
     for wrong in (path, path / "model.safetensors"):  # any other script names the command
         with pytest.raises(UserError, match=f"convert.py --from {path} "):
             checkpoints.load(wrong)

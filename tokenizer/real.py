@@ -27,7 +27,6 @@ BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {
 PROBE = " a  B\n\n\tC 123 {é: 中文🙂}\u2581"
 TURNS = [("system", "S0"), ("user", "U0"), ("assistant", "A0"), ("user", "U1"), ("assistant", "A1")]
 SPACED = [(role, f" {text} ") for role, text in TURNS]
-FLAGS = "--system-opening, --user-opening, --assistant-opening, --turn-end"  # of convert.py
 # What a GGUF calls the patterns that cut a text into words, one after another
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -114,9 +113,9 @@ def marks_of(write):
     return m
 
 
-def make(data, template, names, vocab_size, by_hand):
-    """data: the content of tokenizer.json. names: dict, such as bos_token. by_hand: None, or dict:
-    system, user, assistant, close -> RealTokenizer."""
+def make(data, template, names, vocab_size, openings):
+    """data: the content of tokenizer.json. names: dict, such as bos_token. openings: "", or those
+    of --openings in convert.py -> RealTokenizer."""
     control = control_of(data)
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -126,13 +125,16 @@ def make(data, template, names, vocab_size, by_hand):
         return environment.from_string(template).render(
             messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **names)
     try:
-        m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False, **{
-            name: text.replace("\\n", "\n") for name, text in by_hand.items()}) if by_hand \
-            else marks_of(write)
+        if openings:
+            m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False)
+            texts = openings.replace("\\n", "\n").split(",")
+            m |= zip(("system", "user", "assistant", "close"), texts, strict=True)
+        else:
+            m = marks_of(write)
         end = max((text for text in control if m["close"].startswith(text)), key=len)
     except Exception as error:  # a foreign template can raise any
-        raise UserError(f"the chat template is not understood ({str(error)[:60]}); give all of "
-                        + FLAGS) from None
+        raise UserError(f"the chat template is not understood ({str(error)[:60]}); give --openings "
+                        "'SYSTEM,USER,ASSISTANT,END'; END begins with a control token") from None
     after_text = [text for text in ("<|endoftext|>", "<|end_of_text|>", end) if text in control]
     m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=after_text[0],
               pad=pad if (pad := names.get("pad_token")) in control else end, think="<think>",
@@ -142,7 +144,7 @@ def make(data, template, names, vocab_size, by_hand):
                                          vocab_size=vocab_size), sort_keys=True).encode())
 
 
-def from_folder(path, vocab_size, marks=None):
+def from_folder(path, vocab_size, openings=""):
     """A folder of transformers -> RealTokenizer. UserError if it has none that can be read here."""
     data, config = (json.loads((Path(path) / f"{name}.json").read_text("utf-8"))
                     for name in ("tokenizer", "tokenizer_config"))
@@ -150,10 +152,10 @@ def from_folder(path, vocab_size, marks=None):
     template = file.read_text("utf-8") if file.exists() else template
     names = {key: text if isinstance(text, str) else text["content"] for key, text in config.items()
              if key.endswith("_token") and isinstance(text, (str, dict))}
-    return make(data, template or "", names, vocab_size, marks)
+    return make(data, template or "", names, vocab_size, openings)
 
 
-def from_gguf(fields, vocab_size, marks=None):
+def from_gguf(fields, vocab_size, openings=""):
     """The header of a GGUF (name -> value) -> RealTokenizer. UserError if it is of another kind."""
     own = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
     kind, words = own.get("model"), own.get("pre")
@@ -175,4 +177,4 @@ def from_gguf(fields, vocab_size, marks=None):
     names = {f"{name[:3]}_token": pieces[own[f"{name}_token_id"]]
              for name in ("bos", "eos", "padding") if f"{name}_token_id" in own}
     template = fields.get("tokenizer.chat_template", "")
-    return make(json.loads(library.to_str()), template, names, vocab_size, marks)
+    return make(json.loads(library.to_str()), template, names, vocab_size, openings)
