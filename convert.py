@@ -183,17 +183,17 @@ def read_minimind(path):
     weights, attention = checkpoints.read(path), "layers.0.self_attn."
     check(f"model.{attention}q_proj.weight" in weights, f"{show(path)} is not of minimind")
     weights = {name.removeprefix("model."): tensor.float() for name, tensor in weights.items()}
-    experts = len([name for name in weights if re.match(r"layers.0.mlp.experts.\d+.gate", name)])
+    gates = [name for name in weights if re.match(r"layers.0.mlp.*gate_proj", name)]
     norm, D = weights.get(f"{attention}q_norm.weight"), weights["embed_tokens.weight"].shape[1]
     C = D // 8 if norm is None else len(norm)  # an older minimind has no norm
-    F = len(weights["layers.0.mlp." + "experts.0." * bool(experts) + "gate_proj.weight"])
+    F = len(weights[gates[0]])
     config = dict(
-        model_type="qwen3_moe" if experts else "llama" if norm is None else "qwen3",
+        model_type="qwen3_moe" if len(gates) > 1 else "llama" if norm is None else "qwen3",
         vocab_size=len(weights["embed_tokens.weight"]), hidden_size=D, head_dim=C,
         num_attention_heads=len(weights[f"{attention}q_proj.weight"]) // C,
         num_key_value_heads=len(weights[f"{attention}k_proj.weight"]) // C,
         num_hidden_layers=len([name for name in weights if name.endswith("q_proj.weight")]),
-        intermediate_size=F, moe_intermediate_size=F, num_experts=experts, num_experts_per_tok=1,
+        intermediate_size=F, moe_intermediate_size=F, num_experts=len(gates), num_experts_per_tok=1,
         norm_topk_prob=True, max_position_embeddings=32768, rope_theta=1e6,
         rms_norm_eps=1e-5 if norm is None else 1e-6, tie_word_embeddings=True)
     return config, weights, ""
