@@ -14,6 +14,7 @@ import torch
 
 import checkpoints
 from common import UserError
+from conftest import CHATML
 from decoding import generate
 
 gguf, safetensors, tokenizers, transformers = map(pytest.importorskip, (
@@ -33,8 +34,6 @@ FAMILIES = {
     "qwen3": ("Qwen3", dict(head_dim=16, tie_word_embeddings=True, rms_norm_eps=1e-6)),
     "qwen3_moe": ("Qwen3Moe", dict(head_dim=16, **EXPERTS)),
     "qwen3_moe, raw weights": ("Qwen3Moe", dict(head_dim=16, **EXPERTS | dict(norm_topk_prob=False)))}
-TEMPLATE = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
 def make(family, **changes):
@@ -50,18 +49,9 @@ def make(family, **changes):
 
 
 @pytest.fixture(scope="session")
-def real_tokenizer(tmp_path_factory):
+def real_tokenizer(byte_level):
     """A folder with a byte-level tokenizer of 270 tokens, so a model of 300 has padded rows."""
-    library = tokenizers.Tokenizer(tokenizers.models.BPE())
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = tokenizers.decoders.ByteLevel()
-    library.train_from_iterator(["Mia has three pears. How many pears has she now?"] * 9, tokenizers.trainers.BpeTrainer(
-        vocab_size=270, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    folder = tmp_path_factory.mktemp("tokenizer")
-    library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(dict(eos_token="<|im_end|>", chat_template=TEMPLATE)))
-    return folder
+    return byte_level()
 
 
 @pytest.fixture
@@ -185,8 +175,8 @@ def write_gguf(path, theirs, folder, header={}, tensors={}):
     facts = dict(
         block_count=c.num_hidden_layers, context_length=64, embedding_length=32, feed_forward_length=48, head_count=4,
         head_count_kv=2, key_length=C, value_length=C, rope_dimension_count=C, layer_norm_rms_eps=c.rms_norm_eps,
-        rope_freq_base=c.rope_parameters["rope_theta"], tokenizer_model="gpt2", tokenizer_pre="smollm", eos_token_id=2,
-        token_list=[*content["vocab"], *(f"[PAD{i}]" for i in range(270, 300))], chat_template=TEMPLATE,
+        rope_freq_base=c.rope_parameters["rope_theta"], tokenizer_model="gpt2", tokenizer_pre="gpt-2", eos_token_id=2,
+        token_list=[*content["vocab"], *(f"[PAD{i}]" for i in range(270, 300))], chat_template=CHATML,
         token_types=[3] * 3 + [1] * 267 + [5] * 30, token_merges=[" ".join(pair) for pair in content["merges"]])
     for name, value in (facts | header).items():
         getattr(writer, f"add_{name}")(value)
@@ -271,7 +261,7 @@ NORM = b"output_norm.weight" + bytes([1, 0, 0, 0, 32]) + bytes(7)  # name, dimen
     ("cannot be read", {}, {}, lambda b: b[:-99]), ("is not a valid", {}, {}, lambda b: b.replace(NORM + b"\0", NORM + b"c")),
     ("general.architecture", {}, {}, lambda b: b.replace(b"llama", b"gemma")),
     ("llama.rope.scaling.type", dict(rope_scaling_type=gguf.RopeScalingType.YARN), {}, None),
-    ("llama.logit_scale", dict(logit_scale=2.0), {}, None), ("sliding_window", dict(sliding_window=9), {}, None),
+    ("llama.logit_scale", dict(logit_scale=2.0), {}, None),
     ("rope_freqs", {}, {"rope_freqs.weight": torch.ones(4) * 3}, None),
     ("attn_q.bias", {}, {"blk.0.attn_q.bias": torch.ones(32)}, None)])
 def test_a_gguf_that_is_not_understood_is_refused(named, header, tensors, damage, refused, real_tokenizer, tmp_path):

@@ -15,7 +15,7 @@ from dataset.formats import encode_document, parse_row
 from decoding import generate
 from export import write_gguf, write_hf
 from test_llama_server import SERVER
-from test_tokenizer import WORDS, random_text
+from test_tokenizer import random_text
 
 transformers, *_ = map(pytest.importorskip, ("transformers", "safetensors", "gguf"))
 CASES = [("qwen3", ""), ("llama", ""), ("scaled", ""), ("llama", "smollm"), ("qwen2", "qwen2")]
@@ -23,27 +23,17 @@ FAMILIES = dict(qwen3=dict(qk_norm=True), qwen2=dict(qk_norm=False, qkv_bias=Tru
                 llama=dict(qk_norm=False, tie_embeddings=False),
                 scaled=dict(qk_norm=False, rope_scaling=(8.0, 1.0, 4.0, 32), max_seq_len=256))
 SHAPE = dict(dim=64, head_dim=32, ffn_dim=96)  # multiples of 32, for q8_0; head_dim is not D / H
-CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
-{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
 @pytest.fixture
-def imported(tmp_path):
+def imported(byte_level):
     """A function: name in llama.cpp -> a byte-level BPE with ChatML. The model has eight rows more."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers as pre, trainers
+    from tokenizers import Regex, pre_tokenizers as pre
     from tokenizer import real
 
     def make(name):
-        level = pre.ByteLevel(add_prefix_space=False, use_regex=name == "smollm")
-        cut = pre.Digits(True) if level.use_regex else pre.Split(Regex(real.QWEN2), "isolated")
-        library, folder = Tokenizer(models.BPE()), tmp_path / "imported"
-        library.pre_tokenizer = pre.Sequence([cut, level])
-        library.train_from_iterator([" ".join(WORDS) * 3], trainers.BpeTrainer(
-            initial_alphabet=level.alphabet(), special_tokens=["<|im_start|>", "<|im_end|>"]))
-        folder.mkdir()
-        library.save(str(folder / "tokenizer.json"))
-        (folder / "tokenizer_config.json").write_text(json.dumps(dict(chat_template=CHATML)))
-        return real.from_folder(folder, library.get_vocab_size() + 8)
+        cut = pre.Digits(True) if name == "smollm" else pre.Split(Regex(real.QWEN2), "isolated")
+        return real.from_folder(byte_level(cut, use_regex=name == "smollm"), 278)
     return make
 
 
