@@ -10,22 +10,31 @@ answer_tags=False it leaves out <answer> and </answer>. An imported tokenizer go
 import json
 import re
 import shutil
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
 from checkpoints import PATHS
 from common import atomic_write, check, show
-from model import ModelConfig
+from model import ModelConfig, rope_frequencies
 from tokenizer import CONTROL, META_SPACE, load_bytes
 
+FIELDS = [  # the same facts in model.py, in a config.json and in a GGUF
+    ("vocab_size", "vocab_size", "vocab_size"), ("dim", "hidden_size", "embedding_length"),
+    ("n_layers", "num_hidden_layers", "block_count"),
+    ("n_heads", "num_attention_heads", "attention.head_count"),
+    ("n_kv_heads", "num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "head_dim", "attention.key_length"),
+    ("head_dim", "head_dim", "attention.value_length"),
+    ("head_dim", "head_dim", "rope.dimension_count"),
+    ("ffn_dim", "intermediate_size", "feed_forward_length"),
+    ("max_seq_len", "max_position_embeddings", "context_length"),
+    ("rope_theta", "rope_theta", "rope.freq_base"),
+    ("norm_eps", "rms_norm_eps", "attention.layer_norm_rms_epsilon")]
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 SHOWN = ("<think>", "</think>")  # other clients look for these; decoded text hides the other marks
 TEMPLATE = """{%- for message in messages -%}
-{%- if message.role not in ["system", "user", "assistant"] -%}
-{{- raise_exception("a role must be system, user or assistant") -}}
-{%- endif -%}
 {{- "<" + message.role + ">" -}}
 {%- if message.role == "assistant" and message.reasoning_content -%}
 {{- "<think>" + message.reasoning_content | trim + "</think>" -}}
@@ -47,17 +56,15 @@ and flags. `best_ce` is in nats a token. An unknown licence depends on the paren
 
 **Spelled marks become control tokens.** In minidistill a mark that somebody types stays text.
 transformers, llama.cpp and others read it as the mark itself. So remove these marks from the text
-of people whom you do not trust: {marks}
+of people whom you do not trust: `{marks}`
 """
 
 
-def parts(state, out, fresh, answer_tags):
+def parts(state, answer_tags):
     """A checkpoint's dict -> ModelConfig, {Hugging Face's name: float32 tensor}, tokenizer, chat
-    template, special ids. A tied head is left out. UserError for an impossible model or target."""
-    check(fresh or not Path(out).exists(), f"{show(out)} exists; choose another --out or --fresh")
+    template, special ids. A tied head is left out."""
     c = ModelConfig(**state["model_config"])
     check(not c.n_experts, "a model with routed experts is only a teacher; it is not exported")
-    check(not (c.qk_norm and c.qkv_bias), "biases beside norms on q and k: no such model elsewhere")
     weights = {name if name == "lm_head.weight" else f"model.{name}": tensor.float().contiguous()
                for name, tensor in (state.get("best") or state["model"]).items()
                if not (c.tie_embeddings and name == "lm_head.weight")}
@@ -69,42 +76,36 @@ def parts(state, out, fresh, answer_tags):
         bos_token_id=bos, eos_token_id=tokenizer.end, pad_token_id=tokenizer.pad)
 
 
-def tokenizer_json(tokenizer):
-    """-> (content of tokenizer.json, {id: token}). SentencePiece joins the pair whose piece has the
+def in_library(tokenizer):
+    """-> the same of the library `tokenizers`. SentencePiece joins the pair whose piece has the
     lowest id. So each way to cut a piece in two is a merge, in the order of ids. Spaces are real
     spaces: then U+2581 in a text is not a piece but three bytes, as in our tokenizer."""
-    if hasattr(tokenizer, "template"):
+    import tokenizers
+    if hasattr(tokenizer, "template"):  # it goes out as it came
         content = json.loads(tokenizer.model_bytes)["tokenizer"]
-        added = {token["id"]: token["content"] for token in content["added_tokens"]}
-        return content, {i: piece for piece, i in content["model"]["vocab"].items()} | added
+        return tokenizers.Tokenizer.from_str(json.dumps(content))
     model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     vocab = {model.id_to_piece(i).replace(META_SPACE, " "): i for i in range(tokenizer.vocab_size)}
     plain = {piece for piece, i in vocab.items() if i >= len(CONTROL) and not model.is_byte(i)}
     merges = [(piece[:cut], piece[cut:]) for piece in vocab for cut in range(1, len(piece))
               if {piece, piece[:cut], piece[cut:]} <= plain]
-    added = [dict(id=i, content=mark, special=mark not in SHOWN, single_word=False, lstrip=False,
-                  rstrip=False, normalized=False) for i, mark in enumerate(CONTROL)]
-    decoder = dict(type="Sequence", decoders=[dict(type="ByteFallback"), dict(type="Fuse")])
-    bpe = dict(type="BPE", unk_token="<unk>", byte_fallback=True, vocab=vocab, merges=merges)
-    unused = dict.fromkeys("truncation padding normalizer pre_tokenizer post_processor".split())
-    content = dict(version="1.0", added_tokens=added, decoder=decoder, model=bpe) | unused
-    return content, {i: piece for piece, i in vocab.items()}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(
+        vocab, merges, unk_token="<unk>", byte_fallback=True))
+    library.decoder = tokenizers.decoders.Sequence([
+        tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    library.add_tokens([tokenizers.AddedToken(mark, special=mark not in SHOWN, normalized=False)
+                        for mark in CONTROL])
+    return library
 
 
 def hf_config(c, ids):
     """The content of config.json. RoPE is there twice, because old versions read other fields."""
     family, rope = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else "Llama", {}
     if c.rope_scaling:
-        factor, low, high, old = c.rope_scaling
-        rope = dict(rope_type="llama3", factor=factor, low_freq_factor=low, high_freq_factor=high,
-                    original_max_position_embeddings=int(old))
-    return dict(
+        rope = dict(zip(LLAMA3, c.rope_scaling), rope_type="llama3")
+    return {name: getattr(c, own) for own, name, _ in FIELDS} | dict(
         architectures=[f"{family}ForCausalLM"], model_type=family.lower(), torch_dtype="float32",
-        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.ffn_dim,
-        num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, head_dim=c.head_dim,
-        num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_seq_len,
-        rms_norm_eps=c.norm_eps, hidden_act="silu", tie_word_embeddings=c.tie_embeddings,
-        rope_theta=c.rope_theta, rope_scaling=rope or None,
+        hidden_act="silu", tie_word_embeddings=c.tie_embeddings, rope_scaling=rope or None,
         rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta) | rope, **ids)
 
 
@@ -112,42 +113,37 @@ def model_card(state, name, marks):
     """The README.md of a folder. marks: the control tokens, as text."""
     rows, licence = {}, state.get("source", {}).get("licence")
     for part in ("source", "run_config", "inputs", "versions"):
-        for key, value in state.get(part, {}).items():
-            value = Path(value).name if key in PATHS and value else value
-            rows[key] = value[:16] if part == "inputs" and isinstance(value, str) else value
+        rows |= state.get(part, {})
     rows |= {key: state.get(key) for key in ("best_ce", "best_step", "tokens", "train_seconds")}
-    rows = {key: value for key, value in rows.items() if f"{value}" not in ("", "None", "False")}
+    rows = {key: Path(value).name if key in PATHS else value
+            for key, value in rows.items() if value not in ("", None)}
     return CARD.format(name=name, licence=f"license: {licence}\n" if licence else "", marks=marks,
                        rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()))
 
 
-def write_hf(state, folder, answer_tags=True, fresh=False):
-    """Write a folder for AutoModelForCausalLM and AutoTokenizer. An error leaves nothing behind."""
+def write_hf(state, folder, answer_tags=True):
+    """Write a folder for AutoModelForCausalLM and AutoTokenizer. It replaces an older model."""
     from safetensors.torch import save_file
-    folder = Path(folder).absolute()
-    c, weights, tokenizer, template, ids = parts(state, folder, fresh, answer_tags)
+    folder = Path(folder)
+    c, weights, tokenizer, template, ids = parts(state, answer_tags)
     check(not folder.exists() or (folder / "config.json").exists(), f"{show(folder)} is no export")
-    check(not c.qkv_bias or hasattr(tokenizer, "template"), "a Qwen2 needs Qwen2's tokenizer")
-    content, names = tokenizer_json(tokenizer)
     generation = ids | dict(eos_token_id=sorted(tokenizer.stop_ids), do_sample=False,
                             suppress_tokens=[*range(tokenizer.n_tokens, c.vocab_size)] or None)
-    settings = {key.removesuffix("_id"): names.get(i) for key, i in ids.items()} | dict(
+    settings = {key.removesuffix("_id"): tokenizer.decode([i], show_control=True)
+                for key, i in ids.items() if i is not None} | dict(
         tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False,
         model_max_length=c.max_seq_len, chat_template=template)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
-        path = Path(temporary) / folder.name
-        path.mkdir()
-        for name, value in dict(config=hf_config(c, ids), generation_config=generation,
-                                tokenizer=content, tokenizer_config=settings).items():
-            (path / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
-        if not hasattr(tokenizer, "template"):
-            tokenizer.save(path / "tokenizer.model")
-        marks = " ".join(f"`{names[i]}`" for i in sorted(tokenizer.control_ids))
-        (path / "README.md").write_text(model_card(state, folder.name, marks), encoding="utf-8")
-        save_file(weights, path / "model.safetensors", metadata=dict(format="pt"))
-        shutil.rmtree(folder, ignore_errors=True)
-        path.rename(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, value in dict(config=hf_config(c, ids), generation_config=generation,
+                            tokenizer_config=settings).items():
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
+    in_library(tokenizer).save(str(folder / "tokenizer.json"))
+    if not hasattr(tokenizer, "template"):
+        tokenizer.save(folder / "tokenizer.model")  # for convert.py
+    marks = tokenizer.decode(sorted(tokenizer.control_ids), show_control=True)
+    (folder / "README.md").write_text(model_card(state, folder.name, marks), encoding="utf-8")
+    save_file(weights, folder / "model.safetensors", metadata=dict(format="pt"))
 
 
 def sentencepiece_facts(tokenizer, types):
@@ -165,37 +161,34 @@ def sentencepiece_facts(tokenizer, types):
 
 def byte_level_facts(tokenizer, types):
     """An imported tokenizer. llama.cpp knows by a name how it cuts a text into words."""
-    from tokenizer.real import GPT2, WORDS, tokenizers
-    (content, names), rows, patterns = tokenizer_json(tokenizer), range(tokenizer.n_tokens), []
+    from tokenizer.real import GPT2, WORDS
+    library, patterns = in_library(tokenizer), []
+    content, rows = json.loads(library.to_str()), range(tokenizer.n_tokens)
     for step in content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]]):
         if step["type"] != "ByteLevel" or step.get("use_regex", True):
             patterns.append(dict(ByteLevel=GPT2, Digits=r"\p{N}").get(step["type"])
                             or step["pattern"]["Regex"])
     pre = [name for name, known in WORDS.items() if known == patterns]
     check(pre, "llama.cpp's name of this tokenizer is unknown here; use --to hf and its converter")
-    kinds = dict.fromkeys(names, types.NORMAL)
+    kinds = [types.NORMAL for i in rows]
     for token in content["added_tokens"]:
         kinds[token["id"]] = types.CONTROL if token["special"] else types.USER_DEFINED
-    bos = tokenizers.Tokenizer.from_str(json.dumps(content)).encode("").ids
-    merges = [pair if type(pair) is str else " ".join(pair) for pair in content["model"]["merges"]]
-    return dict(tokenizer_model="gpt2", tokenizer_pre=pre[0], token_merges=merges,
-                token_list=[names.get(i, f"[PAD{i}]") for i in rows],
-                token_types=[kinds.get(i, types.UNUSED) for i in rows],
-                add_bos_token=bool(bos), **dict(bos_token_id=bos[0]) if bos else {})
+    return dict(tokenizer_model="gpt2", tokenizer_pre=pre[0], token_types=kinds,
+                token_list=[library.id_to_token(i) for i in rows], add_bos_token=False,
+                token_merges=[" ".join(pair) for pair in content["model"]["merges"]])
 
 
-def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
+def gguf_tensors(c, weights, kind, gguf, arch):
     """Yield (name, array, type). Rows beyond the tokenizer are left out: they would be sampled."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], c.n_layers)
-    if c.rope_scaling:  # what each of the C/2 frequencies is divided by; see rope_table in model.py
-        factor, low, high, original = c.rope_scaling
-        turns = original * c.rope_theta ** (-np.arange(0, c.head_dim, 2) / c.head_dim) / 2 / np.pi
-        kept = np.clip((turns - low) / (high - low), 0, 1)
-        divisors = 1 / (kept + (1 - kept) / factor)  # (C/2,)
-        yield "rope_freqs.weight", divisors.astype(np.float32), gguf.GGMLQuantizationType.F32
+    if c.rope_scaling:  # what each of the C/2 frequencies is divided by
+        plain, scaled = (rope_frequencies(c.head_dim, c.rope_theta, scaling)
+                         for scaling in ((), c.rope_scaling))
+        divisors = (plain / scaled).float().numpy()  # (C/2,)
+        yield "rope_freqs.weight", divisors, gguf.GGMLQuantizationType.F32
     for name, tensor in weights.items():
         if re.search("embed|head", name):
-            tensor = tensor[:n_tokens]  # (V, D)
+            tensor = tensor[:c.vocab_size]  # (V, D)
         if arch == "llama" and re.search("[qk]_proj", name):  # there RoPE pairs neighbours
             pairs = tensor.view(-1, 2, c.head_dim // 2, c.dim)  # (heads, 2, C/2, D)
             tensor = pairs.transpose(1, 2).reshape(tensor.shape)  # (heads * C, D)
@@ -204,25 +197,25 @@ def gguf_tensors(c, weights, kind, n_tokens, gguf, arch):
                gguf.quants.quantize(tensor.numpy(), size), size)
 
 
-def write_gguf(state, path, kind="f32", answer_tags=True, fresh=False):
-    """Write a file for llama.cpp. UserError if it exists. kind: f32, f16 or q8_0, for matrices."""
+def write_gguf(state, path, kind="f32", answer_tags=True):
+    """Write a file for llama.cpp. kind: f32, f16 or q8_0, for matrices."""
     import gguf
-    c, weights, tokenizer, template, ids = parts(state, path, fresh, answer_tags)
+    c, weights, tokenizer, template, ids = parts(state, answer_tags)
     arch = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
-    facts = dict(
-        name=Path(path).stem, chat_template=template, file_type=dict(f32=0, f16=1, q8_0=7)[kind],
-        vocab_size=tokenizer.n_tokens, context_length=c.max_seq_len, embedding_length=c.dim,
-        feed_forward_length=c.ffn_dim, block_count=c.n_layers, head_count=c.n_heads,
-        head_count_kv=c.n_kv_heads, key_length=c.head_dim, value_length=c.head_dim,
-        rope_dimension_count=c.head_dim, rope_freq_base=c.rope_theta, quantization_version=2,
-        layer_norm_rms_eps=c.norm_eps, license=state.get("source", {}).get("licence", ""),
-        eot_token_id=tokenizer.end, **{name: i for name, i in ids.items() if i is not None})
+    c = replace(c, vocab_size=tokenizer.n_tokens)
+    facts = dict(name=Path(path).stem, license=state.get("source", {}).get("licence", ""),
+                 chat_template=template, eot_token_id=tokenizer.end,
+                 **{name: i for name, i in ids.items() if i is not None})
     of_tokenizer = byte_level_facts if hasattr(tokenizer, "template") else sentencepiece_facts
     with atomic_write(path) as file:
         writer = gguf.GGUFWriter(file.name, arch)
         for name, value in (facts | of_tokenizer(tokenizer, gguf.TokenType)).items():
             getattr(writer, f"add_{name}")(value)
-        for name, array, size in gguf_tensors(c, weights, kind, tokenizer.n_tokens, gguf, arch):
+        for own, _, name in FIELDS:
+            value = getattr(c, own)
+            add = writer.add_float32 if type(value) is float else writer.add_uint32
+            add(f"{arch}.{name}", value)
+        for name, array, size in gguf_tensors(c, weights, kind, gguf, arch):
             writer.add_tensor(name, array, raw_dtype=size)
         if not hasattr(tokenizer, "template"):  # for convert.py, which needs all of it
             writer.add_array("minidistill.tokenizer", tokenizer.model_bytes)

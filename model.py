@@ -69,16 +69,22 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_table(max_seq_len, head_dim, theta, scaling=()):
-    """Two (max_seq_len, C) tables: cosine and sine of position * theta^(-2i/C) for pair i. With
-    Llama 3's scaling, pairs that turn less than `high` times in the original context turn slower,
-    those with less than `low` turns by `factor`. So a longer context has no unknown angles."""
+def rope_frequencies(head_dim, theta, scaling=()):
+    """(C/2,) angles of one position: theta^(-2i/C) for pair i. With Llama 3's scaling, pairs that
+    turn less than `high` times in the original context turn slower, those with less than `low`
+    turns by `factor`. So a longer context has no unknown angles."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)  # (C/2,)
     if scaling:
         factor, low, high, original = scaling
         turns = frequencies * original / (2 * torch.pi)
         kept = ((turns - low) / (high - low)).clamp(0, 1)  # (C/2,): 1 is the plain frequency
         frequencies = frequencies * (kept + (1 - kept) / factor)
+    return frequencies
+
+
+def rope_table(max_seq_len, head_dim, theta, scaling=()):
+    """Two (max_seq_len, C) tables: cosine and sine of position * frequency."""
+    frequencies = rope_frequencies(head_dim, theta, scaling)
     angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequencies)  # (T, C/2)
     angles = torch.cat([angles, angles], dim=-1)  # (T, C): i and i + C/2 share an angle
     return angles.cos().float(), angles.sin().float()

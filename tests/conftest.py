@@ -33,6 +33,9 @@ SENTENCES = ["Mia has 3 pears. She buys 4 more. How many pears has she now?",
              "Tom has 12 books. He gives 5 away. How many books are left?",
              "Ann bakes 6 cakes and sells 2. Then she bakes 10 more."]
 
+CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="run the tests marked slow, too")
@@ -73,6 +76,27 @@ def tiny_tokenizer():
     from tokenizer import Tokenizer
     from tokenizer.train import train
     return Tokenizer(train(SENTENCES * 5, 320, coverage=1.0))
+
+
+@pytest.fixture(scope="session")
+def byte_level(tmp_path_factory):
+    """A function: `byte_level(*cuts)` -> a folder with a byte-level BPE of 270 tokens and ChatML, as
+    transformers writes it. cuts: what cuts a text into words; none: as in GPT-2."""
+    def make(*cuts, use_regex=True):
+        import tokenizers
+        library = tokenizers.Tokenizer(tokenizers.models.BPE())
+        level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+        library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*cuts, level])
+        library.decoder = tokenizers.decoders.ByteLevel()
+        library.train_from_iterator(SENTENCES * 9, tokenizers.trainers.BpeTrainer(
+            vocab_size=270, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=level.alphabet(), show_progress=False))
+        folder = tmp_path_factory.mktemp("tokenizer")
+        library.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(dict(
+            eos_token="<|im_end|>", chat_template=CHATML)))
+        return folder
+    return make
 
 
 @pytest.fixture

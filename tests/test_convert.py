@@ -14,6 +14,7 @@ import torch
 
 import checkpoints
 from common import UserError
+from conftest import CHATML
 from decoding import generate
 
 gguf, safetensors, tokenizers, transformers = map(pytest.importorskip, (
@@ -33,8 +34,6 @@ FAMILIES = {
     "qwen3": ("Qwen3", dict(head_dim=16, tie_word_embeddings=True, rms_norm_eps=1e-6)),
     "qwen3_moe": ("Qwen3Moe", dict(head_dim=16, **EXPERTS)),
     "qwen3_moe, raw weights": ("Qwen3Moe", dict(head_dim=16, **EXPERTS | dict(norm_topk_prob=False)))}
-TEMPLATE = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
 def make(family, **changes):
@@ -50,18 +49,9 @@ def make(family, **changes):
 
 
 @pytest.fixture(scope="session")
-def real_tokenizer(tmp_path_factory):
+def real_tokenizer(byte_level):
     """A folder with a byte-level tokenizer of 270 tokens, so a model of 300 has padded rows."""
-    library = tokenizers.Tokenizer(tokenizers.models.BPE())
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = tokenizers.decoders.ByteLevel()
-    library.train_from_iterator(["Mia has three pears. How many pears has she now?"] * 9, tokenizers.trainers.BpeTrainer(
-        vocab_size=270, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    folder = tmp_path_factory.mktemp("tokenizer")
-    library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(dict(eos_token="<|im_end|>", chat_template=TEMPLATE)))
-    return folder
+    return byte_level()
 
 
 @pytest.fixture
@@ -123,7 +113,7 @@ def test_a_folder_of_every_family_computes_what_it_computes_in_transformers(fami
     assert (len(list(path.glob("*.safetensors"))) > 1) == bool(how)
     ours, state = come_in(path)
     assert_same(ours, theirs)
-    assert state["source"] == dict(name="model", kind=theirs.config.model_type, licence="apache-2.0", path="model")
+    assert state["source"] == dict(name="model", kind=theirs.config.model_type, licence="apache-2.0")
 
 
 def older(config):
@@ -146,33 +136,30 @@ PLAIN = dict(rope_type="default", rope_theta=1e4)
 
 @pytest.mark.parametrize("family, named, changes", [
     ("llama", "rope_type yarn", dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=2.0))),
-    ("llama", "rope_type default and linear", dict(rope_scaling=dict(type="linear", factor=2.0))),
+    ("llama", "rope_type linear", dict(rope_parameters=None, rope_scaling=dict(type="linear", factor=2.0))),
     ("llama", "mrope_section", dict(rope_parameters=PLAIN | dict(mrope_section=[1, 1]))),
     ("llama", "partial_rotary_factor", dict(rope_parameters=PLAIN | dict(partial_rotary_factor=0.5))),
     ("llama", "attention_factor", dict(rope_parameters=SCALING | dict(attention_factor=2.0))),
     ("llama", "low_freq_factor", dict(rope_parameters=dict(rope_type="llama3", factor=2.0))),
-    ("mistral", "sliding_window", dict(sliding_window=32)), ("llama", "num_experts", dict(num_experts=4)),
+    ("mistral", "sliding_window", dict(sliding_window=32)),
     ("qwen3", "sliding_window", dict(use_sliding_window=True, sliding_window=32)),
-    ("qwen2", "sliding_window", dict(layer_types=["sliding_attention"] * 3, sliding_window=32)),
-    ("qwen2", "layer_types", dict(layer_types=["full_attention", "linear_attention"])),
+    ("qwen2", "layer_types", dict(layer_types=["full_attention", "sliding_attention"])),
     ("qwen3_moe", "decoder_sparse_step", dict(decoder_sparse_step=2)),
     ("qwen3_moe", "mlp_only_layers", dict(mlp_only_layers=[1])), *(("llama", *field) for field in (
         (name, {name: value}) for name, value in dict(
             hidden_act="gelu", no_rope_layers=[1, 1, 0], embedding_multiplier=12.0, norm_type="layer",
             quantization_config=dict(quant_method="gptq"), attention_bias=True, mlp_bias=True, model_type="gemma3",
-            partial_rotary_factor=0.5, final_logit_softcapping=30.0, rope_interleaved=True, hidden_size=None).items()))])
+            partial_rotary_factor=0.5, final_logit_softcapping=30.0, rope_interleaved=True).items()))])
 def test_a_field_that_changes_the_computation_is_refused_by_name(family, named, changes, folder, refused):
     """TRAPS 29: the weights of all these variants load without an error."""
     assert named in refused(folder(make(family), lambda config: config.update(changes)))
 
 
-def test_the_context_can_be_cut_and_an_unknown_field_be_allowed(folder, come_in, refused):
-    """A context of 131,072 makes tables of 134 MB. A sliding window in use is none in a short context.
-    Tools write fields of their own, which must not make a model unusable."""
-    theirs = make("mistral", sliding_window=32)
-    path = folder(theirs, lambda config: config.update(made_by="a tool", also=None))
-    assert "--ignore made_by" in refused(path) and "--context 32" in refused(path, "--ignore=made_by")
-    ours, _ = come_in(path, "--context=32", "--ignore=made_by")
+def test_the_context_can_be_cut(folder, come_in, refused):
+    """A context of 131,072 makes tables of 134 MB. A sliding window in use is none in a short context."""
+    path = folder(theirs := make("mistral", sliding_window=32))
+    assert "--context 32" in refused(path) and "--context" in refused(path, "--context=65")
+    ours, _ = come_in(path, "--context=32")
     assert ours.config.max_seq_len == len(ours.cos) == 32
     assert_same(ours, theirs, tokens=32)
 
@@ -181,28 +168,24 @@ def test_the_context_can_be_cut_and_an_unknown_field_be_allowed(folder, come_in,
 
 def write_gguf(path, theirs, folder, header={}, tensors={}):
     """Writes a model of transformers as llama.cpp's converter does, with more in it -> path."""
-    c, arch = theirs.config, theirs.config.model_type.replace("_", "").replace("mistral", "llama")
+    c, arch = theirs.config, theirs.config.model_type.replace("mistral", "llama")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], c.num_hidden_layers)
     writer, C = gguf.GGUFWriter(path, arch), theirs.model.layers[0].self_attn.head_dim
     content = json.loads((folder / "tokenizer.json").read_text())["model"]
     facts = dict(
         block_count=c.num_hidden_layers, context_length=64, embedding_length=32, feed_forward_length=48, head_count=4,
         head_count_kv=2, key_length=C, value_length=C, rope_dimension_count=C, layer_norm_rms_eps=c.rms_norm_eps,
-        rope_freq_base=c.rope_parameters["rope_theta"], tokenizer_model="gpt2", tokenizer_pre="smollm", eos_token_id=2,
-        token_list=[*content["vocab"], *(f"[PAD{i}]" for i in range(270, 300))], chat_template=TEMPLATE,
+        rope_freq_base=c.rope_parameters["rope_theta"], tokenizer_model="gpt2", tokenizer_pre="gpt-2", eos_token_id=2,
+        token_list=[*content["vocab"], *(f"[PAD{i}]" for i in range(270, 300))], chat_template=CHATML,
         token_types=[3] * 3 + [1] * 267 + [5] * 30, token_merges=[" ".join(pair) for pair in content["merges"]])
-    if arch == "qwen3moe":
-        facts |= dict(expert_count=5, expert_used_count=2, expert_feed_forward_length=24)
     for name, value in (facts | header).items():
         getattr(writer, f"add_{name}")(value)
     for name, tensor in theirs.state_dict().items():
         if arch == "llama" and re.search("[qk]_proj", name):
             order = [C // 2 * half + i for i in range(C // 2) for half in (0, 1)]  # 0, C/2, 1, C/2 + 1, ...
             tensor = tensor.view(-1, C, 32)[:, order].view(tensor.shape)
-        halves = zip(("gate", "up"), tensor.chunk(2, dim=1)) if "gate_up" in name else [("gate_up", tensor)]
-        for part, half in halves if name != "lm_head.weight" or not c.tie_word_embeddings else ():
-            base = names.get_name(name.replace("gate_up", part), (".weight", ".bias"))
-            tensors = {base if base.endswith(("weight", "bias")) else f"{base}.weight": half, **tensors}
+        if name != "lm_head.weight" or not c.tie_word_embeddings:
+            tensors = {names.get_name(name, (".weight", ".bias")): tensor, **tensors}
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
@@ -212,7 +195,7 @@ def write_gguf(path, theirs, folder, header={}, tensors={}):
     return path
 
 
-@pytest.mark.parametrize("family", ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "llama3", "mistral", "qwen2", "qwen3"])
 def test_a_gguf_computes_what_the_model_computes_in_transformers(family, come_in, real_tokenizer, tmp_path):
     """TRAPS 30: rows of q and k are permuted in the llama layout only; logits were off by 33."""
     theirs, more = make(family), {}
@@ -237,10 +220,9 @@ def test_a_checkpoint_of_minimind_has_no_config(family, changes, folder, come_in
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]  # minimind writes both
     file = tmp_path / "minimind" / "out" / "full_sft_32.pth"
     file.parent.mkdir()
-    for content in (weights, dict(model=weights, epoch=3)):  # and one to go on training from
-        torch.save(content, file)
-        ours, _ = come_in(file, "--fresh")
-        assert_same(ours, transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
+    torch.save(weights, file)
+    ours, _ = come_in(file)
+    assert_same(ours, transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
     assert ours.config.max_seq_len == 32768 and ours.config.tie_embeddings
 
 
@@ -261,16 +243,13 @@ def resave(name, tensor=None):
 @pytest.mark.parametrize("named, damage", [
     *((name, lambda path, name=name: (path / name).unlink()) for name in (
         "config.json", "tokenizer.json", "model.safetensors")),
-    ("-00002-of-", lambda path: next(path.glob("*-00002-of-*")).unlink()),
+    ("Missing key", lambda path: next(path.glob("*-00002-of-*")).unlink()),
     *(("cannot be read", rewrite(name, lambda b: b[:-9])) for name in ("config.json", "model.safetensors")),
-    ("norm.weight is [33], must be [32]", resave("model.norm.weight", torch.ones(33))),
-    ("norm.weight is missing", resave("model.norm.weight")), ("q_proj.bias is not", resave(
-        "model.layers.1.self_attn.q_proj.bias", torch.ones(32))),
-    ("int8", resave("model.norm.weight", torch.ones(32, dtype=torch.int8))),
-    ("tie_word_embeddings", resave("lm_head.weight", torch.ones(300, 32)))])
+    ("norm.weight", resave("model.norm.weight", torch.ones(33))), ("norm.weight", resave("model.norm.weight")),
+    ("q_proj.bias", resave("model.layers.1.self_attn.q_proj.bias", torch.ones(32)))])
 def test_a_damaged_folder_is_refused_in_one_line(named, damage, folder, refused):
     """Half of a model would be a random model, and a teacher of noise."""
-    path = folder(make("llama"), max_shard_size="20KB" if "-of-" in named else "1GB")
+    path = folder(make("llama"), max_shard_size="20KB" if named == "Missing key" else "1GB")
     damage(path)
     assert named in refused(path)
 
@@ -282,9 +261,9 @@ NORM = b"output_norm.weight" + bytes([1, 0, 0, 0, 32]) + bytes(7)  # name, dimen
     ("cannot be read", {}, {}, lambda b: b[:-99]), ("is not a valid", {}, {}, lambda b: b.replace(NORM + b"\0", NORM + b"c")),
     ("general.architecture", {}, {}, lambda b: b.replace(b"llama", b"gemma")),
     ("llama.rope.scaling.type", dict(rope_scaling_type=gguf.RopeScalingType.YARN), {}, None),
-    ("llama.logit_scale", dict(logit_scale=2.0), {}, None), ("sliding_window", dict(sliding_window=9), {}, None),
+    ("llama.logit_scale", dict(logit_scale=2.0), {}, None),
     ("rope_freqs", {}, {"rope_freqs.weight": torch.ones(4) * 3}, None),
-    ("q_proj.bias", {}, {"blk.0.attn_q.bias": torch.ones(32)}, None)])
+    ("attn_q.bias", {}, {"blk.0.attn_q.bias": torch.ones(32)}, None)])
 def test_a_gguf_that_is_not_understood_is_refused(named, header, tensors, damage, refused, real_tokenizer, tmp_path):
     """The same, for a file of llama.cpp."""
     path = write_gguf(tmp_path / "x.gguf", make("llama"), real_tokenizer, header, tensors)
@@ -296,33 +275,33 @@ def test_a_gguf_that_is_not_understood_is_refused(named, header, tensors, damage
 def test_flags_and_files_that_do_not_fit_are_refused(folder, refused, tmp_path, monkeypatch):
     """An optional package that is missing is named with the command that installs it."""
     path = folder(make("qwen3"))
-    (text := tmp_path / "x.txt").write_text("x")
-    assert "--context" in refused(path, "--context=65") and "a folder" in refused(text) and "not exist" in refused("no")
-    assert "--turn-end" in refused(path, "--user-opening=<|im_start|>")
+    for text in (tmp_path / "x.txt", tmp_path / "x.gguf"):
+        text.write_text("x")
+    assert "a folder" in refused(tmp_path / "x.txt") and "not exist" in refused("no")
+    assert "--openings" in refused(path, "--openings=<|im_start|>")
     for wrong in (path, path / "model.safetensors"):  # any other script names the command
         with pytest.raises(UserError, match=f"convert.py --from {path} "):
             checkpoints.load(wrong)
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert "requirements-real.txt" in refused(path)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert "requirements-real.txt" in refused(text)
 
 
-def test_nothing_is_replaced_and_experts_can_only_teach(folder, come_in, call, tiny_world, out_dir):
+def test_experts_can_only_teach(folder, come_in, call, tiny_world, out_dir):
     """Without a loss that balances the experts, training makes most of them useless."""
-    come_in(path := folder(make("qwen3_moe")))
-    done = call("convert", f"--from={path}", f"--out={out_dir / 'x.pt'}")
-    assert done.status == 2 and "--fresh" in done.err  # the file exists
+    come_in(folder(make("qwen3_moe")))
     done = call("train_pretrain", *tiny_world.flags("pretrain", init=out_dir / "x.pt", window=32))
     assert done.status == 2 and "experts" in done.err
 
 
 @pytest.mark.parametrize("kind", ["hf", "gguf"])
 def test_a_student_that_went_out_and_came_back_is_the_same_to_the_bit(kind, call, tmp_path, tiny_world):
-    """A lost bit in either direction would be a difference that nobody can explain."""
-    pytest.importorskip("export")
-    there, back = tmp_path / ("x" if kind == "hf" else "x.gguf"), tmp_path / "back.pt"
-    assert call("convert", tiny_world.teacher, f"--to={kind}", f"--out={there}").status == 0
+    """A rounded weight, or the last step in place of the best one, would go unnoticed."""
+    trained, there, back = tmp_path / "a.pt", tmp_path / ("x" if kind == "hf" else "x.gguf"), tmp_path / "back.pt"
+    state = checkpoints.load(tiny_world.teacher)
+    checkpoints.save(trained, state | dict(best={name: tensor + 1 for name, tensor in state["model"].items()}))
+    assert call("convert", trained, f"--to={kind}", f"--out={there}").status == 0
     assert call("convert", f"--from={there}", f"--out={back}").status == 0
-    (before, tokenizer, _), (after, same, _) = map(checkpoints.load_model, (tiny_world.teacher, back))
+    (before, tokenizer, _), (after, same, _) = map(checkpoints.load_model, (trained, back))
     assert before.config == after.config and tokenizer.fingerprint == same.fingerprint
     assert checkpoints.weights_fingerprint(before) == checkpoints.weights_fingerprint(after)
 

@@ -3,7 +3,6 @@ import importlib.util
 import json
 import pickle
 import random
-import sys
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,43 +186,35 @@ def test_what_is_learned_is_read_back_and_streamed(folders, name):
     assert (found["text"].strip(), found["well_formed"], found["think"]) == ("Two.", True, None)
 
 
-@pytest.mark.parametrize("change, words", [
-    (("+ '<|im_end|>", "+ '<|im_end|>' * (m.role == 'assistant') + '"), "--turn-end"),
-    (("m.content", "m.text"), "--user-opening"), (("+ m.role +", "+ m.role * loop.length +"), "--assistant-opening"),
-    (("{% for", "{% fro"), "--system-opening"), ((CHATML, ""), "all")])
-def test_a_template_that_is_not_understood_is_refused_until_marks_are_given(folders, tmp_path, change, words):
+@pytest.mark.parametrize("change", [
+    ("+ '<|im_end|>", "+ '<|im_end|>' * (m.role == 'assistant') + '"), ("m.content", "m.text"),
+    ("+ m.role +", "+ m.role * loop.length +"), ("{% for", "{% fro"), (CHATML, "")])
+def test_a_template_that_is_not_understood_is_refused_until_marks_are_given(folders, tmp_path, change):
     """Rendered almost right, every conversation would be a little foreign to the teacher, without an error."""
     for file in folders["chatml"].path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").write_text(CHATML.replace(*change), encoding="utf-8")
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match="--openings"):
         from_folder(tmp_path, 448)
-    marks = {role: f"<|im_start|>{role}\\n" for role in ("system", "user", "assistant")} | dict(close="<|im_end|>\\n")
-    by_hand, turns = from_folder(tmp_path, 448, marks), as_document(TALKS[1])[0]
+    marks = "".join(f"<|im_start|>{role}\\n," for role in ("system", "user", "assistant"))
+    by_hand, turns = from_folder(tmp_path, 448, marks + "<|im_end|>\\n"), as_document(TALKS[1])[0]
     assert encode_document(by_hand, turns) == encode_document(folders["chatml"].ours, turns) and by_hand.start == []
-    with pytest.raises(UserError, match="turn-end"):
-        from_folder(tmp_path, 448, {**marks, "close": "end"})  # no control token
+    with pytest.raises(UserError, match="--openings"):
+        from_folder(tmp_path, 448, marks + "end")  # no control token
 
 
-def test_what_is_no_byte_level_bpe_or_does_not_fit_is_refused(folders, tmp_path, monkeypatch):
+def test_what_is_no_byte_level_bpe_or_does_not_fit_is_refused(folders):
     """It would be read, and its ids or texts would be wrong."""
     for key, value in (("ggml.pre", "tekken"), ("ggml.model", "llama"), ("chat_template", "{{ 1 }}")):
         with pytest.raises(UserError, match="tekken|llama|not understood"):
             from_gguf(header(folders["chatml"], "chatml") | {f"tokenizer.{key}": value}, 448)
     with pytest.raises(UserError, match="420 tokens.* 419"):
         from_folder(folders["chatml"].path, 419)
-    with pytest.raises(UserError, match="tokenizer.json"):
-        from_folder(tmp_path, 448)
     about = json.loads(folders["chatml"].ours.model_bytes)
     space = dict(type="Metaspace", replacement="\u2581", prepend_scheme="always", split=True)
     for wrong in (dict(normalizer=dict(type="Lowercase")), dict(pre_tokenizer=space), dict(model=3)):
         with pytest.raises(UserError, match="byte-level|not a tokenizer"):
             load_bytes(json.dumps(about | dict(tokenizer=about["tokenizer"] | wrong)).encode())
-    for name in ("tokenizers", "jinja2.sandbox"):
-        monkeypatch.setitem(sys.modules, name, None)
-        monkeypatch.delitem(sys.modules, "tokenizer.real", raising=False)
-        with pytest.raises(ModuleNotFoundError, match=name):
-            load_bytes(b"{}" + name.encode())
 
 
 def test_the_end_is_learned_and_padding_is_not_although_both_are_one_id(folders, tmp_path, out_dir):

@@ -5,10 +5,9 @@
 
 The model's chat template writes a short conversation, which shows what surrounds a turn. It must
 surround the turns of others in the same way, or it is refused. A mark that is no control token of
-the model, such as <answer>, is spelled in ordinary tokens. No text can produce a control token, and
-not <think> of Qwen3, which is an added token but no special one. apply_chat_template may merge
-white space at the start of a turn with the line break before it. Here an opening is always the
-same ids.
+the model, such as <answer>, is spelled in ordinary tokens. All added tokens are control tokens, so
+<think> of Qwen3, too. No text can produce one. apply_chat_template may merge white space at the
+start of a turn with the line break before it. Here an opening is always the same ids.
 """
 import hashlib
 import json
@@ -19,7 +18,7 @@ import jinja2.sandbox
 import numpy as np
 import tokenizers
 
-from common import UserError, check, check_exists, show
+from common import UserError, check
 from tokenizer import Tokenizer
 
 PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that a piece shows as such
@@ -28,14 +27,12 @@ BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {
 PROBE = " a  B\n\n\tC 123 {é: 中文🙂}\u2581"
 TURNS = [("system", "S0"), ("user", "U0"), ("assistant", "A0"), ("user", "U1"), ("assistant", "A1")]
 SPACED = [(role, f" {text} ") for role, text in TURNS]
-FLAGS = "--system-opening, --user-opening, --assistant-opening, --turn-end"  # of convert.py
 # What a GGUF calls the patterns that cut a text into words, one after another
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 WORDS = {"gpt-2": [GPT2], "smollm": [r"\p{N}", GPT2], "qwen2": [QWEN2],
-         "llama-bpe": [QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")],
-         "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]}
+         "llama-bpe": [QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")]}
 
 
 class RealTokenizer(Tokenizer):
@@ -47,8 +44,7 @@ class RealTokenizer(Tokenizer):
         data, m, control = about["tokenizer"], about["marks"], control_of(about["tokenizer"])
         data |= dict(truncation=None, padding=None)
         for token in data["added_tokens"]:
-            token["special"] = token["content"] in control
-        texts = {token["content"] for token in data["added_tokens"] if not token["special"]}
+            token["special"] = True
         try:
             self._library = library = tokenizers.Tokenizer.from_str(json.dumps(data))
         except Exception as error:  # the library has no other class
@@ -59,14 +55,13 @@ class RealTokenizer(Tokenizer):
               f"a tokenizer of {self.n_tokens} tokens for a model of {self.vocab_size}")
         for piece, i in pieces.items():
             if i not in self._names:
-                self._bytes[i] = piece.encode() if piece in texts else \
-                    bytes(BYTE_OF.get(letter, 0) for letter in piece)
+                self._bytes[i] = bytes(BYTE_OF.get(letter, 0) for letter in piece)
         self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
         # up to here the library recognises control tokens in a text, afterwards never
-        self._marks = {name: self.encode(text) for name, text in m.items() if type(text) is str}
+        for name, text in m.items():
+            if type(text) is str:
+                setattr(self, name, self.encode(text))
         library.encode_special_tokens = True
-        for name in "start closing bare bare_before think end_think answer end_answer".split():
-            setattr(self, name, self._marks[name])
         self.end, self.pad, self.text_end = (control[m[x]] for x in ("end", "pad", "text_end"))
         self.stop_ids, self.control_ids = {control[s] for s in m["stop"]}, set(self._names)
         self.gaps, self.trim, self.byte_ids = m["gaps"], m["trim"], range(0)
@@ -77,7 +72,7 @@ class RealTokenizer(Tokenizer):
               "a tokenizer that changes texts; only byte-level BPE is read here")
 
     def opening(self, role):
-        return self._marks[role]
+        return getattr(self, role)
 
     def encode(self, text):
         """Text -> list of ids, never a control token. UserError if it is not valid Unicode."""
@@ -88,10 +83,8 @@ class RealTokenizer(Tokenizer):
 
 
 def control_of(data):
-    """The content of tokenizer.json -> {text: id} of its control tokens: the special ones, and all
-    added ones that look like a mark. Others, such as runs of spaces, are ordinary text."""
-    return {token["content"]: token["id"] for token in data["added_tokens"]
-            if token["special"] or re.fullmatch(r"<.+>|\[.+\]", token["content"])}
+    """The content of tokenizer.json -> {text: id} of its control tokens: all that were added."""
+    return {token["content"]: token["id"] for token in data["added_tokens"]}
 
 
 def marks_of(write):
@@ -120,9 +113,9 @@ def marks_of(write):
     return m
 
 
-def make(data, template, names, vocab_size, by_hand, stops=()):
-    """data: the content of tokenizer.json. names: dict, such as bos_token. by_hand: None, or dict:
-    system, user, assistant, close. stops: more texts that end a reply -> RealTokenizer."""
+def make(data, template, names, vocab_size, openings):
+    """data: the content of tokenizer.json. names: dict, such as bos_token. openings: "", or those
+    of --openings in convert.py -> RealTokenizer."""
     control = control_of(data)
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -132,62 +125,56 @@ def make(data, template, names, vocab_size, by_hand, stops=()):
         return environment.from_string(template).render(
             messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **names)
     try:
-        m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False, **{
-            name: text.replace("\\n", "\n") for name, text in by_hand.items()}) if by_hand \
-            else marks_of(write)
+        if openings:
+            m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False)
+            texts = openings.replace("\\n", "\n").split(",")
+            m |= zip(("system", "user", "assistant", "close"), texts, strict=True)
+        else:
+            m = marks_of(write)
         end = max((text for text in control if m["close"].startswith(text)), key=len)
     except Exception as error:  # a foreign template can raise any
-        raise UserError(f"the chat template is not understood ({str(error)[:60]}); give all of "
-                        + FLAGS) from None
+        raise UserError(f"the chat template is not understood ({str(error)[:60]}); give --openings "
+                        "'SYSTEM,USER,ASSISTANT,END'; END begins with a control token") from None
     after_text = [text for text in ("<|endoftext|>", "<|end_of_text|>", end) if text in control]
     m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=after_text[0],
               pad=pad if (pad := names.get("pad_token")) in control else end, think="<think>",
               end_think="</think>", answer="<answer>", end_answer="</answer>")
-    m["stop"] = sorted({end, after_text[0], names.get("eos_token"), names.get("eot_token"), *stops}
-                       & control.keys())
+    m["stop"] = sorted({end, after_text[0], names.get("eos_token")} & control.keys())
     return RealTokenizer(json.dumps(dict(tokenizer=data, marks=m, template=template,
                                          vocab_size=vocab_size), sort_keys=True).encode())
 
 
-def from_folder(path, vocab_size, marks=None):
+def from_folder(path, vocab_size, openings=""):
     """A folder of transformers -> RealTokenizer. UserError if it has none that can be read here."""
-    def read(name):
-        file = Path(path) / name
-        try:
-            return json.loads(file.read_text("utf-8")) if file.exists() else {}
-        except ValueError:
-            raise UserError(f"{show(file)} is damaged") from None
-    check_exists(Path(path) / "tokenizer.json", "transformers' save_pretrained writes one")
-    data, config = read("tokenizer.json"), read("tokenizer_config.json")
-    ends, template = read("generation_config.json").get("eos_token_id"), config.get("chat_template")
-    if isinstance(template, list):
-        template = {one["name"]: one["template"] for one in template}.get("default")
-    if (file := Path(path) / "chat_template.jinja").exists():
-        template = file.read_text("utf-8")
+    data, config = (json.loads((Path(path) / f"{name}.json").read_text("utf-8"))
+                    for name in ("tokenizer", "tokenizer_config"))
+    template, file = config.get("chat_template"), Path(path) / "chat_template.jinja"
+    template = file.read_text("utf-8") if file.exists() else template
     names = {key: text if isinstance(text, str) else text["content"] for key, text in config.items()
              if key.endswith("_token") and isinstance(text, (str, dict))}
-    stops = [text for text, i in control_of(data).items() if i in np.ravel(ends)]
-    return make(data, template or "", names, vocab_size, marks, stops)
+    return make(data, template or "", names, vocab_size, openings)
 
 
-def from_gguf(fields, vocab_size, marks=None):
+def from_gguf(fields, vocab_size, openings=""):
     """The header of a GGUF (name -> value) -> RealTokenizer. UserError if it is of another kind."""
     own = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
-    kind, words = own.get("model"), own.get("pre", "default")
-    check(kind == "gpt2", f"tokenizer.ggml.model {kind}: only gpt2 can be read")
-    check(words in WORDS, f"tokenizer.ggml.pre {words}: unknown; known are {', '.join(WORDS)}")
-    pieces, kinds = own["tokens"], own["token_type"]  # 3 control token, 4 added token, 5 padding
-    added = [dict(id=i, content=piece, special=kind == 3, single_word=False, lstrip=False,
-                  rstrip=False, normalized=False)
-             for i, (piece, kind) in enumerate(zip(pieces, kinds)) if kind in (3, 4)]
-    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
-    cuts = [dict(type="Split", pattern=dict(Regex=word), behavior="Isolated", invert=False)
-            for word in WORDS[words]]
-    model = dict(type="BPE", ignore_merges=words == "llama-bpe", merges=own["merges"], vocab={
-        piece: i for i, (piece, kind) in enumerate(zip(pieces, kinds)) if kind != 5})
-    data = dict(version="1.0", added_tokens=added, decoder=level, model=model, post_processor=None,
-                normalizer=dict(type="NFC") if words == "qwen2" else None,
-                pre_tokenizer=dict(type="Sequence", pretokenizers=[*cuts, level]))
+    kind, words = own.get("model"), own.get("pre")
+    check(kind == "gpt2" and words in WORDS, f"tokenizer.ggml.model {kind}, pre {words}: only gpt2 "
+          f"can be read, with {', '.join(WORDS)}")
+    pieces, parts = own["tokens"], tokenizers.pre_tokenizers
+    typed = list(enumerate(zip(pieces, own["token_type"])))  # 3 control, 4 added, 5 padding
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(
+        {piece: i for i, (piece, kind) in typed if kind != 5},
+        [tuple(pair.split(" ")) for pair in own["merges"]], ignore_merges=words == "llama-bpe"))
+    library.add_tokens([tokenizers.AddedToken(piece, special=kind == 3, normalized=False)
+                        for i, (piece, kind) in typed if kind in (3, 4)])
+    cuts = [parts.Split(tokenizers.Regex(word), "isolated") for word in WORDS[words]]
+    level = parts.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.pre_tokenizer = parts.Sequence([*cuts, level])
+    library.decoder = tokenizers.decoders.ByteLevel()
+    if words == "qwen2":
+        library.normalizer = tokenizers.normalizers.NFC()
     names = {f"{name[:3]}_token": pieces[own[f"{name}_token_id"]]
-             for name in ("bos", "eos", "eot", "padding") if f"{name}_token_id" in own}
-    return make(data, fields.get("tokenizer.chat_template", ""), names, vocab_size, marks)
+             for name in ("bos", "eos", "padding") if f"{name}_token_id" in own}
+    template = fields.get("tokenizer.chat_template", "")
+    return make(json.loads(library.to_str()), template, names, vocab_size, openings)
