@@ -48,6 +48,7 @@ class Config:
     context: int = 0                # cut the context to N tokens (512 to 8,192); 0: as it is
     tokenizer: str = ""             # folder with tokenizer.json; none: its own, of a .pth ../model
     openings: str = ""              # of turns, if no template tells: SYSTEM,USER,ASSISTANT,TURN_END
+    kind: Literal["f32", "f16", "q8_0"] = "f32"  # --to gguf: how its matrices are stored
     answer_tags: bool = True        # --to: the chat template keeps <answer> and </answer>
     fresh: bool = False             # replace an existing file
 
@@ -241,8 +242,11 @@ def main(cfg):
     check(cfg.fresh or not Path(cfg.out).exists(), f"--out {cfg.out} exists; --fresh replaces it")
     if not cfg.to:
         return come_in(cfg, Path(cfg.from_))
-    write = dict(hf=write_hf, gguf=write_gguf)[cfg.to]
-    write(checkpoints.load(words[0]), Path(cfg.out), answer_tags=cfg.answer_tags)
+    state, out = checkpoints.load(words[0]), Path(cfg.out)
+    if cfg.to == "hf":
+        write_hf(state, out, cfg.answer_tags)
+    else:
+        write_gguf(state, out, cfg.answer_tags, cfg.kind)
     print(f"{show(cfg.out)} is written")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from checkpoints import PATHS
+from checkpoints import PATHS, parent
 from common import atomic_write, check, show
 from model import ModelConfig, rope_frequencies
 from tokenizer import CONTROL, META_SPACE, load_bytes
@@ -111,22 +111,26 @@ def hf_config(c, ids):
 
 def model_card(state, name, marks):
     """The README.md of a folder. marks: the control tokens, as text."""
-    rows, licence = {}, state.get("source", {}).get("licence")
-    for part in ("source", "run_config", "inputs", "versions"):
+    rows, source = {}, parent(state).get("source", {})
+    for part in ("run_config", "inputs", "versions"):
         rows |= state.get(part, {})
     rows |= {key: state.get(key) for key in ("best_ce", "best_step", "tokens", "train_seconds")}
-    rows = {key: Path(value).name if key in PATHS else value
+    rows |= {f"source, {key}": value for key, value in source.items()} | dict(source=None)
+    rows = {key: Path(value).name if key in PATHS and type(value) is str else value
             for key, value in rows.items() if value not in ("", None)}
+    licence = source.get("licence")
     return CARD.format(name=name, licence=f"license: {licence}\n" if licence else "", marks=marks,
                        rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()))
 
 
 def write_hf(state, folder, answer_tags=True):
-    """Write a folder for AutoModelForCausalLM and AutoTokenizer. It replaces an older model."""
+    """Write a folder for AutoModelForCausalLM and AutoTokenizer. It replaces an older model, at the
+    end: until then its name is .NAME.tmp."""
     from safetensors.torch import save_file
-    folder = Path(folder)
+    target = Path(folder).absolute()
+    folder = target.with_name(f".{target.name}.tmp")
     c, weights, tokenizer, template, ids = parts(state, answer_tags)
-    check(not folder.exists() or (folder / "config.json").exists(), f"{show(folder)} is no export")
+    check(not target.exists() or (target / "config.json").exists(), f"{show(target)} is no export")
     generation = ids | dict(eos_token_id=sorted(tokenizer.stop_ids), do_sample=False,
                             suppress_tokens=[*range(tokenizer.n_tokens, c.vocab_size)] or None)
     settings = {key.removesuffix("_id"): tokenizer.decode([i], show_control=True)
@@ -142,8 +146,10 @@ def write_hf(state, folder, answer_tags=True):
     if not hasattr(tokenizer, "template"):
         tokenizer.save(folder / "tokenizer.model")  # for convert.py
     marks = tokenizer.decode(sorted(tokenizer.control_ids), show_control=True)
-    (folder / "README.md").write_text(model_card(state, folder.name, marks), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(state, target.name, marks), encoding="utf-8")
     save_file(weights, folder / "model.safetensors", metadata=dict(format="pt"))
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
 
 
 def sentencepiece_facts(tokenizer, types):
@@ -197,13 +203,13 @@ def gguf_tensors(c, weights, kind, gguf, arch):
                gguf.quants.quantize(tensor.numpy(), size), size)
 
 
-def write_gguf(state, path, kind="f32", answer_tags=True):
+def write_gguf(state, path, answer_tags=True, kind="f32"):
     """Write a file for llama.cpp. kind: f32, f16 or q8_0, for matrices."""
     import gguf
     c, weights, tokenizer, template, ids = parts(state, answer_tags)
     arch = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
     c = replace(c, vocab_size=tokenizer.n_tokens)
-    facts = dict(name=Path(path).stem, license=state.get("source", {}).get("licence", ""),
+    facts = dict(name=Path(path).stem, license=parent(state).get("source", {}).get("licence", ""),
                  chat_template=template, eot_token_id=tokenizer.end,
                  **{name: i for name, i in ids.items() if i is not None})
     of_tokenizer = byte_level_facts if hasattr(tokenizer, "template") else sentencepiece_facts

@@ -159,7 +159,7 @@ def test_llama_cpp_writes_the_same_and_reads_226_strings_as_we_do(exported, llam
 def test_smaller_files_are_read_and_answer_in_the_chat_format(exported, llama, tmp_path, kind):
     """A wrong type of a tensor, or a template that llama.cpp cannot run, stops the whole server."""
     state, _, tokenizer = exported("qwen3")
-    write_gguf(state, tmp_path / "student.gguf", kind)
+    write_gguf(state, tmp_path / "student.gguf", kind=kind)
     ask, chat = llama(tmp_path / "student.gguf"), [dict(role="user", content="2 + 3?")]
     found = ask("/v1/chat/completions", temperature=0, max_tokens=1, messages=chat)
     assert found["usage"]["prompt_tokens"] == len(tokenizer.encode("2 + 3?")) + 3
