@@ -156,7 +156,7 @@ def gguf_config(header, weights):
         theta = config.get("rope_theta", 10_000.0)
         expected = rope_frequencies(C, theta) / rope_frequencies(C, theta, scaling)
         check(torch.allclose(slower.double(), expected, rtol=1e-4),
-              "rope_freqs.weight: not the scaling of Llama 3")
+              "rope_freqs.weight: only Llama 3's scaling with an original context of 8192 is known")
         config["rope_scaling"] = dict(zip(LLAMA3, scaling), rope_type="llama3")
     return config
 
@@ -243,6 +243,7 @@ def main(cfg):
     if not cfg.to:
         return come_in(cfg, Path(cfg.from_))
     state, out = checkpoints.load(words[0]), Path(cfg.out)
+    check(out.suffix == (".gguf" if cfg.to == "gguf" else out.suffix), f"--out {out}: not a .gguf")
     if cfg.to == "hf":
         write_hf(state, out, cfg.answer_tags)
     else:

@@ -1,4 +1,5 @@
 """Claims about the tokenizer of an imported model: it is transformers', except that text stays text."""
+import functools
 import importlib.util
 import json
 import pickle
@@ -197,7 +198,9 @@ def test_a_template_that_is_not_understood_is_refused_until_marks_are_given(fold
     with pytest.raises(UserError, match="--openings"):
         from_folder(tmp_path, 448)
     marks = "".join(f"<|im_start|>{role}\\n," for role in ("system", "user", "assistant"))
-    by_hand, turns = from_folder(tmp_path, 448, marks + "<|im_end|>\\n"), as_document(TALKS[1])[0]
+    by_hand, (turns, messages) = from_folder(tmp_path, 448, marks + "<|im_end|>\\n"), as_document(TALKS[1])
+    write = functools.partial(folders["chatml"].theirs.apply_chat_template, messages, tokenize=False)
+    assert write(chat_template=by_hand.template) == write()  # what an exported student carries
     assert encode_document(by_hand, turns) == encode_document(folders["chatml"].ours, turns) and by_hand.start == []
     with pytest.raises(UserError, match="--openings"):
         from_folder(tmp_path, 448, marks + "end")  # no control token

@@ -33,6 +33,11 @@ QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{
          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 WORDS = {"gpt-2": [GPT2], "smollm": [r"\p{N}", GPT2], "qwen2": [QWEN2],
          "llama-bpe": [QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")]}
+BY_HAND = """{%%- set opening = dict(system=%s, user=%s, assistant=%s) -%%}
+{%%- for message in messages -%%}
+{{- opening[message.role] + message.content + %s -}}
+{%%- endfor -%%}
+{%%- if add_generation_prompt -%%}{{- opening.assistant -}}{%%- endif -%%}"""
 
 
 class RealTokenizer(Tokenizer):
@@ -123,13 +128,16 @@ def make(data, template, names, vocab_size, openings):
     def write(turns, prompt=False):
         messages = [dict(zip(("role", "content", "reasoning_content"), turn)) for turn in turns]
         return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **names)
+            messages=messages, add_generation_prompt=prompt, tools=None, documents=None,
+            raise_exception=lambda message: check(False, message), **names)
     try:
         if openings:
             m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False)
             texts = openings.replace("\\n", "\n").split(",")
             m |= zip(("system", "user", "assistant", "close"), texts, strict=True)
+            template = BY_HAND % tuple(map(json.dumps, texts))
         else:
+            check(template, "there is none")
             m = marks_of(write)
         end = max((text for text in control if m["close"].startswith(text)), key=len)
     except Exception as error:  # a foreign template can raise any
