@@ -259,7 +259,6 @@ def check_loss_flags(cfg):
             (own, "--on-policy-share above 0", "max_new_tokens sample_temperature")):
         for flag in cfg.given & {*flags.split()}:
             check(there, f"--{flag.replace('_', '-')} has no effect: it needs {needed}")
-    check(getattr(cfg, "fused", "") != "on" or not cfg.cache, "--fused on: only without --cache")
     return cfg.beta if cfg.divergence == "jsd" else cfg.skew
 
 

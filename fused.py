@@ -14,11 +14,11 @@ from losses import cross_entropy, divergence, total
 CHUNK = 2**22  # logits of one model in memory at a time: 16 MB in float32
 
 
-def use_fused(cfg, env, vocab_size):
-    """--fused -> bool. auto: True if a micro-batch has many logits (0.3 GB in float32), but never
-    with --cache: then no teacher runs."""
+def use_fused(cfg, env, vocab_size, cache=None):
+    """--fused -> bool. auto: True if a micro-batch has many logits (0.3 GB in float32), but not
+    with a cache other than of hidden states: it gives no logits of the teacher."""
     logits = cfg.batch // (cfg.accumulate * env.world) * cfg.window * vocab_size
-    many = logits >= 2**26 and not cfg.cache
+    many = logits >= 2**26 and (not cache or cache["kind"] == "hidden")
     return cfg.fused == "on" or cfg.fused == "auto" and many
 
 
@@ -61,15 +61,18 @@ class FusedLoss(torch.autograd.Function):
 
 def fused_step(cfg, env, model, teacher, x, y, document, weight, mix, n_valid):
     """Forward and backward pass of a micro-batch of train_distill_logits.py: x, y, document, weight
-    (B, T) -> four sums over tokens, as floats: loss, ce, kd, teacher's ce."""
+    (B, T) -> four sums over tokens, as floats: loss, ce, kd, teacher's ce. The teacher is a model,
+    or a dict with its hidden states (N, D') and its head (V, D')."""
     keep, dtype = weight > 0, torch.bfloat16 if env.dtype == "bf16" else torch.float32
     with env.autocast():
         hidden = model.hidden_states(x, document, keep=keep).to(dtype)         # (N, D)
         with torch.no_grad():
-            teacher_hidden = teacher.hidden_states(x, document, keep=keep).to(dtype)  # (N, D')
+            stored = teacher if isinstance(teacher, dict) else dict(
+                hidden=teacher.hidden_states(x, document, keep=keep), head=teacher.lm_head.weight)
     with torch.autocast(env.device.type, enabled=False):
         terms = FusedLoss.apply(
-            hidden, model.lm_head.weight, y[keep], weight[keep], teacher_hidden,
-            teacher.lm_head.weight, cfg.alpha, cfg.divergence, cfg.temperature, mix)
+            hidden, model.lm_head.weight, y[keep], weight[keep],
+            stored["hidden"].to(dtype), stored["head"], cfg.alpha, cfg.divergence,
+            cfg.temperature, mix)
         (terms[0] / n_valid).backward()
     return [term.item() for term in terms]

@@ -21,7 +21,7 @@ import common
 import torch
 
 import checkpoints
-from dataset.cache_reader import cached_divergence, load_teacher, open_cache
+from dataset.cache_reader import cached_divergence, cached_rows, load_teacher, open_cache
 from dataset.windows import open_text, self_check, step_batches, validation_ce
 from fused import fused_step, use_fused
 from losses import DIVERGENCES, cross_entropy, divergence, total
@@ -73,7 +73,7 @@ def main(cfg):
     model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
     train, val = open_text(cfg, tokenizer, inputs)
     cache = open_cache(cfg, env, train) if cfg.cache else None
-    fused = use_fused(cfg, env, tokenizer.vocab_size)
+    fused = use_fused(cfg, env, tokenizer.vocab_size, cache)
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
                                  env.dtype == "bf16")
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
@@ -91,7 +91,8 @@ def main(cfg):
         sums = [0.0] * 4                                     # loss, ce, kd, teacher's ce
         for x, y, document, weight, windows in batches:      # (B, T) each, but windows (B,)
             if fused:                                        # the same loss, logits in parts
-                terms = fused_step(cfg, env, model, teacher, x, y, document, weight, mix, n_valid)
+                source = cached_rows(cache, windows) if cache else teacher
+                terms = fused_step(cfg, env, model, source, x, y, document, weight, mix, n_valid)
                 sums = [s + term for s, term in zip(sums, terms)]
                 continue
             keep = weight > 0                                # (B, T) the N tokens that count

@@ -64,6 +64,8 @@ def open_cache(cfg, env, data):
           f"{about['temperature']}, not {cfg.temperature}; --kind hidden fits every temperature")
     check(about["kind"] != "sampled" or cfg.divergence == "forward_kl",
           f"{show(folder)}: a sampled cache gives forward KL only; topk and hidden give all")
+    check(about["kind"] == "hidden" or vars(cfg).get("fused") != "on",
+          f"--fused on: {show(folder)} has no hidden states; make it with --kind hidden")
     counts = (data["mask"][:, 1:] > 0).sum(1)  # (windows,) tokens that count
     starts = range(0, len(counts), SHARD)
     shards = [{name: np.load(folder / f"{name}-{at // SHARD:04}.npy", mmap_mode="r")
@@ -76,18 +78,24 @@ def open_cache(cfg, env, data):
                 head=torch.from_numpy(np.load(folder / "head.npy")).to(env.device))  # (V, D)
 
 
-def cached_divergence(cache, numbers, logits, cfg, mix):
-    """logits (N, V) of the tokens that count in windows `numbers` -> kd, teacher's ce: (N,)."""
-    rows, name, tau = {}, cfg.divergence, cfg.temperature
+def cached_rows(cache, numbers):
+    """-> what is stored of the N tokens that count in windows `numbers`: {name: (N, ...)}; head."""
+    rows, head = {}, cache["head"]
     for number in numbers:
         end = cache["ends"][number]
         for kept, array in cache["shards"][number // SHARD].items():
             rows.setdefault(kept, []).append(array[end - cache["counts"][number]:end])
     for kept, parts in rows.items():
         array = np.concatenate(parts).astype(np.int64 if kept == "ids" else np.float32)  # (N, ...)
-        rows[kept] = torch.from_numpy(array).to(logits.device, non_blocking=True)
+        rows[kept] = torch.from_numpy(array).to(head.device, non_blocking=True)
+    return rows | dict(head=head)
+
+
+def cached_divergence(cache, numbers, logits, cfg, mix):
+    """logits (N, V) of the tokens that count in windows `numbers` -> kd, teacher's ce: (N,)."""
+    rows, name, tau = cached_rows(cache, numbers), cfg.divergence, cfg.temperature
     if cache["kind"] == "hidden":
-        kd = divergence(name, logits, rows["hidden"] @ cache["head"].T, tau, mix)
+        kd = divergence(name, logits, rows["hidden"] @ rows["head"].T, tau, mix)
     elif cache["kind"] == "sampled":
         kd = sampled_forward_kl(logits, rows["ids"], rows["negentropy"], tau)
     else:

@@ -243,7 +243,7 @@ def test_another_training_is_refused(make, opened, tiny_world, tmp_path):
     """TRAPS 15, 17: a cache made at another temperature, or from other tokens, acts as another teacher."""
     folder = make()
     for changes, words in ((dict(temperature=2.0), "temperature"), (dict(window=140), "window 143 there, 140"),
-                           (dict(target="answer"), "target cot there, answer")):
+                           (dict(target="answer"), "target cot there, answer"), (dict(fused="on"), "--kind hidden")):
         with pytest.raises(UserError, match=words):
             opened(folder, **changes)
     changed = tmp_path / "changed.jsonl"  # edited after the cache was made: the same shape

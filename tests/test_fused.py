@@ -93,11 +93,15 @@ def test_no_token_gives_zero_and_zero_gradients():
     assert loss == 0 and (head.grad == 0).all()
 
 
-@pytest.mark.parametrize("flags", [
-    {}, dict(accumulate=2, divergence="jsd", beta=0.2), dict(alpha=1, temperature=4)], ids=str)
-def test_the_script_trains_the_same_student_either_way(flags, train, out_dir, monkeypatch):
+@pytest.mark.parametrize("flags", [{}, dict(accumulate=2, divergence="jsd", beta=0.2),
+                                   dict(alpha=1, temperature=4), dict(cache="hidden")], ids=str)
+def test_the_script_trains_the_same_student_either_way(flags, train, call, tiny_world, out_dir, monkeypatch):
     """TRAPS 6, in the script: one of the two paths could use another mask, normaliser or teacher."""
     monkeypatch.setattr(fused, "CHUNK", 5 * 320)
+    if "cache" in flags:
+        flags = dict(cache=out_dir / "cache")
+        call("dataset.teacher_cache", f"--teacher={tiny_world.teacher}", "--kind=hidden", "--dtype=float32",
+             f"--data={tiny_world.train}", f"--val={tiny_world.val}", "--window=143", f"--out={flags['cache']}")
     on, off = (train("distill_logits", name=name, fused=name, **flags)["model"]
                for name in ("on", "off"))
     for name, weights in off.items():
@@ -107,10 +111,9 @@ def test_the_script_trains_the_same_student_either_way(flags, train, out_dir, mo
     assert on == pytest.approx(off, rel=1e-4)
 
 
-def test_it_is_chosen_by_size_and_never_beside_a_cache(train):
-    """With a small vocabulary the loop costs time and saves nothing. --fused on must not be silently ignored."""
-    assert "--fused" in train("distill_logits", status=2, fused="on", cache="x")
-    base = dict(batch=8, window=256, accumulate=1, cache="", fused="auto")
-    chosen = lambda v, **changes: fused.use_fused(Mock(**base | changes), Mock(world=1), v)
+def test_it_is_chosen_by_size_and_never_beside_a_cache_without_hidden_states():
+    """With a small vocabulary the loop costs time and saves nothing."""
+    base = dict(batch=8, window=256, accumulate=1, fused="auto")
+    chosen = lambda v, *cache, **changes: fused.use_fused(Mock(**base | changes), Mock(world=1), v, *cache)
     assert chosen(151_936) and chosen(32_768) and not chosen(32_768, accumulate=8)
-    assert not (chosen(1024) or chosen(151_936, cache="x"))
+    assert chosen(32_768, dict(kind="hidden")) and not (chosen(1024) or chosen(151_936, dict(kind="topk")))
