@@ -6,9 +6,9 @@
     python convert.py out/student.pt --to hf --out student/                 # or --to gguf
     expected last line: next: python chat.py out/smollm2.pt
 
-The weights of many variants would fit and compute something else, without any error. So only
-families come in whose logits equal those of transformers in tests/test_convert.py, and each field
-of a config must be known here. Any other one is refused with its name. Weights become float32.
+Many other models would load without an error and compute something else. So a family is read only
+if its logits equal those of transformers (tests/test_convert.py), and a field of a config that is
+not known here is refused by its name. Weights become float32.
 """
 import json
 import re
@@ -46,10 +46,10 @@ class Config:
     to: Literal["hf", "gguf"] = None  # the format of what goes out
     out: str = ""                   # file to write; with --to hf, a folder
     context: int = 0                # cut the context to N tokens (512 to 8,192); 0: as it is
-    tokenizer: str = ""             # folder with tokenizer.json; none: its own, of a .pth ../model
-    openings: str = ""              # of turns, if no template tells: SYSTEM,USER,ASSISTANT,TURN_END
+    tokenizer: str = ""             # folder with tokenizer.json; default: its own (.pth: ../model)
+    openings: str = ""              # not by the chat template: SYSTEM,USER,ASSISTANT,END
     kind: Literal["f32", "f16", "q8_0"] = "f32"  # --to gguf: how its matrices are stored
-    answer_tags: bool = True        # --to: the chat template keeps <answer> and </answer>
+    answer_tags: bool = True        # --to: keep <answer> in the template of our tokenizer
     fresh: bool = False             # replace an existing file
 
 
@@ -79,7 +79,7 @@ def model_config(config, weights, context):
     check(0 <= context <= whole, f"--context {context}: the model's is {whole}")
     used = window and config.get("use_sliding_window", True)
     check(not used or (context or whole) <= window,
-          f"sliding_window {window}: it is not used with --context {window} or less")
+          f"sliding_window {window}: use --context {window} or less")
     c = {own: config.get(name) for own, name, _ in FIELDS}
     c |= dict(n_kv_heads=c["n_kv_heads"] or c["n_heads"], norm_eps=float(c["norm_eps"]),
               head_dim=c["head_dim"] or c["dim"] // c["n_heads"], max_seq_len=context or whole,
@@ -94,7 +94,7 @@ def model_config(config, weights, context):
 
 
 def fit(weights, c, family):
-    """-> the weights of a Transformer(c). UserError if one is missing, left over or too large."""
+    """-> the weights of a Transformer(c). UserError: missing, left over or of another shape."""
     with torch.device("meta"):  # shapes only
         model = Transformer(c)
     if "token_embd.weight" in weights:
@@ -179,8 +179,8 @@ def from_gguf_names(weights, c, arch, wanted):
 
 
 def read_minimind(path):
-    """A .pth of minimind -> (config, weights, licence). It has weights only. Their shapes tell the
-    rest, with what minimind's code sets: 8 heads, theta, eps, one expert a token."""
+    """A .pth of minimind -> (config, weights, licence). It has only weights. The config comes from
+    their shapes and from constants of minimind's code: theta, eps, one expert a token."""
     weights, attention = checkpoints.read(path), "layers.0.self_attn."
     check(f"model.{attention}q_proj.weight" in weights, f"{show(path)} is not of minimind")
     weights = {name.removeprefix("model."): tensor.float() for name, tensor in weights.items()}
@@ -202,11 +202,11 @@ def read_minimind(path):
 
 def load_tokenizer(path, vocab_size, header, cfg):
     """The tokenizer of a model that comes in; vocab_size: rows of its embeddings."""
-    if "minidistill.tokenizer" in header:  # a student from here comes back
+    if "minidistill.tokenizer" in header and not cfg.tokenizer:  # a student from here comes back
         return Tokenizer(bytes(header["minidistill.tokenizer"]))
     folder = Path(cfg.tokenizer or (
         path if path.is_dir() else path.absolute().parent.parent / "model"))
-    if (folder / "tokenizer.model").exists() and not header:  # the same
+    if (folder / "tokenizer.model").exists() and not header:  # a student from here
         return Tokenizer.load(folder / "tokenizer.model")
     from tokenizer import real
     if header and not cfg.tokenizer:
@@ -243,7 +243,7 @@ def main(cfg):
     if not cfg.to:
         return come_in(cfg, Path(cfg.from_))
     state, out = checkpoints.load(words[0]), Path(cfg.out)
-    check(out.suffix == (".gguf" if cfg.to == "gguf" else out.suffix), f"--out {out}: not a .gguf")
+    check(cfg.to == "hf" or out.suffix == ".gguf", f"--out {out}: must end in .gguf")
     if cfg.to == "hf":
         write_hf(state, out, cfg.answer_tags)
     else:

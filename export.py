@@ -4,8 +4,9 @@
     write_gguf(checkpoints.load("out/student.pt"), "student.gguf")
 
 convert.py is the command line. A model with norms on q and k becomes Qwen3, one with biases Qwen2,
-any other one Llama. The chat template renders what dataset/formats.encode_document renders. With
-answer_tags=False it leaves out <answer> and </answer>. An imported tokenizer goes out as it came.
+any other one Llama. The chat template renders plain replies, and answers with thoughts, as
+dataset/formats.encode_document does. With answer_tags=False it leaves out <answer> and </answer>.
+An imported tokenizer goes out as it came.
 """
 import json
 import re
@@ -47,8 +48,8 @@ CARD = """---
 ---
 # {name}
 
-A language model, made with minidistill. Its checkpoint tells the licence, parents, data, figures
-and flags. `best_ce` is in nats a token. An unknown licence depends on the parents and the data.
+A language model, made with minidistill. The table is from its checkpoint. `best_ce` is in nats a
+token. If no licence is named, look at the licences of its parents and its data.
 
 | | |
 |---|---|
@@ -77,8 +78,8 @@ def parts(state, answer_tags):
 
 
 def in_library(tokenizer):
-    """-> the same of the library `tokenizers`. SentencePiece joins the pair whose piece has the
-    lowest id. So each way to cut a piece in two is a merge, in the order of ids. Spaces are real
+    """Our tokenizer -> one of the library `tokenizers`. SentencePiece joins the pair whose piece has
+    the lowest id. So each way to cut a piece in two is a merge, in the order of ids. Spaces are real
     spaces: then U+2581 in a text is not a piece but three bytes, as in our tokenizer."""
     import tokenizers
     if hasattr(tokenizer, "template"):  # it goes out as it came

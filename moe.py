@@ -1,6 +1,7 @@
 """Routed experts: instead of one SwiGLU, a block has many, and each token uses only a few of them.
 
-    scores = softmax(x W_gate);   y = sum over the K best experts of score * expert(x)
+    scores = softmax(x W_gate);   y = sum over the K best experts of weight * expert(x)
+    weight = score, or with norm_topk the score divided by the sum of the K scores
 
 As in Qwen3-MoE and minimind. An imported teacher may have them (Shazeer et al. 2017, section 2). It
 is frozen: there is no loss here that keeps the experts equally busy, so none can be trained.

@@ -259,7 +259,8 @@ def encode_document(tokenizer, document, target="cot"):
             thought = [*t.think, *t.encode(text), *t.end_think]
         elif turn.role == "assistant":
             thought = t.bare if number == len(document) else t.bare_before
-        gap, said = t.gaps[2] if thought else "", turn.content.strip() if t.trim else turn.content
+        gap = t.gaps[2] if thought else ""
+        said = turn.content.strip() if t.trim else turn.content
         if turn.answer is not None and target == "full":
             mark = "\n" if "\n" in turn.answer else "\n#### "  # as GSM8K, if one line
             said = turn.answer if turn.think is None else turn.think + mark + turn.answer
@@ -267,8 +268,8 @@ def encode_document(tokenizer, document, target="cot"):
             [*t.encode(gap), *t.answer, *t.encode(turn.answer), *t.end_answer]
         learned = 1 if turn.role == "assistant" and turn.learned else 0
         ids += [*opening, *thought, *body, t.end, *t.closing]
-        mask += [0] * len(opening)
-        mask += [learned] * (len(thought) + len(body) + 1) + [0] * len(t.closing)
+        words = len(thought) + len(body) + 1  # and the end
+        mask += [0] * len(opening) + [learned] * words + [0] * len(t.closing)
     return ids, mask
 
 

@@ -259,8 +259,8 @@ def turn_row(turn):
 
 def parse_response(tokenizer, ids, target="cot"):
     """Generated ids -> dict: think, answer (None if not found), text, ended; well_formed: exactly
-    the target's form. Tags are found by their ids. A stop id ends the reply. Without a thought it
-    may begin with an empty one, which some imported models write."""
+    the target's form. Tags are found by their ids. A stop id ends the reply. An empty
+    thought, with which some imported models begin, is removed."""
     t, found = tokenizer, {}
     body = list(itertools.takewhile(lambda i: i not in t.stop_ids, map(int, ids)))
     ended, gap = len(body) < len(ids), t.encode(t.gaps[2])

@@ -1,16 +1,16 @@
-"""Choose the blocks of a teacher with which its student begins: leave each one out and measure.
+"""Choose the blocks of a teacher that its student starts from: leave out each one and measure.
 
-    python runs/prune.py out/smollm2.pt --keep 15 --out out/smollm2-half.pt       2 minutes
+    python runs/prune.py out/smollm2.pt --keep 15 --out out/smollm2-half.pt       5 minutes
     expected last line: next: python train_distill_logits.py --init out/smollm2-half.pt ...
 
-A block is left out, and the cross-entropy on validation text rises. Blocks that raise it least
-leave first. With --again the others are measured again after each one: two blocks may do the same
-work, and then each alone looks useless. Source: Men et al. 2024 (ShortGPT) leave blocks out by
-another measure, Kim et al. 2024 (Shortened LLaMA) by this one.
+Without a block the cross-entropy on validation text is higher. The blocks that matter least go.
+Source: Men et al. 2024 (ShortGPT) leave out blocks by another measure, Kim et al. 2024 (Shortened
+LLaMA) by this one.
 """
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,8 +29,7 @@ class Config:
     keep: int = 15                 # how many blocks to keep
     out: str = ""                  # the checkpoint to write
     windows: int = 16              # windows of 256 tokens to measure on (16 to 64)
-    again: bool = False            # measure again after each block that leaves
-    dtype: str = "auto"            # auto, float32 or bf16
+    dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
     fresh: bool = False            # replace an existing file
 
 
@@ -49,16 +48,15 @@ def main(cfg):
         return validation_ce(with_layers(teacher, numbers).to(env.device), val, how, env)
 
     print(f"{show(path)}: {len(kept)} blocks, {loss(kept):.3f} nats a token")
-    while len(kept) > cfg.keep:
-        found = {n: loss([other for other in kept if other != n]) for n in kept}
-        print("without a block:", ", ".join(f"{n} {ce:.3f}" for n, ce in found.items()))
-        leave = sorted(found, key=found.get)[:1 if cfg.again else len(kept) - cfg.keep]
-        kept = [n for n in kept if n not in leave]
+    found = {n: loss([other for other in kept if other != n]) for n in kept}
+    print("without a block:", ", ".join(f"{n} {ce:.3f}" for n, ce in found.items()))
+    kept = sorted(sorted(found, key=found.get)[-cfg.keep:])  # the loss rises most without these
     student = with_layers(teacher, kept)
     print(f"kept: {','.join(map(str, kept))}, {loss(kept):.3f} nats a token")
     checkpoints.save(cfg.out, dict(
         model=student.state_dict(), model_config=vars(student.config), tokenizer=state["tokenizer"],
-        source=dict(state.get("source", {}), blocks=kept), inputs={}, step=0, tokens=0))
+        source=dict(checkpoints.parent(state).get("source", {}), blocks=kept), inputs={},
+        step=0, tokens=0))
     print(f"next: {common.command('train_distill_logits.py', init=Path(cfg.out), teacher=path)}")
 
 

@@ -21,13 +21,13 @@ import tokenizers
 from common import UserError, check
 from tokenizer import Tokenizer
 
-PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that a piece shows as such
+PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 shows these bytes as such
 BYTE_OF = {chr(byte): byte for byte in PRINTED}                  # the others, in order, from 256
 BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*PRINTED}))}
 PROBE = " a  B\n\n\tC 123 {é: 中文🙂}\u2581"
 TURNS = [("system", "S0"), ("user", "U0"), ("assistant", "A0"), ("user", "U1"), ("assistant", "A1")]
 SPACED = [(role, f" {text} ") for role, text in TURNS]
-# What a GGUF calls the patterns that cut a text into words, one after another
+# A GGUF's name of a tokenizer: the patterns that cut a text into words, one after another
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -41,7 +41,7 @@ BY_HAND = """{%%- set opening = dict(system=%s, user=%s, assistant=%s) -%%}
 
 
 class RealTokenizer(Tokenizer):
-    """See tokenizer/__init__.py for the attributes, and `make` for model_bytes."""
+    """The attributes are those of Tokenizer. model_bytes: the JSON at the end of `make`."""
     def __init__(self, model_bytes):
         self.model_bytes, about = bytes(model_bytes), json.loads(model_bytes)
         self.template, self.vocab_size = about.pop("template"), about["vocab_size"]
@@ -62,11 +62,10 @@ class RealTokenizer(Tokenizer):
             if i not in self._names:
                 self._bytes[i] = bytes(BYTE_OF.get(letter, 0) for letter in piece)
         self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
-        # up to here the library recognises control tokens in a text, afterwards never
         for name, text in m.items():
             if type(text) is str:
                 setattr(self, name, self.encode(text))
-        library.encode_special_tokens = True
+        library.encode_special_tokens = True  # from here on, no text gives a control token
         self.end, self.pad, self.text_end = (control[m[x]] for x in ("end", "pad", "text_end"))
         self.stop_ids, self.control_ids = {control[s] for s in m["stop"]}, set(self._names)
         self.gaps, self.trim, self.byte_ids = m["gaps"], m["trim"], range(0)
