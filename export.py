@@ -78,9 +78,9 @@ def parts(state, answer_tags):
 
 
 def in_library(tokenizer):
-    """Our tokenizer -> one of the library `tokenizers`. SentencePiece joins the pair whose piece has
-    the lowest id. So each way to cut a piece in two is a merge, in the order of ids. Spaces are real
-    spaces: then U+2581 in a text is not a piece but three bytes, as in our tokenizer."""
+    """Our tokenizer -> one of the library `tokenizers`. SentencePiece joins the pair whose piece
+    has the lowest id. So each way to cut a piece in two is a merge, in the order of ids. Spaces are
+    real spaces: then U+2581 in a text is not a piece but three bytes, as in our tokenizer."""
     import tokenizers
     if hasattr(tokenizer, "template"):  # it goes out as it came
         content = json.loads(tokenizer.model_bytes)["tokenizer"]

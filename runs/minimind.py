@@ -5,8 +5,8 @@
 
 Each side distils a teacher of 33 M parameters into a student of 6 M, with random weights: they do
 not change a step's time. Both read one file, ours its first 1,000 rows, 8 windows of 340 tokens a
-step, with a vocabulary of 6,400. minimind's train_distillation.py puts one conversation in a window. Here
-a window is packed. So compare rows a second, and tokens without padding.
+step, with a vocabulary of 6,400. minimind's train_distillation.py puts one conversation in a
+window. Here a window is packed. So compare rows a second, and tokens without padding.
 """
 import json
 import os
