@@ -107,7 +107,7 @@ def commits(cfg, env):
 
 
 TIMED = {recipe.name: recipe.commands[0].replace("SEED", "0") for recipe in recipes.RECIPES
-         if re.match("(few-)?white/(?!teacher|alone-|.*-wall)", recipe.name)}
+         if re.match("(few-)?white/(?!teacher|alone-|logits|.*-wall)", recipe.name)}
 
 
 def whitebox(cfg, env):
