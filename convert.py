@@ -239,6 +239,8 @@ def main(cfg):
     words = cfg.checkpoint or []
     check(len(words) == (cfg.to is not None) and bool(cfg.from_) != bool(cfg.to) and cfg.out,
           "use --from PATH --out FILE, or CHECKPOINT --to hf --out FOLDER; see --help")
+    unused = {"context", "tokenizer", "openings"} if cfg.to else {"kind", "answer_tags"}
+    check(not unused & cfg.given, f"{', '.join(unused & cfg.given)}: no effect here; see --help")
     check(cfg.fresh or not Path(cfg.out).exists(), f"--out {cfg.out} exists; --fresh replaces it")
     if not cfg.to:
         return come_in(cfg, Path(cfg.from_))

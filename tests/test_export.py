@@ -121,6 +121,7 @@ def test_nothing_is_replaced_by_mistake(call, tiny_world, tmp_path):
     (tmp_path / "student.gguf").touch()
     for kind, out, *fresh in (("hf", "mine", "--fresh"), ("hf", "mine"), ("gguf", "student.gguf")):
         assert call("convert", tiny_world.teacher, f"--to={kind}", f"--out={tmp_path / out}", *fresh).status == 2
+    assert "context" in call("convert", tiny_world.teacher, "--to=hf", f"--out={tmp_path / 'y'}", "--context=9").err
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "out", "student.gguf"}
 
 
