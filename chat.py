@@ -56,7 +56,7 @@ def reply(model, tokenizer, text, past, cfg, how):
             printed = len(said)
         if new[-1] in tokenizer.stop_ids:
             break
-    stopped = new[-1:] != [] and new[-1] in tokenizer.stop_ids
+    stopped = bool(tokenizer.stop_ids & {*new[-1:]})
     rest = tokenizer.decode(new, show_control=True)[printed:]
     print(rest if stopped or cfg.complete else f"{rest} (stopped at the limit)")
     past.append(ids + new + [tokenizer.end] * (not stopped) + tokenizer.closing)

@@ -26,7 +26,7 @@ from tokenizer import Tokenizer, load_bytes
 
 # A resume does not compare these flags: `inputs` has fingerprints of what they name.
 PATHS = ("data", "val", "tokenizer", "teacher", "init", "cache", "fresh")
-FOREIGN = (".gguf", ".pth", ".safetensors", ".bin")  # files that convert.py reads
+FOREIGN = (".gguf", ".pth", ".safetensors", ".bin")  # files of other code
 
 
 def save(path, state):
@@ -44,7 +44,7 @@ def load(path):
     path = Path(path).absolute()
     if path.is_dir() or path.suffix in FOREIGN:
         whole = path.parent if path.suffix in FOREIGN[2:] else path  # these are part of a folder
-        first = common.command("convert.py", **{"from": whole}, out=OUT / f"{whole.stem}.pt")
+        first = common.command("convert.py", **{"from": whole}, out=OUT / "imported.pt")
         raise UserError(f"{show(path)} is a model of other code; first: {first}")
     return read(path)
 

@@ -3,8 +3,8 @@
     python convert.py --from SmolLM2-135M-Instruct/ --out out/smollm2.pt    # a Hugging Face folder
     python convert.py --from smollm2.gguf --out out/smollm2.pt              # a file of llama.cpp
     python convert.py --from minimind/out/full_sft_768.pth --out out/minimind.pt
+    expected last line: next: python chat.py out/minimind.pt
     python convert.py out/student.pt --to hf --out student/                 # or --to gguf
-    expected last line: next: python chat.py out/smollm2.pt
 
 Many other models would load without an error and compute something else. So a family is read only
 if its logits equal those of transformers (tests/test_convert.py), and a field of a config that is

@@ -168,14 +168,14 @@ def sentencepiece_facts(tokenizer, types):
 
 def byte_level_facts(tokenizer, types):
     """An imported tokenizer. llama.cpp knows by a name how it cuts a text into words."""
-    from tokenizer.real import GPT2, WORDS
+    from tokenizer.real import GPT2, PATTERNS
     library, patterns = in_library(tokenizer), []
     content, rows = json.loads(library.to_str()), range(tokenizer.n_tokens)
     for step in content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]]):
         if step["type"] != "ByteLevel" or step.get("use_regex", True):
             patterns.append(dict(ByteLevel=GPT2, Digits=r"\p{N}").get(step["type"])
                             or step["pattern"]["Regex"])
-    pre = [name for name, known in WORDS.items() if known == patterns]
+    pre = [name for name, known in PATTERNS.items() if known == patterns]
     check(pre, "llama.cpp's name of this tokenizer is unknown here; use --to hf and its converter")
     kinds = [types.NORMAL for i in rows]
     for token in content["added_tokens"]:

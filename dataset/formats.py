@@ -253,7 +253,7 @@ def encode_document(tokenizer, document, target="cot"):
     ids = [] if document[:1] and document[0].role == "system" else [*t.start]
     mask += [0] * len(ids)
     for number, turn in enumerate(document, 1):
-        opening, thought = t.opening(turn.role), []
+        opening, thought = getattr(t, turn.role), []
         if turn.think is not None and target == "cot":
             text = t.gaps[0] + turn.think + t.gaps[1]
             thought = [*t.think, *t.encode(text), *t.end_think]

@@ -246,7 +246,7 @@ def prompt_ids(tokenizer, turns, target="cot"):
     """The ids that generation starts from: all turns except a last answer, then the assistant's
     opening."""
     before = turns[:-1] if turns[-1].role == "assistant" else turns
-    return encode_document(tokenizer, before, target)[0] + tokenizer.opening("assistant")
+    return encode_document(tokenizer, before, target)[0] + tokenizer.assistant
 
 
 def turn_row(turn):

@@ -1,6 +1,6 @@
 """Choose the blocks of a teacher that its student starts from: leave out each one and measure.
 
-    python runs/prune.py out/smollm2.pt --keep 15 --out out/smollm2-half.pt       5 minutes
+    python runs/prune.py out/smollm2.pt --keep 15 --out out/smollm2-half.pt       4 minutes
     expected last line: next: python train_distill_logits.py --init out/smollm2-half.pt ...
 
 Without a block the cross-entropy on validation text is higher. The blocks that matter least go.
@@ -28,7 +28,7 @@ class Config:
     val: str = OUT / "data/prose/val.jsonl"  # text to measure on; not the text of any test
     keep: int = 15                 # how many blocks to keep
     out: str = ""                  # the checkpoint to write
-    windows: int = 16              # windows of 256 tokens to measure on (16 to 64)
+    windows: int = 8               # windows of 256 tokens to measure on (8 to 64)
     dtype: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 if the hardware has it
     fresh: bool = False            # replace an existing file
 

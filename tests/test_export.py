@@ -95,7 +95,7 @@ def test_the_chat_template_renders_what_the_student_was_trained_on(exported, the
     ids, _ = encode_document(tokenizer, parse_row(dict(messages=chat), need_reply=False))
     assert theirs.apply_chat_template(chat, return_dict=False) == ids
     asked = theirs.apply_chat_template(chat[:2], add_generation_prompt=True, return_dict=False)
-    assert asked == ids[:len(asked)] and asked[-1] == tokenizer.assistant
+    assert asked == ids[:len(asked)] and asked[-1:] == tokenizer.assistant
     assert their_tokenizer(state, answer_tags=False).apply_chat_template(chat[2:3], tokenize=False) == \
         "<assistant><think>2 and 3\nare 5</think>5<end>"
 

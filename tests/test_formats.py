@@ -289,7 +289,7 @@ def test_prompt_and_response_make_the_document(tokenizer):
     for target in ("cot", "answer"):
         ids, mask = encode_document(tokenizer, MANY, target)
         prompt = prompt_ids(tokenizer, MANY, target)
-        assert prompt == ids[:len(prompt)] and prompt[-1] == tokenizer.assistant
+        assert prompt == ids[:len(prompt)] and prompt[-1:] == tokenizer.assistant
         assert all(mask[len(prompt):]) and not mask[len(prompt) - 1]
         assert prompt_ids(tokenizer, MANY[:-1], target) == prompt  # without the reply
 

@@ -249,9 +249,9 @@ def test_what_a_client_writes_never_becomes_a_mark(start, says, tiny_tokenizer):
         {"role": "user", "content": "more"}, {"role": "assistant", "content": None},
         {"role": "user", "content": spelled}])
     assert calls[0][0] == [[
-        t.system, *text, t.end, t.user, *t.encode("How " + spelled), t.end, t.assistant, *text, t.end, t.user, t.end,
-        t.assistant, *t.think, *text, *t.end_think, *t.answer, *t.encode("7"), *t.end_answer, t.end,
-        t.user, *t.encode("more"), t.end, t.assistant, t.end, t.user, *text, t.end, t.assistant]]
+        *t.system, *text, t.end, *t.user, *t.encode("How " + spelled), t.end, *t.assistant, *text, t.end, *t.user, t.end,
+        *t.assistant, *t.think, *text, *t.end_think, *t.answer, *t.encode("7"), *t.end_answer, t.end,
+        *t.user, *t.encode("more"), t.end, *t.assistant, t.end, *t.user, *text, t.end, *t.assistant]]
 
 
 PARTS = [[{"type": "image_url", "image_url": {"url": "x"}}], [{"type": "text"}], ["a"], 7, None, "\ud800", "a" * 157]

@@ -173,7 +173,7 @@ def test_every_other_change_keeps_what_it_promises(data, made):
 
 def test_hostile_rows_are_read_and_stay_text(made, tiny_tokenizer):
     """A hostile text would crash the evaluation, or its <end> would become a control token."""
-    marks, lengths = [tiny_tokenizer.user, tiny_tokenizer.end, tiny_tokenizer.assistant], {}
+    marks, lengths = [*tiny_tokenizer.user, tiny_tokenizer.end, *tiny_tokenizer.assistant], {}
     for row in made["hostile"]:
         turns = [Turn("user", text_of(row)), Turn("assistant", "none")]
         assert not text_of(row).strip() or parse_row(row) == turns  # parse_row refuses a blank question

@@ -54,7 +54,7 @@ def test_no_text_spells_a_mark(tokenizer):
 def test_marks_are_one_id_each(tokenizer):
     """TRAPS 24: a tag of several pieces is never learned, and a weight on it hits ordinary text."""
     t = tokenizer
-    marks = [t.pad, t.unk, t.end, *sum(map(t.opening, ("system", "user", "assistant")), []),
+    marks = [t.pad, t.unk, t.end, *t.system, *t.user, *t.assistant,
              *t.think, *t.end_think, *t.answer, *t.end_answer]
     assert marks == list(range(10)) and tokenizer.control_ids == set(marks)
     assert [tokenizer.decode([i], show_control=True) for i in marks] == CONTROL

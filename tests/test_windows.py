@@ -88,7 +88,7 @@ def test_the_learned_span_of_a_window_is_the_response(tmp_path, tokenizer, out_d
     data = open_data(write(tmp_path / "a.jsonl", [dict(messages=turns)]), tokenizer, 60)
     ids, learned = data["ids"][0], data["mask"][0, 1:] == 1
     assert tokenizer.decode(ids[1:][learned], True) == "<think>two plus three</think><answer>5</answer><end>"
-    assert ids[:-1][learned][0] == tokenizer.assistant  # predicts the first response token
+    assert [ids[:-1][learned][0]] == tokenizer.assistant  # predicts the first response token
 
 
 def test_a_stream_of_text_loses_no_token(tmp_path, tokenizer, out_dir):

@@ -45,9 +45,10 @@ class Tokenizer:
               "not made by tokenizer/train.py, which makes one for this project")
         self._names = dict(enumerate(CONTROL))
         self.control_ids = set(self._names)
-        self.pad, self.unk, self.end, self.system, self.user, self.assistant, *tags = range(10)
-        self.think, self.end_think, self.answer, self.end_answer = ([tag] for tag in tags)
-        self.tag_ids = set(tags)
+        self.pad, self.unk, self.end, *others = range(len(CONTROL))
+        (self.system, self.user, self.assistant, self.think, self.end_think, self.answer,
+         self.end_answer) = ([token] for token in others)
+        self.tag_ids = set(others[3:])
         self.stop_ids = {self.end}   # each ends a reply
         self.text_end = self.end     # stands after each text document
         self.start = []              # before a conversation that has no system turn
@@ -78,10 +79,6 @@ class Tokenizer:
 
     def __reduce__(self):
         return load_bytes, (self.model_bytes,)
-
-    def opening(self, role):
-        """The ids before the text of a turn. role: system, user or assistant."""
-        return [getattr(self, role)]
 
     def encode(self, text):
         """Text -> list of ids, never a special token. UserError if it is not valid Unicode."""

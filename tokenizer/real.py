@@ -31,7 +31,7 @@ SPACED = [(role, f" {text} ") for role, text in TURNS]
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-WORDS = {"gpt-2": [GPT2], "smollm": [r"\p{N}", GPT2], "qwen2": [QWEN2],
+PATTERNS = {"gpt-2": [GPT2], "smollm": [r"\p{N}", GPT2], "qwen2": [QWEN2],
          "llama-bpe": [QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")]}
 BY_HAND = """{%%- set opening = dict(system=%s, user=%s, assistant=%s) -%%}
 {%%- for message in messages -%%}
@@ -74,9 +74,6 @@ class RealTokenizer(Tokenizer):
         ids = self.encode(text := PROBE + " ".join(control) + "".join(control))
         check(self.decode(ids) == text and not self.control_ids & {*ids},
               "a tokenizer that changes texts; only byte-level BPE is read here")
-
-    def opening(self, role):
-        return getattr(self, role)
 
     def encode(self, text):
         """Text -> list of ids, never a control token. UserError if it is not valid Unicode."""
@@ -166,8 +163,8 @@ def from_gguf(fields, vocab_size, openings=""):
     """The header of a GGUF (name -> value) -> RealTokenizer. UserError if it is of another kind."""
     own = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
     kind, words = own.get("model"), own.get("pre")
-    check(kind == "gpt2" and words in WORDS, f"tokenizer.ggml.model {kind}, pre {words}: only gpt2 "
-          f"can be read, with {', '.join(WORDS)}")
+    check(kind == "gpt2" and words in PATTERNS, f"tokenizer.ggml.model {kind}, pre {words}: only "
+          f"gpt2 can be read, with {', '.join(PATTERNS)}")
     pieces, parts = own["tokens"], tokenizers.pre_tokenizers
     typed = list(enumerate(zip(pieces, own["token_type"])))  # 3 control, 4 added, 5 padding
     library = tokenizers.Tokenizer(tokenizers.models.BPE(
@@ -175,7 +172,7 @@ def from_gguf(fields, vocab_size, openings=""):
         [tuple(pair.split(" ")) for pair in own["merges"]], ignore_merges=words == "llama-bpe"))
     library.add_tokens([tokenizers.AddedToken(piece, special=kind == 3, normalized=False)
                         for i, (piece, kind) in typed if kind in (3, 4)])
-    cuts = [parts.Split(tokenizers.Regex(word), "isolated") for word in WORDS[words]]
+    cuts = [parts.Split(tokenizers.Regex(word), "isolated") for word in PATTERNS[words]]
     level = parts.ByteLevel(add_prefix_space=False, use_regex=False)
     library.pre_tokenizer = parts.Sequence([*cuts, level])
     library.decoder = tokenizers.decoders.ByteLevel()
