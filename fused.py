@@ -15,8 +15,8 @@ CHUNK = 2**22  # logits of one model in memory at a time: 16 MB in float32
 
 
 def use_fused(cfg, env, vocab_size, cache=None):
-    """--fused -> bool. auto: True if a micro-batch has many logits (0.3 GB in float32), but not
-    with a cache other than of hidden states: it gives no logits of the teacher."""
+    """--fused -> bool. auto: True if a micro-batch has many logits (0.3 GB in float32). A cache
+    must hold hidden states: the other kinds give no logits of the teacher."""
     logits = cfg.batch // (cfg.accumulate * env.world) * cfg.window * vocab_size
     many = logits >= 2**26 and (not cache or cache["kind"] == "hidden")
     return cfg.fused == "on" or cfg.fused == "auto" and many

@@ -71,8 +71,8 @@ class RMSNorm(nn.Module):
 
 def rope_frequencies(head_dim, theta, scaling=()):
     """(C/2,) angles of one position: theta^(-2i/C) for pair i. With Llama 3's scaling, pairs that
-    turn less than `high` times in the original context turn slower, those with less than `low`
-    turns by `factor`. So a longer context has no unknown angles."""
+    turn less than `high` times in the original context are slowed down, those below `low` turns
+    by the whole `factor`. So a longer context brings no new angles."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)  # (C/2,)
     if scaling:
         factor, low, high, original = scaling
@@ -151,8 +151,8 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm residual block: x (B, T, D) -> (B, T, D). For the arguments see Attention. With
-    keep (B, T) of bool, only for the last block: only the N True tokens -> (N, D)."""
+    """A pre-norm residual block: x (B, T, D) -> (B, T, D). For the arguments see Attention. The
+    last block may get keep (B, T) of bool. Then it returns only the N True tokens (N, D)."""
     def __init__(self, c):
         super().__init__()
         self.input_layernorm = RMSNorm(c.dim, c.norm_eps)
@@ -202,8 +202,8 @@ class Transformer(nn.Module):
         document (B, T): a token sees itself and earlier tokens with the same document number.
         None: it sees all earlier tokens, also those in the cache, but never the left padding.
         features: a list. Each block appends a dict: its output `hidden` (B, T, D), and q, k, v.
-        keep (B, T) of bool: only the N True tokens, row by row (N, D). After the last attention no
-        other token needs them, so the others cost no MLP there, no output matrix, no softmax."""
+        keep (B, T) of bool: only its N True tokens, row by row (N, D). After the last attention no
+        token reads the others. So they cost no MLP there, no output matrix and no softmax."""
         (B, T), start = ids.shape, cache.length if cache else 0
         if start + T > self.config.max_seq_len:
             raise ValueError(f"{start + T} tokens, but the context holds {self.config.max_seq_len}")

@@ -116,9 +116,9 @@ def read_prompt(body, tokenizer):
 class Answer:
     """An answer that is being written: where its text goes, and text that cannot be sent yet."""
     key: str = "content"  # inside a thought: reasoning_content
-    ids: tuple = ()       # tokens of an incomplete character, or of half of a mark
+    ids: tuple = ()       # tokens of an incomplete character or mark
     held: str = ""        # text that may be the beginning of a stop string
-    gap: str = ""         # line breaks that an imported model writes here; they are not sent
+    gap: str = ""         # white space after a mark of an imported model: not sent
     reason: str = None    # why it ended: stop or length
 
     def add(self, token, tokenizer, stop):

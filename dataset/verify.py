@@ -243,8 +243,7 @@ def known_answer(turn):
 
 
 def prompt_ids(tokenizer, turns, target="cot"):
-    """The ids that generation starts from: all turns except a last answer, then the assistant's
-    opening."""
+    """The ids that generation starts from: all turns except a last answer, then <assistant>."""
     before = turns[:-1] if turns[-1].role == "assistant" else turns
     return encode_document(tokenizer, before, target)[0] + tokenizer.assistant
 

@@ -42,7 +42,7 @@ def imports(path):
     return {ROOT / file for file in files} & set(CODE)
 
 
-@pytest.mark.parametrize("room, most", [(".", 3692), ("tokenizer", 406), ("dataset", 1640),
+@pytest.mark.parametrize("room, most", [(".", 3692), ("tokenizer", 406), ("dataset", 1637),
                                         ("blackbox", 1210), ("runs", 1470), ("all", 8406), ("tests", 8820)])
 def test_no_room_grows(room, most):
     """The first version grew to 12,700 lines in three days, and nobody noticed."""
@@ -58,7 +58,7 @@ def test_a_reader_of_one_script_has_little_to_read():
     while queue:
         seen |= queue
         queue = {file for path in queue for file in imports(path)} - seen - imported
-    assert len(seen) <= 11 and sum(len(lines([path])) for path in seen) <= 2081
+    assert len(seen) <= 11 and sum(len(lines([path])) for path in seen) <= 2077
 
 
 def test_no_import_runs_upwards():
