@@ -70,19 +70,24 @@ def model_config(config, weights, context):
     the computation, or is not known here. context: a smaller one, or 0."""
     family, window = config.get("model_type"), config.get("sliding_window")
     check(family in FAMILIES, f"model_type {family}: only {', '.join(FAMILIES)} come in")
-    fixed = FIXED | dict(layer_types=["full_attention"] * config["num_hidden_layers"])
+    c = {own: config.get(name) for own, name, _ in FIELDS}
+    c |= dict(n_kv_heads=c["n_kv_heads"] or c["n_heads"], rope_theta=c["rope_theta"] or 10_000.0)
+    for own, name, _ in FIELDS:
+        check(type(c[own]) in (int, float) and c[own] > 0 or own == "head_dim" and c[own] is None,
+              f"{name} {c[own]}: must be a positive number")
+    check(c["n_heads"] % c["n_kv_heads"] == 0, "num_key_value_heads must divide the heads")
+    fixed = FIXED | dict(layer_types=["full_attention"] * c["n_layers"])
     for name, value in config.items():
         check(value is None or name in (*KNOWN, *fixed), f"{name} {str(value)[:60]}: not known "
               "here; if it does not change what the model computes, take it out of the config")
         check(value in (None, fixed.get(name, value)), f"{name}: it must be {fixed.get(name)!r}")
-    whole = config["max_position_embeddings"]
+    whole = c["max_seq_len"]
     check(0 <= context <= whole, f"--context {context}: the model's is {whole}")
     used = window and config.get("use_sliding_window", True)
     check(not used or (context or whole) <= window,
           f"sliding_window {window}: use --context {window} or less")
-    c = {own: config.get(name) for own, name, _ in FIELDS}
-    c |= dict(n_kv_heads=c["n_kv_heads"] or c["n_heads"], norm_eps=float(c["norm_eps"]),
-              head_dim=c["head_dim"] or c["dim"] // c["n_heads"], max_seq_len=context or whole,
+    c |= dict(norm_eps=float(c["norm_eps"]), max_seq_len=context or whole,
+              head_dim=c["head_dim"] or c["dim"] // c["n_heads"],
               qkv_bias=family == "qwen2", qk_norm=family.startswith("qwen3"),
               tie_embeddings=config.get("tie_word_embeddings", "lm_head.weight" not in weights))
     c["rope_theta"], c["rope_scaling"] = rope(config)

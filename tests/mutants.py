@@ -119,6 +119,13 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
     (32, "decoding.py", "logits[:, :model.n_tokens]", "logits", "test_real_tokenizer.py::test_padded_ids_are_never_sampled"),
     (32, "checkpoints.py", "own.fingerprint == tokenizer.fingerprint", "own.vocab_size == tokenizer.vocab_size",
      "test_real_tokenizer.py::test_equal_width_is_not_the_same_tokenizer"),
+    (33, "checkpoints.py", "inputs = dict(teacher_fingerprint=weights_fingerprint(teacher))",
+     'teacher = teacher.bfloat16().float() if env.dtype == "bf16" else teacher\n'
+     "    inputs = dict(teacher_fingerprint=weights_fingerprint(teacher))",
+     "test_train.py::test_no_flag_of_the_student_reaches_the_teacher"),
+    (34, "losses.py", "return scale(name, temperature) * divergence(name, merged, log_p, mix=mix)",
+     "return kl(log_p[..., :ids.shape[-1]], log_softmax(z).gather(-1, ids))",
+     "test_cache.py::test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k[forward_kl-0]"),
 ]
 
 

@@ -42,8 +42,8 @@ def imports(path):
     return {ROOT / file for file in files} & set(CODE)
 
 
-@pytest.mark.parametrize("room, most", [(".", 3692), ("tokenizer", 406), ("dataset", 1637),
-                                        ("blackbox", 1210), ("runs", 1470), ("all", 8406), ("tests", 8820)])
+@pytest.mark.parametrize("room, most", [(".", 3697), ("tokenizer", 406), ("dataset", 1637),
+                                        ("blackbox", 1210), ("runs", 1470), ("all", 8411), ("tests", 8867)])
 def test_no_room_grows(room, most):
     """The first version grew to 12,700 lines in three days, and nobody noticed."""
     paths = {**ROOMS, "runs": ROOMS["runs"] + SHELL, "all": CODE + SHELL}[room]

@@ -149,7 +149,8 @@ PLAIN = dict(rope_type="default", rope_theta=1e4)
         (name, {name: value}) for name, value in dict(
             hidden_act="gelu", no_rope_layers=[1, 1, 0], embedding_multiplier=12.0, norm_type="layer",
             quantization_config=dict(quant_method="gptq"), attention_bias=True, mlp_bias=True, model_type="gemma3",
-            partial_rotary_factor=0.5, final_logit_softcapping=30.0, rope_interleaved=True).items()))])
+            partial_rotary_factor=0.5, final_logit_softcapping=30.0, rope_interleaved=True, num_attention_heads=0,
+            num_hidden_layers=None, hidden_size=[32], rms_norm_eps="1e-5", num_key_value_heads=3).items()))])
 def test_a_field_that_changes_the_computation_is_refused_by_name(family, named, changes, folder, refused):
     """TRAPS 29: the weights of all these variants load without an error."""
     assert named in refused(folder(make(family), lambda config: config.update(changes)))

@@ -1,4 +1,6 @@
 """Claims about fused.py: the plain loss and its gradients, but never all logits in memory."""
+import subprocess
+import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -8,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fused
+from common import ROOT
 from fused import FusedLoss
 from losses import cross_entropy, divergence, total
 from test_divergences import CASES
@@ -109,6 +112,37 @@ def test_the_script_trains_the_same_student_either_way(flags, train, call, tiny_
     on, off = (np.loadtxt(out_dir / f"{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2, 3, 4))
                for name in ("on", "off"))
     assert on == pytest.approx(off, rel=1e-4)
+
+
+MEASURE = """
+from types import SimpleNamespace
+import torch
+from fused import fused_step
+from model import ModelConfig, Transformer, with_layers
+from optim import make_optimizers
+torch.manual_seed(0)
+teacher = Transformer(ModelConfig(49152, 576, 30, 9, 3, 64, 1536, 256, qk_norm=False)).requires_grad_(False)
+model = with_layers(teacher, range(1, 31, 2)).requires_grad_(True)
+x = torch.randint(49152, (8, 256))
+cfg = SimpleNamespace(alpha=0.5, divergence="forward_kl", temperature=1.0)
+env = SimpleNamespace(dtype="float32", device=x.device, autocast=lambda: torch.autocast("cpu", enabled=False))
+memory = lambda key: next(int(line.split()[1]) for line in open("/proc/self/status") if key in line) / 1e6
+optimizers, before = make_optimizers(model, "muon", 1e-3, 0.1), memory("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak
+fused_step(cfg, env, model, teacher, x, x, torch.ones_like(x), torch.ones(8, 256), None, 2048)
+for optimizer in optimizers:
+    optimizer.step()
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_step_with_49152_tokens_needs_less_than_3_gb():
+    """SmolLM2-135M as the teacher, half of it as the student, in float32: more than in bf16. All logits of
+    both would be 2,048 x 49,152 x 4 bytes twice, 0.8 GB, and as much for each gradient of them."""
+    run = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and 0.5 < float(run.stdout) < 3, run.stdout + run.stderr
 
 
 def test_it_is_chosen_by_size_and_never_beside_a_cache_without_hidden_states():

@@ -265,6 +265,17 @@ def test_the_log_has_every_step_and_the_checkpoint_the_best_weights(script, trai
     assert ce == pytest.approx(min(ces), abs=1e-4)
 
 
+def test_no_flag_of_the_student_reaches_the_teacher(train, tiny_world):
+    """TRAPS 33: a public trainer loaded the teacher with the student's quantisation."""
+    made, seen = checkpoints.weights_fingerprint(checkpoints.load_model(tiny_world.teacher)[0]), []
+    for flags in (dict(), dict(size="0.2m"), dict(init_from_teacher="1", lr=0.1), dict(optimizer="adamw"),
+                  dict(dtype="bf16")):
+        assert train("distill_logits", fresh=True, **flags)["inputs"]["teacher_fingerprint"] == made
+        seen.append([float(row["teacher ce"]) for row in train.rows])
+    assert seen[:-1] == [seen[0]] * 4
+    assert seen[-1] == pytest.approx(seen[0], rel=0.02)  # the pass is in bf16, the weights are not
+
+
 def test_the_loops_tell_the_same_story():
     """Students compare two scripts with `diff`. That is clear only if all have the same six numbered comments."""
     banners = {path.stem: re.findall(r"^ +# (\d\) .*)$", path.read_text(encoding="utf-8"), re.M)
