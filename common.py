@@ -24,6 +24,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import typing
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,6 +184,25 @@ def lock(path, wait=False):
     return file
 
 
+def eta(seconds):
+    return "eta {}m{:02d}s".format(*divmod(max(int(seconds), 0), 60))
+
+
+def progress(what, items, whole=None, size=lambda item: 1):
+    """Yield the items. Print how much of `whole` (default: their number) is done, and the time that
+    the rest takes: on a terminal in one place, in a file or pipe as a line every ten seconds."""
+    began = shown = time.monotonic()
+    done, whole, live = 0, len(items) if whole is None else whole, sys.stdout.isatty()
+    for item in items:
+        done += size(item)
+        yield item
+        now = time.monotonic()
+        if now - shown > (0.2 if live else 10):
+            shown, left = now, (now - began) * (whole / done - 1)
+            print(f"{what} {done:,.0f}/{whole:,.0f} | {eta(left)}", end=" \r" if live else "\n",
+                  flush=True)
+
+
 def data_files(path):
     """A data file, or the .txt and .jsonl files of a folder, by name -> list of Path."""
     files = sorted(p for p in Path(path).glob("[!.]*") if p.suffix.lower() in (".txt", ".jsonl"))
@@ -339,11 +359,10 @@ def log(cfg, env, step, numbers, val_ce, seconds, counts):
             print(*row, sep=",", file=file)
         print(*row.values(), sep=",", file=file)
     if step % 20 == 0 or step in (1, cfg.steps) or val_ce is not None:
-        left = int((cfg.steps - step) * seconds)
         terms = [f"{k} {v:{'.1e' if k == 'lr' else '.3f'}}" for k, v in numbers.items()]
         terms += [f"val ce {val_ce:.4f}"] if val_ce is not None else []
         print(f"step {step:>6}/{cfg.steps} | {' | '.join(terms)} | {1000 * seconds:.0f} ms | "
-              f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | eta {left // 60}m{left % 60:02d}s")
+              f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | {eta((cfg.steps - step) * seconds)}")
 
 
 def check_finite(loss, norm, step, cfg):

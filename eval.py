@@ -10,7 +10,6 @@ reference, from 0 to 100.
 """
 import json
 import math
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 
 import checkpoints
 import speed
-from common import OUT, check, show
+from common import OUT, check, progress, show
 from dataset.formats import bad_lines_text, parse_row, read_documents
 from dataset.suites import IN_MEAN, read_suites
 from dataset.verify import (agree, extract_answer, known_answer, parse_number, parse_response,
@@ -58,7 +57,9 @@ def score(model, tokenizer, teacher, data, cfg):
     """Means over the counted tokens -> dict: ce and KL (nats), agreement, bits per byte, ECE."""
     device, sums, seen = model.embed_tokens.weight.device, Counter(), []
     bytes_of = torch.as_tensor(tokenizer.token_bytes, device=device)  # (V,)
-    for x, y, document, weight in eval_batches(data, cfg.batch, device=device):
+    batches = eval_batches(data, cfg.batch, device=device)
+    for x, y, document, weight in progress("windows scored:", batches, len(data["ids"]),
+                                           lambda batch: len(batch[0])):
         keep = weight > 0                                     # (B, T)
         logits, y = model(x, document, keep), y[keep]         # (N, V), (N,)
         confidence, likeliest = logits.softmax(-1).max(-1)    # (N,)
@@ -84,7 +85,8 @@ def answer(model, tokenizer, questions, target, cfg, **sampling):
     written = [[] for _ in prompts]  # stays empty if the prompt fills the context
     fits = [i for i, prompt in enumerate(prompts) if len(prompt) < model.config.max_seq_len]
     fits.sort(key=lambda i: len(prompts[i]))  # similar lengths together: less padding
-    for some in (fits[start:start + cfg.batch] for start in range(0, len(fits), cfg.batch)):
+    batches = (fits[start:start + cfg.batch] for start in range(0, len(fits), cfg.batch))
+    for some in progress("questions answered:", batches, len(fits), len):
         rows = generate(model, [prompts[i] for i in some], cfg.max_new_tokens, tokenizer.stop_ids,
                         **sampling)
         for i, ids in zip(some, rows):
@@ -131,9 +133,9 @@ def robustness(model, tokenizer, suites, target, cfg):
     problem -> a dict. suite_mean: mean exact of IN_MEAN. suites: {name: dict(n, exact,
     exact_interval, drop, p)}; drop: accuracy lost against clean; hostile: ended, refused.
     suites_right: {name: "10-1..."}: each clean problem is right, wrong, or not in this suite."""
-    right, found, began = {}, {}, time.time()
+    right, found = {}, {}
     kept = {row["source"] for row in suites["clean"][:cfg.questions]}
-    for i, (name, rows) in enumerate(suites.items(), 1):  # clean comes first
+    for name, rows in progress("suites:", suites.items()):  # clean comes first
         rows = [row for row in rows if name == "hostile" or row["source"] in kept]
         questions = [parse_row(row, need_reply=False) for row in rows]  # hostile text may be empty
         replies = answer(model, tokenizer, questions, target, cfg)
@@ -146,8 +148,6 @@ def robustness(model, tokenizer, suites, target, cfg):
             unchanged = [right["clean"][source] for source in solved]
             found[name] = dict(n=n, exact=k / n, exact_interval=wilson(k, n),
                                drop=(sum(unchanged) - k) / n, p=mcnemar(unchanged, solved.values()))
-        took = time.time() - began
-        print(f"suite {name}, {len(rows)}: {took:.0f} s, eta {took * (len(suites) / i - 1):.0f} s")
     exact = {name: found[name]["exact"] for name in IN_MEAN if name in found}
     text = {name: "".join("-01"[1 + right[name].get(i, -1)] for i in right["clean"])
             for name in ("clean", *exact)}

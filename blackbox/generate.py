@@ -152,9 +152,10 @@ def keep(rows):
 
 class Answers:
     """OUT.all.jsonl: a header, then all rows as they came. UserError if another command made it."""
-    def __init__(self, cfg, header, prompts):
+    def __init__(self, cfg, header, prompts, wanted):
         self.cfg, self.path, self.prompts = cfg, Path(cfg.out + ".all.jsonl"), prompts
-        self.shown = time.monotonic()
+        self.began = self.shown = time.monotonic()
+        self.wanted = wanted  # how many rows there will be, if no request fails
         if cfg.fresh or not self.path.exists():
             common.write_file(self.path, json_lines([header]))
         try:  # a killed run may leave half a line
@@ -188,8 +189,10 @@ class Answers:
         append_rows(self.path, [row])
         self.rows.append(row)
         if time.monotonic() - self.shown > 10:
-            self.shown = time.monotonic()
-            print(f"{len(self.rows):>6,} rows |", counted(Counter(r["verdict"] for r in self.rows)))
+            self.shown, rows = time.monotonic(), len(self.rows)
+            each = (self.shown - self.began) / (rows - self.before)  # seconds
+            print(f"{rows:>6,} of {self.wanted:,} rows |", counted(Counter(
+                r["verdict"] for r in self.rows)), "|", common.eta(each * (self.wanted - rows)))
 
 
 def ask_checkpoint(cfg, teacher, answers, prompts, jobs):
@@ -321,7 +324,7 @@ def main(cfg):
             teacher=teacher[-1], input="" if cfg.documents else common.sha256_file(cfg.input))
     prompts = prompts[:cfg.questions or None]
     jobs = [(q, s) for q in range(len(prompts)) for s in range(cfg.samples)]
-    answers = Answers(cfg, header, prompts)
+    answers = Answers(cfg, header, prompts, cfg.documents or len(jobs))
     client = ask_endpoint(cfg, answers, prompts, jobs) if cfg.base_url else \
         ask_checkpoint(cfg, teacher, answers, prompts, jobs)
     conclude(cfg, answers, jobs, client)

@@ -20,7 +20,6 @@ fit only the temperature they were made at. After a stop, run the same command a
 import json
 import shutil
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -135,11 +134,9 @@ def main(cfg):
     tokenizer.save(folder / "tokenizer.model")
     with common.atomic_write(folder / "head.npy") as file:
         np.save(file, teachers[0].lm_head.weight.float().cpu().numpy())
-    todo, began = missing(folder, about), time.time()
-    for done, number in enumerate(todo, 1):
+    todo = missing(folder, about)
+    for number in common.progress(f"files of {SHARD:,} windows:", todo):
         write_shard(folder, number, teachers, data, about, env)
-        left = (time.time() - began) / done * (len(todo) - done)
-        print(f"{done}/{len(todo)} files of {SHARD:,} windows | eta {left:.0f} s")
     size, tokens = sum(p.stat().st_size for p in folder.glob("*-*.npy")), data["meta"]["supervised"]
     print(f"{show(folder)}: {'made' if todo else 'already made'}, {tokens:,} tokens, "
           f"{size / max(tokens, 1):.0f} bytes each, {size / 1e6:,.1f} MB")

@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from bisect import bisect_left, insort
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
@@ -30,8 +29,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import (OUT, atomic_write, check, command, data_files, lock, sha256_file, show,
-                    sum_over_ranks, write_file)
+from common import (OUT, atomic_write, check, command, data_files, lock, progress, sha256_file,
+                    show, sum_over_ranks, write_file)
 from dataset.formats import (CHUNK, bad_lines_text, chunks, encode_document, forms, is_text, note,
                              parse_row, read_documents)
 from losses import cross_entropy, divergence
@@ -68,7 +67,9 @@ def dtypes(tokenizer):  # in the order of NAMES
 
 def write_windows(path, folder, window, source, parts):
     """Write what `cut` made of each chunk, in order, to the files of a folder; meta.json last."""
-    total, report, shown = Counter(), {}, time.time()
+    total, report = Counter(), {}
+    parts = progress(f"{show(path)}: MB in windows:", parts, size=lambda part: part[1]["bytes"] / 1e6,
+                     whole=sum(file.stat().st_size for file in data_files(path)) / 1e6)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(atomic_write(folder / f"{name}.bin")) for name in NAMES]
         for arrays, numbers, left_out in parts:
@@ -78,9 +79,6 @@ def write_windows(path, folder, window, source, parts):
             total.update(numbers)
             for reason, entry in left_out.items():
                 note(report, reason, *entry)
-            if time.time() - shown > 5:
-                shown = time.time()
-                print(f"{show(path)}: {total['bytes'] / 1e6:,.0f} MB are cut into windows")
     why = bad_lines_text(report) or "too little text"
     if total["too_long"] and not total["windows"]:
         why = f"no answer fits into --window {window}; the longest first one needs "

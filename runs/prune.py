@@ -48,7 +48,8 @@ def main(cfg):
         return validation_ce(with_layers(teacher, numbers).to(env.device), val, how, env)
 
     print(f"{show(path)}: {len(kept)} blocks, {loss(kept):.3f} nats a token")
-    found = {n: loss([other for other in kept if other != n]) for n in kept}
+    found = {n: loss([other for other in kept if other != n])
+             for n in common.progress("blocks left out:", kept)}
     print("without a block:", ", ".join(f"{n} {ce:.3f}" for n, ce in found.items()))
     kept = sorted(sorted(found, key=found.get)[-cfg.keep:])  # the loss rises most without these
     student = with_layers(teacher, kept)

@@ -239,3 +239,15 @@ def test_one_writer_at_a_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common.fcntl, "flock", Mock(side_effect=OSError(38, "Function not implemented")))
     common.lock(tmp_path / "x.pt").close()
     assert "no locks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_long_work_says_how_far_it_is(live, monkeypatch, capsys):
+    """On a terminal in one place, in a file a line every ten seconds: a log of 10,000 lines helps nobody."""
+    clock = iter(range(0, 600, 6))  # each item takes six seconds
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: live, raising=False)
+    assert list(common.progress("files:", [3, 1, 4, 2], 10, lambda n: n)) == [3, 1, 4, 2]
+    said = capsys.readouterr().out
+    assert said.split(" \r")[0] == "files: 3/10 | eta 0m14s" if live else said == (
+        "files: 4/10 | eta 0m18s\nfiles: 10/10 | eta 0m00s\n")
