@@ -160,10 +160,30 @@ def amount(_, plt):
     plt.minorticks_off()
 
 
+def ways(_, plt):
+    """All ways to distil: who writes the text, and what the teacher says about each token of it."""
+    gives = ["nothing", "the token\nthat it wrote", "its k likeliest\ntokens (a cache)",
+             "its whole\ndistribution", "hidden states,\ntoo"]
+    writers = ["people, or\na program", "the teacher", "the student"]
+    for x, y, text in ((0, 0, "pretrain"), (2, 0, "logits\n--cache"), (3, 0, "logits"),
+                       (4, 0, "features"), (1, 1, "responses:\nanswers\n\nreason: chains\nof thought"),
+                       (3, 1, "logits on\ngenerated\ndocuments"), (3, 2, "onpolicy")):
+        color = "#f6c177" if x == 1 else "#9ccfd8" if x else "#dddddd"
+        plt.text(x, y, text, ha="center", va="center", size=12, bbox=dict(fc=color, pad=7, lw=0))
+    plt.xticks(range(5), gives, size=12)
+    plt.yticks(range(3), writers, size=12)
+    for color, label in (("#f6c177", "black box: text is enough"), ("#9ccfd8", "white box"),
+                         ("#dddddd", "no teacher")):
+        plt.scatter([], [], marker="s", s=120, color=color, label=label)
+    plt.gca().set(xlim=(-0.5, 4.5), ylim=(-0.5, 2.5), ylabel="who writes the text",
+                  xlabel="what the teacher says about each token: more from left to right",
+                  title="Ways to distil (train_*.py, train_distill_*.py)")
+
+
 def main(cfg):
     plt, out = pyplot(), Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
-    figures = reliability, robustness, soft_targets, pareto, topk, amount
+    figures = reliability, robustness, soft_targets, pareto, topk, amount, ways
     for draw in [curves] if cfg.logs else figures:
         path = out / f"{draw.__name__.replace('_', '-')}.png"
         try:

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from common import ROOT
 from metrics import json_lines
 from runs import plot, render
 
@@ -40,7 +41,7 @@ def drawn(monkeypatch, tmp_path):
 def test_the_figures_show_the_rows(call, tiny_world, tmp_path, drawn):
     """A figure that is not drawn again, or that shows the wrong model, wall-clock runs or only one seed."""
     flags = ("--teacher", tiny_world.teacher, "--out", tmp_path / "new", "--question", "2 + 3?")
-    assert call("runs.plot", *flags).status == 0 and len(drawn) == 6
+    assert call("runs.plot", *flags).status == 0 and len(drawn) == 7
     heights = [bar.get_height() for bar in drawn["robustness.png"].patches]
     assert heights == pytest.approx([1.0] * 3 + [0.6] * 3 + [0.9] * 3)  # the mean of 0.5 and 0.7
     spreads = drawn["robustness.png"].collections[1].get_segments()[0]  # the first bar of the second model
@@ -53,6 +54,8 @@ def test_the_figures_show_the_rows(call, tiny_world, tmp_path, drawn):
     for figure, line, points in (("reliability", 1, [[0.4, 0.2], [0.9, 0.8]]),  # without the bin of two tokens
                                  ("pareto", 0, [[2000, 0.9], [4000, 0.7]])):  # no other is better in both
         assert drawn[f"{figure}.png"].lines[line].get_xydata().tolist() == points
+    named = " ".join(text.get_text() for text in drawn["ways.png"].texts)
+    assert all(path.stem.removeprefix("train_").removeprefix("distill_") in named for path in ROOT.glob("train_*.py"))
 
 
 def test_a_report_of_eval_is_drawn_and_what_is_missing_costs_no_other_figure(call, tmp_path, drawn):
@@ -60,7 +63,7 @@ def test_a_report_of_eval_is_drawn_and_what_is_missing_costs_no_other_figure(cal
     result = dict(row("mine", 1, 0.25)["metrics"], model="mine")
     (tmp_path / "report.json").write_text(json.dumps(dict(results=[result])))
     done = call("runs.plot", "--report", tmp_path / "report.json", "--out", tmp_path, "--teacher", "none")
-    assert done.status == 0 and "soft-targets.png is not drawn" in done.out and len(drawn) == 5
+    assert done.status == 0 and "soft-targets.png is not drawn" in done.out and len(drawn) == 6
     assert [bar.get_height() for bar in drawn["robustness.png"].patches] == [0.25] * 3
 
 
