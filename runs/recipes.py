@@ -323,6 +323,22 @@ for name, rows, scored in (
     RECIPES.append(Recipe(name, (0,), rows, [
         f"eval.py {scored} --out out/{rows} --row results/{rows}.jsonl"]))
 
+# A real teacher, SmolLM2-135M-Instruct: half of its blocks are healed on prose. SMOLLM2=FILE.gguf
+if "SMOLLM2" in os.environ:
+    REAL, HALF, STATES = "out/smollm2.pt", "out/smollm2-half.pt", "out/data/smollm2-states"
+    made_by(f"convert.py --from {os.environ['SMOLLM2']} --out {REAL}",
+            f"runs/prune.py {REAL} --val out/data/prose/val.jsonl --keep 15 --out {HALF}",
+            f"dataset/teacher_cache.py {TEXT} --teacher {REAL} --kind hidden --out {STATES}")
+    HEAL = (f"{TEXT} --init {HALF} --optimizer adamw --eval-every 100 --eval-windows 32 --batch 8 "
+            "--lr")
+    TEACH = f"--cache {STATES} --temperature 1 --alpha"
+    smol = Group("smollm2", "smollm2", REAL, "out/data/prose", (1, 2, 3), "--batch 8")
+    smol.run("teacher")
+    replace(smol, name="").run("smollm2-half", checkpoint=HALF)  # before any training
+    smol.trials("alone", f"train_pretrain.py --steps 60 {HEAL}", "")
+    smol.run("alone", f"train_pretrain.py --steps 300 {HEAL} 6e-4")
+    smol.both("logits", f"train_distill_logits.py {TEACH} 0.5 {HEAL} 6e-4", 300, 180)
+
 # GSM8K: worked solutions; a tenth is for validation, a tenth for the test
 MATH, PARTS = "out/data/gsm8k", dict(val={0}, train=set(range(1, 9)), heldout={9})
 if "GSM8K" in os.environ:
