@@ -21,6 +21,7 @@ raises, this check has failed, and the next ones still count. An answer is an Ex
 the call raised. In the calls autograd is off, and each call has its own copy of its arguments.
 """
 import csv
+import functools
 import io
 import json
 import sys
@@ -54,6 +55,11 @@ def near(answer, expected, tolerance=1e-4):
     return answer.shape == expected.shape and bool(((answer - expected).abs() <= tolerance).all())
 
 
+@functools.cache  # before the first submission runs: it could change the file
+def checks_of(lesson):
+    return sandbox.load(LESSONS[lesson] / "checks.py")
+
+
 def judged(checks, answers):
     """Ask judge -> list of dicts: points, ok, hint. It never raises, whatever the answers are."""
     rows, total = [], sum(points for _, _, points in checks.TASKS)
@@ -66,13 +72,13 @@ def judged(checks, answers):
             rows.append(dict(points=points, ok=ok, hint=hint))
     except Exception as error:
         rows.append(dict(points=total - sum(row["points"] for row in rows), ok=False,
-                         hint=f"is each answer what its docstring asks for? {type(error).__name__}"))
+                         hint=f"does each answer fit its docstring? {type(error).__name__}"))
     return rows
 
 
 def examine(submission, lesson, **output):
-    """Run and judge a submission -> dict: lesson, points, of, note, checks, errors (by function)."""
-    checks = sandbox.load(LESSONS[lesson] / "checks.py")
+    """Run and judge a submission -> dict: lesson, points, of, note, checks; errors: by function."""
+    checks = checks_of(lesson)
     calls, errors = checks.calls(), {}
     answers = sandbox.run(submission, calls, **output)
     failed = [(name, found) for (name, _), found in zip(calls, answers)
@@ -121,6 +127,8 @@ def grade(folder, out):
     students = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     lessons = [n for n in LESSONS if any((path / f"{n}.py").exists() for path in students)]
     check(lessons, f"{show(folder)} has no NAME/N.py with N from {', '.join(map(str, LESSONS))}")
+    for lesson in lessons:
+        checks_of(lesson)
     table, began = [["name", *lessons, "total", "note"]], time.time()
     for done, student in enumerate(students, 1):
         points, notes = [], []

@@ -1,5 +1,4 @@
-"""Claims about lessons/: checks accept right solutions and refuse others, and grading survives all."""
-import csv
+"""Claims about lessons/: checks accept right solutions and refuse others, texts and commands agree."""
 import json
 import os
 import re
@@ -28,7 +27,7 @@ def graded(lesson, text, tmp_path):
     """Run our own code in this process -> the rows of check.judged."""
     path = tmp_path / "exercise.py"
     path.write_text(text, encoding="utf-8")
-    checks = sandbox.load(check.LESSONS[lesson] / "checks.py")
+    checks = check.checks_of(lesson)
     answers = [sandbox.unpack(row) for row in sandbox.answer(path, checks.calls())]
     return check.judged(checks, answers)
 
@@ -57,7 +56,7 @@ def test_the_solution_has_all_points_and_each_wrong_one_fewer_with_its_hint(less
     """Checks could accept a plausible mistake, or answer it with a hint about something else."""
     rows = graded(lesson, (SOLUTIONS / f"{lesson}.py").read_text(encoding="utf-8"), tmp_path)
     assert [row for row in rows if not row["ok"]] == [] and points(rows) == 10
-    checks = sandbox.load(check.LESSONS[lesson] / "checks.py")
+    checks = check.checks_of(lesson)
     assert sum(points for _, _, points in checks.TASKS) == 10
     assert {name for name, _ in checks.calls()} == {name for name, _, _ in checks.TASKS}
     wrong = list(wrong_ones(lesson))
@@ -74,7 +73,7 @@ def test_a_stub_and_answers_of_any_type_have_no_points(lesson, tmp_path):
     """A judge could raise on a strange answer, or give points to a function that ignores its input."""
     stub = (check.LESSONS[lesson] / "exercise.py").read_text(encoding="utf-8")
     assert points(graded(lesson, stub, tmp_path)) == 0
-    checks = sandbox.load(check.LESSONS[lesson] / "checks.py")
+    checks = check.checks_of(lesson)
     for weird in WEIRD:
         rows = check.judged(checks, [weird] * len(checks.calls()))
         assert points(rows) <= 1, (weird, [row["hint"] for row in rows if row["ok"]])
@@ -90,3 +89,30 @@ def test_both_languages_have_the_same_headings_and_commands(lesson):
     rest = [re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S) for text in both]
     levels = [re.findall(r"^#+ ", text, flags=re.M) for text in rest]
     assert levels[0] == levels[1] != []
+
+
+@pytest.fixture(scope="session")
+def fast(tmp_path_factory):
+    """What `bash speedrun.sh --fast` leaves: a copy of out/fast, or made here in some minutes."""
+    folder = tmp_path_factory.mktemp("speedrun")
+    if (ROOT / "out/fast/report.md").exists():
+        shutil.copytree(ROOT / "out/fast", folder / "fast", ignore=shutil.ignore_patterns("*lesson*"))
+    else:
+        subprocess.run(["bash", ROOT / "speedrun.sh", "--fast"], check=True, capture_output=True,
+                       env={**os.environ, "MINIDISTILL_OUT": str(folder)})
+    return folder / "fast"
+
+
+@pytest.mark.slow
+@each_lesson
+def test_every_command_of_a_lesson_runs_after_the_speedrun(lesson, fast):
+    """A lesson's command could fail in class: a renamed flag, a file that the speedrun does not make."""
+    text = (check.LESSONS[lesson] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.M | re.S)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", "\n".join(blocks)], cwd=ROOT,
+                          env={**os.environ, "MINIDISTILL_OUT": str(fast), "PATH": path},
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((fast / f"lesson-{lesson}.json").read_text(encoding="utf-8"))
+    assert (found["points"], found["note"]) == (0, "not written yet")
