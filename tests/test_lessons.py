@@ -40,10 +40,11 @@ def wrong_ones(lesson):
     """solutions/N-wrong.txt -> list of (title, hint, text of the wrong solution). "-" lines in a row
     are one old text, the "+" lines after them the new one."""
     right = (SOLUTIONS / f"{lesson}.py").read_text(encoding="utf-8")
-    for part in (SOLUTIONS / f"{lesson}-wrong.txt").read_text(encoding="utf-8").split("== ")[1:]:
+    text = (SOLUTIONS / f"{lesson}-wrong.txt").read_text(encoding="utf-8")
+    for part in re.split(r"^== ", text, flags=re.M)[1:]:
         title, hint, *lines = part.strip("\n").split("\n")
         text = right
-        for old, new in re.findall(r"((?:- .*\n)+)((?:\+ ?.*\n)*)", "\n".join([*lines, ""])):
+        for old, new in re.findall(r"^((?:- .*\n)+)((?:\+ ?.*\n)*)", "\n".join([*lines, ""]), re.M):
             old, new = ("\n".join(line[2:] for line in side.splitlines()) for side in (old, new))
             assert text.count(old) == 1, f"lesson {lesson}, {title}: {old!r} must occur once"
             text = text.replace(old, new)
