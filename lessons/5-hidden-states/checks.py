@@ -55,7 +55,7 @@ def judge(a):
     yield 1, lambda: near(a[5], P, 1e-3), (
         "these states were made with a known P: which of the two models is multiplied by it?")
     yield 1, lambda: fits(a[6], A + 1, B) and fits(a[7], B, A - 2), (
-        "move one entry of P a little: can the error still fall? P has no bias, so nothing moves")
+        "move one entry of P a little: can the error still fall? There is no bias that helps P")
     yield 1, lambda: near(a[8], [1, 2]) and near(a[9], [2, 3]), (
         "from which number do blocks count? Does every student block get one, even below 0?")
     yield 1, lambda: near(a[10], [2, 3]), "can two student blocks learn from one teacher block?"

@@ -55,7 +55,8 @@ if __name__ == "__main__":
     blocks = range(1, teacher.config.n_layers + 1)
     for left_out in blocks:
         kept = [block for block in blocks if block != left_out]
-        print(f"without block {left_out}: ce {states_and_ce(with_layers(teacher, kept), windows)[1]:.3f}")
+        ce = states_and_ce(with_layers(teacher, kept), windows)[1]
+        print(f"without block {left_out}: ce {ce:.3f}")
     try:
         show_similarity(states_and_ce(student, windows)[0], theirs)
     except NotImplementedError:
