@@ -50,7 +50,8 @@ def judge(answers):
     for points, hint, group in GROUPS:
         found = [next(left) is right for _, _, right in group]
         yield points, all(found), hint
-    half, more, equal, chain = map(lambda found: found if isinstance(found, list) else [], left)
+    half, more, equal, chain = (found if isinstance(found, list) and all(
+        type(i) is int for i in found) else [] for found in left)
     found = {*half, *more, *equal}
     yield 1, {2, 4, 6, 7} <= found & {*half} & {*more} & {*equal} and not found & {0, 1}, \
         "is a kept answer right, and is it finished? Do other numbers make another question?"

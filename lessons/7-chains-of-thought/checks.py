@@ -23,16 +23,22 @@ def tokens(chosen):
     return sum(SAMPLES[i]["tokens"] for i in chosen)
 
 
+def indices(found):
+    """The answer, or [] if it is no list of indices of SAMPLES."""
+    whole = isinstance(found, list) and all(type(i) is int for i in found)
+    return found if whole and all(0 <= i < len(SAMPLES) for i in found) else []
+
+
 def judge(answers):
     *chosen, batch, one, none = answers
-    chosen = [found if isinstance(found, list) else [] for found in chosen]
-    everything, sixty, thirty, fifty, few, seventy_five = chosen
+    chosen = [indices(found) for found in chosen]
+    everything, sixty, thirty, fifty, _, seventy_five = chosen
     yield 1, bool(everything) and all(RIGHT >= set(found) for found in chosen), \
         "may the student learn from a chain whose answer is wrong?"
     asked = [SAMPLES[i]["question"] for i in everything]
     yield 1, sorted(asked) == [0, 1, 3, 4, 5] and tokens(everything) == 135, \
         "with tokens in plenty: how many chains of a question, and how long are they?"
-    yield 1, tokens(thirty) == 30 and few == [] and all(
+    yield 1, tokens(thirty) == 30 and answers[4] == [] and all(
         tokens(found) <= budget for found, budget in zip(chosen, (1000, 60, 30, 50, 14, 75))), \
         "what does the budget allow, and what if it is used to the last token?"
     yield 1, (len(sixty), len(fifty), len(seventy_five)) == (3, 3, 4) and tokens(sixty) == 50, \
