@@ -61,7 +61,8 @@ def judge(answers):
     ok = [found == right for found, (_, right) in zip(cases, CASES)]
     yield 1, ok[0] and ok[1], "do both sides have the same seeds, and at least two?"
     yield 1, ok[2] and ok[3], "which data chose the settings, and which data may report?"
-    yield 1, ok[4], "which rows belong together? The seeds differ more than the recipes do"
+    yield 1, ok[4] and any(found != "shown" for found in cases), \
+        "which rows belong together? The seeds differ more than the recipes do"
     yield 1, ok[5] and ok[6], "how wide is the interval of four seeds, and on which side of 0?"
     yield 1, all(ok[7:]), "a teacher costs time. Which rows had the same time, and are all there?"
     yield 1, claims == ["equal tokens only", "shown", "one seed"], \
