@@ -23,9 +23,9 @@ def keep(rows, share):
     rows: list of dicts: "question" (str), "answer" (str), "reference" (str), "ended" (bool: False
     if the answer was cut off). A row is kept if its answer ended, if `same_time` says that it is
     right, and if its question is no near copy of the question of an earlier row that is kept.
-    A question is compared by its words: runs of letters and digits, lower case. Two questions are near
-    copies if they have the same numbers in the same order, and if
-        word triples that both have / word triples that one of them has  >=  share   (0 to 1).
+    A question is compared by its words: runs of letters and digits, lower case. Two questions are
+    near copies if they have the same numbers in the same order, and if
+        word triples that both have / word triples that at least one has  >=  share   (0 to 1).
     A word triple is three words in a row. Every question has at least three words.
     """
     raise NotImplementedError
