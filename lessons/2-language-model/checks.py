@@ -31,7 +31,7 @@ APART = [[*x[0].split(1), x[1]] for x in TWO[:4]] + [0.1]  # the same tokens in 
 def calls():
     """(function, arguments) of each call, in the order in which judge counts them."""
     one = torch.ones(1, 2, dtype=torch.int64)
-    return [("smoothed_loss", [[PAPER], [one * 0], [one], [one], 0.0]),    # 0
+    return [("smoothed_loss", [[PAPER], [torch.tensor([[1, 0]])], [one], [one], 0.0]),    # 0
             ("smoothed_loss", [[FIRST], [IDS], [ALL], [ALL], 0.0]),        # 1
             ("smoothed_loss", [[FIRST], [IDS], [MASK], [ALL], 0.0]),       # 2
             ("smoothed_loss", [[FIRST], [IDS], [ALL], [PACKED], 0.0]),     # 3

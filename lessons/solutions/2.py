@@ -8,7 +8,8 @@ def smoothed_loss(logits, ids, mask, document, epsilon):
     loss, count = 0.0, 0
     for z, tokens, learned, number in zip(logits, ids, mask, document):
         target = tokens[:, 1:]                                     # (B, T - 1)
-        keep = (learned[:, 1:] > 0) & (number[:, 1:] == number[:, :-1])
+        same = number[:, 1:] == number[:, :-1]                     # (B, T - 1)
+        keep = (learned[:, 1:] > 0) & same
         log_q = torch.log_softmax(z[:, :-1][keep].float(), -1)     # (N, V)
         right = log_q.gather(-1, target[keep][:, None])[:, 0]      # (N,)
         values = -(1 - epsilon) * right - epsilon * log_q.mean(-1)
