@@ -23,7 +23,6 @@ LEFT_OUT = ["lessons/solutions/*", "lessons/handout.py", "lessons/hunt.*", "test
             "tests/test_docs.py", "docs/traps.md", "docs/deleted-tests.md", ".ci/*"]
 SPEEDRUN = ["tokenizer.model", "teacher.*", *(f"student-{name}.*" for name in (
     "alone", "logits", "reason", "answer")), "report.*", "data/stories/[!.]*", "data/traces.*"]
-OUTS = ["", "fast", "zh", "zh/fast"]  # the speedrun writes into these folders of out/
 WHEN = 1_767_225_600  # time of all files and folders of a copy: 1 January 2026, UTC
 
 
@@ -43,7 +42,7 @@ def without_dead_links(text, name, there):
     return text
 
 
-def make_copy(folder, out, outs=OUTS, left_out=(), changed=None):
+def make_copy(folder, out, outs=("", "fast", "zh", "zh/fast"), left_out=(), changed=None):
     """Copy the project to a new folder -> number of files. outs: folders in `out` to copy from;
     left_out: patterns of more files to leave out; changed: {path: text} of other or new files."""
     folder, changed = Path(folder), changed or {}
