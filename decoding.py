@@ -3,6 +3,8 @@
 Letters as in model.py. First the model reads the whole prompt at once. Then it reads one new token
 per row in each step. The cache keeps the keys and values of all earlier tokens.
 """
+from dataclasses import dataclass
+
 import torch
 
 from fast_decode import Decoder
@@ -63,11 +65,12 @@ def sample(logits, temperature, top_p=1.0, generator=None):
 
 
 def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, top_p=1.0,
-                 generator=None):
+                 generator=None, watch=None):
     """Yield the new tokens (B,) of each step. prompts: lists of ids, which may differ in length.
     Prompts are padded on the left, so all end in the same column. The cache hides the padding.
     Tokens after a stop id mean nothing. When half of the rows have stopped, these leave the batch.
-    Ends early if the longest row fills the context. ValueError if a prompt is empty or fills it."""
+    Ends early if the longest row fills the context. ValueError if a prompt is empty or fills it.
+    watch(rows, logits) is called before each step: numbers of the rows in it, and (rows, V)."""
     weight, context = model.embed_tokens.weight, model.config.max_seq_len
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
     if shortest == 0 or longest >= context:
@@ -89,7 +92,10 @@ def decode_steps(model, prompts, max_new_tokens, stop_ids=(), temperature=0.0, t
             logits = torch.from_numpy(decoder.step(unread.item())[None])  # (1, V)
         else:
             logits = model.lm_head(model.hidden_states(unread, cache=cache)[:, -1])  # (B, V)
-        new = sample(logits[:, :model.n_tokens], temperature, top_p, generator)  # (rows,)
+        logits = logits[:, :model.n_tokens]
+        if watch:
+            watch(rows, logits)
+        new = sample(logits, temperature, top_p, generator)  # (rows,)
         token = new if len(rows) == len(token) else token.index_copy(0, rows, new)  # (B,)
         yield token
         if len(rows) > 1 and stop_ids:
@@ -105,6 +111,49 @@ def opening(tokenizer, target):
     t = tokenizer
     without = [*t.bare, *t.encode(t.gaps[2])] if t.bare else []  # an empty thought
     return {"cot": t.think, "answer": without + t.answer}.get(target, [])
+
+
+@dataclass
+class Answer:
+    """An answer that is being written: where its text goes, and text that cannot be sent yet."""
+    key: str = "content"  # inside a thought: reasoning_content
+    ids: tuple = ()       # tokens of an incomplete character or mark
+    held: str = ""        # text that may be the beginning of a stop string
+    gap: str = ""         # white space after a mark of an imported model: not sent
+    reason: str = None    # why it ended: stop or length
+
+    def add(self, token, tokenizer, stop):
+        """Add a token (None: limit reached) -> the text that can be sent now: whole characters."""
+        ended, t = token is None or token in tokenizer.stop_ids, tokenizer
+        ids, marks = self.ids + (() if ended else (token,)), (tuple(t.think), tuple(t.end_think))
+        mark = next((mark for mark in marks if ids[-len(mark):] == mark), ())
+        border = ended or mark
+        half = 0 if border else max(n for mark in marks for n in range(len(mark))
+                                    if ids[len(ids) - n:] == mark[:n])
+        text = self.held + t.decode(ids[:len(ids) - half - len(mark)])
+        if text.endswith("\ufffd") and not border:
+            self.ids = ids
+            return ""  # wait: a character may need several byte tokens
+        stop = stop if self.key == "content" else []
+        ends = [text.index(s) for s in stop if s in text]
+        begun = [size for s in stop for size in range(len(s)) if text.endswith(s[:size])]
+        size = min(ends) if ends else len(text) - (0 if border else max(begun, default=0))
+        sent, self.ids, self.held = text[:size].lstrip(self.gap), ids[len(ids) - half:], text[size:]
+        self.gap = "" if sent else self.gap
+        if ends or ended:
+            self.reason = "length" if token is None and not ends else "stop"
+        elif mark:
+            self.key, self.gap = {marks[0]: ("reasoning_content", t.gaps[0]),
+                                  marks[1]: ("content", t.gaps[2])}[mark]
+        return sent
+
+
+def describe(tokenizer, log_p, ids):
+    """Tokens with their log-probabilities, as OpenAI's API gives them -> list. log_p (V,)."""
+    names = [tokenizer.decode([token], show_control=True) for token in ids]
+    return [dict(token=name, logprob=log_p[token].item(),
+                 bytes=list(tokenizer.raw[token] or name.encode()))
+            for name, token in zip(names, ids)]
 
 
 @torch.inference_mode()

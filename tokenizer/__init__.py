@@ -59,11 +59,11 @@ class Tokenizer:
         self.n_tokens = self.vocab_size  # ids from here on are padding and are never sampled
         self.byte_ids = range(10, 266)   # tokens of single bytes
         self._memo = {}  # word: ids
-        self._bytes = [bytes([int(piece[3:5], 16)]) if self._model.is_byte(i)  # "<0x0A>"
-                       else piece.replace(META_SPACE, " ").encode()
-                       for i, piece in enumerate(pieces)]
-        self._bytes[:len(CONTROL)] = [b""] * len(CONTROL)
-        self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
+        self.raw = [bytes([int(piece[3:5], 16)]) if self._model.is_byte(i)  # "<0x0A>"
+                    else piece.replace(META_SPACE, " ").encode()
+                    for i, piece in enumerate(pieces)]
+        self.raw[:len(CONTROL)] = [b""] * len(CONTROL)
+        self.token_bytes = np.array([len(b) for b in self.raw], dtype=np.int64)  # (V,) in UTF-8
 
     @staticmethod
     def load(path):
@@ -106,7 +106,7 @@ class Tokenizer:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token}; the tokenizer has 0 to {self.vocab_size - 1}")
             named = show_control and token in self.control_ids
-            parts.append(self._names[token].encode() if named else self._bytes[token])
+            parts.append(self._names[token].encode() if named else self.raw[token])
         return b"".join(parts).decode("utf-8", errors="replace")
 
 

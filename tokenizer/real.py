@@ -55,13 +55,13 @@ class RealTokenizer(Tokenizer):
         except Exception as error:  # the library has no other class
             raise UserError(f"not a tokenizer that the library reads: {error}") from None
         pieces, self._names = library.get_vocab(), {i: text for text, i in control.items()}
-        self.n_tokens, self._bytes = max(pieces.values()) + 1, [b""] * self.vocab_size
+        self.n_tokens, self.raw = max(pieces.values()) + 1, [b""] * self.vocab_size
         check(self.n_tokens <= self.vocab_size,
               f"a tokenizer of {self.n_tokens} tokens for a model of {self.vocab_size}")
         for piece, i in pieces.items():
             if i not in self._names:
-                self._bytes[i] = bytes(BYTE_OF.get(letter, 0) for letter in piece)
-        self.token_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) in UTF-8
+                self.raw[i] = bytes(BYTE_OF.get(letter, 0) for letter in piece)
+        self.token_bytes = np.array([len(b) for b in self.raw], dtype=np.int64)  # (V,) in UTF-8
         for name, text in m.items():
             if type(text) is str:
                 setattr(self, name, self.encode(text))
