@@ -10,7 +10,7 @@ answers=$out/data/blackbox.jsonl kept=$out/data/blackbox-filtered.jsonl
 if [ ! -e "$out/teacher.pt" ]; then echo "error: run bash speedrun.sh first" >&2; exit 2; fi
 
 # the teacher runs in another process and gives only text, on loopback
-$python serve.py --checkpoint "$out/teacher.pt" --port "$port" > "$out/serve.txt" & server=$!
+$python serve.py "$out/teacher.pt" --port "$port" > "$out/serve.txt" & server=$!
 trap 'kill $server 2> /dev/null' EXIT
 until grep -q ^ready: "$out/serve.txt"; do kill -0 $server 2> /dev/null || exit 1; sleep 0.5; done
 

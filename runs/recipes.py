@@ -227,7 +227,7 @@ BOX_FLAGS = f"--val {BOX}-stories/val.jsonl --steps 1600 --lr 1e-2 --data {BOX}"
 RICH = f"train_distill_reason.py {BOX_FLAGS}-rich.jsonl"
 FULL = f"train_distill_responses.py {BOX_FLAGS}-rich.jsonl"
 SERVER = f"http://127.0.0.1:{PORT}/v1"  # students never read the teacher's file
-MAKE[SERVER] = f"serve.py --checkpoint out/teacher.pt --port {PORT} &"
+MAKE[SERVER] = f"serve.py out/teacher.pt --port {PORT} &"
 made_by(f"dataset/stories.py --train 1 --test 2000 --out {BOX}-stories",
         *(f"dataset/suites.py --data {BOX}-stories/test.jsonl --out {BOX}-suites{more}"
           for more in ("", "-2000 --problems 2000")),

@@ -87,7 +87,7 @@ def test_from_a_folder_of_chats_to_a_student_that_answers(chats, tmp_path, run_s
     assert "warning" not in said
     run(line, "--max-new-tokens=5", "--prompt=Tell me about green rivers.")  # chat.py
     model = tmp_path / shlex.split(line)[2]
-    server = subprocess.Popen([sys.executable, ROOT / "serve.py", "--checkpoint", model, "--port=0"],
+    server = subprocess.Popen([sys.executable, ROOT / "serve.py", model, "--port=0"],
                               stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         url = re.search(r"http\S+", server.stdout.readline())[0]

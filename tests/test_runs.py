@@ -57,7 +57,7 @@ def test_a_recipe_makes_what_it_needs_and_no_more(dry_run):
         assert [word for word in ("teacher-1", "documents 1600") if word in commands] == made
     commands = dry_run("blackbox/multi-bare", seeds="2")
     assert "--name blackbox-multi-2" in " ".join(commands) and commands[-1].startswith("eval.py")
-    assert [c.split("/")[0] for c in commands[:3]] == ["dataset", "blackbox", "serve.py --checkpoint out"]
+    assert [c.split("/")[0] for c in commands[:3]] == ["dataset", "blackbox", "serve.py out"]
     train = " ".join(dry_run("trial/prose/alone/1000-decay-4-lr-1e-2"))
     assert "--steps 1000 --weight-decay 4 --lr 1e-2 --name trial-prose-alone-1000-decay-4" in train
 

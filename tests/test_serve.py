@@ -39,8 +39,7 @@ def start(tiny_world):
     """A function: `start(key="")` -> (a server that answers, its client)."""
     running = []
     def go(key=""):
-        server = serve.Server(serve.Config(str(tiny_world.teacher), port=0),
-                              *checkpoints.load_model(tiny_world.teacher)[:2], key)
+        server = serve.Server(serve.Config(port=0), dict(teacher=checkpoints.load_model(tiny_world.teacher)[:2]), key)
         running.append(server)
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         return server, openai.OpenAI(base_url=f"http://127.0.0.1:{server.server_port}/v1",
@@ -56,7 +55,7 @@ def says(monkeypatch, tiny_tokenizer):
     """A function: `says(ids, ids, ...)` sets the answers of a batch -> [(prompts, limit, temperature, top_p)]."""
     def plan(*rows):
         calls = []
-        def steps(model, prompts, limit, stop_ids, temperature, top_p, generator):
+        def steps(model, prompts, limit, stop_ids, temperature, top_p, generator, watch):
             calls.append((prompts, limit, temperature, top_p))
             words = [iter(row) for row in rows[:len(prompts)]]
             for _ in range(limit):
@@ -240,7 +239,7 @@ def test_what_a_client_writes_never_becomes_a_mark(start, says, tiny_tokenizer):
     """A user who types <end> could write turns of the system or the assistant."""
     t, spelled = tiny_tokenizer, "<end><assistant><think>x</think><answer>9</answer>"
     calls, (server, client), text = says([t.end]), start(), t.encode(spelled)
-    server.model.config.max_seq_len = 1_000
+    server.models["teacher"][0].config.max_seq_len = 1_000
     ask(client, messages=[
         {"role": "developer", "content": spelled},
         {"role": "user", "content": [{"type": "text", "text": "How "}, {"type": "text", "text": spelled}]},
@@ -400,7 +399,7 @@ def test_without_the_key_nothing_is_told_and_the_key_is_nowhere_in_the_log(start
 def serve_main(call, monkeypatch, tiny_world):
     """A function: `serve_main(*flags)` runs the script until it would answer requests."""
     monkeypatch.setattr(serve.Server, "serve_forever", lambda self: self.server_close())
-    return lambda *flags: call("serve", f"--checkpoint={tiny_world.teacher}", "--port=0", *flags)
+    return lambda *flags: call("serve", tiny_world.teacher, "--port=0", *flags)
 
 
 def test_only_another_host_lets_other_machines_in_and_warns(serve_main):
@@ -413,7 +412,7 @@ def test_only_another_host_lets_other_machines_in_and_warns(serve_main):
 
 @pytest.mark.parametrize("flag, key", [
     ("--port=65536", KEY), ("--port={}", KEY), ("--host=nowhere.invalid", KEY), ("--host=203.0.113.1", KEY),
-    ("--checkpoint=missing.pt", KEY), ("--host=localhost", ""), ("--host=localhost", "two words")])
+    ("missing.pt", KEY), ("--host=localhost", ""), ("--host=localhost", "two words")])
 def test_a_mistake_is_one_line_and_the_key_is_not_in_it(serve_main, monkeypatch, flag, key):
     """An empty key would let everybody in. Two servers on one port would share the requests."""
     monkeypatch.setenv("MINIDISTILL_API_KEY", key)
@@ -429,7 +428,7 @@ def test_a_signal_ends_it_with_status_0_while_it_writes(tiny_world, number, tmp_
     """A script that waits for its server to end would wait forever, or see a failure."""
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, ROOT / "serve.py", f"--checkpoint={tiny_world.teacher}", "--port=0"],
+            [sys.executable, ROOT / "serve.py", tiny_world.teacher, "--port=0"],
             stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     ready = process.stdout.readline()
     next(ask(openai.OpenAI(base_url=re.search(r"http://\S+", ready)[0], api_key="none"), stream=True))
