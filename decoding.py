@@ -1,7 +1,8 @@
 """How a model writes text: a cache of keys and values, sampling, and one new token at a time.
 
 Letters as in model.py. First the model reads the whole prompt at once. Then it reads one new token
-per row in each step. The cache keeps the keys and values of all earlier tokens.
+per row in each step. The cache keeps the keys and values of all earlier tokens. For serve.py,
+Answer turns the tokens into text while they come.
 """
 from dataclasses import dataclass
 
