@@ -87,7 +87,7 @@ def test_the_next_token_has_the_exact_kl_at_every_temperature(site):
         assert status == (404 if wrong == dict(models=["gone"]) else 400) and json.loads(reply)["error"]["message"]
 
 
-def test_only_the_page_the_logs_and_the_scoreboard_can_be_read(site, tmp_path, serve_main):
+def test_only_the_page_the_logs_and_the_scoreboard_can_be_read(site, tmp_path, serve_main, monkeypatch, tiny_world):
     """A path with .., a link or a hidden file would give any file of the machine to whoever may ask."""
     (tmp_path / "secret.csv").write_text("secret")
     (site.out / "link.csv").symlink_to(tmp_path / "secret.csv")
@@ -107,7 +107,9 @@ def test_only_the_page_the_logs_and_the_scoreboard_can_be_read(site, tmp_path, s
     assert page.count("lang=en>") == page.count("lang=zh>") > 9 and len(page.splitlines()) <= 350
     site.server.page = False  # a black box
     assert [site.get("/")[0], site.get("/out/")[0], site.next({})[0]] == [404] * 3
-    assert serve_main("--page", tmp_path / "teacher.pt").status == 2
+    assert serve_main(tiny_world.teacher).status == 2  # two models of one name
+    monkeypatch.setenv("MINIDISTILL_API_KEY", "key")
+    assert serve_main("--page").status == 2  # a browser cannot send the key
 
 
 @pytest.fixture
