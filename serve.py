@@ -171,7 +171,7 @@ def pieces(request):
                 if text:
                     logprobs = dict(content=waiting[i], refusal=None) if log_p else None
                     yield chunk(i, logprobs=logprobs, **{key: text})
-                if text or key != answer.key:  # without text, the tokens were a mark
+                if text or not (answer.held or answer.ids):  # without text it was a mark or a gap
                     waiting[i] = []
                 if answer.reason:
                     yield chunk(i, answer.reason)
