@@ -13,7 +13,7 @@ from metrics import json_lines
 from losses import DIVERGENCES
 from runs import render
 
-TWINS = [("README.md", "README.zh.md"), ("docs/class.md", "docs/class.zh.md")]
+TWINS = [(f"{name}.md", f"{name}.zh.md") for name in ("README", "docs/class", "docs/symptoms", "lessons/README")]
 DOCUMENTS = [*sum(TWINS, ()), "RESULTS.md", "docs/use.md", "docs/equations.md", "docs/real.md"]
 FOREIGN = {"help", "nproc-per-node", "fast", "all", "times", "apply", "from"}  # flags of no Config
 
@@ -47,12 +47,12 @@ def test_every_command_flag_link_and_file_in_a_document_exists(name):
             module = importlib.import_module(words[1][:-3].replace("/", "."))
             parse(module.Config, words[2:])
     named = {flag.removeprefix("no-") for flag in re.findall(r"[ `]--([a-z][a-z-]+)", text)}
-    scripts = "".join(map(read, [*ROOT.glob("*.py"), *ROOT.glob("[bdrt]*/*.py")]))
+    scripts = "".join(map(read, [*ROOT.glob("*.py"), *ROOT.glob("[bdlrt]*/*.py")]))
     knobs = {field.replace("_", "-") for field in re.findall(r"^    (\w+): .+ = ", scripts, flags=re.M)}
     assert named <= knobs | FOREIGN
     files = re.findall(r"`(?:python |bash )?([\w/]+\.(?:py|sh))\b", text)
     for target in files + re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert any((ROOT / place / target).exists() for place in (".", "docs", "tests")), target
+        assert any((ROOT / place / target).exists() for place in (".", "docs", "tests", "lessons")), target
 
 
 def test_every_equation_names_a_function_and_a_test_that_exist():
