@@ -20,7 +20,7 @@ def temperature_for(logits, nats):
 def dark_knowledge(logits, labels):
     """How many nats the teacher's probabilities hold about the wrong tokens.
 
-    logits (N, V): floats, no -inf. labels (N,): int64, the right token of each row. V is at least 3.
+    logits (N, V): floats, no -inf; V is at least 3. labels (N,): int64, the right token of a row.
     -> (N,) nats: take the label away from softmax(logits), let the others add up to 1 again, and
     compute their entropy. It must be right for a teacher who is very sure of the label, too.
     """
