@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,3 +215,15 @@ def train(call, tiny_world, out_dir):
         run.rows = list(csv.DictReader((out_dir / f"{name}.csv").read_text().splitlines()))
         return checkpoints.load(out_dir / f"{name}.pt")
     return run
+
+
+@pytest.fixture(scope="session")
+def fast(tmp_path_factory):
+    """What `bash speedrun.sh --fast` leaves: a copy of out/fast, or made here in some minutes."""
+    folder = tmp_path_factory.mktemp("speedrun")
+    if (ROOT / "out/fast/report.md").exists():
+        shutil.copytree(ROOT / "out/fast", folder / "fast", ignore=shutil.ignore_patterns("*lesson*"))
+    else:
+        subprocess.run(["bash", ROOT / "speedrun.sh", "--fast"], check=True, capture_output=True,
+                       env={**os.environ, "MINIDISTILL_OUT": str(folder)})
+    return folder / "fast"

@@ -51,6 +51,15 @@ def test_no_room_grows(room, most):
     assert len(paths) <= {".": 22, "dataset": 8}.get(room, 99)
 
 
+def test_the_course_and_the_page_stay_small():
+    """An instructor reads all of it before the first class."""
+    course = ROOT / "lessons"
+    assert len(lines(course.rglob("*.py"))) <= 2000 and len(lines([ROOT / "page.html"])) <= 350
+    for name in ("README.md", "README.zh.md"):
+        assert len(lines(course.rglob(name))) <= 950
+    assert len(lines([ROOT / "serve.py"])) <= 400
+
+
 def test_a_reader_of_one_script_has_little_to_read():
     """To understand train_distill_logits.py, a reader had to open 15 files with 3,108 lines."""
     imported = {ROOT / "moe.py", ROOT / "tokenizer" / "real.py"}  # read only for an imported model

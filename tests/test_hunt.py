@@ -67,12 +67,11 @@ def test_the_secret_chooses_and_the_key_tells(tmp_path, run_script):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / "out/fast/teacher.pt").exists(), reason="needs bash speedrun.sh --fast")
 @pytest.mark.parametrize("name", ["kd-tau-4", "teacher-ce", "supervised"])
-def test_the_command_of_a_sheet_shows_its_symptom(name, tmp_path):
+def test_the_command_of_a_sheet_shows_its_symptom(name, fast, tmp_path):
     """A sheet could describe what nobody sees, because the code or a default changed later."""
-    handout.make_copy(tmp_path / "healthy", ROOT / "out", ["fast"])
-    hunt.make_hunt(tmp_path / "broken", "Mia", name, ROOT / "out")
+    handout.make_copy(tmp_path / "healthy", fast.parent, ["fast"])
+    hunt.make_hunt(tmp_path / "broken", "Mia", name, fast.parent)
     bug = hunt.BUGS[name]
     for kind, (low, high) in (("healthy", bug.healthy), ("broken", bug.broken)):
         words = f"export MINIDISTILL_OUT=out/fast PATH={sys.prefix}/bin:$PATH; {bug.command}"

@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,18 +89,6 @@ def test_both_languages_have_the_same_headings_and_commands(lesson):
     rest = [re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S) for text in both]
     levels = [re.findall(r"^#+ ", text, flags=re.M) for text in rest]
     assert levels[0] == levels[1] != []
-
-
-@pytest.fixture(scope="session")
-def fast(tmp_path_factory):
-    """What `bash speedrun.sh --fast` leaves: a copy of out/fast, or made here in some minutes."""
-    folder = tmp_path_factory.mktemp("speedrun")
-    if (ROOT / "out/fast/report.md").exists():
-        shutil.copytree(ROOT / "out/fast", folder / "fast", ignore=shutil.ignore_patterns("*lesson*"))
-    else:
-        subprocess.run(["bash", ROOT / "speedrun.sh", "--fast"], check=True, capture_output=True,
-                       env={**os.environ, "MINIDISTILL_OUT": str(folder)})
-    return folder / "fast"
 
 
 @pytest.mark.slow

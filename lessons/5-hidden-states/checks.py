@@ -37,7 +37,7 @@ def calls():
 
 def fits(found, student, teacher):
     """Is no direction left in which another P would be better? Then the slope of the error is 0."""
-    return near(student.T @ (student @ found.T - teacher), torch.zeros(student.shape[1],
+    return near(student.mT @ (student @ found.mT - teacher), torch.zeros(student.shape[1],
                                                                       teacher.shape[1]), 1e-3)
 
 
