@@ -201,6 +201,7 @@ def progress(what, items, whole=None, size=lambda item: 1):
             shown, left = now, (now - began) * (whole / done - 1)
             print(f"{what} {done:,.0f}/{whole:,.0f} | {eta(left)}", end=" \r" if live else "\n",
                   flush=True)
+    print(end=" " * 79 + "\r" if live else "")  # the next line is not written over this one
 
 
 def data_files(path):
@@ -359,10 +360,11 @@ def log(cfg, env, step, numbers, val_ce, seconds, counts):
             print(*row, sep=",", file=file)
         print(*row.values(), sep=",", file=file)
     if step % 20 == 0 or step in (1, cfg.steps) or val_ce is not None:
+        left = eta((cfg.steps - step) * seconds)
         terms = [f"{k} {v:{'.1e' if k == 'lr' else '.3f'}}" for k, v in numbers.items()]
         terms += [f"val ce {val_ce:.4f}"] if val_ce is not None else []
         print(f"step {step:>6}/{cfg.steps} | {' | '.join(terms)} | {1000 * seconds:.0f} ms | "
-              f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | {eta((cfg.steps - step) * seconds)}")
+              f"{counts['tokens'] / seconds / 1000:.1f}k tok/s | {left}")
 
 
 def check_finite(loss, norm, step, cfg):
