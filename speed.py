@@ -16,6 +16,7 @@ from statistics import median
 import torch
 
 import checkpoints
+from common import progress
 from dataset.verify import prompt_ids
 from decoding import decode_steps
 
@@ -67,7 +68,7 @@ def measure(paths, questions, device=torch.device("cpu"), rounds=5):
     for path, (_, theirs) in zip(paths, pipes):
         context.Process(target=worker, args=(theirs, path, questions, device), daemon=True).start()
         theirs.close()
-    for number in range(rounds + 1):
+    for number in progress("rounds of speed:", range(rounds + 1)):
         for place, (pipe, _) in enumerate(pipes):
             time.sleep(0.1)  # idle threads of the last process still use the CPU
             try:
