@@ -123,21 +123,23 @@ def usable(path):
 
 
 def grade(folder, out):
-    """Grade FOLDER/NAME/N.py -> the table `out`: a row a NAME, a column a lesson handed in."""
+    """Grade FOLDER/NAME/N.py -> the table `out`: a row a NAME, a column a lesson handed in. Beside
+    it, OUT.json has all checks of all submissions."""
     students = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     lessons = [n for n in LESSONS if any((path / f"{n}.py").exists() for path in students)]
     check(lessons, f"{show(folder)} has no NAME/N.py with N from {', '.join(map(str, LESSONS))}")
     for lesson in lessons:
         checks_of(lesson)
-    table, began = [["name", *lessons, "total", "note"]], time.time()
+    table, began, details = [["name", *lessons, "total", "note"]], time.time(), {}
     for done, student in enumerate(students, 1):
         points, notes = [], []
         for lesson in lessons:
-            path, found = student / f"{lesson}.py", dict(points=0, note="")
+            path, found = student / f"{lesson}.py", dict(points=0, note="not handed in")
             if usable(path):
                 found = examine(path, lesson)
             elif path.exists():
                 found["note"] = "no regular file"
+            details[f"{student.name}/{path.name}"] = found
             points.append(found["points"])
             notes += [f"{lesson}: {found['note']}"] if found["note"] else []
         table.append([student.name, *points, sum(points), "; ".join(notes)])
@@ -146,6 +148,7 @@ def grade(folder, out):
               f"{'; '.join(notes) or 'ok'} | eta {left // 60}m{left % 60:02d}s")
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
+    write_file(out.with_suffix(".json"), json.dumps(details, indent=1, ensure_ascii=False))
     write_file(out, text.getvalue())
     print(f"{show(out)}: {len(students)} students, lessons {', '.join(map(str, lessons))}")
 

@@ -1,6 +1,6 @@
 """The bug hunt: a copy of the project with one bug for each student, and the instructor's key.
 
-    export MINIDISTILL_HUNT_SECRET="twelve or more characters"      # only the instructor knows it
+    export MINIDISTILL_HUNT_SECRET=$(openssl rand -hex 12)           # write it down: --key needs it
     python lessons/hunt.py --student "Mia Chen" ../hunt-mia          # after bash speedrun.sh --fast
     python lessons/hunt.py --key names.txt                           # names.txt: one name a line
 
@@ -205,7 +205,7 @@ def key(names, secret):
 def main(cfg):
     """Make one student's copy, or print the key."""
     secret = os.environ.get("MINIDISTILL_HUNT_SECRET", "")
-    check(len(secret) >= 12, "set MINIDISTILL_HUNT_SECRET to 12 or more characters")
+    check(len(secret) >= 12 and " " not in secret, "set MINIDISTILL_HUNT_SECRET to 12 or more characters without spaces")
     check(bool(cfg.student.strip()) != bool(cfg.key), "use --student NAME, or --key NAMES.txt")
     if cfg.key:
         check_exists(cfg.key, "it has one name a line")

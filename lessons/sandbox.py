@@ -19,6 +19,7 @@ import traceback
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 SECONDS = 6          # for all calls of a lesson, see `wait`
@@ -43,6 +44,8 @@ def plain(value, depth=0, size=None):
     size[0] += value.numel() if kind is torch.Tensor else len(value) if kind is str else 1
     if size[0] > ELEMENTS or depth > 8 or kind is int and abs(value) >= 2**63:
         raise ValueError("the answer is too large")
+    if isinstance(value, np.generic):  # a number of numpy
+        return value.item()
     if kind in (list, tuple):
         return [plain(item, depth + 1, size) for item in value]
     if kind is dict:
@@ -74,7 +77,7 @@ def answer(path, calls):
             lines = [frame.lineno for frame in frames if frame.filename == str(path)]
             text = ""
             with contextlib.suppress(BaseException):  # a str() of the submission's own
-                text = f"{str(error)[:200]}" + f" (line {lines[-1]})" * bool(lines)
+                text = str(error)[:200] + (f" (line {lines[-1]})" if lines else "")
             yield [False, type(error).__name__[:50], text]
 
 

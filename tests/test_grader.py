@@ -81,7 +81,7 @@ def test_the_table_is_right_for_thirty_submissions_that_do_what_they_like(run_sc
     head, *rows = csv.reader(out.read_text(encoding="utf-8").splitlines())
     assert head == ["name", "3", "total", "note"]
     wanted = {name: [str(points), str(points), note and f"3: {note}"]
-              for name, (_, points, note) in SUBMISSIONS.items()} | {"nothing": ["0", "0", ""]}
+              for name, (_, points, note) in SUBMISSIONS.items()} | {"nothing": ["0", "0", "3: not handed in"]}
     assert {name: row for name, *row in rows} == wanted
     assert not mark.exists() and "--fresh" in run_script("lessons/check.py", *flags, check=False).stderr
     for path in Path("/proc").glob("[0-9]*/environ"):  # no process is left
