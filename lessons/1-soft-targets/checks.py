@@ -50,14 +50,14 @@ def judge(a):
     yield 1, lambda: ratio(a[4], TAU), (
         "100 is added to all logits: should the softmax change, and can float32 hold e^100?")
     yield 1, lambda: ratio(a[5], 250 * TAU) and ratio(a[6], TAU / 100), (
-        "all logits become 250 times as large: how large must tau be? Does your interval hold it?")
+        "all logits become 250 times as large: how large must tau be? Does your interval hold it? Is a p exactly 0?")
     yield 1, lambda: ratio(a[7], 0.929441), (
         "a logit of -inf: what is 0 * ln 0 in the entropy, and what does the computer say?")
     yield 1, lambda: a[8] is a[9] is a[10] is None and ratio(a[2], TAU), (
         "which entropies are impossible? Think of few possible tokens, and of two equal winners")
     yield 1, lambda: near(a[11], [0.693147]), (
         "p = (0.8, 0.1, 0.1), label 0: what do the two others become when they add up to 1? "
-        "And what does a label of probability 0 add: does 0 * ln 0 occur?")
+        "And what does the label add, once its p is set to 0: does 0 * ln 0 occur?")
     yield 2, lambda: near(a[12], [0.947537, 0.730219, 1.101122]), (
         "one value for each row: is the label always the likeliest token?")
     yield 1, lambda: near(a[13], [1.020191]), (
