@@ -50,7 +50,8 @@ def judge(a):
     yield 1, lambda: ratio(a[4], TAU), (
         "100 is added to all logits: should the softmax change, and can float32 hold e^100?")
     yield 1, lambda: ratio(a[5], 250 * TAU) and ratio(a[6], TAU / 100), (
-        "all logits become 250 times as large: how large must tau be? Does your interval hold it? Is a p exactly 0?")
+        "all logits become 250 times as large: how large must tau be? Does your interval hold it? "
+        "Does a p become exactly 0?")
     yield 1, lambda: ratio(a[7], 0.929441), (
         "a logit of -inf: what is 0 * ln 0 in the entropy, and what does the computer say?")
     yield 1, lambda: a[8] is a[9] is a[10] is None and ratio(a[2], TAU), (
