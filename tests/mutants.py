@@ -1,12 +1,8 @@
-"""Break the code on purpose. Each trap of docs/traps.md has a change that somebody really shipped.
+"""Break the code on purpose, in a copy: the test of each trap of docs/traps.md must fail there, and pass without it.
 
     python tests/mutants.py              all mutants, one line each; status 1 if one survives
     python tests/mutants.py 7 12a        only those of trap 7 and those whose name begins with 12a
     python tests/mutants.py --apply 3 FOLDER    make a broken copy of the project, to fix in class
-
-A mutant is (trap, file, old text, new text, test). It is applied to a copy of the tree. The test
-must fail there, and pass in an unchanged copy. An error outside the test, such as a broken import,
-does not count. A test that cannot see its bug is worse than none. test_mutants.py runs this file.
 """
 import os
 import shutil
@@ -48,8 +44,7 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
     (6, "fused.py", "grad_head += grad.T @ hidden[part]", "grad_head = grad.T @ hidden[part]", FUSED),
     (7, "train_distill_logits.py", "teacher_logits = teacher(x, ", "teacher_logits = teacher(y, ",
      "test_train.py::test_a_one_hot_teacher_at_t_plus_1_is_learned_to_its_argmax"),
-    (7, "dataset/windows.py", "weight[:, 1:]", "weight[:, :-1]",
-     SHIFTED),
+    (7, "dataset/windows.py", "weight[:, 1:]", "weight[:, :-1]", SHIFTED),
     (8, "dataset/windows.py", "max(weight.sum().item(), 1.0)", "weight.numel()",
      "test_train.py::test_appended_padding_changes_nothing[distill_logits]"),
     (9, "dataset/formats.py", 'if turn.role == "assistant" and turn.learned else 0', "", SPAN),
@@ -59,8 +54,7 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
      "loss = terms[0] / keep.sum() / cfg.accumulate ", FORMULA + "[distill_responses]"),
     (10, "train_distill_reason.py", "loss = terms[0] / n_valid ",
      "loss = terms[0] / weight.sum() / cfg.accumulate ", FORMULA + "[distill_reason]"),
-    (11, "common.py", "g.copy_(summed.view_as(g))", "g.copy_(summed.view_as(g) / env.world)",
-     RANKS + "[pretrain-{}]"),
+    (11, "common.py", "g.copy_(summed.view_as(g))", "g.copy_(summed.view_as(g) / env.world)", RANKS + "[pretrain-{}]"),
     (11, "dataset/windows.py", "max(weight.sum().item(), 1.0)",
      "max(env.world * weight[env.rank::env.world].sum().item(), 1.0)", SHARED),
     (12, "train_distill_reason.py", "common.sum_gradients(model.parameters(), env)",
@@ -94,13 +88,11 @@ MUTANTS = [  # trap, as numbered in docs/traps.md; file; old text; new text; tes
      "test_verify.py::test_numbers_are_exact"),
     (23, "dataset/verify.py", "        if depth == 0:", "        if depth <= 1:",
      "test_verify.py::test_the_final_answer_is_found"),
-    (24, "dataset/windows.py", "is_tag & (weight > 0)", "is_tag",
-     SHIFTED),
+    (24, "dataset/windows.py", "is_tag & (weight > 0)", "is_tag", SHIFTED),
     (24, "tokenizer/train.py", "control_symbols=CONTROL[2:]", "user_defined_symbols=CONTROL[2:]",
      "test_tokenizer.py::test_no_text_spells_a_mark"),
     (25, "dataset/formats.py", "[learned] * words", "[0] + [learned] * (words - 1)", SPAN),
-    (25, "dataset/formats.py", "[learned] * words", "[learned] * (words - 1) + [0]",
-     SPAN),
+    (25, "dataset/formats.py", "[learned] * words", "[learned] * (words - 1) + [0]", SPAN),
     (26, "checkpoints.py", 'state["model"], strict=True)\n        tok', 'state["model"], strict=False)\n        tok',
      "test_bad_input.py::test_weights_that_do_not_fit_their_config_are_refused"),
     (26, "checkpoints.py", "optimizer.load_state_dict(saved)", "pass", RESUME + "[pretrain]"),

@@ -1,15 +1,10 @@
-"""A user's mistake ends in one clear line on stderr and status 2, without a traceback or lost files.
-
-Each case runs a whole script inside this process. Any exception except UserError fails the test.
-"""
+"""A user's mistake ends in one clear line on stderr and status 2, without a traceback or lost files."""
 import pytest
 import torch
 
 import checkpoints
 import common
-from model import build
-from tokenizer import Tokenizer
-from tokenizer.train import train
+from conftest import write_checkpoint
 
 
 @pytest.fixture
@@ -22,30 +17,22 @@ def refused(call):
     return run
 
 
-def write_checkpoint(path, tokenizer, change=lambda state: None, vocab_size=None):
-    """Writes a small untrained checkpoint, first changed by `change(state)` -> its path."""
-    model = build("0.1m", vocab_size or tokenizer.vocab_size, max_seq_len=160)
-    state = dict(model=model.state_dict(), model_config=vars(model.config),
-                 tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8))
-    change(state)
-    checkpoints.save(path, state)
-    return path
-
-
 @pytest.mark.parametrize("flag", [
     "--stepz=3", "--steps=0", "--lr=0", "--lr=nan", "--size=7b", "--dtype=fp8", "--window=161", "--batch=0",
     "--accumulate=3", "--accumulate=0", "--eval-every=0", "--warmup=-1", "--weight-decay=-1",
     "--seed=-1", "--documents=-1", "--eval-windows=-1", "--alpha=1.5", "--temperature=0", "--beta=1.1", "--val=",
-    "--skew=1", "--beta=0.3", "--skew=0.3"])
+    "--skew=1", "--beta=0.3", "--skew=0.3",
+    *(f"--init-from-teacher={blocks}" for blocks in ("0,1", "1,5", "3,1", "1,1", "x", "1,"))])
 def test_a_wrong_flag_or_value_is_named(flag, refused, tiny_world):
-    """A wrong value that is not refused divides by zero, raises the loss, or fails an hour later."""
+    """A wrong value divides by zero, raises the loss, fails an hour later, or orders a student's blocks wrongly."""
     assert flag.partition("=")[0] in refused("train_distill_logits", *tiny_world.flags("distill_logits"), flag)
 
 
 @pytest.mark.parametrize("script, flag", [
     ("onpolicy", "--on-policy-share=1.1"), ("onpolicy", "--max-new-tokens=0"), ("reason", "--tag-weight=0"),
     ("onpolicy", "--sample-temperature=-1"), ("features", "--hidden-weight=-1"),
-    ("features", "--relation-weight=nan"), ("reason", "--target=full"), ("responses", "--target=cot")])
+    ("features", "--relation-weight=nan"), ("reason", "--target=full"), ("responses", "--target=cot"),
+    *(("features", f"--relation-heads={heads}") for heads in (5, 0, -1))])  # 64 channels are not five heads
 def test_a_wrong_value_of_a_scripts_own_knob_is_named(script, flag, refused, tiny_world):
     """A share of 1.1 is more than all windows; a weight below 0 pushes the student away from the teacher."""
     flags = tiny_world.flags(f"distill_{script}")
@@ -82,8 +69,7 @@ def test_a_missing_file_says_which_command_makes_it(script, flag, command, refus
 
 
 def test_truncated_or_foreign_checkpoints_are_refused_and_kept(refused, tiny_world, tmp_path, tiny_tokenizer, out_dir):
-    """A zip error's traceback helps nobody, and a half-read checkpoint trains from random weights. A run that
-    starts again over a damaged file would destroy what could still be recovered."""
+    """A traceback helps nobody, a half-read file is random weights, a new run destroys what could be recovered."""
     whole = write_checkpoint(tmp_path / "whole.pt", tiny_tokenizer).read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 4
@@ -112,8 +98,7 @@ def test_truncated_or_foreign_checkpoints_are_refused_and_kept(refused, tiny_wor
     (lambda state: state["model_config"].update(n_kv_heads=3), "[96, 64]"),
     (lambda state: state["model_config"].update(rope="linear"), "rope"),
     (lambda state: state.update(tokenizer="text"), "numpy")])
-def test_weights_that_do_not_fit_their_config_are_refused(change, words, refused, tiny_world, tmp_path,
-                                                          tiny_tokenizer):
+def test_weights_that_do_not_fit_their_config_are_refused(change, words, refused, tiny_world, tmp_path, tiny_tokenizer):
     """TRAPS 26: with strict=False nothing is loaded, and the student learns from a random teacher."""
     path = write_checkpoint(tmp_path / "changed.pt", tiny_tokenizer, change)
     for text in (refused("train_distill_logits", *tiny_world.flags("distill_logits", teacher=path)),
@@ -126,8 +111,7 @@ def test_a_bad_line_is_named_by_file_and_line(script, flag, refused, call, tiny_
     """Nobody finds a bad line among a million if the error does not give its number."""
     lines = tiny_world.train.read_text(encoding="utf-8").splitlines()
     path = tmp_path / "bad.jsonl"
-    path.write_text("\n".join([*lines[:9], '{"messages": [{"role": "narrator"}]}', *lines[9:]]),
-                    encoding="utf-8")
+    path.write_text("\n".join([*lines[:9], '{"messages": [{"role": "narrator"}]}', *lines[9:]]), encoding="utf-8")
     flags = tiny_world.flags(script, **{flag: path})
     text = refused(f"train_{script}", *flags)
     assert "bad.jsonl:10: " in text and "--skip-bad-lines" in text
@@ -135,12 +119,10 @@ def test_a_bad_line_is_named_by_file_and_line(script, flag, refused, call, tiny_
     assert done.status == 0 and "unknown role: 1 (" in done.out and "bad.jsonl:10" in done.out
 
 
-def test_a_student_of_another_tokenizer_is_refused(refused, tiny_world, tiny_tokenizer, tmp_path):
+def test_a_student_of_another_tokenizer_is_refused(refused, tiny_world, tiny_tokenizer, other_tokenizer, tmp_path):
     """TRAPS 17 and 18: vocabularies of one size can have different tokens, so the ids mean different text."""
-    text = ["Hugo cooks rice and beans with kale; 14 jugs fill up, 29 do not."] * 9
-    other = Tokenizer(train(text, tiny_tokenizer.vocab_size))
-    assert other.vocab_size == tiny_tokenizer.vocab_size
-    flags = tiny_world.flags("distill_logits", init=write_checkpoint(tmp_path / "student.pt", other))
+    assert other_tokenizer.vocab_size == tiny_tokenizer.vocab_size
+    flags = tiny_world.flags("distill_logits", init=write_checkpoint(tmp_path / "student.pt", other_tokenizer))
     assert "has another tokenizer" in refused("train_distill_logits", *flags)
 
 
@@ -189,8 +171,7 @@ def test_no_output_replaces_an_input_or_another_file(refused, tiny_world, tmp_pa
 
 @pytest.mark.parametrize("script, start", [("pretrain", "init"), ("distill_logits", "init"),
                                            ("distill_logits", "init_from_teacher")])
-def test_a_run_from_a_checkpoint_says_the_truth_about_its_shape(script, start, call, refused, tiny_world,
-                                                               out_dir):
+def test_a_run_from_a_checkpoint_says_the_truth_about_its_shape(script, start, call, refused, tiny_world, out_dir):
     """The checkpoint decides the shape, so --size has no effect and rows must not show its default."""
     checkpoints.save(out_dir / "a.pt", checkpoints.load(tiny_world.init) | dict(tokens=1000))
     changes = {start: out_dir / "a.pt" if start == "init" else "1"}
@@ -199,10 +180,3 @@ def test_a_run_from_a_checkpoint_says_the_truth_about_its_shape(script, start, c
     assert call(f"train_{script}", *flags).status == 0
     state = checkpoints.load(out_dir / "run.pt")
     assert state["run_config"]["size"] == "" and state["inputs"].get("init_tokens", 1000) == 1000
-
-
-@pytest.mark.parametrize("blocks", ["0,1", "1,5", "3,1", "1,1", "x", "1,"])
-def test_blocks_of_the_teacher_are_named_from_1_in_order(blocks, refused, tiny_world):
-    """Block 0, a block twice or a wrong order would make a network that was never trained that way."""
-    flags = tiny_world.flags("distill_logits", init_from_teacher=blocks)
-    assert "--init-from-teacher" in refused("train_distill_logits", *flags)

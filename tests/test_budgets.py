@@ -43,7 +43,7 @@ def imports(path):
 
 
 @pytest.mark.parametrize("room, most", [(".", 3697), ("tokenizer", 406), ("dataset", 1637),
-                                        ("blackbox", 1210), ("runs", 1470), ("all", 8411), ("tests", 8867)])
+                                        ("blackbox", 1210), ("runs", 1470), ("all", 8411), ("tests", 8990)])
 def test_no_room_grows(room, most):
     """The first version grew to 12,700 lines in three days, and nobody noticed."""
     paths = {**ROOMS, "runs": ROOMS["runs"] + SHELL, "all": CODE + SHELL}[room]

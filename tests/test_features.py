@@ -9,6 +9,7 @@ from torch import nn
 import checkpoints
 from common import UserError
 from test_losses import draw
+from test_resume import Crash, at_step, crash
 from train_distill_features import (Config, hidden_cosine, hidden_mse, hidden_term, layer_pairs,
                                     relation_kl, relation_term)
 
@@ -93,66 +94,48 @@ def test_of_several_pairs_a_term_is_the_mean_that_of_relations_over_queries_keys
         assert value.tolist() == pytest.approx([mean])
     ids, document = torch.arange(B * T).view(B, T), torch.ones(B, T)
     student, teacher = recorded(tiny_model(), ids), recorded(tiny_model(seed=9), ids)
-    value = relation_term(Config(relation_heads=2), [(1, 2), (2, 1)], student, teacher, document,
-                          document > 0)
+    value = relation_term(Config(relation_heads=2), [(1, 2), (2, 1)], student, teacher, document, document > 0)
     parts = [relation_kl(student[s][part], teacher[t][part], 2) for s, t in ((0, 1), (1, 0)) for part in "qkv"]
     torch.testing.assert_close(value, torch.stack(parts).mean(0).flatten())
 
 
 def relation_by_hand(student, teacher, heads, document):
-    """Plain loops over batch, head, t and s: student and teacher (B, H, T, C) -> KL in nats, B lists of T."""
-    values = [[0.0] * T for _ in range(B)]
+    """Plain loops over batch, head, t and s: student and teacher (B, H, T, C) -> KL (B, T) in nats."""
+    values = torch.zeros(B, T, dtype=torch.float64)
     for b, h, t in product(range(B), range(heads), range(T)):
-        see = [s for s in range(t + 1) if document[b][s] == document[b][t]]
-        rows = []
+        see, rows = [s for s in range(t + 1) if document[b][s] == document[b][t]], []
         for x in (student, teacher):
-            channels = torch.cat(list(x[b]), -1)  # (T, HC): head after head
-            w = channels.shape[-1] // heads
-            part = channels[:, h * w:(h + 1) * w].tolist()
-            scores = [sum(i * j for i, j in zip(part[t], part[s])) / math.sqrt(w) for s in see]
-            weights = [math.exp(v) for v in scores]
-            rows.append([v / sum(weights) for v in weights])
+            part = torch.cat(list(x[b]), -1).chunk(heads, -1)[h]  # (T, w): the channels, head after head
+            scores = torch.stack([(part[t] * part[s]).sum() / math.sqrt(part.shape[1]) for s in see])
+            rows.append(scores.exp() / scores.exp().sum())
         q, p = rows
-        values[b][t] += sum(x * math.log(x / y) for x, y in zip(p, q)) / heads
+        values[b, t] += (p * (p / q).log()).sum() / heads
     return values
 
 
 def test_relations_equal_explicit_loops_over_pairs_of_one_document():
-    """Other documents, later tokens or padding could take part, or the scale could use the wrong width. The
-    relation heads here do not match the attention heads."""
+    """Other documents, later tokens, padding or a wrong scale. Relation heads need not match the attention heads."""
     student, teacher = draw(B, 2, T, 4, seed=1), draw(B, 3, T, 4, seed=2)
     for document in ([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]], None):
         values = relation_kl(student, teacher, 4, document and torch.tensor(document))
         expected = relation_by_hand(student, teacher, 4, document or [[1] * T] * B)
-        torch.testing.assert_close(values.double(), torch.tensor(expected).double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(values.double(), expected, rtol=0, atol=1e-6)
 
 
-def test_relation_heads_that_do_not_divide_are_refused(train):
-    """32 channels do not fit into 5 heads: a traceback would follow, or channels would be left out."""
-    for heads in (5, 0, -1):
-        train("distill_features", status=2, relation_weight=1, relation_heads=heads)
-
-
-def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train, monkeypatch, out_dir):
-    """Untrained projections are noise. If a resume draws new ones, the loss jumps. If they stay in the student,
-    every other script refuses it (strict=True)."""
+def test_projections_are_trained_and_resumed_and_dropped_from_the_student(train, monkeypatch, out_dir, at_step):
+    """Untrained projections are noise. New ones make a resumed loss jump. A student that keeps them is refused."""
     wider = dict(script="distill_features", size="0.4m")  # 96 wide, the teacher 64
-    seen, real, advance = [], torch.nn.utils.clip_grad_norm_, checkpoints.count_step
+    seen, real = [], torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, *rest: (
         seen.append([p.detach().clone() for p in parameters][-1]), real(parameters, *rest))[1])
     whole = train(name="whole", **wider)
     assert "projections 18,432" in train.said and "projections" not in whole  # three pairs of 96 x 64
     assert checkpoints.load_model(out_dir / "whole.pt")[0].state_dict().keys() == whole["model"].keys()
     assert len(seen) == 4 and all(p.shape == (64, 96) for p in seen) and not torch.equal(seen[0], seen[3])
-
-    def stop(progress, *rest):
-        advance(progress, *rest)
-        if progress.step == 3:
-            raise KeyboardInterrupt
-    monkeypatch.setattr(checkpoints, "count_step", stop)
-    train(status=130, name="parts", **wider)
+    at_step(3, crash)
+    with pytest.raises(Crash):
+        train(name="parts", **wider)
     assert "projections" in checkpoints.load(out_dir / "parts.pt")  # saved at step 2
-    monkeypatch.setattr(checkpoints, "count_step", advance)
     parts = train(name="parts", **wider)
     assert torch.equal(seen[-1], seen[3])
     assert all(torch.equal(v, whole["model"][k]) for k, v in parts["model"].items())
@@ -169,7 +152,6 @@ def test_every_knob_changes_the_training(train):
     """TRAPS 4: a flag could have no effect."""
     knobs = [dict(), dict(hidden_weight=0), dict(relation_weight=0, relation_heads=None), dict(hidden_loss="cosine"),
              dict(hidden_layers="1:1"), dict(hidden_weight=2), dict(divergence="jsd", beta=0.9)]
-    base, *others = [train("distill_features", size="0.2m", steps=2, fresh=True, **flags)["model"]
-                     for flags in knobs]
+    base, *others = [train("distill_features", size="0.2m", steps=2, fresh=True, **flags)["model"] for flags in knobs]
     for flags, changed in zip(knobs[1:], others):
         assert any(not torch.equal(v, changed[k]) for k, v in base.items()), flags

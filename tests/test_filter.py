@@ -214,8 +214,7 @@ def test_every_row_is_in_one_of_the_two_files_and_counted_on_the_card(sift):
 
 
 def test_the_same_command_again_is_finished_and_another_is_refused(sift, tiny_tokenizer, out_dir):
-    """An existing file with other rows could be mistaken for the output of this command. A student whose
-    tokenizer is missing, or spells its text in bytes, was the next command."""
+    """Another command's file could pass for this one's. A student without a fitting tokenizer was the next command."""
     question = "How many pears has she now?"
     assert "next: python tokenizer/train.py" in sift([turns(question, "Yes.")], out="1.jsonl").words
     tiny_tokenizer.save(out_dir / "tokenizer.model")

@@ -1,7 +1,6 @@
 """Claims about dataset/formats.py: formats give equal turns, bad lines are named, only responses count."""
 import itertools
 import json
-import random
 
 import pytest
 
@@ -11,14 +10,9 @@ from common import UserError, sha256_file
 from dataset import formats
 from dataset.formats import BadRow, Turn, encode_document, parse_row, read_documents
 from dataset.verify import parse_response, prompt_ids, turn_row
-from tokenizer import CONTROL, Tokenizer
-from tokenizer.train import texts as train_texts, train
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = "how many apples does she have now two plus three is five thanks hello".split()
-    return Tokenizer(train([" ".join(random.Random(0).choices(words, k=2000))], 320))
+from decoding import opening
+from tokenizer import CONTROL
+from tokenizer.train import texts as train_texts
 
 
 def assistant(think=None, answer=None, content=""):
@@ -26,8 +20,7 @@ def assistant(think=None, answer=None, content=""):
 
 
 def chat(content, **more):
-    return {"conversations": [{"role": "user", "content": "2+3?"},
-                              {"role": "assistant", "content": content, **more}]}
+    return {"conversations": [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": content, **more}]}
 
 
 def test_minimind_and_openai_rows_are_the_same_turns():
@@ -201,8 +194,7 @@ def test_a_file_of_another_kind_is_refused_as_a_whole_with_its_cure(tmp_path, da
 
 
 def test_only_a_newline_ends_a_line(tmp_path):
-    """A byte order mark must not make the first line bad, and CR LF must not make every line bad. NUL,
-    U+2028 and U+0085 are text."""
+    """A byte order mark must not make the first line bad, nor CR LF every line. NUL, U+2028 and U+0085 are text."""
     path, text = tmp_path / "rows.jsonl", "a\0b\u2028c\u0085d\u2581"
     row = json.dumps({"text": text}, ensure_ascii=False).encode()
     path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\r\n" + row + b"\r\n")
@@ -257,63 +249,63 @@ def learned(tokenizer, document, **options):
     return [tokenizer.decode([token for token, _ in span], show_control=True) for span in spans]
 
 
-def test_a_conversation_is_rendered_with_one_mark_a_turn_and_its_texts_have_none(tokenizer):
+def test_a_conversation_is_rendered_with_one_mark_a_turn_and_its_texts_have_none(tiny_tokenizer):
     """Training and generation must see the same template. filter.py counts and compares the texts."""
-    ids, _ = encode_document(tokenizer, MANY)
-    assert tokenizer.decode(ids, show_control=True) == (
+    ids, _ = encode_document(tiny_tokenizer, MANY)
+    assert tiny_tokenizer.decode(ids, show_control=True) == (
         "<system>hello<end><user>how many<end><assistant>two<end><user>plus three<end>"
         "<assistant><think>two plus three is five</think><answer>5</answer><end>")
-    assert set(tokenizer.tag_ids) <= set(ids)  # TRAPS 24: each tag is one id
+    assert set(tiny_tokenizer.tag_ids) <= set(ids)  # TRAPS 24: each tag is one id
     assert texts(MANY) == ["hello", "how many", "two", "plus three", "two plus three is five", "5"]
 
 
-def test_the_learned_span_runs_from_the_first_response_token_to_the_end(tokenizer):
+def test_the_learned_span_runs_from_the_first_response_token_to_the_end(tiny_tokenizer):
     """TRAPS 9, 25: a mask off by one leaves a first token or <end> untrained. FAULTS 3: weight 0 was ignored."""
-    assert learned(tokenizer, MANY) == ["two<end>", "<think>two plus three is five</think><answer>5</answer><end>"]
-    assert learned(tokenizer, MANY, target="answer") == ["two<end>", "<answer>5</answer><end>"]
-    assert tokenizer.think[0] not in encode_document(tokenizer, MANY, target="answer")[0]
-    assert learned(tokenizer, parse_row(dict(messages=[ASK, REPLY], weight=0))) == []
+    assert learned(tiny_tokenizer, MANY) == ["two<end>", "<think>two plus three is five</think><answer>5</answer><end>"]
+    assert learned(tiny_tokenizer, MANY, target="answer") == ["two<end>", "<answer>5</answer><end>"]
+    assert tiny_tokenizer.think[0] not in encode_document(tiny_tokenizer, MANY, target="answer")[0]
+    assert learned(tiny_tokenizer, parse_row(dict(messages=[ASK, REPLY], weight=0))) == []
     turns = [ASK, dict(REPLY, weight=0), ASK, dict(REPLY, content="five", weight=1)]
-    assert learned(tokenizer, parse_row(dict(messages=turns))) == ["five<end>"]
+    assert learned(tiny_tokenizer, parse_row(dict(messages=turns))) == ["five<end>"]
 
 
-def test_text_ends_with_end_and_is_learned_whole(tokenizer):
+def test_text_ends_with_end_and_is_learned_whole(tiny_tokenizer):
     """Without <end> between them, documents run into each other."""
-    ids, mask = encode_document(tokenizer, "hello <end>")
-    assert ids == tokenizer.encode("hello <end>") + [tokenizer.end]
-    assert ids.count(tokenizer.end) == 1 and mask == [1] * len(ids)
+    ids, mask = encode_document(tiny_tokenizer, "hello <end>")
+    assert ids == tiny_tokenizer.encode("hello <end>") + [tiny_tokenizer.end]
+    assert ids.count(tiny_tokenizer.end) == 1 and mask == [1] * len(ids)
 
 
-def test_prompt_and_response_make_the_document(tokenizer):
-    """A prompt that differs from training by one token silently costs accuracy."""
-    for target in ("cot", "answer"):
-        ids, mask = encode_document(tokenizer, MANY, target)
-        prompt = prompt_ids(tokenizer, MANY, target)
-        assert prompt == ids[:len(prompt)] and prompt[-1:] == tokenizer.assistant
+def test_prompt_and_response_make_the_document(tiny_tokenizer):
+    """A prompt, or a response that is begun for the model, that differs by one token silently costs accuracy."""
+    for target, tags in (("cot", 1), ("answer", 1), ("full", 0)):
+        ids, mask = encode_document(tiny_tokenizer, MANY, target)
+        prompt, begun = prompt_ids(tiny_tokenizer, MANY, target), opening(tiny_tokenizer, target)
+        assert prompt + begun == ids[:len(prompt) + tags] and prompt[-1:] == tiny_tokenizer.assistant
         assert all(mask[len(prompt):]) and not mask[len(prompt) - 1]
-        assert prompt_ids(tokenizer, MANY[:-1], target) == prompt  # without the reply
+        assert prompt_ids(tiny_tokenizer, MANY[:-1], target) == prompt  # without the reply
 
 
-def test_a_response_is_parsed_back(tokenizer):
+def test_a_response_is_parsed_back(tiny_tokenizer):
     """A parser of text instead of ids would accept a tag that the model only spelled in letters."""
-    ids, _ = encode_document(tokenizer, MANY)
-    response = ids[len(prompt_ids(tokenizer, MANY)):]
-    found = parse_response(tokenizer, response + [*tokenizer.answer, 300])  # ignored after <end>
+    ids, _ = encode_document(tiny_tokenizer, MANY)
+    response = ids[len(prompt_ids(tiny_tokenizer, MANY)):]
+    found = parse_response(tiny_tokenizer, response + [*tiny_tokenizer.answer, 300])  # ignored after <end>
     assert found == {"think": "two plus three is five", "answer": "5", "ended": True,
                      "text": "two plus three is five5", "well_formed": True}
-    assert not parse_response(tokenizer, response[:-1])["ended"]
-    assert parse_response(tokenizer, [])["answer"] is None
-    spelled = parse_response(tokenizer, tokenizer.encode("<answer>5</answer>") + [tokenizer.end])
+    assert not parse_response(tiny_tokenizer, response[:-1])["ended"]
+    assert parse_response(tiny_tokenizer, [])["answer"] is None
+    spelled = parse_response(tiny_tokenizer, tiny_tokenizer.encode("<answer>5</answer>") + [tiny_tokenizer.end])
     assert (spelled["answer"], spelled["text"], spelled["well_formed"]) == (None, "<answer>5</answer>", False)
 
 
-def test_well_formed_means_exactly_the_format(tokenizer):
+def test_well_formed_means_exactly_the_format(tiny_tokenizer):
     """A check that is not exact would accept two answers, or text between the tags."""
     marks = {name: i for i, name in enumerate(CONTROL)}
 
     def well_formed(text, target="cot"):
-        ids = [marks[w] if w in marks else tokenizer.encode(w)[0] for w in text.split()]
-        return parse_response(tokenizer, ids, target)["well_formed"]
+        ids = [marks[w] if w in marks else tiny_tokenizer.encode(w)[0] for w in text.split()]
+        return parse_response(tiny_tokenizer, ids, target)["well_formed"]
     cot = "<think> a </think> <answer> 5 </answer> <end>"
     assert well_formed(cot) and well_formed(cot + " junk <pad>")
     assert well_formed("<answer> 5 </answer> <end>", "answer")

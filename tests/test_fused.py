@@ -13,6 +13,7 @@ import fused
 from common import ROOT
 from fused import FusedLoss
 from losses import cross_entropy, divergence, total
+from test_cache import make
 from test_divergences import CASES
 
 N, D, TEACHER_D, V = 37, 16, 24, 50
@@ -98,15 +99,12 @@ def test_no_token_gives_zero_and_zero_gradients():
 
 @pytest.mark.parametrize("flags", [{}, dict(accumulate=2, divergence="jsd", beta=0.2),
                                    dict(alpha=1, temperature=4), dict(cache="hidden")], ids=str)
-def test_the_script_trains_the_same_student_either_way(flags, train, call, tiny_world, out_dir, monkeypatch):
+def test_the_script_trains_the_same_student_either_way(flags, train, make, out_dir, monkeypatch):
     """TRAPS 6, in the script: one of the two paths could use another mask, normaliser or teacher."""
     monkeypatch.setattr(fused, "CHUNK", 5 * 320)
     if "cache" in flags:
-        flags = dict(cache=out_dir / "cache")
-        call("dataset.teacher_cache", f"--teacher={tiny_world.teacher}", "--kind=hidden", "--dtype=float32",
-             f"--data={tiny_world.train}", f"--val={tiny_world.val}", "--window=143", f"--out={flags['cache']}")
-    on, off = (train("distill_logits", name=name, fused=name, **flags)["model"]
-               for name in ("on", "off"))
+        flags = dict(cache=make(kind="hidden"))
+    on, off = (train("distill_logits", name=name, fused=name, **flags)["model"] for name in ("on", "off"))
     for name, weights in off.items():
         assert (on[name] - weights).norm() <= 1e-4 * weights.norm(), name
     on, off = (np.loadtxt(out_dir / f"{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2, 3, 4))
@@ -139,8 +137,7 @@ print(memory("VmHWM") - before)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_step_with_49152_tokens_needs_less_than_3_gb():
-    """SmolLM2-135M as the teacher, half of it as the student, in float32: more than in bf16. All logits of
-    both would be 2,048 x 49,152 x 4 bytes twice, 0.8 GB, and as much for each gradient of them."""
+    """SmolLM2-135M teaches half of itself in float32. Logits of both, and each gradient of them, would be 0.8 GB."""
     run = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0 and 0.5 < float(run.stdout) < 3, run.stdout + run.stderr
 

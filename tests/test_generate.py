@@ -1,7 +1,4 @@
-"""Claims about blackbox/generate.py: kept answers are right, complete, new and in the teacher's words.
-
-Here the checkpoint has prepared replies (`says`), and the endpoint is tests/mock_endpoint.py. The rest is real.
-"""
+"""Claims about blackbox/generate.py: kept answers are right, complete, new and in the teacher's words."""
 import json
 import os
 import random
@@ -17,21 +14,13 @@ import blackbox.generate as generation
 from blackbox import client
 from blackbox.prompts import question_of
 from common import ROOT, UserError
-from dataset.formats import TAGS, encode_document, read_documents
+from conftest import say
+from dataset.formats import encode_document, read_documents
 from dataset.verify import prompt_ids
 from mock_endpoint import drawn, said, serving
 
 KEY = "sk-quite-a-secret-0123456789"
 QUESTION = dict(role="user", content="2 and 3?")
-
-
-def say(tokenizer, text, end=True):
-    """A response as text -> its ids. Tags become control tokens; if `end`, <end> follows."""
-    t = tokenizer
-    marks = dict(zip(TAGS, (t.think, t.end_think, t.answer, t.end_answer)))
-    ids = [i for part in re.split("(</?(?:think|answer)>)", text)
-           for i in (marks[part] if part in marks else t.encode(part))]
-    return ids + [t.end] * end
 
 
 def read(path):
@@ -82,8 +71,8 @@ def heard(monkeypatch):
     return ids
 
 
-def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says, tiny_world, tiny_tokenizer):
-    """A wrong answer that is kept teaches the error. A reason that is not counted hides a bad teacher."""
+def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says, tiny_world, tiny_tokenizer, out_dir):
+    """A wrong answer that is kept teaches the error. The next script must read exactly what the teacher wrote."""
     right = "<think>I count {0}.</think><answer>{0}</answer>"  # below: twice the same, another thought, cut off
     replies = [(right, True), (right, True), ("<think>Fingers: {0}.</think><answer>{0}</answer>", True), (right, False),
                ("<think>I count {0}.</think><answer>99</answer>", True), ("<answer>{0}</answer>", True),
@@ -97,23 +86,16 @@ def test_only_right_whole_and_new_answers_are_kept_the_others_counted(ask, says,
     assert Counter(row["verdict"] for row in everything) == {
         "ok": 18, "wrong answer": 6, "truncated": 6, "format": 6, "no answer": 6}
     assert len(kept) == 12 and "ok 12" in printed and "said before 6" in printed
-    for row in kept:
+    assert "next: python blackbox/filter.py --input " in printed
+    for row, (_, document) in zip(kept, read_documents(out_dir / "kept.jsonl"), strict=True):
         name, _, line = row["source"].partition(":")
         question, answer = documents[int(line) - 1]
         assert (name, row["operation"], row["label"]) == ("val.jsonl", "none", "kept")
         thought = row["conversations"][1].pop("reasoning_content")
         turns = [dict(role="user", content=question.content), dict(role="assistant", content=answer.answer)]
         assert row["conversations"] == turns and thought in (f"I count {answer.answer}.", f"Fingers: {answer.answer}.")
-
-
-def test_the_kept_rows_train_as_the_teacher_said_them(ask, says, tiny_tokenizer, out_dir):
-    """If the next script reads the format differently, it would train on other tokens."""
-    says(lambda number: ("<think>It is 3.</think><answer>3</answer>", True))
-    kept, _, printed = ask()
-    assert len(kept) == 1 and "next: python blackbox/filter.py --input " in printed
-    [(_, document)] = read_documents(out_dir / "kept.jsonl")
-    ids, mask = encode_document(tiny_tokenizer, document)
-    assert [i for i, m in zip(ids, mask) if m] == say(tiny_tokenizer, "<think>It is 3.</think><answer>3</answer>")
+        learned = [i for i, counts in zip(*encode_document(tiny_tokenizer, document)) if counts]
+        assert learned == say(tiny_tokenizer, f"<think>{thought}</think><answer>{answer.answer}</answer>")
 
 
 def test_exactly_the_missing_answers_are_written_again_with_the_same_random_numbers(ask, heard, out_dir):

@@ -1,4 +1,4 @@
-"""Claims about model.py: the formulas, the mask, the positions."""
+"""Claims about model.py: the formulas, the mask, the positions. The oracles go one number at a time."""
 import cmath
 import math
 
@@ -20,8 +20,6 @@ def draw_ids(*shape, vocab_size=V, seed=0):
 def assert_close(a, b, atol=1e-5):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=atol)
 
-
-# --- an independent implementation, one number at a time ------------------------------------------
 
 def rms_norm_oracle(x, weight, eps):
     return x / torch.sqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + eps) * weight
@@ -70,8 +68,7 @@ def logits_oracle(model, ids, document):
     for layer in model.layers:
         normed = rms_norm_oracle(x, layer.input_layernorm.weight, c.norm_eps)
         x = x + attention_oracle(normed, layer.self_attn, c, document)
-        x = x + swiglu_oracle(rms_norm_oracle(x, layer.post_attention_layernorm.weight, c.norm_eps),
-                              layer.mlp)
+        x = x + swiglu_oracle(rms_norm_oracle(x, layer.post_attention_layernorm.weight, c.norm_eps), layer.mlp)
     return rms_norm_oracle(x, model.norm.weight, c.norm_eps) @ model.lm_head.weight.T
 
 
@@ -80,8 +77,7 @@ def logits_oracle(model, ids, document):
     dict(rope_theta=100.0, norm_eps=1e-2)], ids=str)
 @torch.no_grad()
 def test_logits_equal_the_formulas(tiny_model, changes):
-    """If a token sees later ones, the loss looks very good, but generation is useless. With a wrong
-    key head, or a scale or norm too many, a model still trains, but worse."""
+    """If a token sees later ones, the loss looks good. With a wrong key head, scale or norm, a model still trains."""
     model = tiny_model(**changes).double()
     ids, document = draw_ids(1, 7), torch.tensor([[1, 1, 1, 1, 2, 2, 2]])
     assert_close(model(ids)[0], logits_oracle(model, ids[0], [1] * 7), atol=1e-6)
@@ -94,8 +90,7 @@ def test_parameter_names_are_those_of_hugging_face(tiny_model):
     block = {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj",
              "self_attn.v_proj", "self_attn.o_proj", "self_attn.q_norm", "self_attn.k_norm",
              "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
-    names = {f"layers.0.{n}.weight" for n in block} | {"embed_tokens.weight", "norm.weight",
-                                                      "lm_head.weight"}
+    names = {f"layers.0.{n}.weight" for n in block} | {"embed_tokens.weight", "norm.weight", "lm_head.weight"}
     assert set(tiny_model(n_layers=1).state_dict()) == names
     llama = {n for n in names if "q_norm" not in n and "k_norm" not in n}
     assert set(tiny_model(n_layers=1, qk_norm=False).state_dict()) == llama
@@ -137,8 +132,7 @@ def test_loss_at_init_is_guessing(size):
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 @torch.no_grad()
 def test_packed_documents_equal_one_by_one(tiny_model, n_kv_heads):
-    """Attention across documents gives context that is missing when the model is used. A document's
-    place in the window must not change its logits."""
+    """Attention across documents gives context that is missing in use. A place in the window must not change logits."""
     model = tiny_model(n_kv_heads=n_kv_heads)
     texts = [draw_ids(n, seed=n) for n in (5, 3, 8, 1)]
     ids = torch.cat([*texts, torch.zeros(4, dtype=torch.int64)])[None]  # (1, 21), four of padding
@@ -212,8 +206,7 @@ def test_one_batch_can_be_learned_by_heart(tiny_model, tied):
 
 
 def test_every_parameter_gets_a_gradient_and_train_mode_is_eval_mode(tiny_model):
-    """A weight that is registered but not used would be counted and never trained. TRAPS 19: dropout
-    would make a teacher in train mode noisy."""
+    """A registered weight that is not used is never trained. TRAPS 19: dropout would make a teacher noisy."""
     model, ids = tiny_model(tie_embeddings=False), draw_ids(2, 6)
     cross_entropy(model(ids), draw_ids(2, 6, seed=1)).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or p.grad.norm() == 0] == []

@@ -96,8 +96,7 @@ def planted(text, rng):
 
 
 def test_the_search_finds_planted_copies_and_what_brute_force_finds():
-    """A bucket that is searched only in part would silently lose copies. Recall and precision must be at
-    least 95 %. The oracle is brute force: all pairs of rows with the same numbers."""
+    """A bucket that is searched only in part would lose copies. Oracle: brute force over rows with equal numbers."""
     rng, rows, originals = random.Random(3), [], {}
     while len(rows) < 2000:
         story, answer = stories.make_story(rng, "en", rng.randint(1, 4))["conversations"][:2]

@@ -76,8 +76,7 @@ def fake_words(monkeypatch, tiny_tokenizer):
 @pytest.mark.parametrize("share, places", [(0, []), (0.25, [3, 7]), (0.5, [1, 3, 5, 7]), (0.05, []),
                                            (1, range(8)), (0.7, [0, 1, 3, 4, 6, 7])])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, places, accumulate, data, step_of,
-                                                              fake_words):
+def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, places, accumulate, data, step_of, fake_words):
     """A share that depends on how the batch is cut, or a window that is both rewritten and kept."""
     batches, n_valid, counts, _ = step_of(1, on_policy_share=share, accumulate=accumulate)
     windows = step_windows(16, 1, 8, 0)
@@ -91,8 +90,7 @@ def test_the_share_is_of_windows_and_the_rest_stays_as_it_was(share, places, acc
 
 
 def test_over_many_steps_the_share_is_exact_even_if_a_window_comes_twice(step_of, fake_words):
-    """If the share were rounded in each step, 0.05 of 8 windows would be none. If windows were chosen by
-    number, a window that comes twice would be rewritten twice, and a share of 0.5 could become 1."""
+    """Rounded in each step, 0.05 of 8 windows is none. By number, a window that comes twice is rewritten twice."""
     for share, batch in ((0.05, 8), (0.3, 8), (0.5, 32), (0.9, 8)):
         steps = [step_of(step, on_policy_share=share, batch=batch)[0] for step in range(25)]
         kept = sum(len(b[0]) for batches in steps for b in batches if b[4] is False)
@@ -132,8 +130,7 @@ def by_weight(batches):
     return found
 
 
-def test_nothing_counts_after_the_first_end_and_no_gradient_flows_through_the_writing(
-        write, data, tiny_tokenizer):
+def test_nothing_counts_after_the_first_end_and_no_gradient_flows_through_the_writing(write, data, tiny_tokenizer):
     """Text after <end> would be learned as an answer, or a graph through the sampling would fill the memory."""
     _, batches = write(end=3.0)
     assert write.graphs and not any(write.graphs)
@@ -147,23 +144,20 @@ def test_nothing_counts_after_the_first_end_and_no_gradient_flows_through_the_wr
 
 
 def test_the_student_writes_max_new_tokens_at_sample_temperature(write):
-    """TRAPS 4: a flag without effect. At temperature 0 the student takes the likeliest token. The higher
-    the temperature, the less often it does."""
+    """TRAPS 4: a flag without effect. The higher the temperature, the less often the likeliest token is taken."""
     for count in (3, 12):  # <end> never comes
         _, batches = write(end=-torch.inf, max_new_tokens=count)
         assert {len(response) for _, response in by_weight(batches)} == {count}
     shares = []
     for temperature in (0.0, 0.3, 1.0):
         model, batches = write(sample_temperature=temperature)
-        right = torch.cat([(model(x, document).argmax(-1) == y)[weight > 0]
-                           for x, y, document, weight, _ in batches])
+        right = torch.cat([(model(x, document).argmax(-1) == y)[weight > 0] for x, y, document, weight, _ in batches])
         shares.append(right.float().mean())
     assert shares[0] > 0.99 and 0.9 > shares[1] > shares[2] + 0.1
 
 
 def test_share_alpha_and_divergence_are_knobs_and_its_own_words_no_labels(train):
-    """Cross-entropy on its own samples only makes a student more certain. In GKD each divergence works on
-    the data and on the student's own text, so each of the flags must have an effect."""
+    """Cross-entropy on its own samples makes a student certain. Each divergence works on data and own text."""
     f, r, found = "forward_kl", "reverse_kl", []
     for share, name, alpha in zip((0, 0, .5, .5, 1, 1, 1), (f, r, r, r, f, r, r), (.2, .2, .2, .9, .2, .2, .9)):
         state = train("distill_onpolicy", fresh=True, steps=2, on_policy_share=share, divergence=name,

@@ -13,13 +13,12 @@ import openai
 import pytest
 import torch
 
-import checkpoints
 import serve
 from dataset.formats import Turn
 from dataset.verify import prompt_ids
 from decoding import generate
 from losses import divergence
-from test_serve import PATIENCE, QUESTION, ask, serve_main
+from test_serve import PATIENCE, QUESTION, ask, serve_main, start
 
 
 def send(port, method, path, body=None, **headers):
@@ -31,18 +30,12 @@ def send(port, method, path, body=None, **headers):
 
 
 @pytest.fixture
-def site(tiny_world, out_dir):
+def site(start, out_dir):
     """A server with --page of two models: .port, .models, .out, .client, .get(path, **headers), .next(request)."""
-    models = {name: checkpoints.load_model(getattr(tiny_world, name))[:2] for name in ("teacher", "init")}
-    server = serve.Server(serve.Config(page=True, port=0), models)
-    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+    server, client = start(names=("teacher", "init"), page=True)
     port = server.server_port
-    yield SimpleNamespace(
-        server=server, port=port, models=models, out=out_dir, get=partial(send, port, "GET"),
-        client=openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=PATIENCE),
-        next=lambda request, **headers: send(port, "POST", "/next", request, **headers))
-    server.shutdown()
-    server.server_close()
+    return SimpleNamespace(server=server, port=port, models=server.models, out=out_dir, client=client, get=partial(
+        send, port, "GET"), next=lambda request, **headers: send(port, "POST", "/next", request, **headers))
 
 
 def test_logprobs_are_those_of_the_content_whole_or_streamed(site):

@@ -1,7 +1,4 @@
-"""A practitioner's chats, from a folder of files to a student that answers a client over HTTP.
-
-From the tokenizer on, each command is the `next:` line of the one before. Flags only make it short.
-"""
+"""A practitioner's chats become a student that answers over HTTP. Each command is the `next:` line before it."""
 import json
 import os
 import random

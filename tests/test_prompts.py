@@ -13,6 +13,7 @@ from common import UserError
 from dataset import stories, suites
 from dataset.formats import parse_row
 from dataset.stories import DISTRACTORS, NAMES, OBJECTS, TEMPLATES, kinds_of
+from dataset.suites import text_of as text
 from dataset.verify import same_answer
 
 DEFAULT = Config().operations
@@ -57,10 +58,6 @@ def turns(*texts):
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def text(row):
-    return row["conversations"][0]["content"]
-
-
 def answer(row):
     return row["conversations"][-1]["content"]
 
@@ -69,12 +66,9 @@ def answer(row):
 READER = {"en": dict(
     nothing="lives in house|has rained|feet high|^bus .* goes by|radio plays|would like|does not buy",
     undo="does not happen|is not true|never comes to this|is not so",
-    div="every (?!single)|divide|split|equal|a third|a quarter|a fifth|half|crate takes|one pound"
-        "|one dollar",
-    mul="times|multipl|doubles|triples|quadruples|quintuples|each one|every single|grams|dollars"
-        "|seconds",
-    sub="gives away|loses|sells|gives .* to |throws away|takes .* of them|(?<!aunt )sends|uses up"
-        "|hands .* to a"
+    div="every (?!single)|divide|split|equal|a third|a quarter|a fifth|half|crate takes|one pound|one dollar",
+    mul="times|multipl|doubles|triples|quadruples|quintuples|each one|every single|grams|dollars|seconds",
+    sub="gives away|loses|sells|gives .* to |throws away|takes .* of them|(?<!aunt )sends|uses up|hands .* to a"
         "|removes|gives up|parts with|forgets|breaks|runs off|hand over|lets out|costs the player"
         "|donates|steals|passes|drops",
     add="more|finds|earns|gift|aunt|hands (him|her)|adds|is given|is handed",
@@ -82,10 +76,8 @@ READER = {"en": dict(
     nothing="楼。|雨下了|米高|路车|首歌|想要|没有买", undo="没有发生|不是真的|没有这回事",
     div=r"平均|平分|除以|一半|分之一|同样多|一样多|每\d+.*(换成一|换回一|合成了一|里|装一|重一|值一)",
     mul=r"倍|乘以|每[^\d一]都|每[^\d一]去?换[来回]|原来的每一|用一.换|克|元|秒",
-    sub="送走|丢了|卖掉|给了朋友|送给弟弟|用掉|减少|拿走|扔掉|(?<!姑姑)寄给|分给|卖给|少了|让出|送了人|弄坏|叼走"
-        "|忘在|下去|被扣|漏掉|[天]走了|捐出|偷走|交给老师|掉进",
-    add="买了|送来|寄给|挣到|放进|捡到|送给[他她]|给了[他她]|又给|得|增加|礼物|又找|又赢|添了|又领|又拿|又发现|多了|又分|又做"
-        "|上来|加进|新加入",
+    sub="送走|丢了|卖掉|给了朋友|送给弟弟|用掉|减少|拿走|扔掉|(?<!姑姑)寄给|分给|卖给|少了|让出|送了人|弄坏|叼走|忘在|下去|被扣|漏掉|[天]走了|捐出|偷走|交给老师|掉进",
+    add="买了|送来|寄给|挣到|放进|捡到|送给[他她]|给了[他她]|又给|得|增加|礼物|又找|又赢|添了|又领|又拿|又发现|多了|又分|又做|上来|加进|新加入",
 )}
 NUMBERS = {word: n for n, words in enumerate(("double half 两倍 一半", "triple third 三倍 三分之一",
            "quadruple quarter 四倍 四分之一", "quintuple fifth 五倍 五分之一"), 2) for word in words.split()}
@@ -159,8 +151,7 @@ def words(lang, *texts):
 
 @pytest.mark.parametrize("lang, known", [("en", {"thief", "hugo", "lemons"}), ("zh", {"仙女", "丝带"})])
 def test_no_prompt_has_a_word_that_the_suites_keep_for_themselves(many, lang, known):
-    """A suite would test nothing new if its names, sentences or distractors were in the training data,
-    even with other numbers."""
+    """A suite would test nothing new if its names, sentences or distractors were in a prompt, with any numbers."""
     found = {True: set(), False: set()}
     for items in (*TEMPLATES[lang].values(), NAMES[lang], OBJECTS[lang]):
         for reserved in (True, False):
@@ -172,14 +163,12 @@ def test_no_prompt_has_a_word_that_the_suites_keep_for_themselves(many, lang, kn
         assert row["lang"] != lang or not words(lang, text(row)) & kept, text(row)
         assert text(row) not in suites.HOSTILE.values()
     theirs = words(lang, *DISTRACTORS[lang]) - words(lang, *sum(map(list, TEMPLATES[lang].values()), []))
-    ours = words(lang, *TEXTS["ASIDES"][lang], *TEXTS["TAKEN_BACK"][lang],
-                 *sum(TEXTS["UNITS"][lang].values(), []))
+    ours = words(lang, *TEXTS["ASIDES"][lang], *TEXTS["TAKEN_BACK"][lang], *sum(TEXTS["UNITS"][lang].values(), []))
     assert len(theirs) > 10 and not theirs & ours - {"for", "is", "it", "to", "s"}
 
 
 def test_no_prompt_is_as_large_as_the_suites_or_of_another_split(many):
-    """Chains of 5 and numbers of three digits would no longer be new in the suites, or a student would
-    train on a test question with another name."""
+    """Chains of 5 or numbers of three digits would not be new in the suites. A test question would be trained on."""
     for row, _ in sum(many.values(), []):
         assert all(int(n) <= 99 for n in re.findall(r"\d+", text(row))), text(row)
         assert row["label"] == "teacher" or 0 <= int(answer(row)) <= 99
@@ -253,8 +242,7 @@ def test_boundary_numbers_are_at_a_boundary(many):
 
 
 def test_what_is_added_to_a_story_stands_where_it_should(many):
-    """An added operation that is missing, a sentence that is taken back and still counts, filler with a
-    number, or a distractor about the same person, which could be meant to count."""
+    """A missing operation, one that is taken back and counts, numbers in filler, or a distractor that could count."""
     for row, seed in many["deeper"]:
         assert row["ops"] == seed["ops"] + 1 and row["numbers"][:-1] == seed["numbers"]
         assert told(row)[:-2] == told(seed)[:-1] and told(row)[-1] == told(seed)[-1]

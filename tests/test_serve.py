@@ -1,8 +1,4 @@
-"""Claims about serve.py: a client gets the model's text, and nothing that it sends stops the server.
-
-The official client checks the format. Raw sockets send what no client would. The right text comes
-from decoding.generate. If a test needs a certain text, `says` makes the model write its ids.
-"""
+"""Claims about serve.py: a client gets the model's text, and nothing that it sends stops the server."""
 import contextlib
 import http.client
 import io
@@ -24,8 +20,8 @@ import torch
 
 import checkpoints
 import serve
-from conftest import ROOT
-from dataset.formats import TAGS, Turn
+from conftest import ROOT, say
+from dataset.formats import Turn
 from dataset.verify import prompt_ids
 from decoding import generate
 
@@ -36,10 +32,11 @@ PATIENCE = 60  # seconds to wait for something that must happen
 
 @pytest.fixture
 def start(tiny_world):
-    """A function: `start(key="")` -> (a server that answers, its client)."""
+    """A function: `start(key="", names=["teacher"], **flags)` -> (a server that answers, its client)."""
     running = []
-    def go(key=""):
-        server = serve.Server(serve.Config(port=0), dict(teacher=checkpoints.load_model(tiny_world.teacher)[:2]), key)
+    def go(key="", names=("teacher",), **flags):
+        models = {name: checkpoints.load_model(getattr(tiny_world, name))[:2] for name in names}
+        server = serve.Server(serve.Config(port=0, **flags), models, key)
         running.append(server)
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         return server, openai.OpenAI(base_url=f"http://127.0.0.1:{server.server_port}/v1",
@@ -149,10 +146,7 @@ def test_a_greedy_answer_is_what_the_model_generates(start, tiny_world):
     ("<think>a</think> or <answer>7</answer> so", True, ("a", " or 7 so", "stop"))])
 def test_the_thought_is_reasoning_content_and_all_else_is_content(start, says, tiny_tokenizer, text, ended, parts):
     """A thought in the content would be trained as an answer, and so would a thought that is cut off."""
-    t = tiny_tokenizer
-    marks = dict(zip(TAGS, (t.think, t.end_think, t.answer, t.end_answer)))
-    ids = [id for part in re.split("(</?think>|</?answer>)", text)
-           for id in (marks[part] if part in marks else t.encode(part))] + [t.end] * ended
+    ids = say(tiny_tokenizer, text, ended)
     says(ids)
     [choice] = ask(start()[1], max_tokens=len(ids)).choices
     assert (choice.message.reasoning_content, choice.message.content, choice.finish_reason) == parts

@@ -8,8 +8,7 @@ import pytest
 
 from common import UserError
 from dataset import stories
-from dataset.stories import (NAMES, OBJECTS, OPS, SHARES, TEMPLATES, Config, main, make_story,
-                             pool, split_of)
+from dataset.stories import (NAMES, OBJECTS, OPS, SHARES, TEMPLATES, Config, main, make_story, pool, split_of)
 
 LANGS = ("en", "zh")
 SMALL, COUNTS = (dict(zip(SHARES, n)) for n in ((20, 5, 5, 5), (1_000, 100, 100, 300)))
@@ -17,8 +16,7 @@ SMALL, COUNTS = (dict(zip(SHARES, n)) for n in ((20, 5, 5, 5), (1_000, 100, 100,
 
 def make(out, **flags):
     main(Config(**{"out": str(out), "lang": "both", **flags}))
-    return {split: [json.loads(line) for line in (out / f"{split}.jsonl").open(encoding="utf-8")]
-            for split in SHARES}
+    return {split: [json.loads(line) for line in (out / f"{split}.jsonl").open(encoding="utf-8")] for split in SHARES}
 
 
 def files(folder):  # without the lock file

@@ -33,8 +33,7 @@ def made(data, tmp_path_factory):
 
 
 def rows_of(data, *splits):
-    return [json.loads(line) for split in splits
-            for line in (data / f"{split}.jsonl").open(encoding="utf-8")]
+    return [json.loads(line) for split in splits for line in (data / f"{split}.jsonl").open(encoding="utf-8")]
 
 
 def by_source(made, suite):
@@ -146,8 +145,7 @@ def test_a_distractor_is_one_sentence_that_changes_nothing(made):
 
 
 def test_every_other_change_keeps_what_it_promises(data, made):
-    """A lost sentence, 乘以3。5个人 that becomes 乘以35个人, a "large" problem with small numbers, a "longer"
-    one with another beginning, or a row that is in the training data."""
+    """A lost sentence, 乘以3。5个人 that becomes 乘以35个人, a "large" problem with small numbers, or a row of train."""
     for row, clean in by_source(made, "upper"):
         assert text_of(row) == text_of(clean).upper()
     for row, clean in by_source(made, "no_punctuation"):

@@ -14,8 +14,7 @@ WORDS = "the an in wing ring thing swim stone strong long song tone one on end t
 
 
 def some_text(rng, words=2000):
-    return " ".join(rng.choice(WORDS) + rng.choice([".", "", "\n", str(rng.randint(0, 99))])
-                    for _ in range(words))
+    return " ".join(rng.choice(WORDS) + rng.choice([".", "", "\n", str(rng.randint(0, 99))]) for _ in range(words))
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +34,7 @@ def random_text(rng):
 
 
 def test_any_text_comes_back(tokenizer):
-    """NFKC, merged spaces, a dummy prefix or a lost U+2581 would silently change the text. Bits per
-    byte divide by token_bytes, so their sum must be the length of the text in UTF-8."""
+    """NFKC, merged spaces, a dummy prefix or a lost U+2581 would change the text. token_bytes must add up to it."""
     rng, sizes = random.Random(1), tokenizer.token_bytes
     assert sizes.shape == (tokenizer.vocab_size,) and sizes.dtype == np.int64 and not sizes[:10].any()
     long = some_text(rng, 50_000) + "x" * 10 * MEMO_LENGTH + " " * 1000  # too long for the cache of words
@@ -54,8 +52,7 @@ def test_no_text_spells_a_mark(tokenizer):
 def test_marks_are_one_id_each(tokenizer):
     """TRAPS 24: a tag of several pieces is never learned, and a weight on it hits ordinary text."""
     t = tokenizer
-    marks = [t.pad, t.unk, t.end, *t.system, *t.user, *t.assistant,
-             *t.think, *t.end_think, *t.answer, *t.end_answer]
+    marks = [t.pad, t.unk, t.end, *t.system, *t.user, *t.assistant, *t.think, *t.end_think, *t.answer, *t.end_answer]
     assert marks == list(range(10)) and tokenizer.control_ids == set(marks)
     assert [tokenizer.decode([i], show_control=True) for i in marks] == CONTROL
     assert tokenizer.decode(marks) == "" and tokenizer.tag_ids == set(marks[6:])

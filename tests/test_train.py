@@ -1,8 +1,4 @@
-"""Claims about the training loops: each step's gradient is what the formula in the docstring says.
-
-Whole scripts run in this process. The fixture `gradients` records each gradient before it is clipped.
-The oracle takes one document at a time and uses PyTorch's own losses.
-"""
+"""Claims about the training loops: each step's gradient is what the formula in the docstring says."""
 import re
 from types import SimpleNamespace
 
@@ -12,6 +8,8 @@ import torch
 from torch.nn import functional as F
 
 import checkpoints
+import train_distill_responses
+import train_pretrain
 from common import ROOT
 from dataset import windows
 from dataset.windows import eval_batches, open_data, step_batches, step_windows
@@ -106,8 +104,7 @@ def expected_gradient(script, world, tokenizer):
 @all_scripts
 def test_one_two_four_or_eight_micro_batches_give_the_gradient_of_the_formula(
         script, train, gradients, tiny_world, tiny_tokenizer):
-    """TRAPS 1, 2, 4, 7, 8, 9, 10, 24, 27: a wrong normaliser, shift or mask, a mean of means, a
-    flag without effect, or the teacher's logits on both sides."""
+    """TRAPS 1, 2, 4, 7, 8, 9, 10, 24, 27: a wrong normaliser, shift, mask or mean, or a flag without effect."""
     data = open_data(tiny_world.train, tiny_tokenizer, 143)
     batches, _, _ = step_batches(data, 0, config(batch=16, accumulate=4), ENV)
     assert len({weight.sum().item() for *_, weight, _ in batches}) > 1  # otherwise a mean of means would be right
@@ -148,8 +145,7 @@ def test_a_step_without_a_counted_token_changes_no_gradient_to_nan(script, train
 
 
 def test_alpha_0_is_pretraining(train, gradients):
-    """With alpha 0 and one seed, weights and gradients must be those of pretraining, to the bit. A teacher
-    that uses random numbers while it is loaded would change them."""
+    """Weights and gradients are those of pretraining to the bit: loading a teacher must not use random numbers."""
     pretrained = train("pretrain", steps=3)
     distilled = train("distill_logits", name="other", alpha=0, steps=3)
     assert all(torch.equal(gradients[step], gradients[3 + step]) for step in range(3))
@@ -212,8 +208,7 @@ def test_every_epoch_takes_each_window_once_in_an_order_of_its_own():
 
 
 def test_y_is_x_shifted_and_tag_weight_reaches_the_tags_of_the_response_only():
-    """TRAPS 7, 24, 25: with the mask of x instead of y the first response token is never learned.
-    If tags are weighted wherever they occur, those in prompts are, too."""
+    """TRAPS 7, 24, 25: with the mask of x the first response token is never learned. Tags in prompts have no weight."""
     ids = np.array([[4, 6, 7, 50, 5, 6, 51, 7, 8, 52, 9, 2]])  # tags in the prompt, too
     mask = np.array([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]])
     data = fake_data(ids, mask, np.ones(ids.shape))
@@ -248,8 +243,7 @@ def test_ranks_and_micro_batches_share_a_step_out_under_one_normaliser(world, ac
 
 @all_scripts
 def test_the_log_has_every_step_and_the_checkpoint_the_best_weights(script, train, tiny_world, out_dir):
-    """A schedule that is computed but not applied, or a step that is logged twice or never. If a run
-    overfits, eval.py would load its last weights instead of its best."""
+    """A schedule that is not applied, a step that is logged twice or never, or the last weights instead of the best."""
     state = train(script, steps=6, lr=3, warmup=4, weight_decay=0, eval_every=1, eval_windows=0)
     rows = train.rows
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6] and state["step"] == 6
@@ -280,7 +274,7 @@ def test_the_loops_tell_the_same_story():
     """Students compare two scripts with `diff`. That is clear only if all have the same six numbered comments."""
     banners = {path.stem: re.findall(r"^ +# (\d\) .*)$", path.read_text(encoding="utf-8"), re.M)
                for path in ROOT.glob("train_*.py")}
-    assert banners.pop("train_distill_responses") == []  # its loop is train_pretrain.py's
+    assert banners.pop("train_distill_responses") == [] and train_distill_responses.main is train_pretrain.main
     assert [banner[0] for banner in banners["train_pretrain"]] == list("123456")
     assert len(banners) == 5 and all(b == banners["train_pretrain"] for b in banners.values()), banners
 

@@ -18,18 +18,16 @@ HOLDS = [  # (got, reference)
     (r"-\frac{1}{2}", "-1/2"), (r"\frac{-1}{2}", "-1/2"), (r"1\frac{1}{2}", "3/2"),
     (r"$\frac{1,000}{2}$", "500"), ("6/3", "2"), ("3½", "3.5"), ("-½", "-1/2"), ("¾ cup", "0.75"),
     # scientific, percent
-    ("1e3", "1000"), ("1E3", "1,000"), ("1.5e-3", "0.0015"), ("-2e+2", "-200"), ("50%", "50%"),
-    ("50 %", "50%"), (r"50\%", "50%"), ("50 percent", "50%"), ("50%", "0.5"), ("1/2", "50%"),
-    ("12.5%", "1/8"),
+    ("1e3", "1000"), ("1E3", "1,000"), ("1.5e-3", "0.0015"), ("-2e+2", "-200"), ("50%", "50%"), ("50 %", "50%"),
+    (r"50\%", "50%"), ("50 percent", "50%"), ("50%", "0.5"), ("1/2", "50%"), ("12.5%", "1/8"),
     # currency and units
-    ("$5", "5"), (r"\$5", "5"), ("-$5", "-5"), ("$-5", "-5"), ("$1,234.50", "1234.5"), ("€5", "5"),
-    ("¥5", "5"), ("5元", "5"), ("12个", "12"), ("12 个苹果", "12"), ("5千米", "5"), ("5 apples", "5"),
-    ("14 apples.", "14"), ("14 apples!", "14"), ("5 red apples left", "5"), ("5 km", "5"), ("5km", "5"),
-    ("60 km/h", "60"), ("60 miles per hour", "60"), ("90°", "90"), (r"90^\circ", "90"), ("5 °C", "5"),
-    ("5 in total", "5"), ("3/4 cups", "0.75"), ("$5 per hour", "5"), ("$5/hour", "5"),
-    ("50 per centimetre", "50"), ("14 cm^2", "14"), (r"14\text{ cm}^2", "14"), ("14m²", "14"),
-    (r"9.8 \text{m/s}^{2}", "9.8"), ("14 ft³.", "14"), ("negative 5", "-5"), ("Negative $5", "-5"),
-    ("负5", "-5"), ("负 5元", "-5"), ("minus 5", "-5"), ("Minus $5", "-5"), ("5 months", "5"),
+    ("$5", "5"), (r"\$5", "5"), ("-$5", "-5"), ("$-5", "-5"), ("$1,234.50", "1234.5"), ("€5", "5"), ("¥5", "5"),
+    ("5元", "5"), ("12个", "12"), ("12 个苹果", "12"), ("5千米", "5"), ("5 apples", "5"), ("14 apples.", "14"),
+    ("14 apples!", "14"), ("5 red apples left", "5"), ("5 km", "5"), ("5km", "5"), ("60 km/h", "60"),
+    ("60 miles per hour", "60"), ("90°", "90"), (r"90^\circ", "90"), ("5 °C", "5"), ("5 in total", "5"),
+    ("3/4 cups", "0.75"), ("$5 per hour", "5"), ("$5/hour", "5"), ("50 per centimetre", "50"), ("14 cm^2", "14"),
+    (r"14\text{ cm}^2", "14"), ("14m²", "14"), (r"9.8 \text{m/s}^{2}", "9.8"), ("14 ft³.", "14"), ("negative 5", "-5"),
+    ("Negative $5", "-5"), ("负5", "-5"), ("负 5元", "-5"), ("minus 5", "-5"), ("Minus $5", "-5"), ("5 months", "5"),
     ("5 seconds", "5"), ("5 errors", "5"),
     # LaTeX, quotes, bold, full width
     ("$14$", "14"), (r"$\$14$", "14"), (r"\(14\)", "14"), (r"\[14\]", "14"), (r"\text{14}", "14"),
@@ -37,9 +35,8 @@ HOLDS = [  # (got, reference)
     (r"\boxed{\frac{1}{2}}", "0.5"), ("'14'", "14"), ("*14*", "14"), ('"14"', "14"), ("-**5**", "-5"),
     ("__14__", "14"), ("５０", "50"), ("－１，２３４．５", "-1234.5"), ("５０％", "50%"), ("14个！", "14"),
     # texts
-    ("Yes", "yes"), ("yes!", "Yes."), ("  New   York ", "new york"), (r"\text{east}", "East"),
-    ("x = 5", "x = 5"), ("14 or 15", "14 or 15"), ("(A)", "(a)"), ("红色。", "红色"), ("5x", "5x"),
-    ("北京！", "北京"),
+    ("Yes", "yes"), ("yes!", "Yes."), ("  New   York ", "new york"), (r"\text{east}", "East"), ("x = 5", "x = 5"),
+    ("14 or 15", "14 or 15"), ("(A)", "(a)"), ("红色。", "红色"), ("5x", "5x"), ("北京！", "北京"),
     (r"10\sqrt{2}", r"$10\,\sqrt{2}$."), (r"\frac{\pi}{2}", r"\dfrac{\pi} {2}"), (r"a\,b", "ab"), ("（B）", "B"),
     (r"\left(1, 2\right)", "(1,2)"), (r"\big[0,\;1\big]", "[0, 1]"), (r"x\!+\quad y", "x+y"), ("B. Yes", "(B) Yes"),
     ("**B**", "b"), ("Option B", "B."), ("(b)", "B"), ("A. A cat", "A"), ("B: Paris", "[B]"), ("(C) Cannot be", "C"),
@@ -55,12 +52,11 @@ REFUSED = [
     ("9007199254740993", "9007199254740992"), ("1e3", "1e-3"), ("1e999", "2e999"), ("--5", "5"),
     # the right number and other words
     *[(got, "14") for got in (
-        "14 or 15", "15 or 14", "not 14", "14 not", "14, 15", "14,15", "14/15", "14 15", "14\n15",
-        "14-15", "14 - 15", "14 (or 15)", "14 or fifteen", "14 is wrong", "14 apples, not 15",
-        "14 apples and 3 pears", "12+2=14", "x = 14", "14?", "≈14", "~14", "about 14", ">14", "±14",
-        "14 apples maybe", "14, or so", "14 which some say exceeds", "'14?", "14 cannot work",
-        "14 would fail", "14 fails", "14 rejected", "14 ruled out", "14 seems unlikely", "14 mistaken",
-        "14 doubtful", "14 might", "14 excluded", "14 could hold", "14 should hold", "14 unless",
+        "14 or 15", "15 or 14", "not 14", "14 not", "14, 15", "14,15", "14/15", "14 15", "14\n15", "14-15", "14 - 15",
+        "14 (or 15)", "14 or fifteen", "14 is wrong", "14 apples, not 15", "14 apples and 3 pears", "12+2=14", "x = 14",
+        "14?", "≈14", "~14", "about 14", ">14", "±14", "14 apples maybe", "14, or so", "14 which some say exceeds",
+        "'14?", "14 cannot work", "14 would fail", "14 fails", "14 rejected", "14 ruled out", "14 seems unlikely",
+        "14 mistaken", "14 doubtful", "14 might", "14 excluded", "14 could hold", "14 should hold", "14 unless",
         "14 impossible", "14吗", "(14)", "x=14", "5+9 = 14", "14, because 2*7=14", "14 (since 2*7=14)",
         "14...", "14 maybe", "14或15", "不是14", "14不对", "14:00", "[14, 14]", "answer: 14")],
     ("3/4/2020", "3/4"),
@@ -104,12 +100,11 @@ def test_an_answer_holds_where_the_table_says_so():
 
 
 NUMBERS = [
-    ("-1,234.50", Fraction(-2469, 2)), ("0.1", Fraction(1, 10)), (".5", Fraction(1, 2)),
-    ("1 3/4", Fraction(7, 4)), ("-1 3/4", Fraction(-7, 4)), ("50%", Fraction(1, 2)), ("1e3", 1000),
-    ("1.5e-3", Fraction(3, 2000)), (r"-\dfrac{3}{4}", Fraction(-3, 4)), ("1.5/2", Fraction(3, 4)),
-    ("14 apples", 14), ("1e999", 10**999), ("1 3/2", None), ("1e1000", None), ("5e", None), ("", None),
-    ("-", None), ("abc", None), (r"\frac{1}{0}", None), (r"-\frac{-1}{2}", None), ("٣", None),
-    ("9" * MAX_LENGTH, 10**MAX_LENGTH - 1), ("9" * (MAX_LENGTH + 1), None),
+    ("-1,234.50", Fraction(-2469, 2)), ("0.1", Fraction(1, 10)), (".5", Fraction(1, 2)), ("1 3/4", Fraction(7, 4)),
+    ("-1 3/4", Fraction(-7, 4)), ("50%", Fraction(1, 2)), ("1e3", 1000), ("1.5e-3", Fraction(3, 2000)),
+    (r"-\dfrac{3}{4}", Fraction(-3, 4)), ("1.5/2", Fraction(3, 4)), ("14 apples", 14), ("1e999", 10**999),
+    ("1 3/2", None), ("1e1000", None), ("5e", None), ("", None), ("-", None), ("abc", None), (r"\frac{1}{0}", None),
+    (r"-\frac{-1}{2}", None), ("٣", None), ("9" * MAX_LENGTH, 10**MAX_LENGTH - 1), ("9" * (MAX_LENGTH + 1), None),
     # Fraction() of some of these fills the memory; int() of more than 4,300 digits raises an error
     ("1e999999999", None), ("-1e-999999999", None), ("1/1e99999", None), ("9" * 4301, None),
     ("0." + "0" * 20_000 + "1", None), ("5^{5^{5^{5}}}", None),
@@ -133,38 +128,33 @@ ANSWERS = [
     ("<answer>1</answer><answer>2</answer>", "2"), (r"\boxed{1}, no, \boxed{2}", "2"),
     ("#### yes\n#### no", "no"), ("The answer is 1? No, the answer is 2.", "2"),
     # boxes
-    (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
-    (r"\boxed{\frac{\sqrt{2}}{2}} done }", r"\frac{\sqrt{2}}{2}"), (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-    (r"\boxed {-5}", "-5"), (r"\boxed{[0, 1\}}", r"[0, 1\}"),
+    (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"), (r"\boxed{\frac{\sqrt{2}}{2}} done }", r"\frac{\sqrt{2}}{2}"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed {-5}", "-5"), (r"\boxed{[0, 1\}}", r"[0, 1\}"),
     # begun, but unfinished or empty
     ("12+2=14 <answer>1", None), ("<answer>14</answer> or <answer>", None),
     ("<answer> </answer> 14", None), (r"\boxed{14} \boxed{1", None), (r"14 \boxed{}", None),
     (r"\boxed{\frac{1}{2}", None), ("12+2=14\n####", None), ("12+2=14. The answer is", None),
     # hashes
-    ("12+2=14\n#### 14", "14"), ("####\n-1,234\n", "-1,234"),
-    ("#### Step 1\n3+4=7\nThe answer is 7.", "7"),
+    ("12+2=14\n#### 14", "14"), ("####\n-1,234\n", "-1,234"), ("#### Step 1\n3+4=7\nThe answer is 7.", "7"),
     # phrases
-    ("The answer is: 14 apples.\nBye 3", "14 apples"), ("ANSWER: 3.5. Done", "3.5"),
-    ("**Final Answer:** 73", "73"), ("The answer is **-73**.", "-73"),
-    ("The answer is not 14.", "not 14"), ("The answer isn't 12; it is 14", "14"),
-    ("FINAL ANSWER: 3 of 4", "3 of 4"), ("the answer is:\n\n14", "14"),
-    ("答案是14个苹果。因为12+2=14，共3步", "14个苹果"), ("答案：-5", "-5"), ("所以答案为 1/2。", "1/2"),
+    ("The answer is: 14 apples.\nBye 3", "14 apples"), ("ANSWER: 3.5. Done", "3.5"), ("**Final Answer:** 73", "73"),
+    ("The answer is **-73**.", "-73"), ("The answer is not 14.", "not 14"), ("The answer isn't 12; it is 14", "14"),
+    ("FINAL ANSWER: 3 of 4", "3 of 4"), ("the answer is:\n\n14", "14"), ("答案是14个苹果。因为12+2=14，共3步", "14个苹果"),
+    ("答案：-5", "-5"), ("所以答案为 1/2。", "1/2"),
     # phrases with a formula, a block or a list below
     ("The answer is:\n$$\n14\n$$", "14"), ("The final answer is:\n\n\\[\n14\n\\]", "14"),
-    ("The answer is:\n```\n14\n```\nBye 3", "14"), ("Answer:\n```text\n14\n```", "14"),
-    ("**Answer:**\n- 14", "14"), ("**Answer:**\n\n  - **14** apples", "14** apples"),
-    ("**Answer:**\n- -14", "-14"), ("Answer:\n-14", "-14"), ("Answer: - 14", "- 14"),
-    ("The answer is:\n$$\n- 14\n$$", "- 14"), ("The answer is:\n$$\n", None),
+    ("The answer is:\n```\n14\n```\nBye 3", "14"), ("Answer:\n```text\n14\n```", "14"), ("**Answer:**\n- 14", "14"),
+    ("**Answer:**\n\n  - **14** apples", "14** apples"), ("**Answer:**\n- -14", "-14"), ("Answer:\n-14", "-14"),
+    ("Answer: - 14", "- 14"), ("The answer is:\n$$\n- 14\n$$", "- 14"), ("The answer is:\n$$\n", None),
     # reasons and equations
     ("The answer is 5 + 9 = 14.", "14"), ("The answer is 14, because 2*7=14.", "14"),
     ("The answer is 14 because 2*7=14.", "14"), ("The answer is 14 (since 2*7=14).", "14"),
-    ("The answer is 14, since 7 is half.", "14"), ("答案是14，因为12+2=14。", "14"),
-    ("The answer is $x = 14$.", "14"), (r"\boxed{x=14}", "14"), ("n = 2\n#### n = -14", "-14"),
+    ("The answer is 14, since 7 is half.", "14"), ("答案是14，因为12+2=14。", "14"), ("The answer is $x = 14$.", "14"),
+    (r"\boxed{x=14}", "14"), ("n = 2\n#### n = -14", "-14"),
     (r"The answer is x = 2 \times 7 = 14 apples.", "14 apples"), (r"\boxed{\frac{28}{2} = 14}", "14"),
-    ("The answer is 1,000 + 500 = 1,500", "1,500"), ("The answer is (14)", "14"),
-    ("The answer is (-14).", "-14"), ("Answer: __14__", "__14__"), ("The answer is minus 14", "minus 14"),
-    ("The answer is 15, because 14+1=15", "15"), ("The answer is 15 = 14", "14"),
-    ("The answer is not 14 because 2*7=14", "not 14 because 2*7=14"),
+    ("The answer is 1,000 + 500 = 1,500", "1,500"), ("The answer is (14)", "14"), ("The answer is (-14).", "-14"),
+    ("Answer: __14__", "__14__"), ("The answer is minus 14", "minus 14"), ("The answer is 15, because 14+1=15", "15"),
+    ("The answer is 15 = 14", "14"), ("The answer is not 14 because 2*7=14", "not 14 because 2*7=14"),
     ("The answer is 12 when x = 14", "12 when x = 14"), ("The answer is 2x = 14", "2x = 14"),
     ("The answer is 12, 7*2=14", "12, 7*2=14"), ("The answer is 12 (2*7=14)", "12 (2*7=14)"),
     (r"\boxed{x=3, x=14}", "x=3, x=14"), (r"\boxed{x=3 \quad x=14}", r"x=3 \quad x=14"),
@@ -172,11 +162,10 @@ ANSWERS = [
     (r"\boxed{x=\pm 14}", r"x=\pm 14"), (r"\boxed{y=2x=14}", "y=2x=14"), ("Answer: x=y", "x=y"),
     # the last number
     ("It is 14 apples, I think.", "14"), ("x = -14", "-14"), ("17-3", "3"), ("f(x)-5", "5"), ("3–5", "5"),
-    ("it costs $1,234.50.", "1,234.50"), ("a loss of -$5", "-5"), ("is −5", "-5"),
-    (r"$x = -\frac{3}{4}$", "-3/4"), ("half of 3 is 1 1/2 cups", "1 1/2"), ("up by 50%!", "50%"),
-    ("12 or 14", None), ("1, 2", "2"), ("3 4", "4"), ("1,2345", None), ("1.2.5", "1.2"), ("so...5", None),
-    ("她有14个", "14"), ("气温是-5度", "-5"), ("（－５）", "-5"), ("drink H2O", None),
-    ("so 1e999999999", "1e999999999"), ("no idea", None), ("", None),
+    ("it costs $1,234.50.", "1,234.50"), ("a loss of -$5", "-5"), ("is −5", "-5"), (r"$x = -\frac{3}{4}$", "-3/4"),
+    ("half of 3 is 1 1/2 cups", "1 1/2"), ("up by 50%!", "50%"), ("12 or 14", None), ("1, 2", "2"), ("3 4", "4"),
+    ("1,2345", None), ("1.2.5", "1.2"), ("so...5", None), ("她有14个", "14"), ("气温是-5度", "-5"), ("（－５）", "-5"),
+    ("drink H2O", None), ("so 1e999999999", "1e999999999"), ("no idea", None), ("", None),
     # thoughts are no answers
     (r"<think>\boxed{3}</think>It is 4.", "4"), ("<think>12+2=14</think>", None),
 ]
@@ -189,12 +178,10 @@ def test_the_final_answer_is_found():
 
 
 def test_a_verdict_names_its_first_reason_and_compares_what_is_marked():
-    """If cut-off samples counted as bad format, nobody would see that the limit is too low. Answers like
-    R1's are prose around a box. Compared as whole texts, all of them would be rejected."""
+    """If cut-off samples had another reason, nobody would see the limit. Answers like R1's are prose around a box."""
     for answer, ended, well_formed, expected in [
-            (None, True, True, "no answer"), (" \n", True, True, "no answer"),
-            ("14", True, False, "format"), (None, True, False, "format"),
-            ("14", False, False, "truncated"), ("14", False, True, "truncated"),
+            (None, True, True, "no answer"), (" \n", True, True, "no answer"), ("14", True, False, "format"),
+            (None, True, False, "format"), ("14", False, False, "truncated"), ("14", False, True, "truncated"),
             (None, False, False, "truncated")]:
         assert verdict("14", answer, ended, well_formed) == verdict(None, answer, ended, well_formed) == expected
     for answer, reference, expected in [
@@ -210,21 +197,19 @@ def test_a_verdict_names_its_first_reason_and_compares_what_is_marked():
 
 # In a free text these are right: an equation, an exclamation, a share of something.
 RIGHT_IN_PROSE = [(got, "14") for got in (
-    "12+2=14", "x = 14", "x=14", "5+9 = 14", "answer: 14", "14, because 2*7=14", "14 (since 2*7=14)",
-    "(14)", "She has 14 apples now.", "Mia has 14.", "So she walked 14km today.",
-    "It is 14 because 12+2=14.", "She would have 14 apples left.", "She has 14 apples left over.",
-    "She has 14 apples and is happy.", "It is *14*.", "How many are not red? 14",
-    "Is it 12? No! It is 14.", "**14** go.", "She paid $14.00 for it.",
+    "12+2=14", "x = 14", "x=14", "5+9 = 14", "answer: 14", "14, because 2*7=14", "14 (since 2*7=14)", "(14)",
+    "She has 14 apples now.", "Mia has 14.", "So she walked 14km today.", "It is 14 because 12+2=14.",
+    "She would have 14 apples left.", "She has 14 apples left over.", "She has 14 apples and is happy.", "It is *14*.",
+    "How many are not red? 14", "Is it 12? No! It is 14.", "**14** go.", "She paid $14.00 for it.",
     "That makes 14. Ask me more or less.", "She has 3 more than Tom, so 14.", "一共是14个苹果。", "她走了14千米。",
     r"So \boxed{x=14}.", "So it is x=14.", r"Thus $\boxed{\$14}$.", "So the answer is **14 apples**.",
     "#### 14\n", "答案是１４个。", "<answer>\n$14.00\n</answer>", r"<answer>\boxed{14}</answer>",
     r"= \frac{28}{2}$")] + [
-    ("5!", "5"), ("负责5", "5"), ("50% apples", "0.5"), ("Paris", "Paris"), ("Yes.", "yes"),
-    ("New York", "new york"), ("Answer: Paris", "Paris"), (r"So \boxed{x=14}.", "x=14"),
-    ("The answer is (B).", "B"), ("The correct option is **B. Rome**", "B"), ("故选B。", "B"), ("It is US.", "US"),
-    ("正确选项是B", "B"), ("答案选B。", "B"), ("1. Rome", "Rome"), ("It is A.", "A"), ("12+2=14（个）", "14"),
-    ("意大利的首都是罗马，人口约280万。", "罗马"), ("答案是罗马，它是首都。", "罗马"), ("14 clips in May.", "14"),
-    ("Certainly! The capital of Italy is Rome. Would you like to know more?", "Rome"),
+    ("5!", "5"), ("负责5", "5"), ("50% apples", "0.5"), ("Paris", "Paris"), ("Yes.", "yes"), ("New York", "new york"),
+    ("Answer: Paris", "Paris"), (r"So \boxed{x=14}.", "x=14"), ("The answer is (B).", "B"),
+    ("The correct option is **B. Rome**", "B"), ("故选B。", "B"), ("It is US.", "US"), ("正确选项是B", "B"), ("答案选B。", "B"),
+    ("1. Rome", "Rome"), ("It is A.", "A"), ("12+2=14（个）", "14"), ("意大利的首都是罗马，人口约280万。", "罗马"), ("答案是罗马，它是首都。", "罗马"),
+    ("14 clips in May.", "14"), ("Certainly! The capital of Italy is Rome. Would you like to know more?", "Rome"),
     ("It was Apollo 11.", "Apollo 11"), ("It is false.", "false"), ("No, it is not.", "no"),  # FAULTS 26
     *[(got, "Rome") for got in ("Rome is the capital. It is old.", "Which? Rome.", "Rome, the capital of Italy.",
                                 "Well.\nIt's **Rome**", "It is Rome. Do you want more?", "The answer: it is Rome",

@@ -19,8 +19,7 @@ from tokenizer.train import train
 
 
 def words(rng, low, high):
-    return " ".join(rng.choices("how many apples does she have now two plus three".split(),
-                                k=rng.randint(low, high)))
+    return " ".join(rng.choices("how many apples does she have now two plus three".split(), k=rng.randint(low, high)))
 
 
 def chats(rng, count):
@@ -61,8 +60,7 @@ def documents_in(data):
 @pytest.mark.parametrize("target", ["cot", "answer"])
 @pytest.mark.usefixtures("small_chunks")
 def test_every_document_stands_whole_and_once_and_its_first_token_is_never_learned(tokenizer, source, target):
-    """A packer that splits, drops or repeats documents silently changes the data. The token before a
-    document's first token belongs to another document, so it must not predict it."""
+    """A packer could split, drop or repeat documents. No token may predict the first token of the next document."""
     data = open_data(source, tokenizer, 60, target)
     ids, mask, document, meta = (data[name] for name in ("ids", "mask", "document", "meta"))
     assert meta["documents"] == 400 and not meta["too_long"]
@@ -79,16 +77,6 @@ def test_every_document_stands_whole_and_once_and_its_first_token_is_never_learn
     assert meta["supervised"] == mask[:, 1:].sum() == mask.sum()  # the shift loses none
     assert meta["tokens"] == (document > 0).sum()
     assert meta["padding_share"] == pytest.approx((document == 0).mean())
-
-
-def test_the_learned_span_of_a_window_is_the_response(tmp_path, tokenizer, out_dir):
-    """TRAPS 7 and 25: with a shifted mask, the first or last token of a response is never learned."""
-    turns = [dict(role="user", content="how many"),
-             dict(role="assistant", content="5", reasoning_content="two plus three")]
-    data = open_data(write(tmp_path / "a.jsonl", [dict(messages=turns)]), tokenizer, 60)
-    ids, learned = data["ids"][0], data["mask"][0, 1:] == 1
-    assert tokenizer.decode(ids[1:][learned], True) == "<think>two plus three</think><answer>5</answer><end>"
-    assert [ids[:-1][learned][0]] == tokenizer.assistant  # predicts the first response token
 
 
 def test_a_stream_of_text_loses_no_token(tmp_path, tokenizer, out_dir):
@@ -182,8 +170,7 @@ def test_a_conversation_that_is_too_long_ends_with_the_last_answer_that_fits(tmp
     assert open_data(path, tokenizer, need)["meta"]["too_long"] == 0
 
 
-def test_windows_are_cut_once_and_anew_for_anything_that_changes_them(tmp_path, tokenizer, source,
-                                                                     monkeypatch):
+def test_windows_are_cut_once_and_anew_for_anything_that_changes_them(tmp_path, tokenizer, source, monkeypatch):
     """TRAPS 17: old windows would be used for changed text, other settings or another tokenizer."""
     cuts, write_windows = [], windows.write_windows
     monkeypatch.setattr(windows, "write_windows", lambda *a: (cuts.append(1), write_windows(*a)))
