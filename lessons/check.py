@@ -16,9 +16,10 @@ a container or as a separate user, in a copy without lessons/solutions, and look
 that have all points. The limits of memory and of processes work only on Linux, and root has no
 limit of processes. Only Linux can find a process that has left its group.
 
-For authors: judge(answers) yields (points, ok, hint). ok may be a function without arguments. If it
-raises, this check has failed, and the next ones still count. An answer is an Exception object if
-the call raised. In the calls autograd is off, and each call has its own copy of its arguments.
+For authors: judge(answers) yields (points, ok, hint), in the order of TASKS. ok may be a function
+without arguments. If it raises, this check has failed, and the next ones still count. An answer is
+an Exception object if the call raised. In the calls autograd is off, and each call has its own copy
+of its arguments.
 """
 import csv
 import functools
@@ -61,17 +62,20 @@ def checks_of(lesson):
 
 
 def judged(checks, answers):
-    """Ask judge -> list of dicts: points, ok, hint. It never raises, whatever the answers are."""
-    rows, total = [], sum(points for _, _, points in checks.TASKS)
+    """Ask judge -> list of dicts: points, ok, hint. It never raises, whatever the answers are.
+    A hint begins with the name of its function. TASKS says how many points each function has."""
+    names = [name for name, _, points in checks.TASKS for _ in range(points)]  # of each point
+    rows, done, total = [], 0, len(names)
     try:
         for points, ok, hint in checks.judge(answers):
             try:
                 ok = bool(ok() if callable(ok) else ok)
             except Exception:  # an answer of another type or shape
                 ok = False
-            rows.append(dict(points=points, ok=ok, hint=hint))
+            rows.append(dict(points=points, ok=ok, hint=f"{names[done]}: {hint}"))
+            done += points
     except Exception as error:
-        rows.append(dict(points=total - sum(row["points"] for row in rows), ok=False,
+        rows.append(dict(points=total - done, ok=False,
                          hint=f"does each answer fit its docstring? {type(error).__name__}"))
     return rows
 

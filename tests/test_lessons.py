@@ -65,6 +65,8 @@ def test_the_solution_has_all_points_and_each_wrong_one_fewer_with_its_hint(less
         assert points(rows) < 10, title
         shown = [row["hint"] for row in rows if not row["ok"]]
         assert any(hint in line for line in shown), f"{title}: {shown}"
+    named = [row["hint"].split(": ")[0] for row in rows]  # each hint begins with its function
+    assert list(dict.fromkeys(named)) == [name for name, _, _ in checks.TASKS]
 
 
 @each_lesson

@@ -46,11 +46,11 @@ def calls():
 def judge(a):
     """a[i]: what call i returned -> yields (points, ok, hint)."""
     yield 1, lambda: near(a[0], 0.287682), (
-        "two tokens are one prediction: which of the two places makes it? It gave 3/4")
+        "two tokens are one prediction: which of the two places makes it? There q is 3/4")
     yield 1, lambda: near(a[1], 1.385201), (
         "two rows of five tokens: how many predictions are there, and what is their mean?")
     yield 1, lambda: near(a[2], 1.751865), (
-        "the mask belongs to tokens: is a place counted if it is learned, or if its next one is?")
+        "the mask belongs to tokens: is mask 1 needed at a place's own token or at the next one?")
     yield 1, lambda: near(a[3], 1.289925), (
         "a window with two documents: can the first one's end tell how the second one begins?")
     yield 1, lambda: near(a[4], 1.438326), (
@@ -60,6 +60,7 @@ def judge(a):
     yield 1, lambda: near(a[7], 0.0) and near(a[8], 2.038040), (
         "what is 0 * NaN, and 0 / 0? Places that do not count must not come near the sum")
     yield 1, lambda: near(a[9], 0.0) and near(a[10], math.log(7)), (
-        "two limits: a target that is certain, and a target that is the same for all tokens")
+        "two limits: how low is it if the target is certain, or if all tokens have the same share?")
     yield 1, lambda: near(a[11], 0.587501) and near(a[12], 1.014848), (
-        "cross-entropy = entropy + KL: which part can the model change? What of the right token?")
+        "cross-entropy = entropy + KL: which part can the model change? "
+        "How much of the target does the right token get?")

@@ -46,18 +46,18 @@ def judge(a):
         "what is the order of ids, what fills the places after the last one, how many columns?")
     yield 1, lambda: (near(a[0]["log_p"][0].exp(), [.5, .2, .13, .09, 0, 0, 0, .08])
                       and near(a[0]["log_p"][:, -1].exp(), [.08, .03, .09, .05])), (
-        "has a kept token the teacher's own p? Do kept tokens and bucket add up to 1?")
+        "does a kept token have the teacher's own p? Do kept tokens and bucket add up to 1?")
     yield 1, lambda: near(a[1]["log_p"], [[0.0, -24.59239]], 1e-3), (
         "a bucket of 2e-11: how much of it is left after 1 - sum in float32?")
     yield 1, lambda: near(a[2], [0.28991]), (
-        "a place on paper: which outcomes has it, and whose p weighs the difference of the ln?")
+        "a place on paper: which outcomes does it have, and whose p weighs their ln?")
     yield 1, lambda: near(a[3], [0.28991, 1.04381, 0.76172]), (
         "an id of -1 is no token: what do its -inf and the student's token 0 do in your sums?")
     yield 1, lambda: near(a[4], [3.56506], 1e-3), (
-        "a student that is very sure: how small is its bucket, and is its ln still a number?")
+        "a student that is very sure: how small is its bucket, and is its ln still finite?")
     yield 1, lambda: near(a[5], [0.04055]), (
         "all tokens are kept, so the bucket is empty: what does 0 * ln 0 give in code?")
     yield 1, lambda: near(a[6], 92) and near(a[7], 122), (
         "add up on paper what two places with 4 and with 1 token store, for both vocabularies")
     yield 1, lambda: near([a[8], a[9]], [5, 9]) and a[10] is None and a[11] is None, (
-        "how much time does one step save? What if none, and what if it comes out exactly equal?")
+        "how much time does one step save? What if none? And if both ways take exactly as long?")

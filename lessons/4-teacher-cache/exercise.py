@@ -32,6 +32,7 @@ def cache_bytes(kept, vocab_size):
 
 def pays_from(making, live, cached):
     """The smallest number of training steps with which a cache saves time. None if it never does.
-    In seconds: `making` the cache; one step with the teacher, `live`; one with the cache, `cached`.
+    All are in seconds. making: making the cache. live: a step with the teacher. cached: a step
+    with the cache.
     With the returned number of steps, cache and training together take less time than `live`."""
     raise NotImplementedError

@@ -49,9 +49,10 @@ def judge(a):
         "states that are only turned, or multiplied by 5, tell the same: what should CKA be?")
     yield 1, lambda: near(a[3], 0.80221, 1e-3), (
         "100 is added to every state: from which numbers is a mean subtracted, and over what?")
-    yield 1, lambda: near(a[4], 0.0), "one model's states tell nothing of the other's: CKA is 0"
+    yield 1, lambda: near(a[4], 0.0), (
+        "one model's states tell nothing about the other's: what should CKA be?")
     yield 1, lambda: list(a[5].shape) == [3, 2] and list(a[7].shape) == [2, 3], (
-        "the term uses student P^T: how many rows and columns has P, as the weight of a Linear?")
+        "the term uses student P^T: how many rows and columns must P have for this product?")
     yield 1, lambda: near(a[5], P, 1e-3), (
         "these states were made with a known P: which of the two models is multiplied by it?")
     yield 1, lambda: fits(a[6], A + 1, B) and fits(a[7], B, A - 2), (
@@ -60,4 +61,4 @@ def judge(a):
         "from which number do blocks count? Does every student block get one, even below 0?")
     yield 1, lambda: near(a[10], [2, 3]), "can two student blocks learn from one teacher block?"
     yield 1, lambda: near(a[11], [1, 2]) and near(a[12], [2, 4, 5, 6]), (
-        "the best choice for one block can spoil the next ones: what has the largest sum?")
+        "the best choice for one block can spoil the next ones: which pairs have the largest sum?")

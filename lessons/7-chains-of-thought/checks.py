@@ -37,7 +37,7 @@ def judge(answers):
         "may the student learn from a chain whose answer is wrong?"
     asked = [SAMPLES[i]["question"] for i in everything]
     yield 1, sorted(asked) == [0, 1, 3, 4, 5] and tokens(everything) == 135, \
-        "with tokens in plenty: how many chains of a question, and how long are they?"
+        "with a large budget: how many chains of a question are chosen, and how long are they?"
     yield 1, tokens(thirty) == 30 and answers[4] == [] and all(
         tokens(found) <= budget for found, budget in zip(chosen, (1000, 60, 30, 50, 14, 75))), \
         "what does the budget allow, and what if it is used to the last token?"
@@ -54,7 +54,7 @@ def judge(answers):
     yield 1, lambda: place[1] == [0, 1] and place[2] == [3, 4, 5, 6], \
         "where is a reply over? And what of a row that is longer than the window?"
     yield 1, lambda: abs(batch.sum().item() - 1) < 1e-5 and len(set(
-        batch[batch > 0].tolist())) == 1, "has each own token of the batch the same weight?"
+        batch[batch > 0].tolist())) == 1, "does each own token of the batch have the same weight?"
     yield 1, lambda: one.shape == none.shape == (1, LENGTH - 1) and abs(
         one.sum().item() - 1) < 1e-5 and none.abs().sum().item() == 0, \
         "what if there is one row, or if the student wrote nothing?"

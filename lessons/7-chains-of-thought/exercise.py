@@ -9,9 +9,9 @@ def choose(samples, budget):
     "right" (bool: the verifier says that its answer is right). A question has several samples.
     budget: the largest number of tokens that the chosen chains may have together.
     Choose at most one chain of a question, only right ones, and as many questions as the budget
-    allows. Of all such choices take the one with the fewest tokens. If two chains of a question
-    are equally long, take the earlier one. If two questions are, take the one whose chain is
-    earlier.
+    allows. Of all such choices take the one with the fewest tokens. If two chains are equally long
+    and only one of them can be chosen, take the earlier one. This holds for two chains of the same
+    question, and for the chains of two questions.
     """
     raise NotImplementedError
 

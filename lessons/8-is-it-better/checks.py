@@ -56,7 +56,8 @@ def judge(answers):
     yield 1, all(p[:4]), "all seeds win: how many of the 2 ** n lists of signs are as extreme?"
     yield 1, all(p[4:6]), "are both directions counted, and the size of the differences?"
     yield 1, all(p[6:8]), "does a sum that is equal except for rounding count?"
-    yield 1, all(p[8:]), "does p change if A and B change places, with the unit, or with zeros?"
+    yield 1, all(p[8:]), \
+        "should p change if A and B change places, or with the unit? And if all differences are 0?"
     claims, cases = answers[-len(CASES) - 3:-len(CASES)], answers[-len(CASES):]
     ok = [found == right for found, (_, right) in zip(cases, CASES)]
     yield 1, ok[0] and ok[1], "do both sides have the same seeds, and at least two?"

@@ -17,8 +17,8 @@ def verdict(better, than, rows):
     """Do the rows show that recipe `better` is better than recipe `than`? -> str
 
     rows: list of dicts, in any order: "recipe", "seed", "data" (file of the questions), "exact"
-    (share of right answers). The rows whose recipe is better + "-wall" had as many steps as fit
-    into the time of `than`. Return the first that applies:
+    (share of right answers). The runs of recipe better + "-wall" took as many steps as fit into
+    the time of `than`. Return the first that applies:
         "one seed"            `better` or `than` has fewer than two rows
         "unpaired"            `better` and `than` do not have the same seeds
         "validation"          a row of `better` or `than` does not come from a file test.jsonl
