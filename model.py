@@ -82,14 +82,6 @@ def rope_frequencies(head_dim, theta, scaling=()):
     return frequencies
 
 
-def rope_table(max_seq_len, head_dim, theta, scaling=()):
-    """Two (max_seq_len, C) tables: cosine and sine of position * frequency."""
-    frequencies = rope_frequencies(head_dim, theta, scaling)
-    angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequencies)  # (T, C/2)
-    angles = torch.cat([angles, angles], dim=-1)  # (T, C): i and i + C/2 share an angle
-    return angles.cos().float(), angles.sin().float()
-
-
 def rotate(x, cos, sin):
     """Rotate each channel pair of x (B, heads, T, C) by its position's angle. q·k then depends only
     on the distance between two tokens, so positions need not restart in each packed document."""
@@ -181,9 +173,11 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(c.dim, c.vocab_size, bias=False)
         if c.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        cos, sin = rope_table(c.max_seq_len, c.head_dim, c.rope_theta, c.rope_scaling)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        angles = torch.outer(torch.arange(c.max_seq_len, dtype=torch.float64),
+                             rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling))  # (T, C/2)
+        angles = torch.cat([angles, angles], dim=-1)  # (T, C): i and i + C/2 share an angle
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
         for name, p in self.named_parameters():  # small weights: first loss near ln V
             std = 0.02
             if "layers" not in name:  # the final norm gives length sqrt(D), so logits get std 0.2
