@@ -219,8 +219,22 @@ def load_tokenizer(path, vocab_size, header, cfg):
     return real.from_folder(folder, vocab_size, cfg.openings)
 
 
-def come_in(cfg, path):
-    """Read a model, check it and write it as a checkpoint."""
+def main(cfg):
+    """Send a checkpoint out with --to, or read --from, check it and write it as a checkpoint."""
+    words, out, path = cfg.checkpoint or [], Path(cfg.out), Path(cfg.from_)
+    check(len(words) == (cfg.to is not None) and bool(cfg.from_) != bool(cfg.to) and cfg.out,
+          "use --from PATH --out FILE, or CHECKPOINT --to hf --out FOLDER; see --help")
+    unused = {"context", "tokenizer", "openings"} if cfg.to else {"kind", "answer_tags"}
+    check(not unused & cfg.given, f"{', '.join(unused & cfg.given)}: no effect here; see --help")
+    check(cfg.fresh or not out.exists(), f"--out {cfg.out} exists; --fresh replaces it")
+    if cfg.to:
+        state = checkpoints.load(words[0])
+        check(cfg.to == "hf" or out.suffix == ".gguf", f"--out {out}: must end in .gguf")
+        if cfg.to == "hf":
+            write_hf(state, out, cfg.answer_tags)
+        else:
+            write_gguf(state, out, cfg.answer_tags, cfg.kind)
+        return print(f"{show(out)} is written")
     common.check_exists(path, "give a folder, a .gguf or a .pth")
     kind = "folder" if path.is_dir() else path.suffix
     readers = {"folder": read_folder, ".gguf": read_gguf, ".pth": read_minimind}
@@ -231,31 +245,12 @@ def come_in(cfg, path):
     tokenizer = load_tokenizer(path, c.vocab_size, header[0] if header else {}, cfg)
     source = dict(name=path.stem if path.is_file() else path.absolute().name,
                   kind=config["model_type"], licence=licence)
-    checkpoints.save(cfg.out, dict(
+    checkpoints.save(out, dict(
         model=weights, model_config=vars(c), source=source, inputs={}, step=0, tokens=0,
         tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)))
-    print(f"{show(cfg.out)}: {config['model_type']}, {c.n_layers} blocks, context "
-          f"{c.max_seq_len:,}, {c.vocab_size:,} tokens, licence {licence or 'unknown'}\n"
-          f"next: {common.command('chat.py', Path(cfg.out))}")
-
-
-def main(cfg):
-    """Bring --from in, or send a checkpoint out with --to."""
-    words = cfg.checkpoint or []
-    check(len(words) == (cfg.to is not None) and bool(cfg.from_) != bool(cfg.to) and cfg.out,
-          "use --from PATH --out FILE, or CHECKPOINT --to hf --out FOLDER; see --help")
-    unused = {"context", "tokenizer", "openings"} if cfg.to else {"kind", "answer_tags"}
-    check(not unused & cfg.given, f"{', '.join(unused & cfg.given)}: no effect here; see --help")
-    check(cfg.fresh or not Path(cfg.out).exists(), f"--out {cfg.out} exists; --fresh replaces it")
-    if not cfg.to:
-        return come_in(cfg, Path(cfg.from_))
-    state, out = checkpoints.load(words[0]), Path(cfg.out)
-    check(cfg.to == "hf" or out.suffix == ".gguf", f"--out {out}: must end in .gguf")
-    if cfg.to == "hf":
-        write_hf(state, out, cfg.answer_tags)
-    else:
-        write_gguf(state, out, cfg.answer_tags, cfg.kind)
-    print(f"{show(cfg.out)} is written")
+    print(f"{show(out)}: {config['model_type']}, {c.n_layers} blocks, context {c.max_seq_len:,}, "
+          f"{c.vocab_size:,} tokens, licence {licence or 'unknown'}\n"
+          f"next: {common.command('chat.py', out)}")
 
 
 if __name__ == "__main__":
