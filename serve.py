@@ -226,15 +226,6 @@ def next_tokens(request):
     return dict(models=found)
 
 
-def page_files():
-    """{path in a URL: file} of the page, the scoreboard, and the 100 newest logs of runs in out/.
-    No other file can be asked for. Links are left out: they may lead elsewhere."""
-    logs = sorted(OUT.glob("[!.]*.csv"), key=lambda file: -file.lstat().st_mtime)[:100]
-    files = {f"/out/{file.name}": file for file in [*logs, OUT / "report.json"]
-             if file.is_file() and not file.is_symlink()}
-    return files | {"/": ROOT / "page.html"}
-
-
 class Handler(BaseHTTPRequestHandler):
     """One connection: one request, one answer, one line of log (stderr)."""
     protocol_version = default_request_version = "HTTP/1.1"
@@ -270,7 +261,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.post(read_request, data)
         if asked == "POST /next" and server.page:
             return self.post(read_next, data)
-        files = page_files() if server.page else {}
+        files = {}  # {path in a URL: file}; no other file can be read
+        if server.page:  # the 100 newest logs of runs; without links, which may lead elsewhere
+            logs = sorted(OUT.glob("[!.]*.csv"), key=lambda file: -file.lstat().st_mtime)[:100]
+            files = {f"/out/{file.name}": file for file in [*logs, OUT / "report.json"]
+                     if file.is_file() and not file.is_symlink()} | {"/": ROOT / "page.html"}
         if asked == "GET /out/" and files:
             return self.reply(200, {name: file.stat().st_mtime for name, file in files.items()})
         file = files.get(unquote(path))
