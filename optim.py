@@ -71,10 +71,10 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update.to(p.dtype), alpha=-scale)
 
 
-def make_optimizers(model, kind, lr, weight_decay, bf16=False):
+def make_optimizers(model, kind, lr, weight_decay, dtype="float32"):
     """-> list of optimizers. Each trainable parameter of the model is in exactly one of them.
     kind "muon": Muon on matrices inside blocks, AdamW on the rest. "adamw": AdamW on all. Norm
-    weights get no weight decay, because 0 is no good value for a scale."""
+    weights get no weight decay, because 0 is no good value for a scale. dtype: "bf16" for Muon."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     hidden = [p for n, p in named if p.dim() == 2 and "layers." in n]
     matrices = [p for n, p in named if p.dim() == 2 and "layers." not in n]
@@ -83,4 +83,5 @@ def make_optimizers(model, kind, lr, weight_decay, bf16=False):
               dict(params=norms, weight_decay=0.0)]
     adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=lr,
                               betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
-    return [adamw, Muon(hidden, lr, weight_decay, bf16=bf16)] if kind == "muon" else [adamw]
+    muon = [Muon(hidden, lr, weight_decay, bf16=dtype == "bf16")] if kind == "muon" else []
+    return [adamw, *muon]

@@ -150,8 +150,7 @@ def main(cfg):
                                 else nn.Identity() for _ in hidden_pairs)
     added = sum(p.numel() for p in projections.parameters())
     train, val = open_text(cfg, tokenizer, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 env.dtype == "bf16")
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype)
     if added:
         optimizers += make_optimizers(projections.to(env.device), "adamw", cfg.lr, cfg.weight_decay)
     progress, state = checkpoints.open_run(cfg, env, inputs, model, optimizers)

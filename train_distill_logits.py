@@ -74,8 +74,7 @@ def main(cfg):
     train, val = open_text(cfg, tokenizer, inputs)
     cache = open_cache(cfg, env, train) if cfg.cache else None
     fused = use_fused(cfg, env, tokenizer.vocab_size, cache)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 env.dtype == "bf16")
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype)
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     facts = {"parameters": f"{model.num_parameters():,}", "loss": "fused" if fused else "plain"}
     facts |= self_check(cfg, env, model, train, val, teacher) | (cache["facts"] if cache else {})

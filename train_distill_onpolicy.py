@@ -132,8 +132,7 @@ def main(cfg):
     teacher, tokenizer, inputs = checkpoints.load_teacher(cfg, env)
     model, _, inputs = checkpoints.start_model(cfg, env, teacher, tokenizer, inputs)
     train, val = open_text(cfg, tokenizer, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 env.dtype == "bf16")
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype)
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     facts = {"parameters": f"{model.num_parameters():,}"}
     common.begin(cfg, env, progress, facts | self_check(cfg, env, model, train, val, teacher))

@@ -75,8 +75,7 @@ def main(cfg):
     places = np.lib.stride_tricks.sliding_window_view(train["ids"], len(tokenizer.think), 1)
     common.check(cfg.target == "answer" or (places == tokenizer.think).all(-1).any(), "no row of "
                  "--data has a thought; use train_distill_responses.py, or --target answer")
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 env.dtype == "bf16")
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype)
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     facts = {"parameters": f"{model.num_parameters():,}"} | self_check(cfg, env, model, train, val)
     common.begin(cfg, env, progress, facts)

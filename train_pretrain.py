@@ -58,8 +58,7 @@ def main(cfg):
     # the model: new, or a checkpoint with its own shape and tokenizer
     model, tokenizer, inputs = checkpoints.start_model(cfg, env)
     train, val = open_text(cfg, tokenizer, inputs)
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay,
-                                 env.dtype == "bf16")
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay, env.dtype)
     progress, _ = checkpoints.open_run(cfg, env, inputs, model, optimizers)
     facts = {"parameters": f"{model.num_parameters():,}"} | self_check(cfg, env, model, train, val)
     common.begin(cfg, env, progress, facts)
