@@ -262,8 +262,7 @@ def device_and_dtype(cfg):
 
 
 def check_loss_flags(cfg):
-    """UserError if a loss flag is wrong or has no effect -> mix for losses.divergence: beta for
-    jsd, otherwise skew."""
+    """UserError if a loss flag is wrong or has no effect -> mix: beta for jsd, otherwise skew."""
     between(cfg, 0, 1, "alpha", "beta")
     between(cfg, 0.01, 1000, "temperature")
     check(0 <= cfg.skew < 1, f"--skew {cfg.skew}: must be at least 0 and below 1")

@@ -3,10 +3,9 @@
     python eval.py out/teacher.pt out/student-logits.pt    # on out/data/stories/test.jsonl
 
 Everything runs in float32, because bf16 would round the logits. docs/use.md explains each column.
-Two of them: exact is the share of right answers to questions with a known answer, a number, an
-option or a few words. The reply must say the whole words, without denial ("not Rome") or another
-answer ("Rome or Paris"). A cut-off answer is wrong. chrF compares all other replies with the
-reference, from 0 to 100.
+exact is the share of right answers to questions with a known answer: a number, an option or a few
+words. The reply must say the words, without denial ("not Rome") or another answer ("Rome or
+Paris"). A cut-off answer is wrong. chrF compares all other replies with the reference, 0 to 100.
 """
 import json
 import math

@@ -3,10 +3,9 @@
     write_hf(checkpoints.load("out/student.pt"), "student")
     write_gguf(checkpoints.load("out/student.pt"), "student.gguf")
 
-convert.py is the command line. A model with norms on q and k becomes Qwen3, one with biases Qwen2,
-any other one Llama. The chat template renders plain replies, and answers with thoughts, as
-dataset/formats.encode_document does. With answer_tags=False it leaves out <answer> and </answer>.
-An imported tokenizer goes out as it came.
+convert.py is the command line. Norms on q and k make a Qwen3, biases a Qwen2, else it is a Llama.
+The chat template renders plain replies, and answers with thoughts, as formats.encode_document does.
+answer_tags=False leaves <answer> and </answer> out. An imported tokenizer goes out as it came.
 """
 import json
 import re
@@ -125,8 +124,7 @@ def model_card(state, name, marks):
 
 
 def write_hf(state, folder, answer_tags=True):
-    """Write a folder for AutoModelForCausalLM and AutoTokenizer. It replaces an older model, at the
-    end: until then its name is .NAME.tmp."""
+    """Write a folder for transformers as .NAME.tmp; at the end it replaces an older model."""
     from safetensors.torch import save_file
     target = Path(folder).absolute()
     folder = target.with_name(f".{target.name}.tmp")

@@ -30,8 +30,7 @@ def set_lr(optimizers, lr):
 def orthogonalize(m, iterations=5):
     """(K, M, N) -> about the nearest orthogonal matrix, same shape, by Newton-Schulz.
     Each iteration changes every singular value s (0 to 1) to 3.4445 s - 4.7750 s^3 + 2.0315 s^5.
-    That moves s towards 1 fast. In the end it is between about 0.7 and 1.2. Exception: values below
-    0.0015 of the norm stay smaller."""
+    In the end it is about 0.7 to 1.2. Only values below 0.0015 of the norm stay smaller."""
     x = m if m.shape[-2] <= m.shape[-1] else m.mT  # wide, so that x @ x.mT is small
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # singular values now <= 1
     for _ in range(iterations):

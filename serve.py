@@ -348,8 +348,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Listens at once; serve_forever() answers requests. UserError if it cannot listen.
-    models: {name: (model, tokenizer)}"""
+    """Listens at once, or UserError. models: {name: (model, tokenizer)}"""
     request_queue_size = 128  # with the default of 5, some of many clients must try again
     allow_reuse_port = False  # otherwise two servers on one port would share the requests
 

@@ -1,7 +1,6 @@
 """Measure speed and memory of checkpoints: the last columns of eval.py.
 
-Each model has its own process, so its memory is measured separately. The processes take turns, so a
-slow moment of the machine affects all.
+Each model has a process with its own memory. They take turns: a slow moment affects all of them.
 """
 import multiprocessing
 import re

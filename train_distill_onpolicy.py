@@ -87,9 +87,8 @@ def prompts_of(data, number, window):
 
 
 def student_writes(cfg, env, model, tokenizer, data, step):
-    """The batches of a step. In a share of the windows the student writes the responses -> batches
-    [x, y, document, weight, True if the student wrote it]; n_valid and counts, summed over ranks;
-    seconds of writing."""
+    """A step. In a share of the windows the student writes the response -> batches [x, y, document,
+    weight, True if the student wrote it]; n_valid, counts: of all ranks; seconds of writing."""
     batches, _, _ = step_batches(data, step, cfg, env)
     began, kept, prompts, parts = time.time(), [], [], cfg.accumulate * env.world
     for part, (*batch, numbers) in zip(range(env.rank, parts, env.world), batches):
