@@ -46,10 +46,10 @@ class RealTokenizer(Tokenizer):
         self.model_bytes, about = bytes(model_bytes), json.loads(model_bytes)
         self.template, self.vocab_size = about.pop("template"), about["vocab_size"]
         self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        data, m, control = about["tokenizer"], about["marks"], control_of(about["tokenizer"])
+        data, m, control = about["tokenizer"], about["marks"], {}  # control: {text: id}
         data |= dict(truncation=None, padding=None)
         for token in data["added_tokens"]:
-            token["special"] = True
+            token["special"], control[token["content"]] = True, token["id"]
         try:
             self._library = library = tokenizers.Tokenizer.from_str(json.dumps(data))
         except Exception as error:  # the library has no other class
@@ -83,11 +83,6 @@ class RealTokenizer(Tokenizer):
             raise UserError(f"half of a surrogate pair in {text[:60]!r}: not unicode") from None
 
 
-def control_of(data):
-    """The content of tokenizer.json -> {text: id} of its control tokens: all that were added."""
-    return {token["content"]: token["id"] for token in data["added_tokens"]}
-
-
 def marks_of(write):
     """write(turns, prompt=False) -> text, by the chat template. Returns the texts that surround a
     turn or a thought; "close" ends a turn. Any error: they cannot be told apart."""
@@ -117,7 +112,7 @@ def marks_of(write):
 def make(data, template, names, vocab_size, openings):
     """data: the content of tokenizer.json. names: dict, such as bos_token. openings: "", or those
     of --openings in convert.py -> RealTokenizer."""
-    control = control_of(data)
+    control = {token["content"] for token in data["added_tokens"]}
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
 
@@ -143,7 +138,7 @@ def make(data, template, names, vocab_size, openings):
     m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=after_text[0],
               pad=pad if (pad := names.get("pad_token")) in control else end, think="<think>",
               end_think="</think>", answer="<answer>", end_answer="</answer>")
-    m["stop"] = sorted({end, after_text[0], names.get("eos_token")} & control.keys())
+    m["stop"] = sorted({end, after_text[0], names.get("eos_token")} & control)
     return RealTokenizer(json.dumps(dict(tokenizer=data, marks=m, template=template,
                                          vocab_size=vocab_size), sort_keys=True).encode())
 
