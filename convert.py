@@ -130,7 +130,8 @@ def read_folder(folder):
 
 
 def read_gguf(path):
-    """A GGUF file -> (config, weights, licence, header: a dict). Names are still those of GGUF."""
+    """A GGUF file -> (config, weights, licence, header: a dict). The config has the facts and names
+    of a config.json. The names of the weights are still those of GGUF."""
     import gguf
     weights = {}
     try:  # a damaged file can raise almost any error
@@ -141,11 +142,6 @@ def read_gguf(path):
             weights[tensor.name] = torch.from_numpy(values.astype("float32"))
     except Exception as error:
         raise UserError(f"{show(path)} cannot be read: {str(error)[-90:]}") from None
-    return gguf_config(header, weights), weights, header.get("general.license", ""), header
-
-
-def gguf_config(header, weights):
-    """The header of a GGUF -> the same facts as in a config.json, under the same names."""
     arch = header.get("general.architecture")
     check(arch in ("llama", "qwen2", "qwen3"), f"general.architecture {arch}: not read")
     config = dict(model_type=arch, tie_word_embeddings="output.weight" not in weights)
@@ -163,7 +159,7 @@ def gguf_config(header, weights):
         check(torch.allclose(slower.double(), expected, rtol=1e-4),
               "rope_freqs.weight: only Llama 3's scaling with an original context of 8192 is known")
         config["rope_scaling"] = dict(zip(LLAMA3, scaling), rope_type="llama3")
-    return config
+    return config, weights, header.get("general.license", ""), header
 
 
 def from_gguf_names(weights, c, arch, wanted):
