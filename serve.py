@@ -1,13 +1,10 @@
-"""A black-box teacher: a small OpenAI-compatible server. With --page it is a white box.
+"""A black-box teacher: an OpenAI-compatible server of text. With --page also of probabilities.
 
     python serve.py                                   # out/teacher.pt, on port 8000
     python serve.py out/teacher.pt out/student-logits.pt --page      # compare them in a browser
 
 It prints one line when it is ready, and runs until Ctrl-C or SIGTERM (exit status 0):
     ready: http://127.0.0.1:8000/v1 serves teacher; next: python blackbox/generate.py --base-url ...
-
-Without --page, clients get text and token counts, never probabilities. With it they also get
-page.html, the models' probabilities, and the logs of runs in out/.
 
 The server listens on loopback. There a foreign Host or Origin is refused, because any page in a
 browser could ask. Only pages of localhost may. A page in a file may not: it sends the Origin
