@@ -67,9 +67,8 @@ def dtypes(tokenizer):  # in the order of NAMES
 
 def write_windows(path, folder, window, source, parts):
     """Write what `cut` made of each chunk, in order, to the files of a folder; meta.json last."""
-    total, report = Counter(), {}
-    parts = progress(f"{show(path)}: MB in windows:", parts, size=lambda part: part[1]["bytes"] / 1e6,
-                     whole=sum(file.stat().st_size for file in data_files(path)) / 1e6)
+    total, report, whole = Counter(), {}, sum(file.stat().st_size for file in data_files(path))
+    parts = progress(f"{show(path)}: bytes cut:", parts, whole, lambda part: part[1]["bytes"])
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(atomic_write(folder / f"{name}.bin")) for name in NAMES]
         for arrays, numbers, left_out in parts:

@@ -20,7 +20,8 @@ from common import ROOT, check, run, show
 # Answers, tests that need or show them, and what only an instructor uses
 LEFT_OUT = ["lessons/solutions/*", "lessons/handout.py", "lessons/hunt.*", "tests/mutants.py",
             "tests/test_mutants.py", "tests/test_lessons.py", "tests/test_grader.py",
-            "tests/test_hunt.py", "tests/test_docs.py", "docs/traps.md", "docs/deleted-tests.md", "docs/class.*", ".ci/*"]
+            "tests/test_hunt.py", "tests/test_docs.py", "docs/traps.md", "docs/deleted-tests.md",
+            "docs/class.*", ".ci/*"]
 SPEEDRUN = ["tokenizer.model", "teacher.*", *(f"student-{name}.*" for name in (
     "alone", "logits", "reason", "answer")), "report.*", "data/stories/[!.]*", "data/traces.*"]
 WHEN = 1_767_225_600  # time of all files and folders of a copy: 1 January 2026, UTC

@@ -166,8 +166,9 @@ def ways(_, plt):
              "its whole\ndistribution", "hidden states,\ntoo"]
     writers = ["people, or\na program", "the teacher", "the student"]
     for x, y, text in ((0, 0, "pretrain"), (2, 0, "logits\n--cache"), (3, 0, "logits"),
-                       (4, 0, "features"), (1, 1, "responses:\nanswers\n\nreason: chains\nof thought"),
-                       (3, 1, "logits on\ngenerated\ndocuments"), (3, 2, "onpolicy")):
+                       (4, 0, "features"), (3, 1, "logits on\ngenerated\ndocuments"),
+                       (1, 1, "responses:\nanswers\n\nreason: chains\nof thought"),
+                       (3, 2, "onpolicy")):
         color = "#f6c177" if x == 1 else "#9ccfd8" if x else "#dddddd"
         plt.text(x, y, text, ha="center", va="center", size=12, bbox=dict(fc=color, pad=7, lw=0))
     plt.xticks(range(5), gives, size=12)

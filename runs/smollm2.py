@@ -53,7 +53,7 @@ def convert(*words):
 
 @contextlib.contextmanager
 def llama_cpp(path):
-    """Yield a function (prompt ids, number of new tokens) -> new ids, by a server with this file."""
+    """Yield a function (prompt ids, number of new tokens) -> new ids: a server with this file."""
     words = [sys.executable, "-c", SERVER, path, str(torch.get_num_threads())]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                           text=True) as server:

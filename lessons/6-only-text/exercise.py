@@ -8,7 +8,8 @@ def same_time(text, reference):
     text: a teacher's answer, such as "The bus leaves at half past 3." reference: "15:30".
     The forms (upper or lower case):
         15:30   3:30   3:30 pm   3 pm   half past 3   quarter past 3   quarter to 12 am
-    am or pm may follow every form with an hour from 1 to 12. 12:30 am is half an hour after midnight, 12:30 pm after noon.
+    am or pm may follow every form with an hour from 1 to 12. 12:30 am is half an hour after
+    midnight, 12:30 pm half an hour after noon.
     With "quarter to", am or pm belongs to the hour that is named: quarter to 12 am is 23:45.
     An hour from 1 to 12 without am or pm can be before or after noon: 3:30 is 3:30 or 15:30.
     A number that is not a whole time is none: in "115:30", "3:305" and "25:00" there is no time.
