@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run the tests in .venv, which is made if it is missing:  bash test.sh  (2 minutes)
-#   bash test.sh --all    also slow ones: kills, two processes, mutants, 1 GB of text (15 minutes)
+#   bash test.sh --all    also slow ones: kills, two processes, mutants, 1 GB of text (20 minutes)
 # Other arguments go to pytest:  bash test.sh tests/test_losses.py -k temperature
 set -euo pipefail
 cd "$(dirname "$0")"
