@@ -5,7 +5,8 @@
     python runs/recipes.py "white/c*" --dry-run       print their commands without running them
 
 A finished run is a row of results/*.jsonl, and it is not run again. So you may stop at any time. A
-file in MAKE is made when a command needs it. GSM8K=FILE in the environment: its training set.
+file in MAKE is made when a command needs it. Two need a file that the environment names:
+GSM8K=FILE, its training set; SMOLLM2=FILE, the GGUF of SmolLM2-135M-Instruct.
 """
 import atexit
 import fnmatch
@@ -335,7 +336,6 @@ if "SMOLLM2" in os.environ:
     smol = Group("smollm2", "smollm2", REAL, "out/data/prose", (1, 2, 3), "--batch 8")
     smol.run("teacher")
     replace(smol, name="").run("smollm2-half", checkpoint=HALF)  # before any training
-    smol.trials("alone", f"train_pretrain.py --steps 60 {HEAL}", "")
     smol.run("alone", f"train_pretrain.py --steps 300 {HEAL} 6e-4")
     smol.both("logits", f"train_distill_logits.py {TEACH} 0.5 {HEAL} 6e-4", 300, 180)
 
