@@ -147,9 +147,9 @@ def grade(folder, out):
             points.append(found["points"])
             notes += [f"{lesson}: {found['note']}"] if found["note"] else []
         table.append([student.name, *points, sum(points), "; ".join(notes)])
-        left = int((time.time() - began) / done * (len(students) - done))
+        left = common.eta((time.time() - began) / done * (len(students) - done))
         print(f"{done:>3}/{len(students)} | {student.name} | {sum(points)} points | "
-              f"{'; '.join(notes) or 'ok'} | eta {left // 60}m{left % 60:02d}s")
+              f"{'; '.join(notes) or 'ok'} | {left}")
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
     write_file(out.with_suffix(".json"), json.dumps(details, indent=1, ensure_ascii=False))
@@ -161,7 +161,9 @@ def main(cfg):
     if cfg.grade:
         folder, out = Path(cfg.grade), Path(cfg.out)
         check(folder.is_dir(), f"--grade {cfg.grade}: must be a folder")
-        check(cfg.fresh or not out.exists(), f"--out {cfg.out} exists; choose another or --fresh")
+        check(out.suffix == ".csv", f"--out {cfg.out}: must end in .csv; a .json is written, too")
+        for file in (out, out.with_suffix(".json")):
+            check(cfg.fresh or not file.exists(), f"{file} exists; choose another or --fresh")
         return grade(folder, out)
     word = "".join(cfg.lesson or [])
     check(word.isdigit() and int(word) in LESSONS,

@@ -30,7 +30,7 @@ from metrics import markdown
 
 SERVER = """import sys, time, xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path, params.port, params.n_ctx, params.n_parallel = sys.argv[1], 0, 2048, 1
+params.model.path, params.port, params.n_ctx, params.n_parallel = sys.argv[1], 0, 2048, 2
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[2])
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)

@@ -11,15 +11,9 @@ import pytest
 
 from common import ROOT
 from metrics import json_lines
+from runs.smollm2 import SERVER
 from test_generate import read
 
-SERVER = """import sys, time, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.port, params.n_ctx, params.n_parallel = sys.argv[1], 0, 2048, 2
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-time.sleep(900)"""
 QUESTIONS = [f"Which animal lives in {place}? Answer with one word." for place in (
     "the sea", "a forest", "the desert", "a farm", "the snow", "a city", "a lake", "a cave")]
 
@@ -31,7 +25,7 @@ def llama():
         pytest.skip(".venv/bin/pip install --no-deps xllamacpp (34 MB) for this test")
     with contextlib.ExitStack() as stack:
         def start(path):
-            server = stack.enter_context(subprocess.Popen([sys.executable, "-c", SERVER, path], text=True,
+            server = stack.enter_context(subprocess.Popen([sys.executable, "-c", SERVER, path, "1"], text=True,
                                                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
             stack.callback(server.kill)
             return server.stdout.readline().strip()
