@@ -42,6 +42,7 @@ class Config:
     samples: int = 0               # answers per question for a majority vote (0: none; 4 to 32)
     temperature: float = 0.0       # sampling temperature of --samples (0.5 to 1; 0: none)
     seed: int = 0                  # random seed of --samples
+    window: int = 0                # tokens in a window (at most a context); 0: as trained
     batch: int = 64                # questions answered, or windows scored, at once
     suites: str = ""               # folder of robustness suites, for example out/data/suites
     speed: bool = True             # measure speed, latency and memory
@@ -287,7 +288,7 @@ def row_of(cfg, result, state):
 
 def main(cfg):
     """Evaluate every checkpoint, measure speed, write report and rows."""
-    common.between(cfg, 0, 2**32 - 1, "questions", "samples", "temperature", "seed")
+    common.between(cfg, 0, 2**32 - 1, "questions", "samples", "temperature", "seed", "window")
     common.between(cfg, 1, 2**32 - 1, "max_new_tokens", "batch")
     check((cfg.samples > 0) == (cfg.temperature > 0), "use --samples and --temperature together")
     for path, begins in ((f"{cfg.out}.md", "# Scoreboard"), (f"{cfg.out}.json", '{\n "data"'),
@@ -310,9 +311,8 @@ def main(cfg):
     names = [Path(path).stem for path in paths]
     if len(set(names)) < len(set(paths)):  # equal names: a/m.pt and b/m.pt
         names = [show(path) for path in paths]
-    # One window for all: the smallest training window. Models know no positions beyond theirs.
-    window = min(state.get("run_config", {}).get("window", model.config.max_seq_len)
-                 for model, _, state in loaded)
+    window = min(min(cfg.window or state.get("run_config", {}).get("window", 2**16),  # for all
+                     model.config.max_seq_len) for model, _, state in loaded)
     rows = [dict(question=" ".join(t.content for t in before), right=last.answer or last.content,
                  answers={}) for *before, last in questions]
     results, theirs = [], []  # the teacher's open replies; without --teacher the first model's

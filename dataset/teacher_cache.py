@@ -35,7 +35,7 @@ from dataset.cache_reader import NAMES, SAME, SHARD, missing, read_about, what_i
 from dataset.windows import open_text, tensors
 from losses import log_softmax
 
-BATCH = 32  # windows that the teacher reads together
+BATCH = 8  # windows that the teacher reads together
 
 
 @dataclass
@@ -92,7 +92,8 @@ def write_shard(folder, number, teachers, data, about, env):
     numbers = np.arange(number * SHARD, min((number + 1) * SHARD, about["windows"]))
     ids = torch.uint16 if about["vocab_size"] <= 2**16 else torch.uint32
     parts, types = {}, dict(ids=ids, log_p=torch.float16, hidden=torch.float16)
-    for batch in np.split(numbers, range(BATCH, len(numbers), BATCH)):
+    batches = np.split(numbers, range(BATCH, len(numbers), BATCH))
+    for batch in common.progress(f"file {number}: windows read:", batches, len(numbers), len):
         for name, value in quantities(teachers, data, batch, about, env).items():
             parts.setdefault(name, []).append(value.cpu().to(types.get(name, value.dtype)).numpy())
     for name in (*NAMES[about["kind"]], "label_ce"):
@@ -135,7 +136,7 @@ def main(cfg):
     with common.atomic_write(folder / "head.npy") as file:
         np.save(file, teachers[0].lm_head.weight.float().cpu().numpy())
     todo = missing(folder, about)
-    for number in common.progress(f"files of {SHARD:,} windows:", todo):
+    for number in todo:
         write_shard(folder, number, teachers, data, about, env)
     size, tokens = sum(p.stat().st_size for p in folder.glob("*-*.npy")), data["meta"]["supervised"]
     print(f"{show(folder)}: {'made' if todo else 'already made'}, {tokens:,} tokens, "

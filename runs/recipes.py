@@ -333,7 +333,7 @@ if "SMOLLM2" in os.environ:
     HEAL = (f"{TEXT} --init {HALF} --optimizer adamw --eval-every 100 --eval-windows 32 --batch 8 "
             "--lr")
     TEACH = f"--cache {STATES} --temperature 1 --alpha"
-    smol = Group("smollm2", "smollm2", REAL, "out/data/prose", (1, 2, 3), "--batch 8")
+    smol = Group("smollm2", "smollm2", REAL, "out/data/prose", (1, 2, 3), "--batch 8 --window 256")
     smol.run("teacher")
     replace(smol, name="").run("smollm2-half", checkpoint=HALF)  # before any training
     smol.run("alone", f"train_pretrain.py --steps 300 {HEAL} 6e-4")

@@ -83,6 +83,8 @@ def test_a_row_holds_what_a_claim_needs(report, call, tiny_world, out_dir):
     report([out_dir / "student.pt"], f"--row={rows}", "--recipe=alone")
     three, again, four = (report([out_dir / "student.pt"], f"--row={rows}", "--samples=2",
                                  "--temperature=1", f"--seed={seed}")[2] for seed in (3, 3, 4))
+    for window, used in ((131, 131), (9999, 160)):  # the models' context is 160
+        assert report([tiny_world.init], f"--window={window}")[0][0]["window"] == used
     assert three == again != four and len(three[0]["answers"]["student"]["samples"]) == 2
     first, second, *_ = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
     assert first["recipe"] == "alone" and first["seed"] == 5 and first["config"]["steps"] == 2
@@ -246,7 +248,8 @@ def test_flags_that_cannot_be_are_refused_before_the_work(call, tiny_world, tmp_
     """A vote among equal greedy answers would look like a result. A report must not replace a user's own file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text('{"mine": 1}', encoding="utf-8")
-    for flag in ("--samples=4", "--temperature=0.7", "--batch=0", "--out=rows", "--recipe=mine"):
+    for flag in ("--samples=4", "--temperature=0.7", "--batch=0", "--out=rows", "--recipe=mine",
+                 "--window=-1"):
         assert call("eval", tiny_world.init, f"--data={tiny_world.val}", "--no-speed", flag).status == 2
     assert (tmp_path / "rows.json").read_text() == '{"mine": 1}'
 
