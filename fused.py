@@ -11,7 +11,7 @@ import torch
 
 from losses import cross_entropy, divergence, total
 
-CHUNK = 2**22  # logits of one model in memory at a time: 16 MB in float32
+CHUNK = 2**23  # logits of one model in memory at a time: 32 MB in float32
 
 
 def use_fused(cfg, env, vocab_size, cache=None):
