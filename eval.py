@@ -56,7 +56,7 @@ class Config:
 def score(model, tokenizer, teacher, data, cfg):
     """Means over the counted tokens -> dict: ce and KL (nats), agreement, bits per byte, ECE."""
     device, sums, seen = model.embed_tokens.weight.device, Counter(), []
-    bytes_of = torch.as_tensor(tokenizer.token_bytes, device=device)  # (V,)
+    bytes_of = torch.tensor([*map(len, tokenizer.raw)], device=device)  # (V,)
     batches = eval_batches(data, cfg.batch, device=device)
     for x, y, document, weight in progress("windows scored:", batches, len(data["ids"]),
                                            lambda batch: len(batch[0])):

@@ -13,8 +13,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import sentencepiece
-
 from checkpoints import PATHS, parent
 from common import atomic_write, check, show
 from model import ModelConfig, rope_frequencies
@@ -61,8 +59,8 @@ of people whom you do not trust: `{marks}`
 
 
 def parts(state, answer_tags):
-    """A checkpoint's dict -> ModelConfig, {Hugging Face's name: float32 tensor}, tokenizer, chat
-    template, special ids. A tied head is left out."""
+    """A checkpoint's dict -> ModelConfig, family, {Hugging Face's name: float32 tensor}, tokenizer,
+    chat template, special ids. A tied head is left out."""
     c = ModelConfig(**state["model_config"])
     check(not c.n_experts, "a model with routed experts is only a teacher; it is not exported")
     weights = {name if name == "lm_head.weight" else f"model.{name}": tensor.float().contiguous()
@@ -72,7 +70,8 @@ def parts(state, answer_tags):
     own = TEMPLATE if answer_tags else re.sub("</?answer>", "", TEMPLATE)
     template = getattr(tokenizer, "template", own)
     bos = tokenizer.start[0] if tokenizer.start and "bos_token" in template else None
-    return c, weights, tokenizer, template, dict(
+    arch = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
+    return c, arch, weights, tokenizer, template, dict(
         bos_token_id=bos, eos_token_id=tokenizer.end, pad_token_id=tokenizer.pad)
 
 
@@ -84,7 +83,7 @@ def in_library(tokenizer):
     if hasattr(tokenizer, "template"):  # it goes out as it came
         content = json.loads(tokenizer.model_bytes)["tokenizer"]
         return tokenizers.Tokenizer.from_str(json.dumps(content))
-    model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    model = tokenizer.library
     vocab = {model.id_to_piece(i).replace(META_SPACE, " "): i for i in range(tokenizer.vocab_size)}
     plain = {piece for piece, i in vocab.items() if i >= len(CONTROL) and not model.is_byte(i)}
     merges = [(piece[:cut], piece[cut:]) for piece in vocab for cut in range(1, len(piece))
@@ -98,15 +97,14 @@ def in_library(tokenizer):
     return library
 
 
-def hf_config(c, ids):
+def hf_config(c, arch, ids):
     """The content of config.json. RoPE is there twice, because old versions read other fields."""
-    family, rope = "Qwen3" if c.qk_norm else "Qwen2" if c.qkv_bias else "Llama", {}
-    if c.rope_scaling:
-        rope = dict(zip(LLAMA3, c.rope_scaling), rope_type="llama3")
+    rope = dict(zip(LLAMA3, c.rope_scaling), rope_type="llama3" if c.rope_scaling else "default")
     return {name: getattr(c, own) for own, name, _ in FIELDS} | dict(
-        architectures=[f"{family}ForCausalLM"], model_type=family.lower(), torch_dtype="float32",
-        hidden_act="silu", tie_word_embeddings=c.tie_embeddings, rope_scaling=rope or None,
-        rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta) | rope, **ids)
+        architectures=[f"{arch.capitalize()}ForCausalLM"], model_type=arch, torch_dtype="float32",
+        hidden_act="silu", tie_word_embeddings=c.tie_embeddings,
+        rope_scaling=rope if c.rope_scaling else None,
+        rope_parameters=rope | dict(rope_theta=c.rope_theta), **ids)
 
 
 def model_card(state, name, marks):
@@ -128,7 +126,7 @@ def write_hf(state, folder, answer_tags=True):
     from safetensors.torch import save_file
     target = Path(folder).absolute()
     folder = target.with_name(f".{target.name}.tmp")
-    c, weights, tokenizer, template, ids = parts(state, answer_tags)
+    c, arch, weights, tokenizer, template, ids = parts(state, answer_tags)
     check(not target.exists() or (target / "config.json").exists(), f"{show(target)} is no export")
     generation = ids | dict(eos_token_id=sorted(tokenizer.stop_ids), do_sample=False,
                             suppress_tokens=[*range(tokenizer.n_tokens, c.vocab_size)] or None)
@@ -138,7 +136,7 @@ def write_hf(state, folder, answer_tags=True):
         model_max_length=c.max_seq_len, chat_template=template)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name, value in dict(config=hf_config(c, ids), generation_config=generation,
+    for name, value in dict(config=hf_config(c, arch, ids), generation_config=generation,
                             tokenizer_config=settings).items():
         (folder / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
     in_library(tokenizer).save(str(folder / "tokenizer.json"))
@@ -153,14 +151,13 @@ def write_hf(state, folder, answer_tags=True):
 
 def sentencepiece_facts(tokenizer, types):
     """Pieces, scores and types. With these llama.cpp joins the same pairs as SentencePiece."""
-    model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
-    rows = range(tokenizer.vocab_size)
+    model, rows = tokenizer.library, [*range(tokenizer.vocab_size)]
     special = dict.fromkeys(SHOWN, types.USER_DEFINED) | {"<unk>": types.UNKNOWN}
     kinds = [special.get(mark, types.CONTROL) for mark in CONTROL]
     kinds += [types.BYTE if model.is_byte(i) else types.NORMAL for i in rows[len(CONTROL):]]
-    pieces, scores = zip(*((model.id_to_piece(i), model.get_score(i)) for i in rows))
     return dict(tokenizer_model="llama", tokenizer_pre="default", unk_token_id=tokenizer.unk,
-                token_list=pieces, token_scores=scores, token_types=kinds, add_bos_token=False,
+                token_list=model.id_to_piece(rows), token_scores=model.get_score(rows),
+                token_types=kinds, add_bos_token=False,
                 add_space_prefix=False)  # else every text begins with a space
 
 
@@ -187,10 +184,9 @@ def gguf_tensors(c, weights, kind, gguf, arch):
     """Yield (name, array, type). Rows beyond the tokenizer are left out: they would be sampled."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], c.n_layers)
     if c.rope_scaling:  # what each of the C/2 frequencies is divided by
-        plain, scaled = (rope_frequencies(c.head_dim, c.rope_theta, scaling)
-                         for scaling in ((), c.rope_scaling))
-        divisors = (plain / scaled).float().numpy()  # (C/2,)
-        yield "rope_freqs.weight", divisors, gguf.GGMLQuantizationType.F32
+        plain = rope_frequencies(c.head_dim, c.rope_theta)  # (C/2,)
+        divisors = plain / rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        yield "rope_freqs.weight", divisors.float().numpy(), gguf.GGMLQuantizationType.F32
     for name, tensor in weights.items():
         if re.search("embed|head", name):
             tensor = tensor[:c.vocab_size]  # (V, D)
@@ -205,8 +201,7 @@ def gguf_tensors(c, weights, kind, gguf, arch):
 def write_gguf(state, path, answer_tags=True, kind="f32"):
     """Write a file for llama.cpp. kind: f32, f16 or q8_0, for matrices."""
     import gguf
-    c, weights, tokenizer, template, ids = parts(state, answer_tags)
-    arch = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias else "llama"
+    c, arch, weights, tokenizer, template, ids = parts(state, answer_tags)
     c = replace(c, vocab_size=tokenizer.n_tokens)
     facts = dict(name=Path(path).stem, license=parent(state).get("source", {}).get("licence", ""),
                  chat_template=template, eot_token_id=tokenizer.end,

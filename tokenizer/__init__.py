@@ -18,13 +18,13 @@ import hashlib
 import re
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
 from common import UserError, check, check_exists, show, write_file
 
 CONTROL = ["<pad>", "<unk>", "<end>", "<system>", "<user>", "<assistant>",
            "<think>", "</think>", "<answer>", "</answer>"]  # ids 0 to 9, in this order
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]          # ids 10 to 265: single bytes
 META_SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 # No piece crosses the end of such a word (train.py), so each is encoded and cached by itself.
 WORDS = re.compile(f" *[^ \n{META_SPACE}]+| +|[\n{META_SPACE}]")
@@ -32,38 +32,35 @@ MEMO_WORDS, MEMO_LENGTH = 200_000, 64  # cached words, characters per word: at m
 
 
 class Tokenizer:
+    pad, unk, end = 0, 1, 2
+    system, user, assistant, think, end_think, answer, end_answer = ([i] for i in range(3, 10))
+    tag_ids, control_ids = {6, 7, 8, 9}, {*range(10)}
+    stop_ids = {end}            # each ends a reply
+    text_end = end              # stands after each text document
+    start = []                  # before a conversation that has no system turn
+    closing = []                # after the <end> of a turn; not learned
+    bare, bare_before = [], []  # an empty thought: of the last reply, of earlier ones
+    gaps = "", "", ""           # text after <think>, before </think>, after </think>
+    trim = False                # is white space around a turn's text removed?
+    byte_ids = range(10, 266)   # tokens of single bytes
+    _names = dict(enumerate(CONTROL))
+
     def __init__(self, model_bytes):
         self.model_bytes = bytes(model_bytes)
         self.fingerprint = hashlib.sha256(self.model_bytes).hexdigest()[:16]
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
+            self.library = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
         except (RuntimeError, OSError, ValueError):
             raise UserError("not a SentencePiece model") from None
-        self.vocab_size = self._model.get_piece_size()
-        pieces = [self._model.id_to_piece(i) for i in range(self.vocab_size)]
-        check(pieces[:len(CONTROL)] == CONTROL,
-              "not made by tokenizer/train.py, which makes one for this project")
-        self._names = dict(enumerate(CONTROL))
-        self.control_ids = set(self._names)
-        self.pad, self.unk, self.end, *others = range(len(CONTROL))
-        (self.system, self.user, self.assistant, self.think, self.end_think, self.answer,
-         self.end_answer) = ([token] for token in others)
-        self.tag_ids = set(others[3:])
-        self.stop_ids = {self.end}   # each ends a reply
-        self.text_end = self.end     # stands after each text document
-        self.start = []              # before a conversation that has no system turn
-        self.closing = []            # after the <end> of a turn; not learned
-        self.bare, self.bare_before = [], []  # an empty thought: of the last reply, of earlier ones
-        self.gaps = "", "", ""       # text after <think>, before </think>, after </think>
-        self.trim = False            # is white space around a turn's text removed?
+        self.vocab_size = len(self.library)
         self.n_tokens = self.vocab_size  # ids from here on are padding and are never sampled
-        self.byte_ids = range(10, 266)   # tokens of single bytes
-        self._memo = {}  # word: ids
-        self.raw = [bytes([int(piece[3:5], 16)]) if self._model.is_byte(i)  # "<0x0A>"
-                    else piece.replace(META_SPACE, " ").encode()
-                    for i, piece in enumerate(pieces)]
-        self.raw[:len(CONTROL)] = [b""] * len(CONTROL)
-        self.token_bytes = np.array([len(b) for b in self.raw], dtype=np.int64)  # (V,) in UTF-8
+        pieces = self.library.id_to_piece([*range(self.vocab_size)])
+        check(pieces[:266] == CONTROL + BYTES,
+              "not made by tokenizer/train.py, which makes one for this project")
+        self.raw = [b""] * 10 + [bytes([byte]) for byte in range(256)]  # of each token, in UTF-8
+        self.raw += [piece.replace(META_SPACE, " ").encode() for piece in pieces[266:]]
+        # word: its ids. The library would read U+2581 as a space.
+        self._memo = {META_SPACE: [10 + byte for byte in META_SPACE.encode()]}
 
     @staticmethod
     def load(path):
@@ -84,15 +81,12 @@ class Tokenizer:
         """Text -> list of ids, never a special token. UserError if it is not valid Unicode."""
         ids, memo = [], self._memo
         for word in WORDS.findall(text):
-            known = memo.get(word)
-            ids += self._encode_word(word) if known is None else known
+            ids += memo.get(word) or self._encode_word(word)
         return ids
 
     def _encode_word(self, word):
-        if word == META_SPACE:  # the library would read it as a space
-            return [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
         try:
-            ids = self._model.encode(word)
+            ids = self.library.encode(word)
         except RuntimeError:
             raise UserError(f"half of a surrogate pair in {word!r}: not valid unicode") from None
         if len(word) <= MEMO_LENGTH and len(self._memo) < MEMO_WORDS:

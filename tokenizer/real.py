@@ -15,15 +15,13 @@ import re
 from pathlib import Path
 
 import jinja2.sandbox
-import numpy as np
 import tokenizers
 
 from common import UserError, check
 from tokenizer import Tokenizer
 
-PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 shows these bytes as such
-BYTE_OF = {chr(byte): byte for byte in PRINTED}                  # the others, in order, from 256
-BYTE_OF |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*PRINTED}))}
+HIDDEN = [*range(33), *range(127, 161), 173]  # GPT-2 shows these bytes as chr(256), chr(257), ...
+BYTE_OF = {chr(b): b for b in range(256)} | {chr(256 + n): b for n, b in enumerate(HIDDEN)}
 PROBE = " a  B\n\n\tC 123 {é: 中文🙂}\u2581"
 TURNS = [("system", "S0"), ("user", "U0"), ("assistant", "A0"), ("user", "U1"), ("assistant", "A1")]
 SPACED = [(role, f" {text} ") for role, text in TURNS]
@@ -51,7 +49,7 @@ class RealTokenizer(Tokenizer):
         for token in data["added_tokens"]:
             token["special"], control[token["content"]] = True, token["id"]
         try:
-            self._library = library = tokenizers.Tokenizer.from_str(json.dumps(data))
+            self.library = library = tokenizers.Tokenizer.from_str(json.dumps(data))
         except Exception as error:  # the library has no other class
             raise UserError(f"not a tokenizer that the library reads: {error}") from None
         pieces, self._names = library.get_vocab(), {i: text for text, i in control.items()}
@@ -59,9 +57,7 @@ class RealTokenizer(Tokenizer):
         check(self.n_tokens <= self.vocab_size,
               f"a tokenizer of {self.n_tokens} tokens for a model of {self.vocab_size}")
         for piece, i in pieces.items():
-            if i not in self._names:
-                self.raw[i] = bytes(BYTE_OF.get(letter, 0) for letter in piece)
-        self.token_bytes = np.array([len(b) for b in self.raw], dtype=np.int64)  # (V,) in UTF-8
+            self.raw[i] = b"" if i in self._names else bytes(BYTE_OF.get(x, 0) for x in piece)
         for name, text in m.items():
             if type(text) is str:
                 setattr(self, name, self.encode(text))
@@ -78,7 +74,7 @@ class RealTokenizer(Tokenizer):
     def encode(self, text):
         """Text -> list of ids, never a control token. UserError if it is not valid Unicode."""
         try:
-            return self._library.encode(text, add_special_tokens=False).ids
+            return self.library.encode(text, add_special_tokens=False).ids
         except TypeError:  # as the library says it
             raise UserError(f"half of a surrogate pair in {text[:60]!r}: not unicode") from None
 
@@ -123,22 +119,18 @@ def make(data, template, names, vocab_size, openings):
             raise_exception=lambda message: check(False, message), **names)
     try:
         if openings:
-            m = dict(start="", bare="", bare_before="", gaps=["", "", ""], trim=False)
-            texts = openings.replace("\\n", "\n").split(",")
-            m |= zip(("system", "user", "assistant", "close"), texts, strict=True)
-            template = BY_HAND % tuple(map(json.dumps, texts))
-        else:
-            check(template, "there is none")
-            m = marks_of(write)
+            template = BY_HAND % tuple(map(repr, openings.replace("\\n", "\n").split(",")))
+        check(template, "there is none")
+        m = marks_of(write)
         end = max((text for text in control if m["close"].startswith(text)), key=len)
     except Exception as error:  # a foreign template can raise any
         raise UserError(f"the chat template is not understood ({str(error)[:60]}); give --openings "
                         "'SYSTEM,USER,ASSISTANT,END'; END begins with a control token") from None
-    after_text = [text for text in ("<|endoftext|>", "<|end_of_text|>", end) if text in control]
-    m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=after_text[0],
+    text_end = next(text for text in ("<|endoftext|>", "<|end_of_text|>", end) if text in control)
+    m |= dict(end=end, closing=m.pop("close").removeprefix(end), text_end=text_end,
               pad=pad if (pad := names.get("pad_token")) in control else end, think="<think>",
               end_think="</think>", answer="<answer>", end_answer="</answer>")
-    m["stop"] = sorted({end, after_text[0], names.get("eos_token")} & control)
+    m["stop"] = sorted({end, text_end, names.get("eos_token")} & control)
     return RealTokenizer(json.dumps(dict(tokenizer=data, marks=m, template=template,
                                          vocab_size=vocab_size), sort_keys=True).encode())
 
@@ -147,11 +139,11 @@ def from_folder(path, vocab_size, openings=""):
     """A folder of transformers -> RealTokenizer. UserError if it has none that can be read here."""
     data, config = (json.loads((Path(path) / f"{name}.json").read_text("utf-8"))
                     for name in ("tokenizer", "tokenizer_config"))
-    template, file = config.get("chat_template"), Path(path) / "chat_template.jinja"
-    template = file.read_text("utf-8") if file.exists() else template
+    file = Path(path) / "chat_template.jinja"  # newer versions of transformers write it here
+    template = file.read_text("utf-8") if file.exists() else config.get("chat_template")
     names = {key: text if isinstance(text, str) else text["content"] for key, text in config.items()
              if key.endswith("_token") and isinstance(text, (str, dict))}
-    return make(data, template or "", names, vocab_size, openings)
+    return make(data, template, names, vocab_size, openings)
 
 
 def from_gguf(fields, vocab_size, openings=""):
@@ -175,5 +167,5 @@ def from_gguf(fields, vocab_size, openings=""):
         library.normalizer = tokenizers.normalizers.NFC()
     names = {f"{name[:3]}_token": pieces[own[f"{name}_token_id"]]
              for name in ("bos", "eos", "padding") if f"{name}_token_id" in own}
-    template = fields.get("tokenizer.chat_template", "")
-    return make(json.loads(library.to_str()), template, names, vocab_size, openings)
+    return make(json.loads(library.to_str()), fields.get("tokenizer.chat_template"), names,
+                vocab_size, openings)
