@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import common
-from common import UserError, check, run, show
+from common import UserError, check, check_exists, command, run, show
 import torch
 
 import checkpoints
@@ -54,7 +53,7 @@ class Config:
 
 
 def rope(config):
-    """-> (theta, scaling for ModelConfig). UserError for a scaling that is not Llama 3's."""
+    """-> dict for ModelConfig. UserError for a scaling that is not Llama 3's."""
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = found.pop("rope_type", found.pop("type", "default"))
     theta = found.pop("rope_theta", config.get("rope_theta") or 10_000.0)
@@ -62,7 +61,7 @@ def rope(config):
     names = LLAMA3 if kind == "llama3" else ()
     wrong = found.keys() ^ {*names}
     check(not wrong, f"rope_parameters: {', '.join(sorted(wrong))}: missing or not known here")
-    return float(theta), tuple(found[name] for name in names)
+    return dict(rope_theta=theta, rope_scaling=tuple(found[name] for name in names))
 
 
 def model_config(config, weights, context):
@@ -71,7 +70,7 @@ def model_config(config, weights, context):
     family, window = config.get("model_type"), config.get("sliding_window")
     check(family in FAMILIES, f"model_type {family}: only {', '.join(FAMILIES)} come in")
     c = {own: config.get(name) for own, name, _ in FIELDS}
-    c |= dict(n_kv_heads=c["n_kv_heads"] or c["n_heads"], rope_theta=c["rope_theta"] or 10_000.0)
+    c |= dict(n_kv_heads=c["n_kv_heads"] or c["n_heads"], **rope(config))
     for own, name, _ in FIELDS:
         check(type(c[own]) in (int, float) and c[own] > 0 or own == "head_dim" and c[own] is None,
               f"{name} {c[own]}: must be a positive number")
@@ -86,11 +85,10 @@ def model_config(config, weights, context):
     used = window and config.get("use_sliding_window", True)
     check(not used or (context or whole) <= window,
           f"sliding_window {window}: use --context {window} or less")
-    c |= dict(norm_eps=float(c["norm_eps"]), max_seq_len=context or whole,
-              head_dim=c["head_dim"] or c["dim"] // c["n_heads"],
+    c |= dict(norm_eps=float(c["norm_eps"]), rope_theta=float(c["rope_theta"]),
+              max_seq_len=context or whole, head_dim=c["head_dim"] or c["dim"] // c["n_heads"],
               qkv_bias=family == "qwen2", qk_norm=family.startswith("qwen3"),
               tie_embeddings=config.get("tie_word_embeddings", "lm_head.weight" not in weights))
-    c["rope_theta"], c["rope_scaling"] = rope(config)
     if family == "qwen3_moe":
         c |= dict(n_experts=config.get("num_experts") or config["num_local_experts"],
                   experts_per_token=config["num_experts_per_tok"],
@@ -114,7 +112,7 @@ def fit(weights, c, family):
 
 
 def read_folder(folder):
-    """A Hugging Face folder -> (config, weights, licence): a dict, a dict of tensors, a name."""
+    """A Hugging Face folder -> (config: a dict, weights: a dict of tensors, licence: a name, {})"""
     from safetensors.torch import load_file
     weights, files, card = {}, sorted(folder.glob("model*.safetensors")), folder / "README.md"
     check(files, f"{show(folder)} has no model.safetensors")
@@ -126,7 +124,7 @@ def read_folder(folder):
     except Exception as error:
         raise UserError(f"{show(folder)} cannot be read: {error}") from None
     text = card.read_text("utf-8", errors="replace") if card.exists() else ""
-    return config, weights, (re.findall(r"(?m)^license: *(\S+)", text) or [""])[0]
+    return config, weights, (re.findall(r"(?m)^license: *(\S+)", text) or [""])[0], {}
 
 
 def read_gguf(path):
@@ -169,18 +167,16 @@ def from_gguf_names(weights, c, arch, wanted):
     for name in wanted:
         full = name if name == "lm_head.weight" else f"model.{name}"
         found = names.get_name(full, (".weight", ".bias"))
-        if found not in weights:
-            continue  # the tied head, or it is missing
-        tensor = weights.pop(found)
-        if arch == "llama" and re.search("[qk]_proj", name):
-            pairs = tensor.view(-1, c.head_dim // 2, 2, c.dim)    # there RoPE turns neighbours
-            tensor = pairs.transpose(1, 2).reshape(tensor.shape)  # here i and i + C/2
-        weights[name] = tensor
+        if found in weights:  # not: the tied head, or it is missing
+            weights[name] = tensor = weights.pop(found)
+            if arch == "llama" and re.search("[qk]_proj", name):
+                pairs = tensor.view(-1, c.head_dim // 2, 2, c.dim)  # there RoPE turns neighbours
+                weights[name] = pairs.transpose(1, 2).reshape(tensor.shape)  # here i and i + C/2
     return weights
 
 
 def read_minimind(path):
-    """A .pth of minimind -> (config, weights, licence). It has only weights. The config comes from
+    """A .pth of minimind -> the same as read_folder. It has only weights. The config comes from
     their shapes and from constants of minimind's code: theta, eps, one expert a token."""
     weights, attention = checkpoints.read(path), "layers.0.self_attn."
     check(f"model.{attention}q_proj.weight" in weights, f"{show(path)} is not of minimind")
@@ -198,20 +194,19 @@ def read_minimind(path):
         intermediate_size=F, moe_intermediate_size=F, num_experts=len(gates), num_experts_per_tok=1,
         norm_topk_prob=True, max_position_embeddings=32768, rope_theta=1e6,
         rms_norm_eps=1e-5 if norm is None else 1e-6, tie_word_embeddings=True)
-    return config, weights, ""
+    return config, weights, "", {}
 
 
 def load_tokenizer(path, vocab_size, header, cfg):
     """The tokenizer of a model that comes in; vocab_size: rows of its embeddings."""
-    if "minidistill.tokenizer" in header and not cfg.tokenizer:  # a student from here comes back
-        return Tokenizer(bytes(header["minidistill.tokenizer"]))
-    folder = Path(cfg.tokenizer or (
-        path if path.is_dir() else path.absolute().parent.parent / "model"))
-    if (folder / "tokenizer.model").exists() and not header:  # a student from here
-        return Tokenizer.load(folder / "tokenizer.model")
     from tokenizer import real
     if header and not cfg.tokenizer:
-        return real.from_gguf(header, vocab_size, cfg.openings)
+        own = header.get("minidistill.tokenizer")  # of a student from here that comes back
+        return Tokenizer(own) if own else real.from_gguf(header, vocab_size, cfg.openings)
+    folder = path if path.is_dir() else path.absolute().parent.parent / "model"
+    folder = Path(cfg.tokenizer or folder)
+    if (folder / "tokenizer.model").exists():  # of a student from here
+        return Tokenizer.load(folder / "tokenizer.model")
     return real.from_folder(folder, vocab_size, cfg.openings)
 
 
@@ -231,14 +226,14 @@ def main(cfg):
         else:
             write_gguf(state, out, cfg.answer_tags, cfg.kind)
         return print(f"{show(out)} is written")
-    common.check_exists(path, "give a folder, a .gguf or a .pth")
+    check_exists(path, "give a folder, a .gguf or a .pth")
     kind = "folder" if path.is_dir() else path.suffix
     readers = {"folder": read_folder, ".gguf": read_gguf, ".pth": read_minimind}
     check(kind in readers, f"--from {path}: must be a folder, a .gguf or a .pth of minimind")
-    config, weights, licence, *header = readers[kind](path)
+    config, weights, licence, header = readers[kind](path)
     c = model_config(config, weights, cfg.context)
     weights = fit(weights, c, config["model_type"])
-    tokenizer = load_tokenizer(path, c.vocab_size, header[0] if header else {}, cfg)
+    tokenizer = load_tokenizer(path, c.vocab_size, header, cfg)
     source = dict(name=path.stem if path.is_file() else path.absolute().name,
                   kind=config["model_type"], licence=licence)
     checkpoints.save(out, dict(
@@ -246,7 +241,7 @@ def main(cfg):
         tokenizer=torch.frombuffer(bytearray(tokenizer.model_bytes), dtype=torch.uint8)))
     print(f"{show(out)}: {config['model_type']}, {c.n_layers} blocks, context {c.max_seq_len:,}, "
           f"{c.vocab_size:,} tokens, licence {licence or 'unknown'}\n"
-          f"next: {common.command('chat.py', out)}")
+          f"next: {command('chat.py', out)}")
 
 
 if __name__ == "__main__":
