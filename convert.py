@@ -167,7 +167,7 @@ def from_gguf_names(weights, c, arch, wanted):
     for name in wanted:
         full = name if name == "lm_head.weight" else f"model.{name}"
         found = names.get_name(full, (".weight", ".bias"))
-        if found in weights:  # not: the tied head, or it is missing
+        if found in weights:  # else it is the tied head, or missing
             weights[name] = tensor = weights.pop(found)
             if arch == "llama" and re.search("[qk]_proj", name):
                 pairs = tensor.view(-1, c.head_dim // 2, 2, c.dim)  # there RoPE turns neighbours
