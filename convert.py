@@ -7,7 +7,7 @@
     python convert.py out/student.pt --to hf --out student/                 # or --to gguf
 
 Many other models would load without an error and compute something else. So a family is read only
-if its logits equal those of transformers (tests/test_convert.py), and a field of a config that is
+if its logits agree with transformers (tests/test_convert.py), and a field of a config that is
 not known here is refused by its name. Weights become float32.
 """
 import json
@@ -46,7 +46,7 @@ class Config:
     out: str = ""                   # file to write; with --to hf, a folder
     context: int = 0                # cut the context to N tokens (512 to 8,192); 0: as it is
     tokenizer: str = ""             # folder with tokenizer.json; default: its own (.pth: ../model)
-    openings: str = ""              # not by the chat template: SYSTEM,USER,ASSISTANT,END
+    openings: str = ""              # if the template fails: SYSTEM,USER,ASSISTANT,END
     kind: Literal["f32", "f16", "q8_0"] = "f32"  # --to gguf: how its matrices are stored
     answer_tags: bool = True        # --to: keep <answer> in the template of our tokenizer
     fresh: bool = False             # replace an existing file
@@ -215,7 +215,8 @@ def main(cfg):
     words, out, path = cfg.checkpoint or [], Path(cfg.out), Path(cfg.from_)
     check(len(words) == (cfg.to is not None) and bool(cfg.from_) != bool(cfg.to) and cfg.out,
           "use --from PATH --out FILE, or CHECKPOINT --to hf --out FOLDER; see --help")
-    unused = {"context", "tokenizer", "openings"} if cfg.to else {"kind", "answer_tags"}
+    of_input = {"context", "tokenizer", "openings"}
+    unused = {None: {"kind", "answer_tags"}, "hf": {"kind", *of_input}, "gguf": of_input}[cfg.to]
     check(not unused & cfg.given, f"{', '.join(unused & cfg.given)}: no effect here; see --help")
     check(cfg.fresh or not out.exists(), f"--out {cfg.out} exists; --fresh replaces it")
     if cfg.to:

@@ -31,7 +31,7 @@ FIELDS = [  # the same facts in model.py, in a config.json and in a GGUF
     ("rope_theta", "rope_theta", "rope.freq_base"),
     ("norm_eps", "rms_norm_eps", "attention.layer_norm_rms_epsilon")]
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-SHOWN = ("<think>", "</think>")  # other clients look for these; decoded text hides the other marks
+SHOWN = ("<think>", "</think>")  # other clients look for these; they hide the other marks
 TEMPLATE = """{%- for message in messages -%}
 {{- "<" + message.role + ">" -}}
 {%- if message.role == "assistant" and message.reasoning_content -%}

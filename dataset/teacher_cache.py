@@ -4,7 +4,8 @@
     python train_distill_logits.py --name student-cached --cache out/data/cache
 
 Only tokens that count in the loss are stored. float16 is precise enough: it changes ln p by
-about 1/2,048 of itself. There are three kinds. [] is the size in bytes a token.
+at most 1/2,048 of itself. There are three kinds. [] is the size in bytes a token, for at most
+65,536 tokens and a teacher of width D.
 
     topk      the k likeliest tokens with log-probabilities, and one bucket for all others. Gives
               any divergence, on k + 1 outcomes. It is never above the full one (data processing
@@ -43,7 +44,7 @@ class Config:
     others: list = None            # more teachers; the mean of all distributions is stored
     teacher: str = OUT / "teacher.pt"  # checkpoint of the teacher
     data: str = OUT / "data/stories/train.jsonl"  # what the student will train on
-    val: str = OUT / "data/stories/val.jsonl"  # the training's: without it, a tenth is held out
+    val: str = OUT / "data/stories/val.jsonl"  # as in the training; with --data only: a tenth of it
     out: str = OUT / "data/cache"  # folder of the cache
     kind: Literal["topk", "sampled", "hidden"] = "topk"  # what to store for each token
     k: int = 32                    # tokens to store, or to draw (8 to 64); topk: at most V

@@ -1,6 +1,6 @@
 """Choose the blocks of a teacher that its student starts from: leave out each one and measure.
 
-    python runs/prune.py out/smollm2.pt --keep 15 --out out/smollm2-half.pt       4 minutes
+    python runs/prune.py out/smollm2.pt --keep 15 --out out/smollm2-half.pt       2 minutes
     expected last line: next: python train_distill_logits.py --init out/smollm2-half.pt ...
 
 Without a block the cross-entropy on validation text is higher. The blocks that matter least go.
@@ -58,7 +58,8 @@ def main(cfg):
         model=student.state_dict(), model_config=vars(student.config), tokenizer=state["tokenizer"],
         source=dict(checkpoints.parent(state).get("source", {}), blocks=kept), inputs={},
         step=0, tokens=0))
-    print(f"next: {common.command('train_distill_logits.py', init=Path(cfg.out), teacher=path)}")
+    print("next: " + common.command("train_distill_logits.py", init=Path(cfg.out), teacher=path,
+                                    data="TEXT", val=cfg.val, optimizer="adamw", lr="1e-3"))
 
 
 if __name__ == "__main__":

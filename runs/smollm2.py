@@ -1,10 +1,10 @@
-"""A student of a real teacher leaves: equal text in three programs, its speed, its Q8_0.
+"""Export real models: is the text equal in three programs? Speed, and the loss as Q8_0.
 
     python runs/smollm2.py out/smollm2.pt out/smollm2-logits-1.pt    kept as results/smollm2.md
 
 Each model goes out as a folder and as two GGUF files (f32 and q8_0). transformers, llama.cpp and
-decoding.py continue the beginnings of some test documents, greedily and in turns. The Q8_0 file
-comes back in through convert.py, so its cross-entropy is that of its rounded weights in float32.
+decoding.py continue the beginnings of some test documents, greedily and in turns. convert.py
+reads the Q8_0 file back, so the cross-entropy of its rounded weights is measured here, in float32.
 Needs .venv/bin/pip install --no-deps xllamacpp and requirements-dev.txt. Nothing else should run.
 """
 import contextlib
@@ -40,7 +40,7 @@ time.sleep(36000)"""
 @dataclass
 class Config:
     checkpoint: list = None        # the models, such as the teacher and its student
-    data: str = OUT / "data/prose/test.jsonl"  # documents to begin with, and to score
+    data: str = OUT / "data/prose/test.jsonl"  # documents to continue, and to score
     documents: int = 10            # how many documents are continued
     tokens: int = 64               # new tokens of each
     batch: int = 8                 # windows scored at once
@@ -65,8 +65,10 @@ def llama_cpp(path):
             request = urllib.request.Request(f"{url}/completion", json.dumps(body).encode(),
                                              {"Content-Type": "application/json"})
             return json.load(urllib.request.urlopen(request))["tokens"]
-        yield write
-        server.kill()
+        try:
+            yield write
+        finally:
+            server.kill()
 
 
 def in_transformers(folder):

@@ -42,8 +42,8 @@ def imports(path):
     return {ROOT / file for file in files} & set(CODE)
 
 
-@pytest.mark.parametrize("room, most", [(".", 3797), ("tokenizer", 387), ("dataset", 1631),
-                                        ("blackbox", 1210), ("runs", 1634), ("all", 8658), ("tests", 8992)])
+@pytest.mark.parametrize("room, most", [(".", 3798), ("tokenizer", 390), ("dataset", 1632),
+                                        ("blackbox", 1210), ("runs", 1637), ("all", 8666), ("tests", 8992)])
 def test_no_room_grows(room, most):
     """The first version grew to 12,700 lines in three days, and nobody noticed."""
     paths = {**ROOMS, "runs": ROOMS["runs"] + SHELL, "all": CODE + SHELL}[room]

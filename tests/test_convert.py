@@ -236,7 +236,8 @@ def resave(name, tensor=None):
     *((name, lambda path, name=name: (path / name).unlink()) for name in (
         "config.json", "tokenizer.json", "model.safetensors")),
     ("Missing key", lambda path: next(path.glob("*-00002-of-*")).unlink()),
-    *(("cannot be read", rewrite(name, lambda b: b[:-9])) for name in ("config.json", "model.safetensors")),
+    *(("cannot be read", rewrite(name, lambda b: b[:-9])) for name in (
+        "config.json", "model.safetensors", "tokenizer.json")),
     ("norm.weight", resave("model.norm.weight", torch.ones(33))), ("norm.weight", resave("model.norm.weight")),
     ("q_proj.bias", resave("model.layers.1.self_attn.q_proj.bias", torch.ones(32)))])
 def test_a_damaged_folder_is_refused_in_one_line(named, damage, folder, refused):
@@ -271,6 +272,7 @@ def test_flags_and_files_that_do_not_fit_are_refused(folder, refused, tmp_path, 
         text.write_text("x")
     assert "a folder" in refused(tmp_path / "x.txt") and "not exist" in refused("no")
     assert "--openings" in refused(path, "--openings=<|im_start|>")
+    assert "kind: no effect" in refused(path, "--kind=f16")
     for wrong in (path, path / "model.safetensors"):  # any other script names the command
         with pytest.raises(UserError, match=f"convert.py --from {path} "):
             checkpoints.load(wrong)

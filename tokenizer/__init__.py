@@ -8,10 +8,10 @@ No text can produce a special token. `<end>` ends a turn or a text document; the
     <user> 2 + 3 = ? <end> <assistant> <think> 2 + 3 = 5 </think> <answer> 5 </answer> <end>
 
 The class avoids four problems of the library: U+2581 would come back as a space, a lone surrogate
-raises a plain RuntimeError, decoding silently drops special tokens, and long texts are slow.
+raises a plain RuntimeError, decoding cannot show special tokens, and long texts are slow.
 
-An imported model has another tokenizer (real.py) with the same attributes. There a mark may be
-several ids, so marks are lists of ids here, too.
+An imported model has another tokenizer (real.py) with the same attributes. There a mark, such as
+<answer>, may be several ids. So marks are lists of ids here, too.
 """
 import functools
 import hashlib
@@ -39,7 +39,7 @@ class Tokenizer:
     text_end = end              # stands after each text document
     start = []                  # before a conversation that has no system turn
     closing = []                # after the <end> of a turn; not learned
-    bare, bare_before = [], []  # an empty thought: of the last reply, of earlier ones
+    bare, bare_before = [], []  # an empty thought before the last reply, before others
     gaps = "", "", ""           # text after <think>, before </think>, after </think>
     trim = False                # is white space around a turn's text removed?
     byte_ids = range(10, 266)   # tokens of single bytes

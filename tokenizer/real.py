@@ -3,10 +3,10 @@
     tokenizer = from_folder("SmolLM2-135M-Instruct", vocab_size=49152)
     <|im_start|> user \n 2 + 3 = ? <|im_end|> \n <|im_start|> assistant \n 5 <|im_end|> \n
 
-The model's chat template writes a short conversation, which shows what surrounds a turn. It must
-surround the turns of others in the same way, or it is refused. A mark that is no control token of
-the model, such as <answer>, is spelled in ordinary tokens. All added tokens are control tokens, so
-<think> of Qwen3, too. No text can produce one. apply_chat_template may merge white space at the
+The model's chat template writes a short conversation, which shows what surrounds a turn. A
+template that treats other conversations differently is refused. A mark that is no control token of
+the model, such as <answer>, is spelled in ordinary tokens. All added tokens are control tokens,
+even <think> of Qwen3. No text can produce one. apply_chat_template may merge white space at the
 start of a turn with the line break before it. Here an opening is always the same ids.
 """
 import hashlib
@@ -81,7 +81,7 @@ class RealTokenizer(Tokenizer):
 
 def marks_of(write):
     """write(turns, prompt=False) -> text, by the chat template. Returns the texts that surround a
-    turn or a thought; "close" ends a turn. Any error: they cannot be told apart."""
+    turn or a thought; "close" ends a turn. Raises some error if it cannot tell them apart."""
     whole, asked = write(TURNS), write(TURNS[:4])
     system, to_user, to_reply, _, _, close = re.split("S0|U0|A0|U1|A1", whole)
     m = dict(system=system, user=to_user.removeprefix(close), close=close, gaps=["", "", ""],
@@ -106,8 +106,8 @@ def marks_of(write):
 
 
 def make(data, template, names, vocab_size, openings):
-    """data: the content of tokenizer.json. names: dict, such as bos_token. openings: "", or those
-    of --openings in convert.py -> RealTokenizer."""
+    """data: the content of tokenizer.json. names: dict, such as bos_token. openings: --openings of
+    convert.py. Returns a RealTokenizer."""
     control = {token["content"] for token in data["added_tokens"]}
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -137,8 +137,11 @@ def make(data, template, names, vocab_size, openings):
 
 def from_folder(path, vocab_size, openings=""):
     """A folder of transformers -> RealTokenizer. UserError if it has none that can be read here."""
-    data, config = (json.loads((Path(path) / f"{name}.json").read_text("utf-8"))
-                    for name in ("tokenizer", "tokenizer_config"))
+    try:
+        data, config = (json.loads((Path(path) / f"{name}.json").read_text("utf-8"))
+                        for name in ("tokenizer", "tokenizer_config"))
+    except ValueError as error:  # damaged
+        raise UserError(f"the tokenizer in {path} cannot be read: {error}") from None
     file = Path(path) / "chat_template.jinja"  # newer versions of transformers write it here
     template = file.read_text("utf-8") if file.exists() else config.get("chat_template")
     names = {key: text if isinstance(text, str) else text["content"] for key, text in config.items()
