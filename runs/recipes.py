@@ -399,8 +399,8 @@ def main(cfg):
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C: the script stops, then this
     wanted = [r for r in RECIPES if any(fnmatch.fnmatch(r.name, p) for p in cfg.recipes or ["*"])]
     check(wanted, f"no recipe matches {' or '.join(cfg.recipes or [])}")
-    there = {(path.stem, row["recipe"], row["seed"]) for path in Path("results").glob("*.jsonl")
-             for row in map(json.loads, path.open())}
+    there = {(file.stem, row["recipe"], row["seed"] or 0)  # an imported model has no seed
+             for file in Path("results").glob("*.jsonl") for row in map(json.loads, file.open())}
     check(re.fullmatch(r"(\d+(,\d+)*)?", cfg.seeds), f"--seeds {cfg.seeds}: must be like 1,2")
     seeds = [int(seed) for seed in cfg.seeds.split(",") if seed] or range(10)
     todo = dict(MAKE)

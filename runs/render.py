@@ -107,7 +107,7 @@ def suite_values(runs, suites=()):
 def over(key, form=",.0f"):
     """A column's function: mean over the seeds, except for whole numbers ± standard deviation."""
     def cell(runs):
-        values = [run[key] for run in runs if key in run]
+        values = [run[key] for run in runs if run.get(key) is not None]
         around = f" ± {stdev(values):{form}}" if form != ",.0f" and len(values) > 1 else ""
         return f"{fmean(values):{form}}{around}" if values else "-"
     return cell
@@ -272,8 +272,7 @@ TABLES = {
     "scoreboard": scoreboard, "scoreboard-zh": scoreboard_zh,
     "modes": lambda rows: modes_table(rows, "few"),
     "prose": lambda rows: modes_table(rows, "prose"),
-    "logits-all": lambda rows: modes_table(
-        {"stories/all/teacher": rows["stories/teacher"], **rows}, "stories/all"),
+    "smollm2": lambda rows: modes_table(rows, "smollm2"),
     "white-stories": lambda rows: modes_table(rows, "few-white"),
     "robust": lambda rows: robust_table(rows, "few"),
     "white": lambda rows: white_table(rows, "white"),
@@ -305,7 +304,7 @@ def rendered(document, rows):
 
 
 def main(_):
-    rows = read_rows("spine", "scoreboard", "whitebox", "blackbox")
+    rows = read_rows("spine", "scoreboard", "whitebox", "blackbox", "smollm2")
     for name in FILES:
         old = (ROOT / name).read_text(encoding="utf-8")
         new = rendered(old, rows)

@@ -69,7 +69,7 @@ def test_every_equation_names_a_function_and_a_test_that_exist():
 
 def test_every_table_is_shown_and_equals_its_rows():
     """A figure could be edited by hand, a row changed without its table, or a table made but never shown."""
-    rows = render.read_rows("spine", "scoreboard", "whitebox", "blackbox")
+    rows = render.read_rows("spine", "scoreboard", "whitebox", "blackbox", "smollm2")
     for name in render.FILES:
         assert render.rendered(read(name), rows) == read(name), f"{name}: python runs/render.py"
     shown = re.findall(r"^<!-- ([\w-]+) -->$", "".join(map(read, render.FILES)), flags=re.M)

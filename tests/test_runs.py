@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-os.environ["GSM8K"] = os.devnull  # before recipes.py is imported: otherwise it has no gsm8k/*
+os.environ |= dict.fromkeys(("GSM8K", "SMOLLM2"), os.devnull)  # before recipes.py is imported: it has all recipes
 import common
 from common import ROOT
 from runs import bench, recipes
@@ -31,7 +31,7 @@ def test_the_recipes_make_the_rows_that_are_committed_and_none_of_them_again(dry
     """A renamed recipe would be trained again for hours, although its row exists."""
     made = {(r.name, seed) for r in recipes.RECIPES for seed in r.seeds}
     for path in (ROOT / "results").glob("*.jsonl"):
-        rows = {(row["recipe"], row["seed"]) for row in map(json.loads, path.open())}
+        rows = {(row["recipe"], row["seed"] or 0) for row in map(json.loads, path.open())}
         if path.stem == "whitebox-times":
             assert {name for name, _ in rows} == set(bench.TIMED)
         elif path.stem not in ("students", "teachers", "speed"):  # several models in a recipe
@@ -48,8 +48,12 @@ def test_every_command_is_one_that_its_script_understands(dry_run):
         common.parse(module.Config, words)
 
 
-def test_a_recipe_makes_what_it_needs_and_no_more(dry_run):
+def test_a_recipe_makes_what_it_needs_and_no_more(dry_run, tmp_path):
     """A recipe that makes what it does not read, a student scored untrained, or a trial with another learning rate."""
+    assert dry_run("smollm2/teacher")[0].startswith("convert.py")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/smollm2.pt").touch()  # convert.py refuses to write it again
+    assert dry_run("smollm2/teacher")[0].startswith("dataset/prose.py")
     for name, made in (("jsd", []), ("cached-two", ["teacher-1"]), ("written", ["documents 1600"])):
         commands = " ".join(dry_run(f"white/{name}", seeds="1"))
         assert "--name white-teacher-0" in commands
